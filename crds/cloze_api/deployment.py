@@ -1,0 +1,112 @@
+"""ModelDeployment: a registered model version, served."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from cloze_api.names import CANDIDATE_ALIAS, PROMOTED_ALIAS
+from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema
+from cloze_api.training import Condition, Resources
+
+
+class Follow(Schema):
+    """Serve whatever version `candidateAlias` points to, and point `alias` to it once it is fully rolled out."""
+
+    candidate_alias: Alias = CANDIDATE_ALIAS
+    alias: Alias = PROMOTED_ALIAS
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.candidateAlias != self.alias",
+            message="spec.model.follow.candidateAlias and spec.model.follow.alias are the same: give them two names",
+            check=lambda follow: follow.candidate_alias != follow.alias,
+        ),
+    )
+
+
+class ServedModel(Schema):
+    """Which version is served: a fixed one, or the one behind an alias."""
+
+    name: ModelName
+    version: ModelVersion | None = None
+    follow: Follow | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.version) != has(self.follow)",
+            message="spec.model needs exactly one of version and follow: set one, remove the other "
+            "(follow: {} follows the default aliases)",
+            check=lambda model: (model.version is None) != (model.follow is None),
+        ),
+    )
+
+
+class Runtime(Schema):
+    """Settings of the inference server."""
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Serving image; the operator's default when absent."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Compute threads of one replica; give the pod as many CPUs."""
+    max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Padded tokens in one batch."""
+    max_queue_tokens: Annotated[int, Field(ge=16, le=16_777_216)] = 65_536
+    """Tokens that may wait; beyond them a request gets 429."""
+    timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 30
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.maxQueueTokens >= self.maxBatchTokens",
+            message="spec.runtime.maxQueueTokens is smaller than spec.runtime.maxBatchTokens: raise it",
+            check=lambda runtime: runtime.max_queue_tokens >= runtime.max_batch_tokens,
+        ),
+    )
+
+
+class ModelDeploymentSpec(Schema):
+    """Desired state of a ModelDeployment."""
+
+    model: ServedModel
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    runtime: Runtime = Runtime()
+    resources: Resources = Resources()
+    drain_seconds: Annotated[int, Field(ge=1, le=600)] = 30
+    """How long a pod that is going away may take to finish the requests it has accepted."""
+
+
+class ResolvedVersion(Reported):
+    """The version that the deployment decided on."""
+
+    name: ModelName
+    version: ModelVersion
+    digest: Digest
+
+
+class LoadedVersion(Reported):
+    """A version that pods report as loaded, and how many of them."""
+
+    version: Annotated[str, Field(max_length=32)]
+    ready_pods: int
+
+
+class ModelDeploymentStatus(Reported):
+    """Observed state of a ModelDeployment. `state` is derived from the conditions, for the printer column only."""
+
+    observed_generation: int = 0
+    state: Annotated[str, Field(max_length=32)] = ""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []
+    desired: ResolvedVersion | None = None
+    loaded: Annotated[list[LoadedVersion], Field(max_length=32)] = []
+    replicas: int = 0
+    ready_replicas: int = 0
+    updated_replicas: int = 0
+    selector: Annotated[str, Field(max_length=512)] = ""
+    """Label selector of the pods, for the scale subresource."""
+    url: Annotated[str, Field(max_length=512)] = ""
+    """Address inside the cluster."""

@@ -1,0 +1,111 @@
+"""FineTuneJob: a registered encoder and labelled examples to a registered task model."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema
+from cloze_api.source import SourceURI
+from cloze_api.task import Task
+from cloze_api.training import BATCH_COVERS_RANKS, Optimization, TrainingSpec, immutable_after_start
+
+
+class BaseModelVersion(Schema):
+    """A model version in the registry, by number or by the alias that points to it when the run starts."""
+
+    name: ModelName
+    version: ModelVersion | None = None
+    alias: Alias | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.version) != has(self.alias)",
+            message="spec.base.model needs exactly one of version and alias: set one, remove the other",
+            check=lambda model: (model.version is None) != (model.alias is None),
+        ),
+    )
+
+
+class BaseJob(Schema):
+    """A PretrainJob of the same namespace; the FineTuneJob waits until it has registered its model."""
+
+    name: ObjectName
+
+
+class Base(Schema):
+    """The encoder to start from."""
+
+    model: BaseModelVersion | None = None
+    pretrain_job: BaseJob | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.model) != has(self.pretrainJob)",
+            message="spec.base needs exactly one of model and pretrainJob: set one, remove the other",
+            check=lambda base: (base.model is None) != (base.pretrain_job is None),
+        ),
+    )
+
+
+class Dataset(Schema):
+    """Labelled examples in JSON lines.
+
+    Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}`
+    with one label for each word.
+    """
+
+    train: SourceURI
+    test: SourceURI
+    """Examples for the evaluation; none of them is trained on."""
+
+
+class FineTuneOptimization(Optimization):
+    """Optimization over whole passes through the training examples."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+
+
+class FineTuneJobSpec(TrainingSpec):
+    """Desired state of a FineTuneJob."""
+
+    base: Base
+    task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION]
+    dataset: Dataset
+    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=1000)] = []
+    """The label schema, in order. When empty: the sorted labels of the training examples."""
+    max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """Longest sequence in tokens; the base model's limit when absent."""
+    optimization: FineTuneOptimization = FineTuneOptimization()
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        BATCH_COVERS_RANKS,
+        Rule(
+            cel="self.labels.size() != 1",
+            message="spec.labels has a single label: name at least two, or leave it empty to take them from the data",
+            check=lambda spec: len(spec.labels) != 1,
+        ),
+        Rule(
+            cel="self.dataset.train != self.dataset.test",
+            message="spec.dataset.test is the same as spec.dataset.train: name examples that are not trained on",
+            check=lambda spec: spec.dataset.train != spec.dataset.test,
+        ),
+    )
+
+
+FINE_TUNE_RULES = immutable_after_start(
+    "FineTuneJob",
+    (
+        "base",
+        "task",
+        "dataset",
+        "labels",
+        "maxLength",
+        "optimization",
+        "topology",
+        "storage",
+        "checkpoint",
+        "registry",
+        "image",
+    ),
+)

@@ -1,0 +1,95 @@
+"""Every metric that Cloze exports: name, help, labels, and buckets, declared once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A Prometheus metric. `name` is without the `_total` that the client library adds to counters."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_MODEL = ("model", "version")
+
+# Inference server.
+REQUESTS = Metric(
+    "cloze_requests", "counter", "Requests answered, by route and HTTP status.", (*_MODEL, "route", "status")
+)
+REQUEST_DURATION = Metric(
+    "cloze_request_duration_seconds",
+    "histogram",
+    "From the request's arrival to its reply.",
+    (*_MODEL, "route"),
+    _SECONDS,
+)
+STAGE_DURATION = Metric(
+    "cloze_stage_duration_seconds",
+    "histogram",
+    "Time in one stage of a request: tokenize, queue, infer or post.",
+    (*_MODEL, "stage"),
+    _SECONDS,
+)
+BATCH_TOKENS = Metric(
+    "cloze_batch_tokens",
+    "histogram",
+    "Padded tokens in one batch.",
+    _MODEL,
+    (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+)
+TOKENS = Metric(
+    "cloze_tokens", "counter", "Tokens processed; kind is real, padding or unknown.", (*_MODEL, "kind")
+)
+QUEUE_TOKENS = Metric("cloze_queue_tokens", "gauge", "Tokens that wait for a batch.", _MODEL)
+IN_FLIGHT = Metric("cloze_in_flight_requests", "gauge", "Requests accepted and not yet answered.", _MODEL)
+TRUNCATED = Metric("cloze_truncated_inputs", "counter", "Inputs cut to the model's longest sequence.", _MODEL)
+MODEL_INFO = Metric("cloze_model", "info", "The loaded model.", ("model", "version", "digest", "task"))
+
+# Trainer.
+_RUN = ("job",)
+TRAIN_STEP = Metric("cloze_train_step", "gauge", "Optimizer steps done.", _RUN)
+TRAIN_LOSS = Metric("cloze_train_loss_nats", "gauge", "Training loss of the last step.", _RUN)
+TRAIN_TOKENS = Metric("cloze_train_tokens", "counter", "Real tokens trained on, over all ranks.", _RUN)
+TRAIN_TOKENS_RATE = Metric(
+    "cloze_train_tokens_per_second", "gauge", "Real tokens a second over all ranks.", _RUN
+)
+TRAIN_CHECKPOINT_DURATION = Metric(
+    "cloze_train_checkpoint_duration_seconds",
+    "histogram",
+    "Time to make a checkpoint durable.",
+    _RUN,
+    (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+
+# Operator.
+RECONCILES = Metric(
+    "cloze_operator_reconciles", "counter", "Reconciliations, by kind and result.", ("kind", "result")
+)
+RECONCILE_DURATION = Metric(
+    "cloze_operator_reconcile_duration_seconds",
+    "histogram",
+    "Time of one reconciliation.",
+    ("kind",),
+    _SECONDS,
+)
+QUEUE_DEPTH = Metric("cloze_operator_queue_depth", "gauge", "Objects that wait to be reconciled.")
+RESOURCE_STATE = Metric(
+    "cloze_resource_state",
+    "gauge",
+    "1 for the present state of each resource.",
+    ("kind", "namespace", "name", "state"),
+)
+JOB_FAILURES = Metric(
+    "cloze_job_failures", "counter", "Training jobs that failed for good.", ("kind", "reason")
+)
+REGISTRY_ERRORS = Metric(
+    "cloze_registry_errors", "counter", "Calls to the registry that failed.", ("operation",)
+)
+
+ALL: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))

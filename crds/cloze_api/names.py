@@ -1,0 +1,70 @@
+"""Group, labels, annotations, ports, paths and environment variables that more than one room uses."""
+
+from typing import Final
+
+GROUP: Final = "cloze.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+# Field manager of every server-side apply by the operator.
+FIELD_MANAGER: Final = "cloze-operator"
+
+# Labels on every child object.
+LABEL_NAME: Final = "app.kubernetes.io/name"
+LABEL_INSTANCE: Final = "app.kubernetes.io/instance"
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "cloze"
+LABEL_KIND: Final = f"{GROUP}/kind"
+LABEL_OWNER: Final = f"{GROUP}/owner"
+
+# Annotations.
+ANNOTATION_CONTENT_DIGEST: Final = f"{GROUP}/content-digest"
+ANNOTATION_MODEL_VERSION: Final = f"{GROUP}/model-version"
+ANNOTATION_MODEL_DIGEST: Final = f"{GROUP}/model-digest"
+
+# Tags on MLflow runs, logged models and model versions.
+TAG_JOB_UID: Final = f"{GROUP}/job-uid"
+TAG_JOB: Final = f"{GROUP}/job"
+TAG_DIGEST: Final = f"{GROUP}/digest"
+TAG_TASK: Final = f"{GROUP}/task"
+
+# Default aliases on a registered model. The operator alone moves them.
+CANDIDATE_ALIAS: Final = "challenger"
+PROMOTED_ALIAS: Final = "champion"
+
+# Training pods.
+JOB_FILE: Final = "/etc/cloze/job.yaml"
+"""The resource that a training pod carries out, mounted from a ConfigMap. `spec.base` is already resolved."""
+CORPUS_MOUNT: Final = "/corpus"
+"""Parent of the read-only mounts of `pvc://` and `configmap://` sources: see `cloze_api.source`."""
+WORKSPACE_MOUNT: Final = "/workspace"
+"""The run's volume: shards, tokenizer, checkpoints and the finished artifact."""
+PROGRESS_PORT: Final = 9400
+"""HTTP port of a training pod: `/progress` (a `cloze_api.progress.Progress`), `/metrics`, `/healthz`."""
+RENDEZVOUS_PORT: Final = 29400
+TERMINATION_LOG: Final = "/dev/termination-log"
+"""Where the trainer leaves a `cloze_api.progress.Outcome` as JSON (Kubernetes keeps 4,096 bytes)."""
+
+ENV_WORKSPACE: Final = "CLOZE_WORKSPACE"
+ENV_CORPUS_ROOT: Final = "CLOZE_CORPUS_ROOT"
+ENV_RENDEZVOUS: Final = "CLOZE_RENDEZVOUS"
+"""`host:port` of torch elastic's c10d rendezvous; unset outside Kubernetes."""
+ENV_JOB_UID: Final = "CLOZE_JOB_UID"
+ENV_ATTEMPT_DEADLINE: Final = "CLOZE_RENDEZVOUS_TIMEOUT_SECONDS"
+ENV_MLFLOW_URI: Final = "MLFLOW_TRACKING_URI"
+
+# Serving pods.
+SERVER_PORT: Final = 8080
+ENV_MODEL_URI: Final = "CLOZE_MODEL_URI"
+"""`models:/<name>/<version>` or a directory."""
+ENV_MODEL_DIGEST: Final = "CLOZE_MODEL_DIGEST"
+"""The manifest's digest that the operator decided on; the server refuses anything else."""
+MODEL_CACHE_MOUNT: Final = "/cache"
+ENV_MODEL_CACHE: Final = "CLOZE_MODEL_CACHE"
+
+# Operator.
+OPERATOR_PORT: Final = 8081
+"""HTTP port of the operator: `/metrics`, `/healthz`, `/readyz`."""
+ENV_TRAIN_IMAGE: Final = "CLOZE_TRAIN_IMAGE"
+ENV_SERVE_IMAGE: Final = "CLOZE_SERVE_IMAGE"

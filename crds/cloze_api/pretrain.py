@@ -1,0 +1,153 @@
+"""PretrainJob: raw text to a registered masked language model."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from cloze_api.schema import Rule, Schema
+from cloze_api.source import SourceURI
+from cloze_api.training import BATCH_COVERS_RANKS, Optimization, TrainingSpec, immutable_after_start
+
+
+class CorpusFormat(StrEnum):
+    """How documents lie in a file."""
+
+    PARAGRAPHS = "paragraphs"
+    """Plain text; documents are separated by blank lines."""
+    LINES = "lines"
+    """Plain text; each line is a document."""
+    JSONL = "jsonl"
+    """One JSON object a line; the document is in `textField`."""
+
+
+class Corpus(Schema):
+    """One source of raw text."""
+
+    uri: SourceURI
+    format: CorpusFormat = CorpusFormat.PARAGRAPHS
+    text_field: Annotated[str, Field(min_length=1, max_length=128)] = "text"
+
+
+class Deduplication(StrEnum):
+    """Which repeated documents are dropped."""
+
+    NONE = "none"
+    EXACT = "exact"
+    NEAR = "near"
+    """MinHash over word 5-grams, Jaccard similarity ≥ 0.8 (Broder 1997)."""
+
+
+class PII(StrEnum):
+    """What happens to e-mail addresses, IP addresses, phone, card and account numbers."""
+
+    REPLACE = "replace"
+    KEEP = "keep"
+
+
+class Cleaning(Schema):
+    """What happens to a document before it is tokenized. Text is always normalised to Unicode NFC."""
+
+    min_characters: Annotated[int, Field(ge=0, le=1_000_000)] = 8
+    deduplicate: Deduplication = Deduplication.EXACT
+    pii: PII = PII.REPLACE
+
+
+class Tokenizer(Schema):
+    """The tokenizer to train on the cleaned corpus."""
+
+    algorithm: Literal["wordpiece"] = "wordpiece"
+    vocab_size: Annotated[int, Field(ge=128, le=262_144)] = 8192
+    lowercase: bool = True
+
+
+class Encoder(Schema):
+    """Architecture and sizes (Devlin et al., arXiv:1810.04805)."""
+
+    architecture: Literal["bert"] = "bert"
+    layers: Annotated[int, Field(ge=1, le=96)] = 4
+    hidden_size: Annotated[int, Field(ge=16, le=8192)] = 256
+    heads: Annotated[int, Field(ge=1, le=128)] = 4
+    intermediate_size: Annotated[int, Field(ge=16, le=65_536)] = 1024
+    max_length: Annotated[int, Field(ge=16, le=8192)] = 128
+    """Longest sequence in tokens, special tokens included."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.hiddenSize % self.heads == 0",
+            message="spec.model.hiddenSize must be a multiple of spec.model.heads: change one of them",
+            check=lambda model: model.hidden_size % model.heads == 0,
+        ),
+    )
+
+
+class Masking(Schema):
+    """Which tokens are predicted, and what stands in their place. The rest keeps the original token."""
+
+    probability: Annotated[float, Field(gt=0, le=0.9)] = 0.15
+    mask_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    random_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.maskShare + self.randomShare <= 1.000001",
+            message="spec.masking.maskShare and spec.masking.randomShare add up to more than 1: lower one of them",
+            check=lambda masking: masking.mask_share + masking.random_share <= 1.000001,
+        ),
+    )
+
+
+class PretrainOptimization(Optimization):
+    """Optimization over a fixed number of steps."""
+
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] = 1000
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.warmupSteps <= self.steps",
+            message="spec.optimization.warmupSteps is greater than spec.optimization.steps: lower it",
+            check=lambda optimization: optimization.warmup_steps <= optimization.steps,
+        ),
+    )
+
+
+class PretrainEvaluation(Schema):
+    """Masked-token evaluation on held-out documents, with fixed masks at 15 %."""
+
+    held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Evaluate also during training; only at the end when absent."""
+
+
+class PretrainJobSpec(TrainingSpec):
+    """Desired state of a PretrainJob."""
+
+    corpus: Annotated[list[Corpus], Field(min_length=1, max_length=32)]
+    cleaning: Cleaning = Cleaning()
+    tokenizer: Tokenizer = Tokenizer()
+    model: Encoder = Encoder()
+    masking: Masking = Masking()
+    optimization: PretrainOptimization = PretrainOptimization()
+    evaluation: PretrainEvaluation = PretrainEvaluation()
+
+    rules: ClassVar[tuple[Rule, ...]] = (BATCH_COVERS_RANKS,)
+
+
+PRETRAIN_RULES = immutable_after_start(
+    "PretrainJob",
+    (
+        "corpus",
+        "cleaning",
+        "tokenizer",
+        "model",
+        "masking",
+        "optimization",
+        "evaluation",
+        "topology",
+        "storage",
+        "checkpoint",
+        "registry",
+        "image",
+    ),
+)

@@ -1,0 +1,66 @@
+"""What a training pod tells the operator: progress while it runs, an outcome when it ends."""
+
+from enum import IntEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from cloze_api.schema import Reported
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `cloze-train`. A final one is never retried: the same input would fail again."""
+
+    SUCCESS = 0
+    INTERNAL = 1
+    """An unexpected error; retried."""
+    INVALID_INPUT = 10
+    """The job or its data is wrong. Final."""
+    DIVERGED = 11
+    """The loss is not finite. Final."""
+    BASE_MISMATCH = 12
+    """The base model can't be used: digest, tokenizer or architecture do not match. Final."""
+    STORAGE = 20
+    """The volume is full or can't be written; retried."""
+    REGISTRY = 21
+    """MLflow didn't answer within the retry budget; the artifact is kept and registration is retried."""
+    PEER_LOST = 22
+    """Another rank or the rendezvous is gone; retried."""
+    SUSPENDED = 23
+    """Stopped by SIGTERM after a checkpoint; retried."""
+
+
+FINAL_EXIT_CODES: tuple[ExitCode, ...] = (ExitCode.INVALID_INPUT, ExitCode.DIVERGED, ExitCode.BASE_MISMATCH)
+
+
+class Progress(Reported):
+    """Reply of a training pod's `/progress`. Only rank 0 has figures; other pods answer 404."""
+
+    stage: str
+    """`data`, `tokenizer`, `training`, `evaluation`, `export`, `registration` or `done`."""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    """Real tokens (no padding) of all ranks."""
+    eta_seconds: int | None = None
+    checkpoint_step: int | None = None
+    """Step of the newest durable checkpoint."""
+
+
+class Outcome(Reported):
+    """Termination message of a training pod.
+
+    reason is CamelCase (`DiskFull`, `LabelUnknown`…), message a sentence a person can act on. The model fields are set
+    by the rank that registered the version.
+    """
+
+    reason: str
+    message: Annotated[str, Field(max_length=2048)] = ""
+    exit_code: int = 0
+    step: int | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    model_digest: str | None = None
+    run_id: str | None = None
+    metrics: dict[str, float] = {}

@@ -1,0 +1,86 @@
+"""Base of every resource model: camelCase outside, closed to unknown fields, with rules that render to CEL.
+
+A rule that relates several fields is written twice in one place: as the CEL expression that the API server
+evaluates and as the Python predicate that `cloze-train FILE` evaluates outside a cluster. Both give the same message.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.alias_generators import to_camel
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One cross-field rule.
+
+    cel: expression over `self`, true when the object is good.
+    message: names the field and the remedy.
+    check: the same predicate over the pydantic model; None for rules that only an API server can evaluate
+        (transitions from `oldSelf`).
+    """
+
+    cel: str
+    message: str
+    check: Callable[[Any], bool] | None = None
+
+
+class Schema(BaseModel):
+    """A part of a resource. Field names are camelCase in YAML and snake_case in Python."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        broken = [rule.message for rule in self.rules if rule.check is not None and not rule.check(self)]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+
+class Reported(Schema):
+    """A part of a status. Unknown fields are dropped, as the API server prunes them too."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+def _quantity(value: object) -> object:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+QUANTITY_PATTERN = r"^([0-9]+|[0-9]*\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+
+Quantity = Annotated[
+    str,
+    BeforeValidator(_quantity),
+    Field(pattern=QUANTITY_PATTERN, max_length=32),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
+]
+"""A Kubernetes quantity such as `500m`, `2Gi` or `4`."""
+
+#: A name within Kubernetes (RFC 1123 subdomain without dots), short enough for the children's suffixes.
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+NAME_MAX = 40
+
+ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+
+ModelName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", min_length=1, max_length=63)
+]
+"""A registered model's name: what MLflow, a label value and a URL path all accept."""
+
+Alias = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
+
+ModelVersion = Annotated[str, Field(pattern=r"^[1-9][0-9]*$", max_length=10)]
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]

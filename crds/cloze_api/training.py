@@ -1,0 +1,191 @@
+"""What PretrainJob and FineTuneJob share: topology, storage, checkpoints, failure policy, registry, progress."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cloze_api.names import CANDIDATE_ALIAS
+from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Quantity, Reported, Rule, Schema
+
+
+class Resources(Schema):
+    """Compute resources of one pod, in Kubernetes' own terms."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=8)] = {}
+    limits: Annotated[dict[str, Quantity], Field(max_length=8)] = {}
+
+
+class Topology(Schema):
+    """How many pods train, and how many processes run in each."""
+
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pods of the gang, one per machine in production."""
+    processes_per_node: Annotated[int, Field(ge=1, le=16)] = 1
+    """Ranks in one pod; one per GPU where there are GPUs."""
+    threads_per_process: Annotated[int, Field(ge=1, le=256)] = 1
+    """CPU threads of one rank. Part of the result: bit-identical resume holds for the same number only."""
+    resources: Resources = Resources()
+    shared_memory: Quantity = "64Mi"
+    """Size of `/dev/shm`."""
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.processes_per_node
+
+
+class AccessMode(StrEnum):
+    """Whether the run's volume can be mounted on one machine or on many."""
+
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_WRITE_MANY = "ReadWriteMany"
+
+
+class Storage(Schema):
+    """The run's volume: shards, checkpoints and the artifact before it is registered."""
+
+    size: Quantity = "10Gi"
+    storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    access_mode: AccessMode = AccessMode.READ_WRITE_ONCE
+    """With ReadWriteOnce all pods of the run are pinned to one machine."""
+
+
+class Checkpoint(Schema):
+    """When the training state is saved, and how much of it is kept."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+
+
+class FailurePolicy(Schema):
+    """What happens when a training pod fails. Evictions and preemptions are not counted."""
+
+    max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
+
+
+class Registry(Schema):
+    """Where the finished artifact is registered."""
+
+    name: ModelName
+    """The registered model in MLflow; created when missing."""
+    alias: Alias = CANDIDATE_ALIAS
+    """Alias that the operator points to the new version. It only ever moves to a higher version."""
+
+
+class Schedule(StrEnum):
+    """Learning-rate schedule after warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class Optimization(Schema):
+    """Optimizer settings that both kinds of training share (AdamW, Loshchilov and Hutter, arXiv:1711.05101)."""
+
+    batch_sequences: Annotated[int, Field(ge=1, le=65_536)] = 32
+    """Sequences in one global batch, over all ranks."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    schedule: Schedule = Schedule.LINEAR
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    gradient_clip: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Largest allowed global L2 norm of the gradient."""
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
+
+
+class TrainingSpec(Schema):
+    """Fields of both kinds of training job. Everything but `suspend`, the deadline and the TTL defines the result."""
+
+    topology: Topology = Topology()
+    storage: Storage = Storage()
+    checkpoint: Checkpoint = Checkpoint()
+    failure_policy: FailurePolicy = FailurePolicy()
+    registry: Registry
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Training image; the operator's default when absent."""
+    suspend: bool = False
+    """True stops the pods after a checkpoint and keeps the volume; false goes on from there."""
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Seconds after the end until the resource and all its children are deleted."""
+
+
+BATCH_COVERS_RANKS = Rule(
+    cel="self.optimization.batchSequences >= self.topology.nodes * self.topology.processesPerNode",
+    message="spec.optimization.batchSequences is smaller than the number of ranks "
+    "(topology.nodes × topology.processesPerNode): raise the batch or use fewer processes",
+    check=lambda spec: spec.optimization.batch_sequences >= spec.topology.world_size,
+)
+
+
+def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Rules at the resource's root: these fields of `spec` may not change once `status.startTime` is set."""
+    return tuple(
+        Rule(
+            cel=f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || "
+            f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
+            f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))",
+            message=f"spec.{field} can't change after the run has started: create a new {kind}",
+        )
+        for field in fields
+    )
+
+
+class Condition(Reported):
+    """One condition, as in Kubernetes' API conventions."""
+
+    type: Annotated[str, Field(max_length=64)]
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[str, Field(min_length=1, max_length=128)]
+    message: Annotated[str, Field(max_length=4096)] = ""
+    observed_generation: int = 0
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class ProgressStatus(Reported):
+    """Progress as last reported by rank 0."""
+
+    stage: Annotated[str, Field(max_length=64)] = ""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: int | None = None
+    summary: Annotated[str, Field(max_length=128)] = ""
+    """`step/total (percent)` for the printer column."""
+    checkpoint_step: int | None = None
+    updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+
+
+class RegisteredVersion(Reported):
+    """The model version that a job registered."""
+
+    name: ModelName
+    version: ModelVersion
+    digest: Digest
+    run_id: Annotated[str, Field(max_length=64)] = ""
+
+
+class TrainingStatus(Reported):
+    """Status of both kinds of training job. `state` is derived from the conditions, for the printer column only."""
+
+    observed_generation: int = 0
+    state: Annotated[str, Field(max_length=32)] = ""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []
+    start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    restarts: int = 0
+    """Pods that failed and were replaced, disruptions not counted."""
+    progress: ProgressStatus | None = None
+    model: RegisteredVersion | None = None
+    metrics: Annotated[dict[str, float], Field(max_length=64)] = {}
+    """Evaluation figures of the finished run."""
