@@ -116,9 +116,7 @@ def tokenizer_fingerprint(tokenizer: Mapping[str, Any]) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:
     """Write `manifest.json` and return the artifact's digest, `sha256:<hex>`."""
-    data = (
-        json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    ).encode()
+    data = (json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     (folder / MANIFEST_FILE).write_bytes(data)
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -144,9 +142,7 @@ def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
     data = path.read_bytes()
     actual = "sha256:" + hashlib.sha256(data).hexdigest()
     if expected_digest is not None and actual != expected_digest:
-        raise ArtifactError(
-            "DigestMismatch", f"the artifact's digest is {actual}, expected {expected_digest}"
-        )
+        raise ArtifactError("DigestMismatch", f"the artifact's digest is {actual}, expected {expected_digest}")
     try:
         document = json.loads(data)
         version = document.get("schema_version") if isinstance(document, dict) else None
@@ -168,7 +164,5 @@ def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
         raise ArtifactError("FileUnlisted", f"{unlisted[0]} isn't listed in {MANIFEST_FILE}")
     tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
     if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
-        raise ArtifactError(
-            "TokenizerMismatch", f"{TOKENIZER_FILE} doesn't have the fingerprint in {MANIFEST_FILE}"
-        )
+        raise ArtifactError("TokenizerMismatch", f"{TOKENIZER_FILE} doesn't have the fingerprint in {MANIFEST_FILE}")
     return manifest

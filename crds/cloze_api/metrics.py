@@ -43,9 +43,7 @@ BATCH_TOKENS = Metric(
     _MODEL,
     (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
 )
-TOKENS = Metric(
-    "cloze_tokens", "counter", "Tokens processed; kind is real, padding or unknown.", (*_MODEL, "kind")
-)
+TOKENS = Metric("cloze_tokens", "counter", "Tokens processed; kind is real, padding or unknown.", (*_MODEL, "kind"))
 QUEUE_TOKENS = Metric("cloze_queue_tokens", "gauge", "Tokens that wait for a batch.", _MODEL)
 IN_FLIGHT = Metric("cloze_in_flight_requests", "gauge", "Requests accepted and not yet answered.", _MODEL)
 TRUNCATED = Metric("cloze_truncated_inputs", "counter", "Inputs cut to the model's longest sequence.", _MODEL)
@@ -56,9 +54,7 @@ _RUN = ("job",)
 TRAIN_STEP = Metric("cloze_train_step", "gauge", "Optimizer steps done.", _RUN)
 TRAIN_LOSS = Metric("cloze_train_loss_nats", "gauge", "Training loss of the last step.", _RUN)
 TRAIN_TOKENS = Metric("cloze_train_tokens", "counter", "Real tokens trained on, over all ranks.", _RUN)
-TRAIN_TOKENS_RATE = Metric(
-    "cloze_train_tokens_per_second", "gauge", "Real tokens a second over all ranks.", _RUN
-)
+TRAIN_TOKENS_RATE = Metric("cloze_train_tokens_per_second", "gauge", "Real tokens a second over all ranks.", _RUN)
 TRAIN_CHECKPOINT_DURATION = Metric(
     "cloze_train_checkpoint_duration_seconds",
     "histogram",
@@ -68,9 +64,7 @@ TRAIN_CHECKPOINT_DURATION = Metric(
 )
 
 # Operator.
-RECONCILES = Metric(
-    "cloze_operator_reconciles", "counter", "Reconciliations, by kind and result.", ("kind", "result")
-)
+RECONCILES = Metric("cloze_operator_reconciles", "counter", "Reconciliations, by kind and result.", ("kind", "result"))
 RECONCILE_DURATION = Metric(
     "cloze_operator_reconcile_duration_seconds",
     "histogram",
@@ -85,11 +79,7 @@ RESOURCE_STATE = Metric(
     "1 for the present state of each resource.",
     ("kind", "namespace", "name", "state"),
 )
-JOB_FAILURES = Metric(
-    "cloze_job_failures", "counter", "Training jobs that failed for good.", ("kind", "reason")
-)
-REGISTRY_ERRORS = Metric(
-    "cloze_registry_errors", "counter", "Calls to the registry that failed.", ("operation",)
-)
+JOB_FAILURES = Metric("cloze_job_failures", "counter", "Training jobs that failed for good.", ("kind", "reason"))
+REGISTRY_ERRORS = Metric("cloze_registry_errors", "counter", "Calls to the registry that failed.", ("operation",))
 
 ALL: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))

@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cloze_api.deployment import ModelDeploymentSpec, ModelDeploymentStatus
 from cloze_api.finetune import FINE_TUNE_RULES, FineTuneJobSpec
-from cloze_api.names import API_VERSION
 from cloze_api.pretrain import PRETRAIN_RULES, PretrainJobSpec
 from cloze_api.schema import NAME_MAX, Rule, Schema
 from cloze_api.training import TrainingStatus
@@ -56,7 +55,7 @@ class Resource(Schema):
     root_rules: ClassVar[tuple[Rule, ...]]
     scale: ClassVar[bool] = False
 
-    api_version: Literal["cloze.dev/v1alpha1"] = API_VERSION
+    api_version: Literal["cloze.dev/v1alpha1"] = "cloze.dev/v1alpha1"
     metadata: Metadata
 
     @classmethod

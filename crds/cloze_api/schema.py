@@ -74,9 +74,7 @@ NAME_MAX = 40
 
 ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=63)]
 
-ModelName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", min_length=1, max_length=63)
-]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", min_length=1, max_length=63)]
 """A registered model's name: what MLflow, a label value and a URL path all accept."""
 
 Alias = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
