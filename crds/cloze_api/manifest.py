@@ -133,8 +133,8 @@ def digest_files(folder: Path) -> dict[str, str]:
 def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
     """Check an artifact and return its manifest.
 
-    Raises ArtifactError with reason ManifestMissing, ManifestInvalid, SchemaVersionUnknown, DigestMismatch, FileMissing,
-    FileUnlisted, FileCorrupt or TokenizerMismatch.
+    Raises ArtifactError with reason ManifestMissing, ManifestInvalid, SchemaVersionUnknown, DigestMismatch,
+    FileMissing, FileUnlisted, FileCorrupt or TokenizerMismatch.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():

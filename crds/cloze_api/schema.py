@@ -8,8 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,11 @@ class Rule:
     check: Callable[[Any], bool] | None = None
 
 
+def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
+    """`x-kubernetes-validations` of the given rules."""
+    return [{"rule": rule.cel, "message": rule.message} for rule in rules]
+
+
 class Schema(BaseModel):
     """A part of a resource. Field names are camelCase in YAML and snake_case in Python."""
 
@@ -39,6 +54,14 @@ class Schema(BaseModel):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Carry the rules into the schema, so that a definition rendered from it has them at the right place."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        if cls.rules:
+            schema["x-kubernetes-validations"] = validations(cls.rules)
+        return schema
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
