@@ -16,7 +16,7 @@ WITH_CLUSTER := CLOZE_CLUSTER=$(TEST_CLUSTER) hack/with-cluster
 
 .PHONY: help
 help: ## list every target
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # ---------------------------------------------------------------- the two commands
 

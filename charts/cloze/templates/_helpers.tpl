@@ -1,0 +1,73 @@
+{{- define "cloze.fullname" -}}
+{{- if contains "cloze" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-cloze" .Release.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "cloze.labels" -}}
+app.kubernetes.io/name: cloze
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end }}
+
+{{- define "cloze.selector" -}}
+app.kubernetes.io/name: cloze
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "cloze.mlflowUri" -}}
+{{- if .Values.mlflow.enabled -}}
+http://{{ include "cloze.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:5000
+{{- else -}}
+{{ required "mlflow.uri must name your MLflow server when mlflow.enabled is false" .Values.mlflow.uri }}
+{{- end -}}
+{{- end }}
+
+{{- define "cloze.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: { type: RuntimeDefault }
+{{- end }}
+
+{{- define "cloze.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: { drop: [ALL] }
+{{- end }}
+
+{{- /* What the operator may do in one namespace (or in all). Each verb is used; nothing is a wildcard. */ -}}
+{{- define "cloze.rules" -}}
+- apiGroups: [cloze.dev]
+  resources: [pretrainjobs, finetunejobs]
+  # delete: `ttlSecondsAfterFinished`.
+  verbs: [get, list, watch, delete]
+- apiGroups: [cloze.dev]
+  resources: [modeldeployments]
+  verbs: [get, list, watch]
+- apiGroups: [cloze.dev]
+  resources: [pretrainjobs/status, finetunejobs/status, modeldeployments/status]
+  verbs: [get, patch]
+- apiGroups: [cloze.dev]
+  # Children block their owner's foreground deletion, which needs this where OwnerReferencesPermissionEnforcement is on.
+  resources: [pretrainjobs/finalizers, finetunejobs/finalizers, modeldeployments/finalizers]
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services, configmaps, persistentvolumeclaims]
+  verbs: [get, list, create, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
