@@ -1,0 +1,1 @@
+"""A complete single-node Kubernetes on this machine, without a container engine. See README.md."""

@@ -1,0 +1,60 @@
+"""The few questions that the cluster's own tooling has for its API server, asked through kubectl."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from .console import ClusterError
+
+
+class Client:
+    """kubectl with one kubeconfig."""
+
+    def __init__(self, kubectl: str, kubeconfig: Path) -> None:
+        self._argv = [kubectl, "--kubeconfig", str(kubeconfig)]
+
+    def try_run(self, *arguments: str, stdin: str | None = None) -> tuple[bool, str]:
+        """Whether kubectl succeeded, and what it printed."""
+        argv = [*self._argv, "--request-timeout=10s", *arguments]
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        return done.returncode == 0, (done.stdout if done.returncode == 0 else done.stderr).strip()
+
+    def ready(self) -> bool:
+        return self.try_run("get", "--raw", "/readyz")[0]
+
+    def version(self) -> str | None:
+        done, text = self.try_run("version", "--output=json")
+        return json.loads(text)["serverVersion"]["gitVersion"] if done else None
+
+    def node_ready(self, name: str) -> bool:
+        path = '{.status.conditions[?(@.type=="Ready")].status}'
+        return self.try_run("get", "node", name, f"--output=jsonpath={path}") == (True, "True")
+
+    def apply(self, manifests: list[dict[str, Any]]) -> None:
+        """Server-side apply; repeated for a moment, since a new API server admits some kinds later than others."""
+        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        last = ""
+
+        def applied() -> bool:
+            nonlocal last
+            done, last = self.try_run(
+                *("apply", "--server-side", "--force-conflicts", "--field-manager=cloze-cluster", "--filename=-"),
+                stdin=document,
+            )
+            return done
+
+        wait(applied, 30, lambda: f"the cluster refused its own objects: {last}")
+
+
+def wait(condition: Callable[[], bool], seconds: float, failure: Callable[[], str]) -> None:
+    """Poll until `condition` holds; after `seconds`, raise what `failure` says."""
+    deadline = monotonic() + seconds
+    while not condition():
+        if monotonic() > deadline:
+            raise ClusterError(failure())
+        sleep(0.1)

@@ -1,0 +1,128 @@
+"""This machine's side of a cluster's network: one wire to the node, three routes and one firewall table.
+
+The node lives in a network namespace of its own, so the rules of kube-proxy, the pods' links and every port of the
+control plane are private to it. All that this machine sees is removed by deleting one link and one table.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from . import sysctl
+from .process import run
+from .settings import Settings
+
+_WIRE_IN_NODE = "eth0"
+
+
+def connect(settings: Settings, pid: int) -> None:
+    """Lay the wire into the namespace of `pid` and set up both ends."""
+    disconnect(settings)
+    device, mtu = egress()
+    link, prefix = settings.link, settings.link_cidr.prefixlen
+    run(
+        *("ip", "link", "add", link, "mtu", str(mtu), "type", "veth"),
+        *("peer", "name", _WIRE_IN_NODE, "mtu", str(mtu), "netns", str(pid)),
+    )
+    run("ip", "address", "add", f"{settings.gateway}/{prefix}", "dev", link)
+    run("ip", "link", "set", link, "up")
+    inside = ("nsenter", "--target", str(pid), "--net")
+    run(*inside, "ip", "link", "set", "lo", "up")
+    run(*inside, "ip", "address", "add", f"{settings.node_address}/{prefix}", "dev", _WIRE_IN_NODE)
+    run(*inside, "ip", "link", "set", _WIRE_IN_NODE, "up")
+    run(*inside, "ip", "route", "add", "default", "via", str(settings.gateway))
+    # A pod has a more exact route; what has none must not travel back out and circle.
+    run(*inside, "ip", "route", "add", "unreachable", str(settings.pod_cidr))
+    run(*inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    run(*inside, "nft", "-f", "-", stdin=_node_rules(settings))
+    for network in (settings.pod_cidr, settings.service_cidr):
+        run("ip", "route", "add", str(network), "via", str(settings.node_address), "dev", link)
+    # The registry listens on this machine's loopback only; packets from the wire may reach it there.
+    Path(f"/proc/sys/net/ipv4/conf/{link}/route_localnet").write_text("1")
+    sysctl.forward(link)
+    if device:
+        sysctl.forward(device)
+    run("nft", "-f", "-", stdin=_machine_rules(settings))
+
+
+def disconnect(settings: Settings) -> None:
+    """Remove everything that `connect` left on this machine."""
+    for argv in (
+        ["ip", "link", "delete", settings.link],
+        ["nft", "delete", "table", "ip", settings.firewall_table],
+    ):
+        subprocess.run(argv, capture_output=True, check=False)  # either may be gone already
+
+
+def links() -> set[str]:
+    """The names of this machine's network interfaces."""
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+def egress() -> tuple[str | None, int]:
+    """The interface of the default route and its MTU; pods must not send larger packets than it takes."""
+    routes = json.loads(run("ip", "-json", "-4", "route", "show", "default") or "[]")
+    if not routes:
+        return None, 1500
+    device: str = routes[0]["dev"]
+    return device, int(Path(f"/sys/class/net/{device}/mtu").read_text())
+
+
+def networks_in_use(except_link: str | None = None) -> list[tuple[IPv4Network, str]]:
+    """Every network that this machine has a route to, with the interface, save the default."""
+    if not shutil.which("ip"):
+        return []
+    routes = json.loads(run("ip", "-json", "-4", "route", "show") or "[]")
+    return [
+        (IPv4Network(route["dst"]), route.get("dev", "?"))
+        for route in routes
+        if route["dst"] != "default" and route.get("dev") != except_link
+    ]
+
+
+def nameservers() -> list[str]:
+    """This machine's name servers as a pod can reach them: a stub on loopback is replaced by what is behind it."""
+    for source in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
+        if source.exists():
+            rows = (line.split() for line in source.read_text().splitlines())
+            found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
+            if usable := [server for server in found if not server.startswith("127.") and ":" not in server]:
+                return usable
+    return []
+
+
+def _node_rules(settings: Settings) -> str:
+    # An address of no service was not rewritten; refused here, it fails at once instead of circling.
+    return f"""
+table ip cloze {{
+  chain forward {{
+    type filter hook forward priority filter;
+    oifname "{_WIRE_IN_NODE}" ip daddr {settings.service_cidr} reject
+  }}
+}}
+"""
+
+
+def _machine_rules(settings: Settings) -> str:
+    link, port = settings.link, settings.registry_port
+    return f"""
+table ip {settings.firewall_table} {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat;
+    iifname "{link}" ip daddr {settings.gateway} tcp dport {port} dnat to 127.0.0.1:{port}
+  }}
+  chain input {{
+    type filter hook input priority filter;
+    iifname "{link}" ip daddr 127.0.0.0/8 ct status dnat accept
+    iifname "{link}" ip daddr 127.0.0.0/8 drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat;
+    oifname != "{link}" ip saddr {{ {settings.pod_cidr}, {settings.link_cidr} }} masquerade
+  }}
+}}
+"""

