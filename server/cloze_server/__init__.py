@@ -1,0 +1,1 @@
+"""The inference server: one verified artifact, one queue, one process."""

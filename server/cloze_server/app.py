@@ -1,0 +1,127 @@
+"""The ASGI application: routes, errors, and the model that is loaded behind it."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cloze_server import logs
+from cloze_server.exits import ExitCode, FatalError
+from cloze_server.lifecycle import Lifecycle
+from cloze_server.middleware import RequestMiddleware
+from cloze_server.model import LoadedModel, Loader
+from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.reference import RegisteredVersion, parse_reference
+from cloze_server.routes import MODELS_ROUTE, Room, build_router
+from cloze_server.service import Service
+from cloze_server.settings import Settings
+from cloze_server.source import StoppedError
+from cloze_server.tasks import ROUTES
+from cloze_server.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, load: Loader, lifecycle: Lifecycle | None = None) -> FastAPI:
+    """The application. `load` runs in a thread once the server listens, so that probes are answered meanwhile.
+
+    When it raises, `lifecycle.failure` says so, and whoever runs the server ends it. Raises FatalError (CONFIGURATION)
+    for a model reference that can't be read.
+    """
+    reference = parse_reference(settings.model)
+    asked = (reference.name, reference.version) if isinstance(reference, RegisteredVersion) else ("", "")
+    lifecycle = lifecycle or Lifecycle()
+    room = Room(lifecycle, Telemetry(*asked))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=_load, args=(load, settings, room, loop), name="load", daemon=True)
+        thread.start()
+        yield
+        if room.service:
+            room.service.close()
+
+    # The documentation pages load scripts from other hosts, which a cluster may not reach; the schema is enough.
+    app = FastAPI(title="Cloze inference server", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.room = room
+    app.include_router(build_router(room))
+    app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(RequestValidationError, _validation_problem)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_middleware(
+        RequestMiddleware,
+        telemetry=room.telemetry,
+        lifecycle=lifecycle,
+        identity=room.identity,
+        routes=frozenset({*ROUTES.values(), MODELS_ROUTE}),
+        max_body_bytes=settings.max_body_bytes,
+    )
+    return app
+
+
+def _load(load: Loader, settings: Settings, room: Room, loop: asyncio.AbstractEventLoop) -> None:
+    """Load the model and hand its service to the event loop."""
+    try:
+        model = load()
+        service = Service(model, settings, room.telemetry)
+    except StoppedError:
+        return
+    except FatalError as error:
+        failure = error
+    except Exception as error:
+        _log.exception("loading failed")
+        failure = FatalError(ExitCode.INTERNAL, "LoadFailed", f"{type(error).__name__} while loading: see the log")
+    else:
+        # A closed loop means that the process ends anyway.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_open, room, service, model)
+        return
+    room.lifecycle.fail(failure)
+
+
+def _open(room: Room, service: Service, model: LoadedModel) -> None:
+    room.telemetry.bind(model.name, model.version, digest=model.digest, task=model.task)
+    logs.set_context(model=model.name, version=model.version)
+    room.service = service
+    room.lifecycle.loaded()
+    _log.info("ready", extra=logs.fields(digest=model.digest, task=model.task))
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return error.response(logs.request_id_variable.get())
+
+
+async def _validation_problem(request: Request, error: Exception) -> Response:
+    """What was wrong and where; never the value, which is the user's text."""
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in error.errors()
+    ]
+    if any(each["type"] == "json_invalid" for each in error.errors()):
+        return await _problem(request, ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON"))
+    first = found[0]
+    detail = f"{first['location']}: {first['message']}"
+    return await _problem(request, ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found[:16]}))
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """Errors that the framework raises itself."""
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            problem = ProblemError(
+                ProblemType.NOT_FOUND, f"the routes are {', '.join(ROUTES.values())}, {MODELS_ROUTE}"
+            )
+        case 405:
+            problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")
+        case _:
+            problem = ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
+    return problem.response(logs.request_id_variable.get(), error.headers)

@@ -1,0 +1,79 @@
+"""Ending without losing a request.
+
+SIGTERM makes the server unready at once, but it goes on serving for the lame-duck time, because proxies and gateways
+learn of it only later; every reply then says `Connection: close`, so that clients with a kept connection dial anew.
+After that the port closes, accepted requests are finished, and the process exits 0. A second signal skips the wait.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from cloze_server.lifecycle import Lifecycle, State
+from cloze_server.logs import fields
+
+_log = logging.getLogger(__name__)
+
+_FIRST_REQUEST_SECONDS = 1.0
+_POLL_SECONDS = 0.02
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn with a lame-duck time, and without dying of the signal that it has handled."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, lame_duck_seconds: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._lame_duck_seconds = lame_duck_seconds
+        self._close_at: float | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT; not raised again afterwards, so that a drained server exits 0."""
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+        """Begin to drain. No logging here: a handler may run while a log line is being written."""
+        if self._close_at is not None:
+            self._close_at = 0.0
+            return
+        # Nobody sends requests to a server that was never ready, and a person at a terminal doesn't want to wait.
+        waits = self._lifecycle.state is State.READY and sig == signal.SIGTERM
+        self._close_at = time.monotonic() + (self._lame_duck_seconds if waits else 0.0)
+        self._lifecycle.drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop accepting; asked ten times a second."""
+        if self._lifecycle.failure is not None:
+            self.should_exit = True
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, let connections that were just accepted send their request, then finish all of them."""
+        _log.info("port closes", extra=fields(connections=len(self.server_state.connections)))
+        for server in self.servers:
+            server.close()
+        deadline = time.monotonic() + _FIRST_REQUEST_SECONDS
+        # The library keeps connections in a plain set, which tells nobody when it changes.
+        while self._has_silent_connection() and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+        await super().shutdown(sockets)
+        _log.info("drained")
+
+    def _has_silent_connection(self) -> bool:
+        """Whether a connection was accepted and has not sent its first request yet."""
+        return any(getattr(connection, "cycle", None) is None for connection in self.server_state.connections)

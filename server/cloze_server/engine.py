@@ -1,0 +1,223 @@
+"""The queue and the thread that runs batches.
+
+Work-conserving: whenever the thread is free and something waits, a batch runs. What arrives meanwhile makes the next.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cloze_server.backend import Backend, Logits
+from cloze_server.batching import plan_batch
+from cloze_server.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+_RATE_WEIGHT = 0.2
+_RETRY_MAX_SECONDS = 60
+
+
+class QueueFullError(Exception):
+    """No room for the request now. `retry_after_seconds`: when there should be, at the measured rate."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after_seconds} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InferenceError(Exception):
+    """The backend failed on the batch that this request was in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One sequence for the model.
+
+    ids: token ids. positions: rows of the logits to keep, for models that answer for each token; None keeps the
+    single row of a model that answers for the whole sequence.
+    """
+
+    ids: list[int]
+    positions: list[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Logits of a request's pieces, in their order, and where the time went.
+
+    logits: for each piece (positions, classes) or (classes,). queue_seconds, infer_seconds: of the piece answered last.
+    """
+
+    logits: list[Logits]
+    queue_seconds: float
+    infer_seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    future: asyncio.Future[Answer]
+    loop: asyncio.AbstractEventLoop
+    arrived: float
+    logits: list[Logits | None]
+    missing: int
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """One queued piece."""
+
+    request: _Request
+    index: int
+    piece: Piece
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.piece.ids)
+
+
+class Engine:
+    """Runs pieces through a backend in batches under a budget of padded tokens.
+
+    The queue belongs to a lock: the event loop adds and withdraws, the inference thread takes.
+    """
+
+    def __init__(
+        self, backend: Backend, telemetry: Telemetry, *, pad: int, max_batch_tokens: int, max_queue_tokens: int
+    ) -> None:
+        self._backend = backend
+        self._telemetry = telemetry
+        self._pad = pad
+        self._budget = max_batch_tokens
+        self.max_queue_tokens = max_queue_tokens
+        self._changed = threading.Condition()
+        self._queue: list[_Entry] = []
+        self._queued_tokens = 0
+        self._closing = False
+        self._tokens_per_second = 0.0
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for a batch."""
+        return self._queued_tokens
+
+    def refuse_when_full(self, tokens: int = 1) -> None:
+        """Raises QueueFullError when so many more tokens don't fit."""
+        if self._queued_tokens + tokens > self.max_queue_tokens:
+            # Until the first batch is measured there is no rate: ask for a second's patience.
+            excess = self._queued_tokens + tokens - self.max_queue_tokens
+            seconds = math.ceil(excess / self._tokens_per_second) if self._tokens_per_second else 1
+            raise QueueFullError(min(max(seconds, 1), _RETRY_MAX_SECONDS))
+
+    async def submit(self, pieces: Sequence[Piece]) -> Answer:
+        """Queue the pieces of one request and wait for all of them.
+
+        Cancelling withdraws what is not yet in a batch. Raises QueueFullError and InferenceError.
+        """
+        loop = asyncio.get_running_loop()
+        tokens = sum(len(piece.ids) for piece in pieces)
+        request = _Request(loop.create_future(), loop, time.monotonic(), [None] * len(pieces), len(pieces))
+        with self._changed:
+            self.refuse_when_full(tokens)
+            self._queue.extend(_Entry(request, index, piece) for index, piece in enumerate(pieces))
+            self._queue_changed(tokens)
+            self._changed.notify()
+        try:
+            return await request.future
+        finally:
+            if request.missing:
+                self._withdraw(request)
+
+    def close(self) -> None:
+        """Stop the thread after the batch that is running; what still waits is never answered."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout=5)
+
+    def _withdraw(self, request: _Request) -> None:
+        with self._changed:
+            kept = [entry for entry in self._queue if entry.request is not request]
+            self._queue_changed(sum(entry.length for entry in kept) - self._queued_tokens)
+            self._queue = kept
+
+    def _queue_changed(self, tokens: int) -> None:
+        self._queued_tokens += tokens
+        self._telemetry.queue_tokens(self._queued_tokens)
+
+    def _work(self) -> None:
+        while (batch := self._take()) is not None:
+            started = time.monotonic()
+            try:
+                logits = self._run(batch)
+            except Exception:
+                _log.exception("inference failed")
+                for request in {entry.request for entry in batch}:
+                    self._settle(request, InferenceError("the model failed on this batch"))
+                continue
+            seconds = time.monotonic() - started
+            rate = sum(entry.length for entry in batch) / max(seconds, 1e-6)
+            self._tokens_per_second += (rate - self._tokens_per_second) * (
+                _RATE_WEIGHT if self._tokens_per_second else 1.0
+            )
+            for entry, rows in zip(batch, logits, strict=True):
+                request = entry.request
+                request.logits[entry.index] = rows
+                request.missing -= 1
+                if request.missing == 0:
+                    found = [rows for rows in request.logits if rows is not None]
+                    self._settle(request, Answer(found, started - request.arrived, seconds))
+
+    def _take(self) -> list[_Entry] | None:
+        """Wait for work and take the next batch off the queue; None when closing."""
+        with self._changed:
+            while not self._queue and not self._closing:
+                self._changed.wait()
+            if self._closing:
+                return None
+            chosen = plan_batch(self._queue, self._budget)
+            batch = [self._queue[index] for index in chosen]
+            taken = set(chosen)
+            self._queue = [entry for index, entry in enumerate(self._queue) if index not in taken]
+            self._queue_changed(-sum(entry.length for entry in batch))
+            return batch
+
+    def _run(self, batch: list[_Entry]) -> list[Logits]:
+        """Logits that each entry asked for, copied out so that the batch's own memory can go."""
+        longest = max(entry.length for entry in batch)
+        ids_BL = np.full((len(batch), longest), self._pad, np.int64)  # noqa: N806 - B batch, L length
+        mask_BL = np.zeros((len(batch), longest), np.int64)  # noqa: N806
+        for row, entry in enumerate(batch):
+            ids_BL[row, : entry.length] = entry.piece.ids
+            mask_BL[row, : entry.length] = 1
+        logits = self._backend.infer(ids_BL, mask_BL)
+        self._telemetry.batch((entry.length for entry in batch), ids_BL.size)
+        rows = [
+            logits[row].copy() if entry.piece.positions is None else logits[row, entry.piece.positions]
+            for row, entry in enumerate(batch)
+        ]
+        if not all(np.isfinite(kept).all() for kept in rows):
+            raise FloatingPointError("the model gave a logit that is not finite")
+        return rows
+
+    @staticmethod
+    def _settle(request: _Request, outcome: Answer | Exception) -> None:
+        def settle() -> None:
+            if request.future.done():
+                return
+            if isinstance(outcome, Answer):
+                request.future.set_result(outcome)
+            else:
+                request.future.set_exception(outcome)
+
+        # The loop is closed only when nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            request.loop.call_soon_threadsafe(settle)

@@ -1,0 +1,119 @@
+"""`cloze-server`: read the settings, listen, load, serve, drain."""
+
+import logging
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from cloze_api.names import TERMINATION_LOG
+from cloze_server import logs
+from cloze_server.app import create_app
+from cloze_server.cache import Cache
+from cloze_server.drain import DrainingServer
+from cloze_server.exits import ExitCode, FatalError, write_termination_message
+from cloze_server.lifecycle import Lifecycle
+from cloze_server.model import LOCAL_VERSION, LoadedModel, dummy_model, load_artifact
+from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
+from cloze_server.settings import Settings, read
+from cloze_server.source import fetch, open_folder
+
+_log = logging.getLogger(__name__)
+
+# Longer than the idle time-outs of common clients and gateways: whoever closes an idle connection first can lose no
+# request, the other side can.
+_KEEP_ALIVE_SECONDS = 75
+
+
+def load_model(settings: Settings, stop: threading.Event) -> LoadedModel:
+    """Fetch, verify, load and warm up what the settings name. Raises FatalError and StoppedError."""
+    match parse_reference(settings.model):
+        case Dummy(task, seconds):
+            return dummy_model(task, seconds)
+        case Folder(path):
+            artifact = open_folder(path, settings.digest)
+            name, number = artifact.manifest.name, LOCAL_VERSION
+        case RegisteredVersion(name, number) as version:
+            from cloze_server.registry import Registry  # noqa: PLC0415 - httpx takes a third of a second to import
+
+            artifact = fetch(
+                version,
+                settings.digest,
+                cache=Cache(settings.cache),
+                connect=lambda: Registry(settings.mlflow_uri),
+                stop=stop,
+            )
+    _log.info("artifact verified", extra=logs.fields(digest=artifact.digest))
+    return load_artifact(
+        artifact.folder,
+        artifact.manifest,
+        name=name,
+        version=number,
+        digest=artifact.digest,
+        threads=settings.threads,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal. Raises FatalError."""
+    lifecycle = Lifecycle()
+    stop = threading.Event()
+    app = create_app(settings, lambda: load_model(settings, stop), lifecycle)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    listener = _listen(settings)
+    server = DrainingServer(config, lifecycle, lame_duck_seconds=settings.lame_duck_seconds)
+    _log.info("listening", extra=logs.fields(host=settings.host, port=listener.getsockname()[1]))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        stop.set()
+    if lifecycle.failure is not None:
+        raise lifecycle.failure
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, opened here so that a port in use has an exit code of its own."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        message = f"{settings.host}:{settings.port} can't be listened on: {error}"
+        raise FatalError(ExitCode.CONFIGURATION, "AddressUnavailable", message) from error
+
+
+def main() -> None:
+    """Run the server; the exit code is an `ExitCode`."""
+    # Each tokenizer thread tokenizes alone; the library's own threads would compete with the model's.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logs.configure("info")
+    termination_log = Path(TERMINATION_LOG)
+    try:
+        settings = read(sys.argv[1:])
+        termination_log = settings.termination_log
+        logs.configure(settings.log_level)
+        serve(settings)
+    except FatalError as error:
+        _log.critical("ends", extra=logs.fields(reason=error.reason, message=str(error), exit_code=int(error.code)))
+        write_termination_message(termination_log, error)
+        # The exit code goes last, past threads that may still be loading.
+        logging.shutdown()
+        os._exit(error.code)
+    logging.shutdown()
+    os._exit(ExitCode.SUCCESS)
+
+
+if __name__ == "__main__":
+    main()

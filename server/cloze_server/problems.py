@@ -1,0 +1,106 @@
+"""Errors as RFC 9457 problem documents, from one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemType(StrEnum):
+    """The last part of a problem's `type`."""
+
+    BODY_INVALID = "body-invalid"
+    BODY_TOO_LARGE = "body-too-large"
+    INPUT_INVALID = "input-invalid"
+    TOO_MANY_INPUTS = "too-many-inputs"
+    INPUT_TOO_LONG = "input-too-long"
+    MASK_MISSING = "mask-missing"
+    REQUEST_TOO_LARGE = "request-too-large"
+    NOT_FOUND = "not-found"
+    METHOD_NOT_ALLOWED = "method-not-allowed"
+    TASK_MISMATCH = "task-mismatch"
+    QUEUE_FULL = "queue-full"
+    MODEL_LOADING = "model-loading"
+    TIMEOUT = "timeout"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    status: int
+    title: str
+
+
+TABLE: Mapping[ProblemType, _Entry] = {
+    ProblemType.BODY_INVALID: _Entry(400, "The body is not JSON"),
+    ProblemType.NOT_FOUND: _Entry(404, "There is no such route"),
+    ProblemType.METHOD_NOT_ALLOWED: _Entry(405, "The route doesn't take this method"),
+    ProblemType.TASK_MISMATCH: _Entry(409, "The loaded model has another task"),
+    ProblemType.BODY_TOO_LARGE: _Entry(413, "The body is too large"),
+    ProblemType.TOO_MANY_INPUTS: _Entry(413, "The request has too many inputs"),
+    ProblemType.REQUEST_TOO_LARGE: _Entry(413, "The request has more tokens than the queue holds"),
+    ProblemType.INPUT_INVALID: _Entry(422, "The request doesn't fit the schema"),
+    ProblemType.INPUT_TOO_LONG: _Entry(422, "An input is too long"),
+    ProblemType.MASK_MISSING: _Entry(422, "An input has no mask token"),
+    ProblemType.QUEUE_FULL: _Entry(429, "The queue is full"),
+    ProblemType.INTERNAL: _Entry(500, "The server failed"),
+    ProblemType.MODEL_LOADING: _Entry(503, "The model is not loaded yet"),
+    ProblemType.TIMEOUT: _Entry(504, "The request took too long"),
+}
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457). Further members depend on the type."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["tag:cloze.dev,2025:problems/queue-full"])
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+class ProblemError(Exception):
+    """Ends a request with a problem document. `detail` never holds the user's text."""
+
+    def __init__(
+        self,
+        kind: ProblemType,
+        detail: str,
+        *,
+        retry_after_seconds: int | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+        self.members = dict(members or {})
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        return TABLE[self.kind].status
+
+    def response(self, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        """The reply for this problem."""
+        entry = TABLE[self.kind]
+        sent = dict(headers or {})
+        if self.retry_after_seconds is not None:
+            sent["retry-after"] = str(self.retry_after_seconds)
+        problem = Problem(
+            # A tag URI (RFC 4151): problem types are names here, not pages that somebody must host.
+            type=f"tag:cloze.dev,2025:problems/{self.kind}",
+            title=entry.title,
+            status=entry.status,
+            detail=self.detail,
+            request_id=request_id,
+            **self.members,
+        )
+        return JSONResponse(problem.model_dump(), entry.status, sent, media_type=MEDIA_TYPE)

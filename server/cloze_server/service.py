@@ -1,0 +1,150 @@
+"""One request's way: limits, tokens, truncation, queue, model, answer."""
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+from cloze_api.task import Task
+from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
+from cloze_server.model import LoadedModel
+from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.settings import Settings
+from cloze_server.tasks import handler_for
+from cloze_server.tasks.handler import Item, TaskReply, TaskRequest
+from cloze_server.telemetry import Telemetry
+from cloze_server.tokenization import Encoded, Inputs, TokenizerPool
+
+_LOGITS_BYTES = 64 << 20
+_TOKENIZER_THREADS_MAX = 4
+_CHARACTERS_PER_QUEUE_TOKEN = 16
+
+
+def batch_budget(model: LoadedModel, max_batch_tokens: int) -> int:
+    """Padded tokens in one batch of this model.
+
+    A fill-mask graph gives logits over the vocabulary for every token: 2,048 tokens × 30,522 × 4 bytes are 250 MB. The
+    budget keeps them below 64 MiB; smaller batches of equal lengths cost no throughput on a CPU.
+    """
+    if model.task is not Task.FILL_MASK:
+        return max_batch_tokens
+    return max(1, min(max_batch_tokens, _LOGITS_BYTES // (4 * len(model.vocabulary))))
+
+
+class Service:
+    """A loaded model behind its tokenizers and its queue."""
+
+    def __init__(self, model: LoadedModel, settings: Settings, telemetry: Telemetry) -> None:
+        """Raises FatalError (ARTIFACT_INVALID) for a tokenizer that can't be used."""
+        self.model = model
+        self.handler = handler_for(model)
+        self._settings = settings
+        self._telemetry = telemetry
+        self._tokenizers = TokenizerPool(
+            model.tokenizer,
+            cls=model.special_tokens.cls,
+            sep=model.special_tokens.sep,
+            threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
+        )
+        self._engine = Engine(
+            model.backend,
+            telemetry,
+            pad=model.special_tokens.pad,
+            max_batch_tokens=batch_budget(model, settings.max_batch_tokens),
+            max_queue_tokens=settings.max_queue_tokens,
+        )
+
+    def close(self) -> None:
+        """Stop the threads; call when no request is left."""
+        self._engine.close()
+        self._tokenizers.close()
+
+    async def answer(self, request: TaskRequest) -> TaskReply:
+        """The reply. Raises ProblemError. Cancelling withdraws the request from the queue."""
+        limit = self._settings.timeout_seconds
+        try:
+            async with asyncio.timeout(limit):
+                return await self._answer(request)
+        except TimeoutError as error:
+            raise ProblemError(ProblemType.TIMEOUT, f"no answer within {limit:g} s: send less, or later") from error
+        except QueueFullError as error:
+            raise ProblemError(
+                ProblemType.QUEUE_FULL,
+                f"{self._engine.queued_tokens} tokens wait, at most {self._engine.max_queue_tokens} may: try again in "
+                f"{error.retry_after_seconds} s",
+                retry_after_seconds=error.retry_after_seconds,
+            ) from error
+        except InferenceError as error:
+            raise ProblemError(ProblemType.INTERNAL, str(error)) from error
+
+    async def _answer(self, request: TaskRequest) -> TaskReply:
+        inputs = self.handler.inputs(request)
+        self._check_size(inputs)
+        # Before work is spent on tokens that couldn't wait anyway.
+        self._engine.refuse_when_full()
+        if self._tokenizers.pending_characters > self._engine.max_queue_tokens * _CHARACTERS_PER_QUEUE_TOKEN:
+            raise QueueFullError(1)
+
+        started = time.monotonic()
+        encoded = await self._tokenizers.encode(inputs, offsets=self.handler.needs_offsets)
+        self._telemetry.stage("tokenize", time.monotonic() - started)
+        encoded = self._truncate(request, encoded)
+        items = [Item(index, each) for index, each in enumerate(encoded)]
+        items = [replace(item, positions=self.handler.positions(request, item)) for item in items]
+        self._count_tokens(encoded)
+
+        answer = await self._engine.submit([Piece(item.encoded.ids, item.positions) for item in items])
+        self._telemetry.stage("queue", answer.queue_seconds)
+        self._telemetry.stage("infer", answer.infer_seconds)
+
+        started = time.monotonic()
+        results: list[Any] = await self._tokenizers.run(
+            lambda: [
+                self.handler.result(request, item, logits) for item, logits in zip(items, answer.logits, strict=True)
+            ]
+        )
+        self._telemetry.stage("post", time.monotonic() - started)
+        return self.handler.reply.model_validate(
+            {
+                "model": self.model.name,
+                "version": self.model.version,
+                "digest": self.model.digest,
+                "tokens": sum(len(each.ids) for each in encoded),
+                "results": results,
+            }
+        )
+
+    def _check_size(self, inputs: Inputs) -> None:
+        """Bounds that cost nothing to check, before any token is made."""
+        if len(inputs) > self._settings.max_inputs:
+            message = f"{len(inputs)} inputs: send at most {self._settings.max_inputs} in one request"
+            raise ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": self._settings.max_inputs})
+        limit = self._settings.max_characters
+        for index, text in enumerate(inputs):
+            characters = len(text) if isinstance(text, str) else sum(map(len, text))
+            if characters > limit:
+                message = f"input {index} has {characters} characters: send at most {limit}"
+                raise ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": index, "limit": limit})
+
+    def _truncate(self, request: TaskRequest, encoded: list[Encoded]) -> list[Encoded]:
+        limit = self.model.max_length
+        if request.truncate == "error":
+            for index, each in enumerate(encoded):
+                if len(each.ids) > limit:
+                    raise ProblemError(
+                        ProblemType.INPUT_TOO_LONG,
+                        f"input {index} has {len(each.ids)} tokens, the model takes {limit}: shorten it, or send "
+                        '"truncate": "right" to drop the end',
+                        members={"input": index, "tokens": len(each.ids), "limit": limit},
+                    )
+        cut = [each.cut(limit) for each in encoded]
+        tokens = sum(len(each.ids) for each in cut)
+        if tokens > self._engine.max_queue_tokens:
+            message = f"{tokens} tokens: a request may have at most {self._engine.max_queue_tokens}"
+            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": self._engine.max_queue_tokens})
+        return cut
+
+    def _count_tokens(self, encoded: list[Encoded]) -> None:
+        unknown = self.model.special_tokens.unk
+        self._telemetry.unknown_tokens(sum(each.ids.count(unknown) for each in encoded))
+        self._telemetry.truncated_inputs(sum(each.truncated for each in encoded))

@@ -1,0 +1,167 @@
+"""Settings of one server process: each is a flag with an environment variable as its twin."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Never
+
+from cloze_api.deployment import ModelDeploymentSpec, Runtime
+from cloze_api.names import (
+    ENV_MLFLOW_URI,
+    ENV_MODEL_CACHE,
+    ENV_MODEL_DIGEST,
+    ENV_MODEL_URI,
+    MODEL_CACHE_MOUNT,
+    SERVER_PORT,
+    TERMINATION_LOG,
+)
+from cloze_server.exits import ExitCode, FatalError
+
+_RUNTIME = Runtime()
+_SPEC_FIELDS = ModelDeploymentSpec.model_fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one process serves, and within which bounds. Times are in seconds."""
+
+    model: str
+    digest: str | None = None
+    mlflow_uri: str = ""
+    cache: Path = Path(MODEL_CACHE_MOUNT)
+    # All addresses: in a pod the network policy, not the bind address, decides who may connect.
+    host: str = "0.0.0.0"  # noqa: S104
+    port: int = SERVER_PORT
+    threads: int = _RUNTIME.threads
+    max_batch_tokens: int = _RUNTIME.max_batch_tokens
+    max_queue_tokens: int = _RUNTIME.max_queue_tokens
+    timeout_seconds: float = _RUNTIME.timeout_seconds
+    drain_seconds: float = float(_SPEC_FIELDS["drain_seconds"].default)
+    lame_duck_seconds: float = 5.0
+    max_body_bytes: int = 1 << 20
+    max_inputs: int = 256
+    max_characters: int = 65_536
+    log_level: str = "info"
+    termination_log: Path = Path(TERMINATION_LOG)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One setting on the command line and in the environment.
+
+    minimum: the smallest allowed number; None for text.
+    """
+
+    field: str
+    env: str
+    parse: Callable[[str], Any]
+    help: str
+    minimum: float | None = None
+
+    @property
+    def option(self) -> str:
+        """The flag's spelling."""
+        return "--" + self.field.replace("_", "-")
+
+
+# A Service named `cloze` makes Kubernetes set CLOZE_PORT and CLOZE_SERVICE_HOST in every pod of its namespace, hence
+# CLOZE_LISTEN_… for the address.
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "model",
+        ENV_MODEL_URI,
+        str,
+        "models:/NAME/VERSION, a folder, or dummy:[TASK][?seconds=S] (answers with a hash of the request)",
+    ),
+    Flag("digest", ENV_MODEL_DIGEST, str, "sha256:… of the artifact's manifest; anything else is refused"),
+    Flag("mlflow_uri", ENV_MLFLOW_URI, str, "MLflow's address; needed for models:/ unless the cache has the digest"),
+    Flag("cache", ENV_MODEL_CACHE, Path, "folder for verified artifacts; the only one that is written to"),
+    Flag("host", "CLOZE_LISTEN_HOST", str, "address to listen on"),
+    Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0),
+    Flag("threads", "CLOZE_THREADS", int, "compute threads; give the pod as many CPUs", 1),
+    Flag("max_batch_tokens", "CLOZE_MAX_BATCH_TOKENS", int, "padded tokens in one batch", 1),
+    Flag("max_queue_tokens", "CLOZE_MAX_QUEUE_TOKENS", int, "tokens that may wait; beyond them a request gets 429", 1),
+    Flag("timeout_seconds", "CLOZE_TIMEOUT_SECONDS", float, "from a request's arrival until it gets 504", 0.001),
+    Flag("drain_seconds", "CLOZE_DRAIN_SECONDS", float, "after the lame-duck time: to finish accepted requests", 0),
+    Flag(
+        "lame_duck_seconds",
+        "CLOZE_LAME_DUCK_SECONDS",
+        float,
+        "after SIGTERM: unready but still serving, until endpoints have noticed",
+        0,
+    ),
+    Flag("max_body_bytes", "CLOZE_MAX_BODY_BYTES", int, "largest request body", 1),
+    Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1),
+    Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1),
+    Flag("log_level", "CLOZE_LOG_LEVEL", str, "debug, info, warning or error"),
+    Flag("termination_log", "CLOZE_TERMINATION_LOG", Path, "where a fatal error's reason is left"),
+)
+
+_DEFAULTS = {field.name: field.default for field in fields(Settings)}
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Never:
+        raise FatalError(ExitCode.CONFIGURATION, "ConfigurationInvalid", message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Values stay text, so that flags and environment are read by the same code."""
+    result = _Parser(
+        prog="cloze-server",
+        description="Serve one model version over HTTP. Each flag may also be set by the environment variable in "
+        "parentheses; the flag wins.",
+        epilog="Endpoints: POST /v1/fill-mask, /v1/classify, /v1/token-classify; GET /v1/models, /healthz, /readyz, "
+        "/metrics, /openapi.json. Exit codes: "
+        + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
+        + ".",
+    )
+    for flag in FLAGS:
+        default = _DEFAULTS[flag.field]
+        shown = f"; default {default}" if isinstance(default, int | float | Path) or default else ""
+        if flag.field == "model":
+            shown = "; required"
+        result.add_argument(flag.option, metavar="…", help=f"{flag.help} ({flag.env}{shown})")
+    return result
+
+
+def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from flags, then environment, then defaults.
+
+    Raises FatalError (CONFIGURATION) that names the flag or variable and what it takes.
+    """
+    given = vars(parser().parse_args(arguments))
+    values: dict[str, Any] = {}
+    for flag in FLAGS:
+        text, origin = given[flag.field], flag.option
+        if text is None:
+            # An empty variable is how a manifest says "not set".
+            text, origin = environment.get(flag.env) or None, flag.env
+        if text is not None:
+            values[flag.field] = _value(flag, text, origin)
+    if "model" not in values:
+        raise _invalid(f"no model: give --model or set {ENV_MODEL_URI} to models:/NAME/VERSION or a folder")
+    settings = Settings(**values)
+    if settings.log_level not in _LOG_LEVELS:
+        raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
+    if settings.max_queue_tokens < settings.max_batch_tokens:
+        raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
+    return settings
+
+
+def _value(flag: Flag, text: str, origin: str) -> Any:
+    try:
+        value = flag.parse(text)
+    except ValueError as error:
+        kind = "a whole number" if flag.parse is int else "a number"
+        raise _invalid(f"{origin} is {text!r}: give {kind}") from error
+    if flag.minimum is not None and not value >= flag.minimum:
+        raise _invalid(f"{origin} is {text}: give {flag.minimum:g} or more")
+    return value
+
+
+def _invalid(message: str) -> FatalError:
+    return FatalError(ExitCode.CONFIGURATION, "ConfigurationInvalid", message)

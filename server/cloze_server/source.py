@@ -1,0 +1,153 @@
+"""From what `--model` names to a verified artifact on disk."""
+
+import hashlib
+import json
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify
+from cloze_server.cache import Cache
+from cloze_server.exits import ExitCode, FatalError
+from cloze_server.logs import fields
+from cloze_server.reference import RegisteredVersion
+from cloze_server.registry import Registry, RegistryUnreachableError
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_FIRST_SECONDS = 0.5
+_BACKOFF_MAX_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedArtifact:
+    """A folder whose every file has been checked."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+
+
+class StoppedError(Exception):
+    """The process is asked to end while it waits for the registry."""
+
+
+def backoff_seconds(attempt: int) -> float:
+    """Wait before try `attempt` (1 is the first repetition): doubling, with jitter, at most half a minute."""
+    delay = min(_BACKOFF_FIRST_SECONDS * 2.0 ** (attempt - 1), _BACKOFF_MAX_SECONDS)
+    return delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads replicas out, guards nothing
+
+
+def open_folder(folder: Path, digest: str | None) -> VerifiedArtifact:
+    """Verify an artifact that is already on disk. Raises FatalError (ARTIFACT_INVALID)."""
+    try:
+        manifest = verify(folder, digest)
+    except ArtifactError as error:
+        raise FatalError(ExitCode.ARTIFACT_INVALID, error.reason, str(error)) from error
+    return VerifiedArtifact(folder, manifest, _digest((folder / MANIFEST_FILE).read_bytes()))
+
+
+def fetch(
+    version: RegisteredVersion,
+    digest: str | None,
+    *,
+    cache: Cache,
+    connect: Callable[[], Registry],
+    stop: threading.Event,
+    backoff: Callable[[int], float] = backoff_seconds,
+) -> VerifiedArtifact:
+    """Get a registered version, from the cache where possible, else from MLflow for as long as that takes.
+
+    With a digest that the cache holds, MLflow isn't asked at all. Without a digest MLflow says which one the version
+    has; when it is down, the digest noted at an earlier start counts.
+    Raises FatalError, and StoppedError when `stop` is set meanwhile.
+    """
+    try:
+        if digest is not None and (cached := _cached(cache, digest)):
+            return cached
+        registry = connect()
+        attempt = 0
+        while True:
+            try:
+                return _download(registry, version, digest, cache)
+            except RegistryUnreachableError as error:
+                noted = cache.recall(version) if digest is None else None
+                if noted is not None and (cached := _cached(cache, noted)):
+                    _log.warning("registry unreachable: using the cached version", extra=fields(error=str(error)))
+                    return cached
+                attempt += 1
+                delay = backoff(attempt)
+                _log.warning(
+                    "registry unreachable: will try again",
+                    extra=fields(error=str(error), attempt=attempt, delay_seconds=round(delay, 2)),
+                )
+            if stop.wait(delay):
+                raise StoppedError
+    except OSError as error:
+        message = f"the model cache can't be used: {error}: give it a writable volume with room for the model"
+        raise FatalError(ExitCode.STORAGE, "CacheUnusable", message) from error
+
+
+def _cached(cache: Cache, digest: str) -> VerifiedArtifact | None:
+    """The cached artifact, verified; a damaged one is removed."""
+    folder = cache.folder(digest)
+    if not folder.is_dir():
+        return None
+    try:
+        return open_folder(folder, digest)
+    except FatalError as error:
+        _log.warning("cached artifact is damaged: removed", extra=fields(reason=error.reason, error=str(error)))
+        cache.discard(digest)
+        return None
+
+
+def _download(registry: Registry, version: RegisteredVersion, digest: str | None, cache: Cache) -> VerifiedArtifact:
+    root = registry.artifact_root(version)
+    with cache.staging() as staged:
+        try:
+            registry.download(root, MANIFEST_FILE, staged / MANIFEST_FILE)
+        except FileNotFoundError as error:
+            message = f"{version} has no {MANIFEST_FILE}: it isn't a Cloze artifact"
+            raise FatalError(ExitCode.ARTIFACT_INVALID, "ManifestMissing", message) from error
+        data = (staged / MANIFEST_FILE).read_bytes()
+        actual = _digest(data)
+        if digest is not None and actual != digest:
+            message = f"the digest of {version} is {actual}, expected {digest}"
+            raise FatalError(ExitCode.ARTIFACT_INVALID, "DigestMismatch", message)
+        found = _cached(cache, actual)
+        if found is None:
+            for name in _listed_files(data):
+                try:
+                    registry.download(root, name, staged / name)
+                except FileNotFoundError as error:
+                    message = f"{name} is listed in {MANIFEST_FILE} of {version} but missing"
+                    raise FatalError(ExitCode.ARTIFACT_INVALID, "FileMissing", message) from error
+            manifest = open_folder(staged, actual).manifest
+            found = VerifiedArtifact(cache.publish(staged, actual), manifest, actual)
+            _log.info("artifact downloaded", extra=fields(source=str(version), digest=actual))
+    cache.remember(version, actual)
+    return found
+
+
+def _listed_files(data: bytes) -> list[str]:
+    """Files to download: those in the manifest and no others, so that what else lies in the registry is left there.
+
+    A manifest that can't be read lists none; verifying says what is wrong with it. Raises FatalError for a path that
+    leads out of the folder.
+    """
+    try:
+        names = list(json.loads(data)["files"])
+    except (ValueError, KeyError, TypeError):
+        return []
+    for name in names:
+        path = PurePosixPath(str(name))
+        if path.is_absolute() or ".." in path.parts:
+            raise FatalError(ExitCode.ARTIFACT_INVALID, "ManifestInvalid", f"{name!r} leads out of the artifact")
+    return names
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()

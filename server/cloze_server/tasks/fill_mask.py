@@ -1,0 +1,87 @@
+"""Fill-mask: the most likely tokens at each mask."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from cloze_api.task import Task
+from cloze_server.backend import Logits
+from cloze_server.model import LoadedModel
+from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, best, softmax
+from cloze_server.tokenization import Inputs
+
+
+class FillMaskRequest(TaskRequest):
+    """Texts with at least one mask token each."""
+
+    inputs: Texts = Field(examples=["The capital of France is [MASK]."])
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 5
+
+
+class TokenPrediction(BaseModel):
+    """One token for a mask."""
+
+    token: str
+    token_id: int
+    score: float
+    """Probability over the whole vocabulary."""
+
+
+class Mask(BaseModel):
+    """One mask of an input."""
+
+    position: int
+    """Index among the input's tokens; `[CLS]` is 0."""
+    predictions: list[TokenPrediction]
+
+
+class FillMaskResult(InputResult):
+    """Predictions for one input."""
+
+    masks: list[Mask]
+
+
+class FillMaskReply(TaskReply):
+    """Results in the order of the inputs."""
+
+    results: list[FillMaskResult]
+
+
+class FillMask(Handler[FillMaskRequest, FillMaskResult]):
+    """Answers `/v1/fill-mask`."""
+
+    task = Task.FILL_MASK
+    reply = FillMaskReply
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__(model)
+        self._tokens = {token_id: token for token, token_id in model.vocabulary.items()}
+
+    def inputs(self, request: FillMaskRequest) -> Inputs:
+        """The texts."""
+        return [request.inputs] if isinstance(request.inputs, str) else request.inputs
+
+    def positions(self, request: FillMaskRequest, item: Item) -> list[int]:  # noqa: ARG002 - as in Handler
+        """Where the masks are. Only there is a distribution over the vocabulary computed."""
+        mask = self.model.special_tokens.mask
+        found = [position for position, token_id in enumerate(item.encoded.ids) if token_id == mask]
+        if not found:
+            where = " in the part that is left after truncation" if item.encoded.truncated else ""
+            token = self._tokens.get(mask, "[MASK]")
+            raise ProblemError(
+                ProblemType.MASK_MISSING,
+                f"input {item.index} has no {token}{where}: put one in it",
+            )
+        return found
+
+    def result(self, request: FillMaskRequest, item: Item, logits: Logits) -> FillMaskResult:
+        """The `top_k` tokens for each mask."""
+        masks = []
+        for position, scores in zip(item.positions or [], softmax(logits), strict=True):
+            predictions = [
+                TokenPrediction(token=self._tokens.get(token_id, ""), token_id=token_id, score=float(scores[token_id]))
+                for token_id in best(scores, request.top_k)
+            ]
+            masks.append(Mask(position=position, predictions=predictions))
+        return FillMaskResult(tokens=len(item.encoded.ids), truncated=item.encoded.truncated, masks=masks)

@@ -1,0 +1,108 @@
+"""What a task's module provides, and the parts of requests and replies that all tasks share."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from cloze_api.task import Task
+from cloze_server.backend import Logits
+from cloze_server.model import LoadedModel
+from cloze_server.tokenization import Encoded, Inputs
+
+Texts = str | Annotated[list[str], Field(min_length=1)]
+
+
+class TaskRequest(BaseModel):
+    """Fields of every request. Unknown fields are refused: a misspelt option must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    truncate: Literal["error", "right"] = "error"
+    """An input with more tokens than the model takes: `error` refuses the request, `right` drops the end."""
+
+
+class InputResult(BaseModel):
+    """Fields of the result of every input."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    tokens: int
+    """Tokens that the model read, special tokens included."""
+    truncated: bool
+    """Whether the end of the input was dropped."""
+
+
+class TaskReply(BaseModel):
+    """Fields of every reply."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    model: str
+    version: str
+    digest: str
+    tokens: int
+    """Tokens that the model read, over all inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a request: its place, its tokens, and the rows of logits it needs (see `Handler.positions`)."""
+
+    index: int
+    encoded: Encoded
+    positions: list[int] | None = None
+
+
+RequestT = TypeVar("RequestT", bound=TaskRequest)
+ResultT = TypeVar("ResultT", bound=InputResult)
+
+
+class Handler(ABC, Generic[RequestT, ResultT]):
+    """One task for one loaded model. Pure: no I/O, and safe to call from several threads."""
+
+    task: Task
+    reply: type[TaskReply]
+    needs_offsets: bool = False
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+
+    @abstractmethod
+    def inputs(self, request: RequestT) -> Inputs:
+        """The texts to tokenize, in order."""
+
+    @abstractmethod
+    def positions(self, request: RequestT, item: Item) -> list[int] | None:
+        """Rows of logits that an input needs; None for a model that answers for the whole sequence.
+
+        Raises ProblemError for an input that has nothing to answer.
+        """
+
+    @abstractmethod
+    def result(self, request: RequestT, item: Item, logits: Logits) -> ResultT:
+        """The answer for one input; `logits` are (positions, classes) or (classes,)."""
+
+
+# Any: the request and result types go together, and the route has checked the request's.
+AnyHandler = Handler[Any, Any]
+
+
+def softmax(logits: Logits) -> Logits:
+    """Softmax over the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    scores: Logits = shifted / shifted.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def best(scores: Logits, count: int) -> list[int]:
+    """Indexes of the `count` highest of (classes,) scores, best first; the lower index wins a tie."""
+    count = min(count, len(scores))
+    if count == len(scores):
+        return [int(index) for index in np.argsort(-scores, kind="stable")]
+    # The count-th highest value decides who may be in; sorting only those keeps ties in order.
+    threshold = np.partition(scores, -count)[-count]
+    candidates = np.flatnonzero(scores >= threshold)
+    return [int(index) for index in candidates[np.argsort(-scores[candidates], kind="stable")][:count]]

@@ -1,0 +1,117 @@
+"""The server's metrics: the contract's declarations turned into Prometheus objects, with cached label children."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+from cloze_api import metrics
+from cloze_api.metrics import Metric
+
+STAGES = ("tokenize", "queue", "infer", "post")
+_TOKEN_KINDS = ("real", "padding", "unknown")
+
+
+def instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram | Info:
+    """The Prometheus object of one declared metric."""
+    match metric.kind:
+        case "counter":
+            return Counter(metric.name, metric.help, metric.labels, registry=registry)
+        case "gauge":
+            return Gauge(metric.name, metric.help, metric.labels, registry=registry)
+        case "histogram":
+            return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
+        case "info":
+            # An Info's labels are its value, set when the model is known.
+            return Info(metric.name, metric.help, registry=registry)
+
+
+class Telemetry:
+    """Counts what one process does, in a registry of its own.
+
+    Looking a label child up costs more than counting, so children are kept. `bind` names the model; until then
+    requests are counted under the name that was asked for.
+    """
+
+    def __init__(self, model: str = "", version: str = "") -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        # Any: the four kinds share no interface but `labels`.
+        make = self._make
+        self._requests: Any = make(metrics.REQUESTS)
+        self._request_duration: Any = make(metrics.REQUEST_DURATION)
+        self._stage_duration: Any = make(metrics.STAGE_DURATION)
+        self._batch_tokens: Any = make(metrics.BATCH_TOKENS)
+        self._tokens: Any = make(metrics.TOKENS)
+        self._queue_tokens: Any = make(metrics.QUEUE_TOKENS)
+        self._in_flight: Any = make(metrics.IN_FLIGHT)
+        self._truncated: Any = make(metrics.TRUNCATED)
+        self._info: Any = make(metrics.MODEL_INFO)
+        self.bind(model, version)
+
+    def _make(self, metric: Metric) -> Any:
+        return instrument(metric, self.registry)
+
+    def bind(self, model: str, version: str, *, digest: str = "", task: str = "") -> None:
+        """Count under this model from now on; with a digest, the model is reported as loaded."""
+        self._labels = (model, version)
+        # Requests keep what was counted under the former name; the rest has counted nothing yet.
+        for untouched in (self._stage_duration, self._batch_tokens, self._tokens, self._queue_tokens, self._truncated):
+            untouched.clear()
+        self._by_status: dict[tuple[str, int], Any] = {}
+        self._by_route: dict[str, Any] = {}
+        self._stages = {stage: self._stage_duration.labels(*self._labels, stage) for stage in STAGES}
+        self._kinds = {kind: self._tokens.labels(*self._labels, kind) for kind in _TOKEN_KINDS}
+        self._batch = self._batch_tokens.labels(*self._labels)
+        self._waiting = self._queue_tokens.labels(*self._labels)
+        self._cut = self._truncated.labels(*self._labels)
+        # A request that began before the name was known must leave the gauge that it entered.
+        self._active = getattr(self, "_active", 0)
+        self._in_flight.clear()
+        self._in_flight.labels(*self._labels).set(self._active)
+        if digest:
+            self._info.info({"model": model, "version": version, "digest": digest, "task": task})
+
+    def request_started(self) -> None:
+        """One more request in flight."""
+        self._active += 1
+        self._in_flight.labels(*self._labels).set(self._active)
+
+    def request_finished(self, route: str, status: int, seconds: float) -> None:
+        """One request less in flight, answered with `status` (499: the client left first)."""
+        self._active -= 1
+        self._in_flight.labels(*self._labels).set(self._active)
+        key = (route, status)
+        counter = self._by_status.get(key)
+        if counter is None:
+            counter = self._by_status[key] = self._requests.labels(*self._labels, route, str(status))
+        counter.inc()
+        histogram = self._by_route.get(route)
+        if histogram is None:
+            histogram = self._by_route[route] = self._request_duration.labels(*self._labels, route)
+        histogram.observe(seconds)
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Time that one request spent in a stage."""
+        self._stages[name].observe(seconds)
+
+    def batch(self, lengths: Iterable[int], padded: int) -> None:
+        """One batch went to the model: real tokens by sequence, and tokens with padding."""
+        real = sum(lengths)
+        self._batch.observe(padded)
+        self._kinds["real"].inc(real)
+        self._kinds["padding"].inc(padded - real)
+
+    def unknown_tokens(self, count: int) -> None:
+        """Tokens that the vocabulary doesn't have."""
+        if count:
+            self._kinds["unknown"].inc(count)
+
+    def truncated_inputs(self, count: int) -> None:
+        """Inputs that were cut."""
+        if count:
+            self._cut.inc(count)
+
+    def queue_tokens(self, tokens: int) -> None:
+        """Tokens that wait now."""
+        self._waiting.set(tokens)
