@@ -1,8 +1,8 @@
 """Renders the resources as CustomResourceDefinitions with structural schemas (`cloze-crds`).
 
 Pydantic's JSON Schema is not what the API server takes: references are inlined, nullable unions collapse to optional
-fields, numeric exclusive bounds become OpenAPI 3.0's boolean ones, and defaults of whole objects become `{}` so that
-each default stands once, at its leaf.
+fields, numeric exclusive bounds become OpenAPI 3.0's boolean ones, and an object's default is
+made of its fields' own.
 """
 
 import argparse
@@ -53,9 +53,17 @@ def structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[
     if "default" in result:
         if result["default"] is None:
             del result["default"]
-        elif result.get("type") == "object" and "properties" in result:
-            result["default"] = {}
+        elif "properties" in result:
+            result["default"] = _defaults(result)
     return result
+
+
+def _defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of an object, from its fields' own.
+
+    `{}` would be enough for defaulting, but the API server evaluates rules on a written default as it stands.
+    """
+    return {name: child["default"] for name, child in node["properties"].items() if "default" in child}
 
 
 def _alternatives(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
