@@ -1,0 +1,1 @@
+"""Builds the container images and hands them to a registry."""
