@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import lifecycle, network, preflight, process, prune, registry, report, settings
+from . import lifecycle, network, packages, preflight, process, prune, registry, report, settings, tools
 from .console import ClusterError, say
 from .settings import Settings
 
@@ -31,6 +32,9 @@ def main(argv: list[str]) -> int:
         return _run(arguments, os.environ)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `status | head` has seen enough; Python must not complain at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
@@ -63,6 +67,8 @@ def _change(arguments: argparse.Namespace, chosen: Settings) -> int:
         case "reset":
             lifecycle.reset(chosen, with_images=arguments.images)
         case "registry" if arguments.action == "up":
+            if "docker-registry" in packages.missing():
+                packages.install(["docker-registry"])
             registry.start(chosen.cache, chosen.registry_port)
             print(chosen.registry)
         case "registry":
@@ -76,7 +82,7 @@ def _show(arguments: argparse.Namespace, chosen: Settings) -> int:
     match arguments.command:
         case "status":
             rows = report.parts(chosen)
-            print(report.table(chosen.name, rows))
+            print(report.table(chosen.name, rows), flush=True)
             return 0 if report.healthy(rows) else 1
         case "env":
             print(f"export KUBECONFIG={shlex.quote(str(chosen.kubeconfig))}")
@@ -99,13 +105,17 @@ def _show(arguments: argparse.Namespace, chosen: Settings) -> int:
 
 def _external(command: str, kubeconfig: Path) -> int:
     """Somebody else's cluster is looked at, never started, stopped or deleted."""
+    built = tools.built(settings.cache_folder())
+    kubectl = shutil.which("kubectl") or (str(built / "kubectl") if built else None)
     if command == "env":
         print(f"export KUBECONFIG={shlex.quote(str(kubeconfig))}")
+        if built and not shutil.which("kubectl"):
+            print(f"export PATH=$PATH:{shlex.quote(str(built))}")
         return 0
     if command in {"down", "reset"}:
         say(f"the cluster of CLOZE_KUBECONFIG ({kubeconfig}) is not ours, so it is left as it is")
         return 0
-    rows = report.external_parts(kubeconfig)
+    rows = report.external_parts(kubeconfig, kubectl)
     print(report.table("from CLOZE_KUBECONFIG", rows))
     return 0 if report.healthy(rows) else 1
 

@@ -50,6 +50,7 @@ def busybox_layer(busybox: Path, applets: list[str]) -> bytes:
         _folder("tmp", 0o1777),
         _file("bin/busybox", busybox.read_bytes(), 0o755),
         _file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n", 0o644),
+        _file("etc/nsswitch.conf", b"passwd: files\ngroup: files\nhosts: files dns\n", 0o644),
         _file("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644),
     ]
     for applet in sorted(set(applets) - {"busybox"}):

@@ -43,6 +43,9 @@ def up(settings: Settings) -> None:
         registry.start(settings.cache, settings.registry_port)
         _finish(settings)
         say(f"cluster {settings.name!r} was already up")
+        current = tools.built(settings.cache)
+        if current and current.name != (settings.home / "binaries").read_text().strip():
+            say("  it runs an earlier build of its binaries; `down` and `up` change to the present one")
         return
     found = preflight.problems(preflight.gather(settings), settings)
     if found:
@@ -142,7 +145,7 @@ def _launch(settings: Settings, binaries: Path) -> None:
     plan.write_text(json.dumps(_plan(settings, binaries), indent=2) + "\n")
     # Joining the groups in the shell keeps the node out of the group, and the fate, of whatever called us.
     join = "".join(f"echo $$ > '{path}'; " for path in joins)
-    namespaces = "--mount --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL"
+    namespaces = "--mount --propagation=slave --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL"
     command = f"{join}exec unshare {namespaces} {sys.executable} -I {Path(node.__file__)} '{plan}'"
     with (home / "log" / "node.log").open("w") as log:
         started = subprocess.Popen(
@@ -186,6 +189,7 @@ def _plan(settings: Settings, binaries: Path) -> dict[str, object]:
     return {
         "hostname": settings.node_name,
         "mount": shutil.which("mount"),
+        "umount": shutil.which("umount"),
         "path": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "env": proxies,
         "binds": [

@@ -6,10 +6,8 @@ control plane are private to it. All that this machine sees is removed by deleti
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from . import sysctl
@@ -17,6 +15,13 @@ from .process import run
 from .settings import Settings
 
 _WIRE_IN_NODE = "eth0"
+_NODE_SYSCTLS = {
+    "ip_forward": 1,
+    # A refusal must reach every caller at once, not one a second, and no redirect before it.
+    "icmp_ratelimit": 0,
+    "conf/all/send_redirects": 0,
+    f"conf/{_WIRE_IN_NODE}/send_redirects": 0,
+}
 
 
 def connect(settings: Settings, pid: int) -> None:
@@ -35,9 +40,8 @@ def connect(settings: Settings, pid: int) -> None:
     run(*inside, "ip", "address", "add", f"{settings.node_address}/{prefix}", "dev", _WIRE_IN_NODE)
     run(*inside, "ip", "link", "set", _WIRE_IN_NODE, "up")
     run(*inside, "ip", "route", "add", "default", "via", str(settings.gateway))
-    # A pod has a more exact route; what has none must not travel back out and circle.
-    run(*inside, "ip", "route", "add", "unreachable", str(settings.pod_cidr))
-    run(*inside, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    for name, value in _NODE_SYSCTLS.items():
+        run(*inside, "sh", "-c", f"echo {value} > /proc/sys/net/ipv4/{name}")
     run(*inside, "nft", "-f", "-", stdin=_node_rules(settings))
     for network in (settings.pod_cidr, settings.service_cidr):
         run("ip", "route", "add", str(network), "via", str(settings.node_address), "dev", link)
@@ -65,23 +69,25 @@ def links() -> set[str]:
 
 def egress() -> tuple[str | None, int]:
     """The interface of the default route and its MTU; pods must not send larger packets than it takes."""
-    routes = json.loads(run("ip", "-json", "-4", "route", "show", "default") or "[]")
-    if not routes:
-        return None, 1500
-    device: str = routes[0]["dev"]
-    return device, int(Path(f"/sys/class/net/{device}/mtu").read_text())
+    for route, device in _routes():
+        if route.prefixlen == 0:
+            return device, int(Path(f"/sys/class/net/{device}/mtu").read_text())
+    return None, 1500
 
 
 def networks_in_use(except_link: str | None = None) -> list[tuple[IPv4Network, str]]:
     """Every network that this machine has a route to, with the interface, save the default."""
-    if not shutil.which("ip"):
-        return []
-    routes = json.loads(run("ip", "-json", "-4", "route", "show") or "[]")
-    return [
-        (IPv4Network(route["dst"]), route.get("dev", "?"))
-        for route in routes
-        if route["dst"] != "default" and route.get("dev") != except_link
-    ]
+    return [(route, device) for route, device in _routes() if route.prefixlen and device != except_link]
+
+
+def _routes() -> list[tuple[IPv4Network, str]]:
+    # Read from /proc, so that it works before the package with `ip` is installed.
+    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    return [(IPv4Network((_address(row[1]), str(_address(row[7])))), row[0]) for row in rows]
+
+
+def _address(little_endian: str) -> IPv4Address:
+    return IPv4Address(bytes.fromhex(little_endian)[::-1])
 
 
 def nameservers() -> list[str]:
@@ -96,12 +102,13 @@ def nameservers() -> list[str]:
 
 
 def _node_rules(settings: Settings) -> str:
-    # An address of no service was not rewritten; refused here, it fails at once instead of circling.
+    networks = f"{settings.pod_cidr}, {settings.service_cidr}"
+    # A pod has a route of its own and a service is rewritten; what is neither would leave again and circle.
     return f"""
 table ip cloze {{
   chain forward {{
     type filter hook forward priority filter;
-    oifname "{_WIRE_IN_NODE}" ip daddr {settings.service_cidr} reject
+    oifname "{_WIRE_IN_NODE}" ip daddr {{ {networks} }} reject with icmp type host-unreachable
   }}
 }}
 """

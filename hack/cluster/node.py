@@ -47,6 +47,8 @@ class Unit:
 
     def start(self) -> None:
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self.started = time.monotonic()
+        self.starts += 1
         self.pid = os.posix_spawn(
             self.argv[0],
             self.argv,
@@ -59,18 +61,15 @@ class Unit:
             setsid=True,
             setsigdef=[signal.SIGTERM, signal.SIGPIPE],
         )
-        self.started = time.monotonic()
-        self.starts += 1
 
-    def ended(self, status: int) -> None:
+    def ended(self, how: str) -> None:
         """Plan the restart: soon at first, later and later for a daemon that keeps falling over."""
         lived = time.monotonic() - self.started
         self.pause = 0.5 if lived > STEADY_SECONDS else min(self.pause * 2, LONGEST_PAUSE_SECONDS)
         self.not_before = time.monotonic() + self.pause
         self.pid = 0
-        with Path(self.log).open("a") as log:
-            code = os.waitstatus_to_exitcode(status)
-            log.write(f"--- {self.name} ended with {code} after {lived:.1f} s; restart in {self.pause:.1f} s\n")
+        with contextlib.suppress(OSError), Path(self.log).open("a") as log:
+            log.write(f"--- {self.name} {how} after {lived:.1f} s; restart in {self.pause:.1f} s\n")
 
 
 class Node:
@@ -106,7 +105,10 @@ class Node:
                     answers[unit.after] = not unit.after or reachable(unit.after)
                 unit.may_start = answers[unit.after]
             if unit.may_start:
-                unit.start()
+                try:
+                    unit.start()
+                except OSError as error:
+                    unit.ended(f"could not start: {error}")
 
     def _reap(self) -> None:
         """Collect ended daemons, and orphans of the container runtime, whose last parent is process 1."""
@@ -117,16 +119,19 @@ class Node:
                     return
                 for unit in self.units:
                     if unit.pid == pid:
-                        unit.ended(status)
+                        unit.ended(f"ended with {os.waitstatus_to_exitcode(status)}")
 
     def _write_report(self) -> None:
         states = [{"name": unit.name, "running": bool(unit.pid), "starts": unit.starts} for unit in self.units]
         text = json.dumps(states)
-        if text != self.reported:
-            self.reported = text
+        # A full disk must not end the node: its first process is all that keeps it.
+        with contextlib.suppress(OSError):
+            if text == self.reported:
+                return
             written = self.report.with_suffix(".new")
             written.write_text(text + "\n")
             written.rename(self.report)
+            self.reported = text
 
     def _stop(self) -> None:
         """Pods first, while their runtime still works; the kubelet before them, or it would restart them."""
@@ -176,10 +181,19 @@ def reachable(probe: str) -> bool:
         return False
 
 
+def inherited_overlays(mounts: str) -> list[str]:
+    """Other engines' containers: a copy of their mounts held here would keep them from being deleted there."""
+    rows = [line.split() for line in mounts.splitlines()]
+    return [row[1] for row in rows if row[2] == "overlay" and row[1] != "/"]
+
+
 def mount_private(plan: dict[str, Any]) -> None:
     """Give the node its own /run, /var/lib and /var/log; all else is this machine's file system as it is."""
     mount = plan["mount"]
-    subprocess.run([mount, "--make-rshared", "/"], check=True)  # shared among the node's pods, not with the machine
+    for path in inherited_overlays(Path("/proc/self/mounts").read_text()):
+        subprocess.run([plan["umount"], "--lazy", path], check=False)
+    # Shared among the node's pods; this machine's mounts come in, and none go out.
+    subprocess.run([mount, "--make-rshared", "/"], check=True)
     subprocess.run([mount, "-t", "tmpfs", "-o", "mode=755", "node", "/run"], check=True)
     for source, target in plan["binds"]:
         Path(target).mkdir(parents=True, exist_ok=True)
@@ -191,6 +205,8 @@ def mount_private(plan: dict[str, Any]) -> None:
 
 def main() -> None:
     plan = json.loads(Path(sys.argv[1]).read_text())
+    # Until its daemons run there is nothing to stop in order; without a handler, process 1 ignores the signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     socket.sethostname(plan["hostname"])
     mount_private(plan)
     # The network is laid from outside; end of file instead of a word means that the caller gave up.

@@ -43,7 +43,7 @@ def install(names: list[str]) -> None:
             say(f"  {' '.join(argv)}")
             if subprocess.run(argv, env=env, stdout=2, stdin=subprocess.DEVNULL, check=False).returncode:
                 raise ClusterError(f"`{' '.join(argv)}` failed, see its messages above")
-    if left := missing():
+    if left := sorted(set(names) & set(missing())):
         raise ClusterError(f"packages were installed, but the files of {', '.join(left)} are not where expected")
 
 

@@ -37,7 +37,7 @@ def identify(pid: int) -> Identity | None:
         return None
     if fields[0] in "ZX":
         return None
-    return Identity(pid, int(fields[19]), _boot())
+    return Identity(pid, int(fields[19]), boot())
 
 
 def children(pid: int) -> list[int]:
@@ -112,5 +112,6 @@ def _signal(identity: Identity, number: signal.Signals) -> None:
             os.kill(identity.pid, number)
 
 
-def _boot() -> str:
+def boot() -> str:
+    """Differs after every start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +46,12 @@ def parts(settings: Settings) -> list[Part]:
     return found
 
 
-def external_parts(kubeconfig: Path) -> list[Part]:
+def external_parts(kubeconfig: Path, kubectl: str | None) -> list[Part]:
     """A cluster that is not ours: all that is asked of it is to answer."""
     if not kubeconfig.exists():
         return [Part("api", False, f"CLOZE_KUBECONFIG names {kubeconfig}, which is not there")]
-    kubectl = shutil.which("kubectl")
     if not kubectl:
-        return [Part("api", False, "kubectl is not on PATH, and the cluster in CLOZE_KUBECONFIG is asked with it")]
+        return [Part("api", False, "kubectl, with which the cluster of CLOZE_KUBECONFIG is asked, is not on PATH")]
     version = Client(kubectl, kubeconfig).version()
     return [Part("api", version is not None, f"{kubeconfig}: {version or 'does not answer'}")]
 

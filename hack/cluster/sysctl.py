@@ -6,6 +6,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from .process import boot
+
 # The kubelet insists on these and writes them when it starts.
 _KUBELET = (
     "vm/overcommit_memory",
@@ -20,17 +22,18 @@ _KUBELET = (
 def remember(record: Path, egress: str | None) -> None:
     """Write down the values from before the first cluster; later clusters find the record and keep it."""
     names = [*_KUBELET, *([_forwarding(egress)] if egress else [])]
-    kept: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    kept = _recorded(record)
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             kept.setdefault(name, _path(name).read_text().strip())
-    record.write_text(json.dumps(kept, indent=2) + "\n")
+    record.write_text(json.dumps({"boot": boot(), "values": kept}, indent=2) + "\n")
 
 
 def restore(record: Path) -> None:
+    """Put the values back and forget them; harmless when there is nothing to put back."""
     if not record.exists():
         return
-    for name, value in json.loads(record.read_text()).items():
+    for name, value in _recorded(record).items():
         with contextlib.suppress(FileNotFoundError):  # an interface may have left since
             if _path(name).read_text().strip() != value:
                 _path(name).write_text(value)
@@ -40,6 +43,15 @@ def restore(record: Path) -> None:
 def forward(interface: str) -> None:
     """Let packets that come in on this interface travel on."""
     _path(_forwarding(interface)).write_text("1")
+
+
+def _recorded(record: Path) -> dict[str, str]:
+    """The values recorded since this boot; a restart has put every setting back by itself."""
+    if not record.exists():
+        return {}
+    found = json.loads(record.read_text())
+    values: dict[str, str] = found["values"] if found["boot"] == boot() else {}
+    return values
 
 
 def _forwarding(interface: str) -> str:
