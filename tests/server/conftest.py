@@ -1,0 +1,236 @@
+"""Tiny artifacts with random weights, applications in this process, and servers in processes of their own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cloze_api.manifest import (
+    ONNX_FILE,
+    TOKENIZER_FILE,
+    Lineage,
+    Limits,
+    Manifest,
+    SpecialTokens,
+    digest_files,
+    tokenizer_fingerprint,
+    write_manifest,
+)
+from cloze_api.task import Task
+from cloze_server.app import create_app
+from cloze_server.lifecycle import Lifecycle, State
+from cloze_server.model import LoadedModel
+from cloze_server.settings import Settings
+
+MAX_LENGTH = 48
+LABELS = {
+    Task.FILL_MASK: [],
+    Task.SEQUENCE_CLASSIFICATION: ["billing", "delivery", "praise", "other"],
+    Task.TOKEN_CLASSIFICATION: ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+}
+TEXTS = [
+    "Ada Lovelace lived in London, near St. James's Square.",
+    "my card was charged twice and nobody answers the phone",
+    "The parcel arrived late",
+    "Grace Hopper found a moth in the relay of the computer at Harvard University",
+    "hello",
+]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder with an artifact, and the torch model of the same weights."""
+
+    folder: Path
+    digest: str
+    task: Task
+    model: Any
+    tokenizer: Any
+
+
+def export(folder: Path, task: Task) -> Artifact:
+    """Write an artifact with a two-layer model and a vocabulary of a few hundred word pieces."""
+    import json
+
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+        BertTokenizerFast,
+    )
+
+    folder.mkdir()
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(TEXTS, vocab_size=200, min_frequency=1, show_progress=False)
+    trained.save(str(folder / TOKENIZER_FILE))
+    tokenizer = BertTokenizerFast(tokenizer_file=str(folder / TOKENIZER_FILE), model_max_length=MAX_LENGTH)
+    # Saved as the tokenizer that the reference pipelines use, so that both sides frame texts alike.
+    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+    labels = LABELS[task]
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=MAX_LENGTH,
+        # Large, so that scores of random weights differ.
+        initializer_range=0.4,
+        **({"id2label": dict(enumerate(labels)), "label2id": {v: k for k, v in enumerate(labels)}} if labels else {}),
+    )
+    head = {
+        Task.FILL_MASK: BertForMaskedLM,
+        Task.SEQUENCE_CLASSIFICATION: BertForSequenceClassification,
+        Task.TOKEN_CLASSIFICATION: BertForTokenClassification,
+    }[task]
+    model = head(config).eval()
+    # One tensor for each: the exporter would take a shared one for one input under three names.
+    example = [torch.full((2, 7), value, dtype=torch.int64) for value in (5, 1, 0)]
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2, max=MAX_LENGTH)
+    torch.onnx.export(
+        model,
+        kwargs=dict(zip(names, example, strict=True)),
+        f=str(folder / ONNX_FILE),
+        input_names=names,
+        output_names=["logits"],
+        dynamic_shapes={name: {0: batch, 1: length} for name in names},
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+    ids = {name: tokenizer.convert_tokens_to_ids(f"[{name.upper()}]") for name in ("pad", "unk", "cls", "sep", "mask")}
+    manifest = Manifest(
+        name="mails",
+        task=task,
+        architecture="bert",
+        labels=labels,
+        limits=Limits(max_length=MAX_LENGTH, vocab_size=len(tokenizer)),
+        special_tokens=SpecialTokens(**ids),
+        lowercase=True,
+        tokenizer_fingerprint=tokenizer_fingerprint(json.loads((folder / TOKENIZER_FILE).read_text())),
+        inputs=names,
+        output="logits",
+        lineage=Lineage(job="test", job_uid="", kind="test", created="2025-01-01T00:00:00Z", trainer_version="0"),
+        files=digest_files(folder),
+    )
+    return Artifact(folder, write_manifest(folder, manifest), task, model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], Artifact]:
+    """Artifacts by task, each exported once."""
+    made: dict[Task, Artifact] = {}
+    root = tmp_path_factory.mktemp("artifacts")
+
+    def get(task: Task) -> Artifact:
+        if task not in made:
+            made[task] = export(root / task, task)
+        return made[task]
+
+    return get
+
+
+@asynccontextmanager
+async def serving(
+    load: Callable[[], LoadedModel], lifecycle: Lifecycle | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application in this process, once its model is loaded."""
+    lifecycle = lifecycle or Lifecycle()
+    app = create_app(Settings(model="dummy:", **settings), load, lifecycle)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
+    ):
+        while lifecycle.state is State.LOADING:
+            await asyncio.sleep(0.005)
+        yield client
+
+
+Serving = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+class ServerProcess:
+    """`cloze-server` in a process of its own, listening on a port that the kernel chose."""
+
+    def __init__(self, *arguments: str, folder: Path, environment: dict[str, str] | None = None) -> None:
+        self.log_path = folder / "server.log"
+        self.termination_log = folder / "termination-log"
+        self.termination_log.touch()
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cloze_server.main", "--host", "127.0.0.1", "--port", "0", *arguments],
+                stderr=log,
+                env={**os.environ, "CLOZE_TERMINATION_LOG": str(self.termination_log), **(environment or {})},
+            )
+
+    def log(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        import json
+
+        lines = self.log_path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def wait_for_event(self, event: str, seconds: float = 30) -> dict[str, Any]:
+        """The first log line with this event."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for line in self.log():
+                if line["event"] == event:
+                    return line
+            assert self.process.poll() is None or event == "ends", self.log_path.read_text()
+            time.sleep(0.02)
+        raise AssertionError(f"no event {event!r} in:\n{self.log_path.read_text()}")
+
+    @property
+    def url(self) -> str:
+        """Its address, once it listens."""
+        return f"http://127.0.0.1:{self.wait_for_event('listening')['port']}"
+
+    def end(self) -> None:
+        """Stop it if it still runs."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.fixture
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers that end with the test."""
+    started: list[ServerProcess] = []
+
+    def start(*arguments: str, environment: dict[str, str] | None = None) -> ServerProcess:
+        started.append(
+            ServerProcess(*arguments, folder=tmp_path_factory.mktemp("server"), environment=environment)
+        )
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.end()
+
+
+@pytest.fixture(name="serving")
+def serving_fixture() -> Serving:
+    """`serving`, for tests, which can't import this file."""
+    return serving
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """asyncio alone: the server runs on nothing else."""
+    return "asyncio"

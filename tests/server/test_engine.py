@@ -1,0 +1,139 @@
+"""The queue and its thread."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from cloze_server.backend import DummyBackend, Ids, Logits
+from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
+from cloze_server.telemetry import Telemetry
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.anyio
+
+
+def engine(backend: object, *, batch: int = 256, queue: int = 65_536) -> Engine:
+    """An engine over a backend."""
+    return Engine(backend, Telemetry(), pad=0, max_batch_tokens=batch, max_queue_tokens=queue)  # type: ignore[arg-type]
+
+
+class Gate:
+    """A backend that waits until it is let go, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.go = threading.Event()
+        self.rows: list[list[int]] = []
+
+    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+        self.entered.set()
+        assert self.go.wait(10)
+        self.rows += [[int(token) for token in row[mask == 1]] for row, mask in zip(ids_BL, mask_BL, strict=True)]
+        return np.zeros((len(ids_BL), 2), np.float32)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+SEQUENCES = st.lists(st.integers(1, 50), min_size=1, max_size=60)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(SEQUENCES, min_size=1, max_size=5), min_size=1, max_size=12))
+def test_every_request_gets_its_own_answer(requests: list[list[list[int]]]) -> None:
+    """Whatever shares a batch, rows come back to who sent them, in order."""
+    backend = DummyBackend(classes=4, per_token=False)
+
+    async def run() -> None:
+        running = engine(backend)
+        try:
+            answers = await asyncio.gather(
+                *(running.submit([Piece(ids, None) for ids in request]) for request in requests)
+            )
+        finally:
+            running.close()
+        for request, answer in zip(requests, answers, strict=True):
+            expected = [backend.hashed(np.array(ids, np.int64), 0) for ids in request]
+            np.testing.assert_array_equal(answer.logits, expected)
+
+    asyncio.run(run())
+
+
+async def test_only_the_asked_positions_come_back() -> None:
+    """A model that answers for each token is cut to the rows that matter."""
+    backend = DummyBackend(classes=4, per_token=True)
+    running = engine(backend)
+    answer = await running.submit([Piece([5, 6, 7], [2, 0])])
+    running.close()
+    ids = np.array([5, 6, 7], np.int64)
+    np.testing.assert_array_equal(answer.logits[0], [backend.hashed(ids, 2), backend.hashed(ids, 0)])
+
+
+async def test_a_cancelled_request_is_withdrawn_before_its_batch() -> None:
+    """The model never sees text whose client has left."""
+    gate = Gate()
+    running = engine(gate, batch=1)
+    first = asyncio.create_task(running.submit([Piece([1], None)]))
+    await until(gate.entered.is_set)
+    second = asyncio.create_task(running.submit([Piece([2], None), Piece([3], None)]))
+    third = asyncio.create_task(running.submit([Piece([4], None)]))
+    await until(lambda: running.queued_tokens == 3)
+    second.cancel()
+    await until(lambda: running.queued_tokens == 1)
+    gate.go.set()
+    await first
+    await third
+    running.close()
+    assert gate.rows == [[1], [4]]
+
+
+async def test_a_request_that_does_not_fit_is_refused_with_a_wait() -> None:
+    """The queue is bounded in tokens, and says when to come back."""
+    gate = Gate()
+    running = engine(gate, batch=4, queue=10)
+    first = asyncio.create_task(running.submit([Piece([1], None)]))
+    await until(gate.entered.is_set)
+    second = asyncio.create_task(running.submit([Piece([2] * 8, None)]))
+    await until(lambda: running.queued_tokens == 8)
+    with pytest.raises(QueueFullError) as refused:
+        await running.submit([Piece([3] * 3, None)])
+    assert refused.value.retry_after_seconds >= 1
+    gate.go.set()
+    await asyncio.gather(first, second)
+    running.close()
+
+
+async def test_a_failing_batch_fails_its_requests_and_no_others() -> None:
+    """The thread outlives an error of the model."""
+
+    class Flaky(DummyBackend):
+        def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+            if ids_BL.max() == 13:
+                raise RuntimeError("unlucky")
+            return super().infer(ids_BL, mask_BL)
+
+    running = engine(Flaky(classes=2, per_token=False), batch=1)
+    with pytest.raises(InferenceError):
+        await running.submit([Piece([13], None)])
+    await running.submit([Piece([1], None)])
+    running.close()
+
+
+async def test_a_score_that_is_not_finite_is_an_error() -> None:
+    """Never an answer made of nonsense."""
+
+    class Broken(DummyBackend):
+        def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+            return super().infer(ids_BL, mask_BL) * np.float32("nan")
+
+    running = engine(Broken(classes=2, per_token=False))
+    with pytest.raises(InferenceError):
+        await running.submit([Piece([1], None)])
+    running.close()

@@ -1,0 +1,81 @@
+"""Flags, environment and model references."""
+
+from pathlib import Path
+
+import pytest
+from cloze_api.task import Task
+from cloze_server.exits import ExitCode, FatalError, write_termination_message
+from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
+from cloze_server.settings import FLAGS, read
+
+
+def test_the_environment_sets_what_flags_do_not() -> None:
+    """As the operator starts it."""
+    settings = read(
+        ["--threads", "3"],
+        {
+            "CLOZE_MODEL_URI": "models:/mails/7",
+            "CLOZE_THREADS": "2",
+            "CLOZE_TIMEOUT_SECONDS": "12",
+            "CLOZE_MODEL_CACHE": "/somewhere",
+            "CLOZE_MODEL_DIGEST": "",
+        },
+    )
+    assert (settings.model, settings.threads, settings.timeout_seconds) == ("models:/mails/7", 3, 12.0)
+    assert settings.cache == Path("/somewhere")
+    assert settings.digest is None
+
+
+def test_every_flag_has_an_environment_twin_of_its_own() -> None:
+    """One table for both."""
+    assert len({flag.env for flag in FLAGS}) == len(FLAGS)
+    assert all(flag.env.startswith("CLOZE_") or flag.env == "MLFLOW_TRACKING_URI" for flag in FLAGS)
+
+
+def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
+    """A Service named cloze makes CLOZE_PORT=tcp://… appear in every pod."""
+    assert read(["--model", "x"], {"CLOZE_PORT": "tcp://10.0.0.1:80"}).port == 8080
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        ([], {}, "--model"),
+        (["--model", "x", "--threads", "two"], {}, "--threads"),
+        (["--model", "x"], {"CLOZE_THREADS": "0"}, "CLOZE_THREADS"),
+        (["--model", "x", "--timeout-seconds", "nan"], {}, "--timeout-seconds"),
+        (["--model", "x", "--max-queue-tokens", "20"], {}, "--max-queue-tokens"),
+        (["--model", "x", "--log-level", "loud"], {}, "--log-level"),
+        (["--modle", "x"], {}, "--modle"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: list[str], environment: dict[str, str], named: str) -> None:
+    """The message says which one."""
+    with pytest.raises(FatalError, match=named) as error:
+        read(arguments, environment)
+    assert error.value.code is ExitCode.CONFIGURATION
+
+
+def test_model_references() -> None:
+    """A version, a folder, or a stand-in."""
+    assert parse_reference("models:/my-model/12") == RegisteredVersion("my-model", "12")
+    assert parse_reference("/models/x") == Folder(Path("/models/x"))
+    assert parse_reference("dummy:") == Dummy(Task.SEQUENCE_CLASSIFICATION, 0.0)
+    assert parse_reference("dummy:fill-mask?seconds=0.25") == Dummy(Task.FILL_MASK, 0.25)
+    for wrong in ("models:/m", "models:/m@champion", "models:/m/0", "models:/a/b/1", "dummy:poetry"):
+        with pytest.raises(FatalError):
+            parse_reference(wrong)
+
+
+def test_the_termination_message_is_one_line_within_the_kubelets_limit(tmp_path: Path) -> None:
+    """And it is written only where the kubelet has made the file."""
+    error = FatalError(ExitCode.ARTIFACT_INVALID, "DigestMismatch", "long\n" * 2000)
+    write_termination_message(tmp_path / "absent", error)
+    assert not (tmp_path / "absent").exists()
+    path = tmp_path / "termination-log"
+    path.touch()
+    write_termination_message(path, error)
+    text = path.read_text()
+    assert text.count("\n") == 1
+    assert len(text) < 4096
+    assert '"reason": "DigestMismatch"' in text
