@@ -1,0 +1,80 @@
+"""Requests to the two served models, through their Services, with the answers compared to the labels."""
+
+import concurrent.futures
+import contextlib
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What came back."""
+
+    sent: int = 0
+    failed: int = 0
+    right: int = 0
+    judged: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def quantile(self, share: float) -> float:
+        """Latency in seconds that this share of requests stayed under."""
+        return sorted(self.seconds)[min(len(self.seconds) - 1, int(share * len(self.seconds)))] if self.seconds else 0.0
+
+
+@contextlib.contextmanager
+def forwarded(namespace: str, service: str) -> Iterator[str]:
+    """Base URL of a Service on this machine while the block runs, by `kubectl port-forward`: works on any cluster."""
+    command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", ":80"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            port = re.search(r"127\.0\.0\.1:(\d+)", line)
+            if port is None:
+                raise RuntimeError(f"kubectl port-forward to service {namespace}/{service} didn't start: {line!r}")
+            yield f"http://127.0.0.1:{port[1]}"
+        finally:
+            process.terminate()
+
+
+def _judge(route: str, row: dict[str, Any], reply: dict[str, Any]) -> tuple[int, int]:
+    """Right answers and answers compared, of one request."""
+    result = reply["results"][0]
+    if route == "/v1/classify":
+        return int(result["predictions"][0]["label"] == row["label"]), 1
+    return sum(tag["label"] == label for tag, label in zip(result["tags"], row["labels"], strict=True)), len(
+        row["labels"]
+    )
+
+
+def send(base: str, route: str, rows: list[dict[str, Any]], connections: int = 4) -> Traffic:
+    """Send one request for each row over a few connections at once."""
+    traffic = Traffic()
+
+    def one(row: dict[str, Any]) -> None:
+        body = {"inputs": row["text"]} if route == "/v1/classify" else {"words": [row["tokens"]]}
+        started = time.perf_counter()
+        traffic.sent += 1
+        try:
+            response = client.post(route, json=body)
+            response.raise_for_status()
+        except httpx.HTTPError:
+            traffic.failed += 1
+            return
+        traffic.seconds.append(time.perf_counter() - started)
+        right, judged = _judge(route, row, response.json())
+        traffic.right += right
+        traffic.judged += judged
+
+    with (
+        httpx.Client(base_url=base, timeout=60) as client,
+        concurrent.futures.ThreadPoolExecutor(max_workers=connections) as pool,
+    ):
+        list(pool.map(one, rows))
+    return traffic
