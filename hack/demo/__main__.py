@@ -151,7 +151,7 @@ def report(
   kubectl -n {NAMESPACE} get cloze
   kubectl -n cloze-system port-forward service/cloze-mlflow 5000    then http://localhost:5000
   kubectl -n {NAMESPACE} port-forward service/spam 8080:80           then
-  curl -s localhost:8080/v1/classify -H 'content-type: application/json' -d '{{"inputs": "You won a free prize, click here"}}'
+  curl -s localhost:8080/v1/classify --json '{{"inputs": "You won a free prize, click here"}}'
 `make demo-clean` deletes the demo's objects, `make cluster-down` stops the cluster.""",
         highlight=False,
         markup=False,

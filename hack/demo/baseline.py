@@ -26,7 +26,7 @@ def spam_f1(folder: Path) -> float:
 
 
 def most_frequent_tag_accuracy(folder: Path) -> float:
-    """Accuracy over words: each word gets its most frequent tag in training, an unknown word the most frequent of all."""
+    """Accuracy over words: each gets its most frequent tag in training, an unknown one the most frequent of all."""
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     for row in read(folder / "pos-train.jsonl"):
         for word, tag in zip(row["tokens"], row["labels"], strict=True):

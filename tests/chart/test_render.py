@@ -1,0 +1,125 @@
+"""What the chart renders: complete, restricted, and refusing bad values before anything reaches a cluster."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloze_api import crd
+
+# Helm comes with the local cluster's tools.
+pytestmark = pytest.mark.cluster
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "cloze"
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["helm", *arguments], capture_output=True, text=True, check=False)
+
+
+def render(*settings: str) -> list[dict[str, Any]]:
+    flags = [flag for setting in settings for flag in ("--set-json", setting)]
+    done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", "--kube-version", "1.31.0", *flags)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def pod_specs(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [document["spec"]["template"]["spec"] for document in documents if document["kind"] == "Deployment"]
+
+
+def test_chart_passes_lint() -> None:
+    """`helm lint --strict` finds nothing."""
+    done = helm("lint", "--strict", "--kube-version", "1.31.0", str(CHART))
+    assert done.returncode == 0, done.stdout
+
+
+def test_definitions_are_the_contract_and_are_kept() -> None:
+    """The chart installs the rendered definitions and never deletes them, as that would delete users' objects."""
+    rendered = {d["metadata"]["name"]: d for d in render() if d["kind"] == "CustomResourceDefinition"}
+    expected = {name.removesuffix(".yaml").split(".", 1)[0]: yaml.safe_load(text) for name, text in crd.files().items()}
+    assert {name.split(".")[0] for name in rendered} == expected.keys()
+    for definition in rendered.values():
+        assert definition["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert definition == expected[definition["spec"]["names"]["plural"]]
+
+
+def test_definitions_can_be_left_out() -> None:
+    """Clusters whose administrators install definitions themselves turn them off."""
+    assert not [d for d in render("crds.install=false") if d["kind"] == "CustomResourceDefinition"]
+
+
+def test_every_pod_is_restricted() -> None:
+    """Non-root, read-only root, no escalation, no capabilities, RuntimeDefault, memory limited."""
+    for spec in pod_specs(render()):
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_roles_name_each_verb_and_resource() -> None:
+    """No wildcard, no secrets, no right to create pods."""
+    roles = [d for d in render() if d["kind"] in ("ClusterRole", "Role")]
+    assert roles
+    for rule in (rule for role in roles for rule in role["rules"]):
+        assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+        assert "secrets" not in rule["resources"]
+        if "pods" in rule["resources"]:
+            assert set(rule["verbs"]) <= {"get", "list", "watch", "delete"}
+
+
+def test_named_namespaces_need_no_cluster_role() -> None:
+    """With `operator.namespaces` the operator has rights there only."""
+    documents = render('operator.namespaces=["team-a","team-b"]')
+    assert not [d for d in documents if d["kind"].startswith("ClusterRole")]
+    assert sorted(d["metadata"]["namespace"] for d in documents if d["kind"] == "Role") == ["team-a", "team-b"]
+
+
+def test_own_mlflow_replaces_the_charts() -> None:
+    """With `mlflow.enabled: false` nothing of MLflow is installed and the operator is given the address."""
+    documents = render("mlflow.enabled=false", 'mlflow.uri="https://mlflow.example"')
+    assert not [d for d in documents if "mlflow" in d["metadata"]["name"]]
+    environment = {e["name"]: e["value"] for e in pod_specs(documents)[0]["containers"][0]["env"]}
+    assert environment["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("operator.resyncSeconds=1", "resyncSeconds"),
+        ('operator.logLevel="LOUD"', "logLevel"),
+        ('mlflow.storage.size="big"', "storage/size"),
+        ("operator.replicaCount=3", "replicaCount"),
+        ('images.train=""', "images/train"),
+        ("mlflow.enabled=false", "mlflow.uri must name your MLflow server"),
+    ],
+)
+def test_bad_value_is_refused_by_name(setting: str, message: str) -> None:
+    """The message names the value."""
+    done = helm("template", "cloze", str(CHART), "--kube-version", "1.31.0", "--set-json", setting)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_values_schema_covers_every_value() -> None:
+    """A value without a schema entry would be refused: the defaults themselves prove the schema complete."""
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+
+    def walk(value: Any, node: dict[str, Any], path: str) -> None:
+        for key, child in value.items():
+            assert key in node["properties"], f"{path}.{key}"
+            inner = node["properties"][key]
+            if isinstance(child, dict) and inner.get("additionalProperties") is False:
+                walk(child, inner, f"{path}.{key}")
+
+    walk(values, schema, "")

@@ -1,0 +1,143 @@
+"""The API server itself refuses bad objects, with a sentence that names the field and, for rules, the remedy."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kubernetes import client, dynamic
+
+pytestmark = pytest.mark.cluster
+
+Document = dict[str, Any]
+
+GOOD: dict[str, Document] = {
+    "PretrainJob": {
+        "corpus": [{"uri": "configmap://text/corpus.txt"}],
+        "registry": {"name": "encoder"},
+    },
+    "FineTuneJob": {
+        "base": {"pretrainJob": {"name": "encoder"}},
+        "task": "sequence-classification",
+        "dataset": {"train": "pvc://data/train.jsonl", "test": "pvc://data/test.jsonl"},
+        "registry": {"name": "spam"},
+    },
+    "ModelDeployment": {"model": {"name": "spam", "follow": {}}},
+}
+
+
+def document(kind: str, name: str = "sample") -> Document:
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": copy.deepcopy(GOOD[kind]),
+    }
+
+
+def put(path: str, value: object) -> Callable[[Document], None]:
+    """A change that sets one field, given as `a.b.0.c`."""
+
+    def change(target: Any) -> None:
+        *parents, last = path.split(".")
+        for key in parents:
+            target = target[int(key)] if key.isdigit() else target.setdefault(key, {})
+        target[last] = value
+
+    return change
+
+
+def drop(path: str) -> Callable[[Document], None]:
+    """A change that removes one field."""
+
+    def change(target: Any) -> None:
+        *parents, last = path.split(".")
+        for key in parents:
+            target = target[key]
+        del target[last]
+
+    return change
+
+
+P, F, M = GOOD
+
+# kind, change, what the message must contain: the field, and for rules the remedy.
+BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
+    (P, drop("spec.corpus"), ("spec.corpus", "Required")),
+    (P, put("spec.corpus", []), ("spec.corpus", "at least 1 items")),
+    (P, put("spec.corpus.0.uri", "ftp://host/file"), ("spec.corpus[0].uri",)),
+    (P, put("spec.corpus.0.uri", "configmap://text"), ("spec.corpus[0].uri",)),
+    (P, put("spec.corpus.0.format", "docx"), ("spec.corpus[0].format", "paragraphs")),
+    (P, drop("spec.registry"), ("spec.registry", "Required")),
+    (P, put("spec.registry.name", "has spaces"), ("spec.registry.name",)),
+    (P, put("spec.registry.alias", "Champion!"), ("spec.registry.alias",)),
+    (P, put("spec.model.hiddenSize", 250), ("spec.model", "multiple of spec.model.heads", "change one")),
+    (P, put("spec.model.layers", 0), ("spec.model.layers", "greater than or equal to 1")),
+    (P, put("spec.model.dropout", 1), ("spec.model.dropout", "less than 1")),
+    (P, put("spec.model.architecture", "gpt"), ("spec.model.architecture",)),
+    (P, put("spec.masking", {"maskShare": 0.9, "randomShare": 0.2}), ("spec.masking", "lower one of them")),
+    (P, put("spec.masking.probability", 0), ("spec.masking.probability", "greater than 0")),
+    (P, put("spec.optimization", {"steps": 10, "warmupSteps": 20}), ("spec.optimization", "lower it")),
+    (P, put("spec.optimization.learningRate", -1), ("spec.optimization.learningRate",)),
+    (P, put("spec.optimization.steps", "many"), ("spec.optimization.steps", "integer")),
+    (P, put("spec.topology", {"nodes": 64}), ("batchSequences", "raise the batch")),
+    (P, put("spec.topology.nodes", 65), ("spec.topology.nodes", "less than or equal to 64")),
+    (P, put("spec.topology.sharedMemory", "much"), ("spec.topology.sharedMemory",)),
+    (P, put("spec.topology.resources", {"limits": {"memory": "2 GB"}}), ("spec.topology.resources.limits",)),
+    (P, put("spec.storage.accessMode", "ReadOnly"), ("spec.storage.accessMode", "ReadWriteOnce")),
+    (P, put("spec.tokenizer.vocabSize", 10), ("spec.tokenizer.vocabSize",)),
+    (P, put("metadata.name", "x" * 41), ("metadata.name", "shorten it")),
+    (P, put("spec.ttlSecondsAfterFinished", -1), ("spec.ttlSecondsAfterFinished",)),
+    (P, put("spec.optimisation", {}), ("spec.optimisation", "unknown field")),
+    (F, put("spec.base", {}), ("spec.base", "exactly one", "set one")),
+    (F, put("spec.base.model", {"name": "encoder", "version": "1"}), ("spec.base", "exactly one")),
+    (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
+    (F, put("spec.base", {"model": {"name": "encoder", "version": "v1"}}), ("spec.base.model.version",)),
+    (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
+    (F, put("spec.labels", ["only"]), ("spec.labels", "at least two")),
+    (F, put("spec.labels", ["a", ""]), ("spec.labels[1]",)),
+    (F, put("spec.dataset.test", "pvc://data/train.jsonl"), ("spec.dataset.test", "not trained on")),
+    (F, drop("spec.dataset.test"), ("spec.dataset.test", "Required")),
+    (F, put("spec.failurePolicy.maxRestarts", -1), ("spec.failurePolicy.maxRestarts",)),
+    (M, put("spec.model", {"name": "spam"}), ("spec.model", "exactly one", "follow: {}")),
+    (M, put("spec.model.version", "3"), ("spec.model", "exactly one", "remove the other")),
+    (M, put("spec.model.follow", {"alias": "challenger"}), ("spec.model.follow", "two names")),
+    (M, put("spec.replicas", -1), ("spec.replicas",)),
+    (M, put("spec.runtime", {"maxQueueTokens": 100}), ("spec.runtime.maxQueueTokens", "raise it")),
+    (M, put("spec.drainSeconds", 0), ("spec.drainSeconds",)),
+]
+
+
+@pytest.fixture(scope="module")
+def kubernetes_client(api_client: client.ApiClient) -> dynamic.DynamicClient:
+    return dynamic.DynamicClient(api_client)
+
+
+def create(kubernetes_client: dynamic.DynamicClient, body: Document, *, dry_run: bool) -> None:
+    resource = kubernetes_client.resources.get(api_version=body["apiVersion"], kind=body["kind"])
+    options: dict[str, Any] = {"query_params": [("fieldValidation", "Strict")]}
+    if dry_run:
+        options["dry_run"] = "All"
+    kubernetes_client.create(resource, body=body, namespace="default", **options)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind: str) -> None:
+    """The smallest object of each kind is enough; every other field has a default."""
+    create(kubernetes_client, document(kind), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "expected"), BAD, ids=[f"{index}-{expected[0]}" for index, (_, _, expected) in enumerate(BAD)]
+)
+def test_bad_object_is_refused_by_name(
+    kubernetes_client: dynamic.DynamicClient, kind: str, change: Callable[[Document], None], expected: tuple[str, ...]
+) -> None:
+    """The object is refused, and the message has the field's path and what to do."""
+    body = document(kind)
+    change(body)
+    with pytest.raises(client.ApiException) as refusal:
+        create(kubernetes_client, body, dry_run=True)
+    assert refusal.value.status in (400, 422)
+    for part in expected:
+        assert part in str(refusal.value.body)
