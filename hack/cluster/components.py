@@ -94,8 +94,6 @@ def _apiserver(settings: Settings) -> list[str]:
         "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         f"--proxy-client-cert-file={KEYS}/front-proxy.crt",
         f"--proxy-client-key-file={KEYS}/front-proxy.key",
-        # No kube-proxy rule helps the API server itself to reach a service of an aggregated API by its address.
-        "--enable-aggregator-routing=true",
         "--profiling=false",
     ]
 

@@ -95,7 +95,7 @@ def problems(facts: Facts, settings: Settings) -> list[str]:
 
 
 def _registry_port_free(settings: Settings) -> bool:
-    if registry.owner(settings.cache):
+    if registry.owner(settings.cache) and registry.answers(settings.registry_port):
         return True
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

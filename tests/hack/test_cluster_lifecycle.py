@@ -139,7 +139,8 @@ def traces() -> dict[str, object]:
         with contextlib.suppress(OSError):
             argv = (folder / "cmdline").read_text().replace("\0", " ")  # empty for a zombie
             group = (folder / "cgroup").read_text()
-            if argv and any(f"/{who}" in argv or f"cloze-{who}" in group for who in (FIRST, SECOND)):
+            ours_by_name = any(f"/{who}" in argv or f"cloze-{who}" in group for who in (FIRST, SECOND))
+            if argv and (ours_by_name or "docker-registry" in argv):
                 processes.add(argv)
     settings = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
     return {
