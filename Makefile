@@ -35,7 +35,7 @@ lint: $(VENV) ## format, lint and architecture checks; generated files are curre
 	@.venv/bin/ruff format --check --quiet . || { echo "run 'make format'"; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/lint-imports --no-logo | tail -n 3
-	@.venv/bin/cloze-crds --check crds charts/cloze/files/crds
+	@.venv/bin/cloze-crds --check crds charts/cloze/files/crds --reference docs/reference.md
 
 .PHONY: types
 types: $(VENV) ## strict type checks
@@ -63,7 +63,7 @@ format: $(VENV) ## format the code and fix what can be fixed
 
 .PHONY: generate
 generate: $(VENV) ## render the CRDs and the reference from the contract
-	@.venv/bin/cloze-crds crds charts/cloze/files/crds
+	@.venv/bin/cloze-crds crds charts/cloze/files/crds --reference docs/reference.md
 
 # ---------------------------------------------------------------- cluster, images, chart
 

@@ -156,22 +156,22 @@ def files() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the definitions, or check that the written ones are current."""
+    """Write the definitions and the reference, or check that the written ones are current."""
+    from cloze_api import reference  # noqa: PLC0415 - it renders what this module defines
+
     parser = argparse.ArgumentParser(prog="cloze-crds", description=main.__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="folders that hold the definitions")
+    parser.add_argument("--reference", type=Path, help="file that holds the reference as Markdown")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a file isn't current")
     arguments = parser.parse_args()
-    stale = []
-    for folder in arguments.folders:
-        for name, text in files().items():
-            path = folder / name
-            if path.is_file() and path.read_text(encoding="utf-8") == text:
-                continue
-            stale.append(str(path))
-            if not arguments.check:
-                folder.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-    for path_name in stale:
-        print(f"{'not current' if arguments.check else 'wrote'}: {path_name}", file=sys.stderr)  # noqa: T201 - a command
+    wanted = {folder / name: text for folder in arguments.folders for name, text in files().items()}
+    if arguments.reference:
+        wanted[arguments.reference] = reference.render()
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if not arguments.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted[path], encoding="utf-8")
+        print(f"{'not current' if arguments.check else 'wrote'}: {path}", file=sys.stderr)  # noqa: T201 - a command
     if arguments.check and stale:
         sys.exit("run `make generate` and commit the result")
