@@ -1,0 +1,58 @@
+"""The chart on the current cluster, a namespace that enforces `restricted`, and real text in ConfigMaps."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cluster  # the folder has no package, so that pytest can mirror the rooms
+
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEM = "cloze-system"
+
+
+@pytest.fixture(scope="session")
+def platform() -> str:
+    """The namespace of the installed chart: operator and MLflow are ready."""
+    assert os.environ.get("KUBECONFIG"), "set KUBECONFIG: run the tests with `make e2e` or `make test`"
+    subprocess.run([str(ROOT / "hack" / "install")], check=True)
+    return SYSTEM
+
+
+@pytest.fixture(scope="session")
+def text() -> Path:
+    """Folder of the demo's files: real text, split."""
+    command = [sys.executable, str(ROOT / "hack" / "demo"), "data"]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def namespace(platform: str, text: Path) -> Iterator[str]:
+    """A fresh namespace with the first rows of each file in the ConfigMap `text`."""
+    name = f"e2e-{uuid.uuid4().hex[:6]}"
+    cluster.kubectl("create", "namespace", name)
+    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    rows = {"corpus.jsonl": 60, "spam-train.jsonl": 300, "spam-test.jsonl": 60}
+    data = {}
+    for file, count in rows.items():
+        with (text / file).open(encoding="utf-8") as stream:
+            data[file] = "".join(itertools.islice(stream, count))
+    # The mails lie sorted by label: take every few so that both labels are there.
+    for file, count in (("spam-train.jsonl", 300), ("spam-test.jsonl", 60)):
+        lines = (text / file).read_text(encoding="utf-8").splitlines(keepends=True)
+        data[file] = "".join(lines[:: max(1, len(lines) // count)][:count])
+    data["wrong.jsonl"] = '{"text": "fine", "label": "ham"}\n{"text": "no label here"}\n'
+    assert len(json.dumps(data)) < 1_000_000
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "text"}, "data": data}
+    # Server-side: the text is too large for the annotation of a client-side apply.
+    cluster.kubectl("--namespace", name, "apply", "--server-side", "--filename", "-", stdin=json.dumps(body))
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
