@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -16,9 +15,10 @@ from cloze_server.cache import Cache
 from cloze_server.drain import DrainingServer
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
 from cloze_server.lifecycle import Lifecycle
+from cloze_server.listener import listen
 from cloze_server.model import LOCAL_VERSION, LoadedModel, dummy_model, load_artifact
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
-from cloze_server.settings import Settings, read
+from cloze_server.settings import ENV_TERMINATION_LOG, Settings, read
 from cloze_server.source import fetch, open_folder
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
-    listener = _listen(settings)
+    listener = listen(settings.host, settings.port)
     server = DrainingServer(config, lifecycle, lame_duck_seconds=settings.lame_duck_seconds)
     _log.info("listening", extra=logs.fields(host=settings.host, port=listener.getsockname()[1]))
     try:
@@ -84,22 +84,13 @@ def serve(settings: Settings) -> None:
         raise lifecycle.failure
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, opened here so that a port in use has an exit code of its own."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        message = f"{settings.host}:{settings.port} can't be listened on: {error}"
-        raise FatalError(ExitCode.CONFIGURATION, "AddressUnavailable", message) from error
-
-
 def main() -> None:
     """Run the server; the exit code is an `ExitCode`."""
     # Each tokenizer thread tokenizes alone; the library's own threads would compete with the model's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logs.configure("info")
-    termination_log = Path(TERMINATION_LOG)
+    # Also for settings that can't be read.
+    termination_log = Path(os.environ.get(ENV_TERMINATION_LOG) or TERMINATION_LOG)
     try:
         settings = read(sys.argv[1:])
         termination_log = settings.termination_log

@@ -121,6 +121,12 @@ class Service:
             raise ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": self._settings.max_inputs})
         limit = self._settings.max_characters
         for index, text in enumerate(inputs):
+            try:
+                # JSON can spell half of a surrogate pair, which is no text; the tokenizer would fail on it.
+                (text if isinstance(text, str) else "".join(text)).encode()
+            except UnicodeEncodeError as error:
+                message = f"input {index} has a lone surrogate at character {error.start}: send whole characters"
+                raise ProblemError(ProblemType.INPUT_INVALID, message, members={"input": index}) from error
             characters = len(text) if isinstance(text, str) else sum(map(len, text))
             if characters > limit:
                 message = f"input {index} has {characters} characters: send at most {limit}"

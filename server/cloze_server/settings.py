@@ -19,6 +19,8 @@ from cloze_api.names import (
 )
 from cloze_server.exits import ExitCode, FatalError
 
+ENV_TERMINATION_LOG = "CLOZE_TERMINATION_LOG"
+
 _RUNTIME = Runtime()
 _SPEC_FIELDS = ModelDeploymentSpec.model_fields
 
@@ -96,7 +98,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1),
     Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1),
     Flag("log_level", "CLOZE_LOG_LEVEL", str, "debug, info, warning or error"),
-    Flag("termination_log", "CLOZE_TERMINATION_LOG", Path, "where a fatal error's reason is left"),
+    Flag("termination_log", ENV_TERMINATION_LOG, Path, "where a fatal error's reason is left"),
 )
 
 _DEFAULTS = {field.name: field.default for field in fields(Settings)}

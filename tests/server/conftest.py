@@ -1,6 +1,7 @@
 """Tiny artifacts with random weights, applications in this process, and servers in processes of their own."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+
 from cloze_api.manifest import (
     ONNX_FILE,
     TOKENIZER_FILE,
-    Lineage,
     Limits,
+    Lineage,
     Manifest,
     SpecialTokens,
     digest_files,
@@ -59,11 +61,9 @@ class Artifact:
 
 def export(folder: Path, task: Task) -> Artifact:
     """Write an artifact with a two-layer model and a vocabulary of a few hundred word pieces."""
-    import json
-
-    import torch
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import (
+    import torch  # noqa: PLC0415 - takes seconds, and most tests do without
+    from tokenizers import BertWordPieceTokenizer  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415
         BertConfig,
         BertForMaskedLM,
         BertForSequenceClassification,
@@ -156,7 +156,8 @@ async def serving(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
     ):
-        while lifecycle.state is State.LOADING:
+        # Loading is a thread of the application, which tells nobody but the lifecycle.
+        while lifecycle.state is State.LOADING:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         yield client
 
@@ -180,8 +181,6 @@ class ServerProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """The log so far."""
-        import json
-
         lines = self.log_path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -214,9 +213,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     started: list[ServerProcess] = []
 
     def start(*arguments: str, environment: dict[str, str] | None = None) -> ServerProcess:
-        started.append(
-            ServerProcess(*arguments, folder=tmp_path_factory.mktemp("server"), environment=environment)
-        )
+        started.append(ServerProcess(*arguments, folder=tmp_path_factory.mktemp("server"), environment=environment))
         return started[-1]
 
     yield start

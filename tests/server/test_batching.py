@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from cloze_server.batching import LOOKAHEAD, plan_batch, tolerance
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cloze_server.batching import LOOKAHEAD, plan_batch, tolerance
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,22 @@
 """The queue and its thread."""
 
+# What is awaited lives in another thread or process, so there is no event to wait for.
+# ruff: noqa: ASYNC110
+# Names end in their dimensions, as in Backend.
+# ruff: noqa: N803
+
 import asyncio
 import threading
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cloze_server.backend import DummyBackend, Ids, Logits
 from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
 from cloze_server.telemetry import Telemetry
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.anyio
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from cloze_api.manifest import verify
 from cloze_api.task import Task
 from cloze_server.model import LoadedModel, load_artifact
@@ -35,7 +36,7 @@ def loader(artifact: Any) -> Callable[[], LoadedModel]:
 
 def logits_of(artifact: Any, text: str | list[str]) -> tuple[Any, Any]:
     """torch's logits for one input, and its encoding."""
-    import torch
+    import torch  # noqa: PLC0415 - takes seconds, and most tests do without
 
     encoded = artifact.tokenizer(text, return_tensors="pt", is_split_into_words=isinstance(text, list))
     with torch.no_grad():
@@ -44,7 +45,7 @@ def logits_of(artifact: Any, text: str | list[str]) -> tuple[Any, Any]:
 
 async def test_fill_mask_scores_are_those_of_the_pipeline(artifacts: Any, serving: Any) -> None:
     """Same tokens, same order, same probabilities, for one mask and for several."""
-    from transformers import pipeline
+    from transformers import pipeline  # noqa: PLC0415
 
     artifact = artifacts(Task.FILL_MASK)
     reference = pipeline("fill-mask", model=artifact.model, tokenizer=artifact.tokenizer, top_k=4)
@@ -70,7 +71,7 @@ async def test_fill_mask_scores_are_those_of_the_pipeline(artifacts: Any, servin
 
 async def test_classification_scores_are_those_of_the_pipeline(artifacts: Any, serving: Any) -> None:
     """All labels, best first."""
-    from transformers import pipeline
+    from transformers import pipeline  # noqa: PLC0415
 
     artifact = artifacts(Task.SEQUENCE_CLASSIFICATION)
     reference = pipeline("text-classification", model=artifact.model, tokenizer=artifact.tokenizer, top_k=None)
@@ -80,9 +81,7 @@ async def test_classification_scores_are_those_of_the_pipeline(artifacts: Any, s
     for result, expected in zip(reply["results"], reference(TEXTS), strict=True):
         assert [p["label"] for p in result["predictions"]] == [p["label"] for p in expected]
         assert [p["score"] for p in result["predictions"]] == pytest.approx([p["score"] for p in expected], rel=1e-3)
-    assert [p["label"] for p in one["results"][0]["predictions"]] == [
-        reply["results"][0]["predictions"][0]["label"]
-    ]
+    assert [p["label"] for p in one["results"][0]["predictions"]] == [reply["results"][0]["predictions"][0]["label"]]
 
 
 async def test_word_labels_are_the_argmax_at_first_sub_words(artifacts: Any, serving: Any) -> None:
@@ -153,7 +152,7 @@ async def test_too_long_a_text_is_refused_or_cut_as_asked(artifacts: Any, servin
         (True, 48),
     ]
     assert 'cloze_truncated_inputs_total{model="mails",version="3"} 1.0' in counted
-    import torch
+    import torch  # noqa: PLC0415 - takes seconds, and most tests do without
 
     ids = artifact.tokenizer(text, truncation=True, max_length=48, return_tensors="pt")
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from cloze_api.task import Task
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
