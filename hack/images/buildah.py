@@ -23,16 +23,18 @@ class Buildah:
         self._logs = cache / "logs"
         self._wheels = wheels
         self._store.mkdir(parents=True, exist_ok=True)
-        # A build that was killed leaves its layer, up to 6 GB, in the folder for temporary files.
-        temporary = cache / "buildah-tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        os.environ["TMPDIR"] = str(temporary)
         # Mounts and locks die with the machine's boot, so they belong in /run, one folder for each store.
         run = Path("/run/cloze", hashlib.sha256(str(self._store).encode()).hexdigest()[:12])
         self._buildah = [
             *("buildah", "--root", str(self._store), "--runroot", str(run), "--storage-driver", "overlay"),
         ]
+        # A build that was killed leaves its container and its layer's archive, 6 GB each for torch. Nothing else
+        # builds here now, so both can go.
+        temporary = cache / "buildah-tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        os.environ["TMPDIR"] = str(temporary)
+        output(*self._buildah, "rm", "--all")
 
     def has(self, reference: str) -> bool:
         return succeeds(*self._buildah, "inspect", "--type", "image", reference)
@@ -49,8 +51,8 @@ class Buildah:
                 *(*self._buildah, "build", "--isolation", "chroot", "--layers", "--target", order.image.target),
                 *("--volume", f"{self._wheels}:{_WHEELS}:rw", *trust),
                 *("--build-arg", f"UV_CACHE_DIR={_WHEELS}", "--build-arg", f"BASE_IMAGE={base_image}"),
-                *(*order.build_arguments(), "--file", str(order.root / order.image.dockerfile)),
-                *("--tag", order.reference, str(order.root)),
+                *(*order.build_arguments(), "--file", str(order.context / order.image.dockerfile)),
+                *("--tag", order.reference, str(order.context)),
             ],
             self._logs / f"{order.image.name}.log",
         )
@@ -69,14 +71,17 @@ class Buildah:
         )
 
     def prune(self, keep: set[str]) -> None:
-        for reference in self._references():
-            if reference not in keep and "/cloze-" in reference:
+        """Delete what `keep` does not need; for its layers, an older build stays where the kept one is not here."""
+        present = set(self._references())
+        stay = {_repository(reference) for reference in keep - present}
+        keep = keep | {_base_reference()}
+        for reference in present - keep:
+            if "/cloze-" in reference and _repository(reference) not in stay:
                 output(*self._buildah, "rmi", reference)
-        output(*self._buildah, "rm", "--all")
         output(*self._buildah, "rmi", "--prune")
 
     def _base(self) -> str:
-        reference = f"localhost/cloze-base:{base.key()}"
+        reference = _base_reference()
         if self.has(reference):
             return reference
         say("making the base image with debootstrap (half a minute to a minute)")
@@ -91,11 +96,18 @@ class Buildah:
 
     def _forget_older(self, reference: str) -> None:
         """Keep one build of each image: the registry has the others, and a torch layer is 6 GB."""
-        repository = reference.rpartition(":")[0]
         for older in self._references():
-            if older != reference and older.rpartition(":")[0] == repository:
+            if older != reference and _repository(older) == _repository(reference):
                 output(*self._buildah, "rmi", older)
 
     def _references(self) -> list[str]:
         listed = json.loads(output(*self._buildah, "images", "--json") or "[]")
         return [name for image in listed or [] for name in image.get("names") or []]
+
+
+def _base_reference() -> str:
+    return f"localhost/cloze-base:{base.key()}"
+
+
+def _repository(reference: str) -> str:
+    return reference.rpartition(":")[0]

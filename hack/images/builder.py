@@ -18,7 +18,7 @@ class Order:
 
     image: Image
     reference: str
-    root: Path
+    context: Path
     base_image: str | None
     version: str
     revision: str

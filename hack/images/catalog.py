@@ -15,8 +15,9 @@ class Image:
     lock: str
     packages: tuple[str, ...] = ()
     scripts: tuple[str, ...] = ()
-    # What a person should expect when nothing is cached.
+    # What a person should expect when nothing is cached, and when the registry has nothing of it.
     cold: str
+    upload: str = "a few seconds"
 
     @property
     def repository(self) -> str:
@@ -34,6 +35,7 @@ IMAGES = {
             packages=("crds/cloze_api", "trainer/cloze_trainer"),
             scripts=("cloze-train",),
             cold="3 to 6 minutes, and 3 GB to fetch when the wheels are not cached",
+            upload="a minute or two",
         ),
         Image(
             name="serve",

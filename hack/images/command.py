@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,8 +40,10 @@ class Settings:
     registry: str
     base_image: str | None
 
-    def reference(self, image: Image) -> str:
-        tag = content.tag(image, self.root, self.base_image or base.key())
+    def tag(self, image: Image, root: Path) -> str:
+        return content.tag(image, root, self.base_image or base.key())
+
+    def reference(self, image: Image, tag: str) -> str:
         return f"{self.registry}/{image.repository}:{tag}"
 
 
@@ -51,13 +54,15 @@ def main(argv: list[str]) -> int:
         settings = _settings(os.environ, arguments.registry)
         match arguments.command:
             case "list":
-                _list(settings, chosen, as_json=arguments.json)
+                references = {
+                    image.name: settings.reference(image, settings.tag(image, settings.root)) for image in chosen
+                }
+                _list(references, as_json=arguments.json)
             case "build":
                 with _alone(settings):
                     _build(settings, chosen)
             case "push":
-                with _alone(settings):
-                    _push(settings, chosen)
+                _push(settings, chosen)
             case "prune":
                 with _alone(settings):
                     _prune(settings)
@@ -75,8 +80,7 @@ def _chosen(names: list[str]) -> list[Image]:
     return [image for name, image in IMAGES.items() if name in names or not names]
 
 
-def _list(settings: Settings, images: list[Image], *, as_json: bool) -> None:
-    references = {image.name: settings.reference(image) for image in images}
+def _list(references: Mapping[str, str], *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(references))
         return
@@ -86,66 +90,81 @@ def _list(settings: Settings, images: list[Image], *, as_json: bool) -> None:
 
 def _build(settings: Settings, images: list[Image]) -> None:
     maker = _builder(settings)
-    for image in images:
-        _ensure_built(settings, maker, image)
-    _list(settings, images, as_json=False)
+    tags = {image: _ensure_built(settings, maker, image) for image in images}
+    _list({image.name: settings.reference(image, tag) for image, tag in tags.items()})
 
 
 def _push(settings: Settings, images: list[Image]) -> None:
     local = LocalRegistry(settings.registry) if registry.is_local(settings.registry) else None
     if local:
         registry.started(local, settings.root)
-    maker: Builder | None = None
+    tags = {image: settings.tag(image, settings.root) for image in images}
+    # Another registry may want a password that only the builder knows, so there a push finds out by itself.
+    missing = [image for image, tag in tags.items() if not (local and local.digest(image.repository, tag))]
     for image in images:
-        reference = settings.reference(image)
-        if local and local.digest(image.repository, reference.rpartition(":")[2]):
-            say(f"{image.name}: the registry has {reference}")
-            continue
-        maker = maker or _builder(settings)
-        built = _ensure_built(settings, maker, image)
-        began = time.monotonic()
-        say(f"{image.name}: pushing (new libraries: 2 minutes for train, seconds otherwise)")
-        maker.push(built, reference, plain_http=local is not None)
-        say(f"{image.name}: pushed {reference} in {time.monotonic() - began:.1f} s")
+        if image not in missing:
+            say(f"{image.name}: the registry has {tags[image]}")
+    if missing:
+        with _alone(settings):
+            maker = _builder(settings)
+            for image in missing:
+                tags[image] = _ensure_built(settings, maker, image)
+                _upload(settings, maker, image, tags[image], plain_http=local is not None)
+    references = {image.name: settings.reference(image, tag) for image, tag in tags.items()}
     if local:
-        _list(settings, images, as_json=False)
+        _list(references)
         return
     # What the chart's values need, ready to paste.
     print("images:")
-    for image in images:
-        print(f"  {image.name}: {settings.reference(image)}")
+    for name, reference in references.items():
+        print(f"  {name}: {reference}")
+
+
+def _upload(settings: Settings, maker: Builder, image: Image, tag: str, *, plain_http: bool) -> None:
+    began = time.monotonic()
+    say(f"{image.name}: pushing (seconds when only code changed; all of its libraries: {image.upload})")
+    maker.push(_stored(image, tag), settings.reference(image, tag), plain_http=plain_http)
+    say(f"{image.name}: pushed in {time.monotonic() - began:.1f} s")
 
 
 def _ensure_built(settings: Settings, maker: Builder, image: Image) -> str:
-    """The image under its name in the builder's store, which is the same whatever registry it goes to."""
-    tag = settings.reference(image).rpartition(":")[2]
-    reference = f"localhost/{image.repository}:{tag}"
-    if maker.has(reference):
-        say(f"{image.name}: {tag} is built")
-        return reference
-    began = time.monotonic()
-    say(f"{image.name}: building {tag} (seconds when only code changed; from nothing {image.cold})")
-    order = Order(
-        image=image,
-        reference=reference,
-        root=settings.root,
-        base_image=settings.base_image,
-        version=content.project_table(settings.root)["version"],
-        revision=_revision(settings.root),
-    )
-    maker.build(order)
-    say(f"{image.name}: built in {time.monotonic() - began:.1f} s")
-    return reference
+    """Build the image from the present content unless the builder has it, and return its tag."""
+    with tempfile.TemporaryDirectory(prefix="cloze-image-") as folder:
+        context = Path(folder)
+        content.snapshot(image, settings.root, context)
+        tag = settings.tag(image, context)
+        reference = _stored(image, tag)
+        if maker.has(reference):
+            say(f"{image.name}: {tag} is built")
+            return tag
+        began = time.monotonic()
+        say(f"{image.name}: building {tag} (seconds when only code changed; from nothing {image.cold})")
+        order = Order(
+            image=image,
+            reference=reference,
+            context=context,
+            base_image=settings.base_image,
+            version=content.project_table(context)["version"],
+            revision=_revision(settings.root),
+        )
+        maker.build(order)
+        say(f"{image.name}: built in {time.monotonic() - began:.1f} s")
+        return tag
+
+
+def _stored(image: Image, tag: str) -> str:
+    """The image's name in the builder's store, which is the same whatever registry it goes to."""
+    return f"localhost/{image.repository}:{tag}"
 
 
 def _prune(settings: Settings) -> None:
     before = _occupied(settings)
-    references = {image: settings.reference(image).rpartition(":")[2] for image in IMAGES.values()}
-    _builder(settings).prune({f"localhost/{image.repository}:{tag}" for image, tag in references.items()})
+    tags = {image: settings.tag(image, settings.root) for image in IMAGES.values()}
+    _builder(settings).prune({_stored(image, tag) for image, tag in tags.items()})
     if registry.is_local(settings.registry) and (settings.cache / "registry" / "config.json").exists():
         local = LocalRegistry(settings.registry)
         ours = registry.started(local, settings.root)
-        registry.forget(local, {image.repository: tag for image, tag in references.items()})
+        registry.forget(local, {image.repository: tag for image, tag in tags.items()})
         registry.collect_garbage(settings.cache / "registry" / "config.json")
         if ours:
             registry.cluster_command(settings.root, "down")

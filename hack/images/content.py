@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from .catalog import Image
 
 INSTALLER = "hack/images/install.py"
+# Read by a build, but of no weight: the whole project file, and the tool that installs.
+UNCOUNTED = ("pyproject.toml", "requirements/uv.txt")
 
 
 def tag(image: Image, root: Path, base: str) -> str:
@@ -43,6 +46,15 @@ def sources(image: Image, root: Path) -> Iterator[Path]:
         if not folder.is_dir():
             raise FileNotFoundError(f"{image.name} is made of {package}, which is not in {root}")
         yield from sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def snapshot(image: Image, root: Path, folder: Path) -> None:
+    """Copy what the image is built from, so that an edit during the build can't part the tag from the content."""
+    for path in (*sources(image, root), *(root / name for name in UNCOUNTED)):
+        copy = folder / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        # With its time, which the builders' caches of layers look at.
+        shutil.copy2(path, copy)
 
 
 def project_table(root: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class Docker:
             f"building {order.image.name}",
             [
                 *("docker", "buildx", "build", "--load", "--progress", "plain", "--target", order.image.target),
-                *("--file", str(order.root / order.image.dockerfile), "--tag", order.reference),
-                *(*base, *order.build_arguments(), str(order.root)),
+                *("--file", str(order.context / order.image.dockerfile), "--tag", order.reference),
+                *(*base, *order.build_arguments(), str(order.context)),
             ],
             self._logs / f"{order.image.name}.log",
         )

@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from email.message import Message
 from pathlib import Path
 
 from .console import ImageError, output, say
@@ -66,7 +67,7 @@ class LocalRegistry:
         if status not in {202, 404}:
             raise ImageError(f"the registry did not delete {repository} {digest}: {status} {body.decode()[:200]}")
 
-    def _ask(self, method: str, path: str) -> tuple[int, Mapping[str, str], bytes]:
+    def _ask(self, method: str, path: str) -> tuple[int, Message, bytes]:
         request = urllib.request.Request(  # noqa: S310 the scheme is fixed above
             self._url + path, method=method, headers={"Accept": ", ".join(_MANIFESTS)}
         )
