@@ -1,0 +1,101 @@
+"""Groups texts that are nearly the same: MinHash over word 5-grams (Broder 1997), candidates by banding, each
+candidate pair checked against the exact Jaccard similarity."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SHINGLE_WORDS = 5
+PERMUTATIONS = 128
+# 21 bands of 6 rows find a pair of similarity 0.8 with probability 0.998; what they find is checked exactly.
+BANDS, ROWS = 21, 6
+
+_WORD = re.compile(r"\w+")
+_LARGEST = np.uint64((1 << 32) - 1)
+_HALF = np.uint64(32)
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def shingles(text: str, words: dict[str, int]) -> Hashes:
+    """Sorted distinct 32-bit hashes of a text's word 5-grams; one hash of all words when there are fewer.
+
+    words: a cache of the words' own hashes, shared between texts.
+    """
+    tokens = _WORD.findall(text.lower())
+    for token in tokens:
+        if token not in words:
+            words[token] = int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "little")
+    hashes = np.fromiter((words[token] for token in tokens), dtype=np.uint64, count=len(tokens))
+    width = min(SHINGLE_WORDS, len(tokens))
+    if width == 0:
+        return np.empty(0, dtype=np.uint64)
+    combined = np.zeros(len(tokens) - width + 1, dtype=np.uint64)
+    for offset in range(width):
+        combined = combined * np.uint64(0x9E3779B97F4A7C15) + hashes[offset : len(tokens) - width + 1 + offset]
+        combined ^= combined >> np.uint64(29)
+    return np.unique((combined * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(32))
+
+
+def signature(hashes: Hashes, multipliers: Hashes, offsets: Hashes) -> Hashes:
+    """The smallest value of each permutation over the hashes; shape (P,).
+
+    A permutation is a·h + b mod 2^64, high 32 bits: strongly universal for 32-bit h (Dietzfelbinger 1996).
+    """
+    smallest = np.full(len(multipliers), _LARGEST, dtype=np.uint64)
+    # In slices, so that a long document doesn't need P × shingles numbers at once.
+    for start in range(0, len(hashes), 1024):
+        block = hashes[start : start + 1024, None]
+        smallest = np.minimum(smallest, ((block * multipliers + offsets) >> _HALF).min(axis=0))
+    return smallest
+
+
+def jaccard(first: Hashes, second: Hashes) -> float:
+    """Share of common elements among the elements of both."""
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / max(1, len(first) + len(second) - common)
+
+
+def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8, seed: int = 0) -> list[int]:
+    """For each text the number of its group: the index of the group's first text.
+
+    Two texts whose word 5-grams have a Jaccard similarity of at least `threshold` are in one group, and so is what
+    connects them. Texts without any word are in groups of their own.
+    """
+    from datasketch import MinHash, MinHashLSH  # noqa: PLC0415 - brings SciPy, which takes a second to import
+
+    generator = np.random.Generator(np.random.PCG64(seed))
+    multipliers = generator.integers(1, 1 << 63, size=PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    offsets = generator.integers(0, 1 << 63, size=PERMUTATIONS, dtype=np.uint64)
+    index: Any = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
+    words: dict[str, int] = {}
+    parents = list(range(len(texts)))
+    hashes_of: list[Hashes] = []
+
+    def root(item: int) -> int:
+        while parents[item] != item:
+            parents[item] = parents[parents[item]]
+            item = parents[item]
+        return item
+
+    exact: dict[bytes, int] = {}
+    for number, text in enumerate(texts):
+        hashes = shingles(text, words)
+        hashes_of.append(hashes)
+        if not len(hashes):
+            continue
+        twin = exact.setdefault(hashes.tobytes(), number)
+        if twin != number:
+            parents[number] = root(twin)
+            continue
+        sketch = MinHash(hashvalues=signature(hashes, multipliers, offsets), scheme="legacy")
+        for candidate in sorted(index.query(sketch)):
+            first, second = sorted((root(candidate), root(number)))
+            if first != second and jaccard(hashes, hashes_of[candidate]) >= threshold:
+                parents[second] = first
+        index.insert(number, sketch, check_duplication=False)
+    return [root(number) for number in range(len(texts))]

@@ -1,0 +1,79 @@
+"""How a run ended: the workspace's `outcome.json` and the pod's termination message."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from cloze_api.names import TERMINATION_LOG
+from cloze_api.progress import ExitCode, Outcome
+from cloze_trainer.errors import TrainerError
+from cloze_trainer.files import write_atomically
+
+OUTCOME_FILE: Final = "outcome.json"
+ENV_TERMINATION_LOG: Final = "CLOZE_TERMINATION_LOG"
+# Kubernetes cuts the message at this many bytes.
+LARGEST_MESSAGE: Final = 4096
+
+
+def failed(error: TrainerError, step: int | None = None) -> Outcome:
+    """The outcome of a failure."""
+    return Outcome(reason=error.reason, message=error.message[:2048], exit_code=int(error.exit_code), step=step)
+
+
+def encode(outcome: Outcome) -> bytes:
+    """JSON of at most 4,096 bytes: metrics go first, then the end of the message."""
+    data = outcome.model_dump_json(by_alias=True, exclude_none=True).encode()
+    kept = dict(outcome.metrics)
+    while len(data) > LARGEST_MESSAGE and kept:
+        kept.popitem()
+        data = outcome.model_copy(update={"metrics": kept}).model_dump_json(by_alias=True, exclude_none=True).encode()
+    message = outcome.message
+    while len(data) > LARGEST_MESSAGE and message:
+        message = message[: len(message) // 2]
+        shorter = outcome.model_copy(update={"metrics": {}, "message": message})
+        data = shorter.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return data
+
+
+def write(path: Path, outcome: Outcome) -> None:
+    """Leave an outcome in a file."""
+    write_atomically(path, encode(outcome))
+
+
+def read(path: Path) -> Outcome | None:
+    """An outcome left earlier; None when there is none that can be read."""
+    try:
+        return Outcome.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def finished(workspace: Path, identity: str) -> Outcome | None:
+    """The outcome of a run that has already succeeded in this workspace, if it was the run with this identity."""
+    outcome = read(workspace / OUTCOME_FILE)
+    owner = workspace / f".{OUTCOME_FILE}.identity"
+    if outcome is None or outcome.exit_code != ExitCode.SUCCESS or not owner.is_file():
+        return None
+    return outcome if owner.read_text(encoding="utf-8") == identity else None
+
+
+def finish(workspace: Path, identity: str, outcome: Outcome) -> None:
+    """Mark the workspace's run as done, so that a restarted pod repeats nothing."""
+    write_atomically(workspace / f".{OUTCOME_FILE}.identity", identity.encode())
+    write(workspace / OUTCOME_FILE, outcome)
+
+
+def terminate(outcome: Outcome) -> None:
+    """Leave the outcome where Kubernetes reads it.
+
+    The file exists in a pod; outside one nothing is written unless the environment names a file.
+    """
+    named = os.environ.get(ENV_TERMINATION_LOG)
+    path = Path(named or TERMINATION_LOG)
+    if named or path.is_file():
+        # The kubelet mounts the file itself: it can't be replaced by a rename, and it may be read-only.
+        with contextlib.suppress(OSError):
+            path.write_bytes(encode(outcome))
