@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -102,6 +103,7 @@ FLAGS: tuple[Flag, ...] = (
 )
 
 _DEFAULTS = {field.name: field.default for field in fields(Settings)}
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -149,6 +151,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     settings = Settings(**values)
     if settings.log_level not in _LOG_LEVELS:
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
+    if settings.digest is not None and not _DIGEST.fullmatch(settings.digest):
+        raise _invalid(f"--digest is {settings.digest!r}: give sha256: and 64 hexadecimal digits")
     if settings.max_queue_tokens < settings.max_batch_tokens:
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
     return settings

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.listener import has_waiting, listen, refuse_new
 

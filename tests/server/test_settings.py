@@ -47,6 +47,7 @@ def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
         (["--model", "x", "--timeout-seconds", "nan"], {}, "--timeout-seconds"),
         (["--model", "x", "--max-queue-tokens", "20"], {}, "--max-queue-tokens"),
         (["--model", "x", "--log-level", "loud"], {}, "--log-level"),
+        (["--model", "x", "--digest", "sha256:../x"], {}, "--digest"),
         (["--modle", "x"], {}, "--modle"),
     ],
 )
