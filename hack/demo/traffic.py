@@ -58,7 +58,7 @@ def send(base: str, route: str, rows: list[dict[str, Any]], connections: int = 4
     traffic = Traffic()
 
     def one(row: dict[str, Any]) -> None:
-        body = {"inputs": row["text"]} if route == "/v1/classify" else {"words": [row["tokens"]]}
+        body = {"truncate": "right"} | ({"inputs": row["text"]} if "text" in row else {"words": [row["tokens"]]})
         started = time.perf_counter()
         traffic.sent += 1
         try:
