@@ -1,0 +1,65 @@
+"""The chart's life on a real cluster: installed again, upgraded, uninstalled; users' objects outlive it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import cluster
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SUSPENDED = {
+    "apiVersion": "cloze.dev/v1alpha1",
+    "kind": "PretrainJob",
+    "metadata": {"name": "kept"},
+    "spec": {
+        "corpus": [{"uri": "configmap://text/corpus.jsonl", "format": "jsonl"}],
+        "registry": {"name": "kept"},
+        "suspend": True,
+    },
+}
+
+
+def install(*arguments: str) -> None:
+    subprocess.run([str(ROOT / "hack" / "install"), *arguments], check=True)
+
+
+def revision() -> int:
+    releases = subprocess.run(
+        ["helm", "list", "--namespace", "cloze-system", "--output", "json"], check=True, capture_output=True, text=True
+    ).stdout
+    return int(json.loads(releases)[0]["revision"])
+
+
+def test_objects_outlive_upgrade_uninstall_and_reinstall(namespace: str, platform: str) -> None:
+    """Definitions and objects stay through all of it, the models' volume too, and a new operator takes over."""
+    cluster.apply(namespace, SUSPENDED)
+    cluster.until(
+        lambda: cluster.state(cluster.get(namespace, "pretrainjob", "kept")),
+        lambda now: now == "Suspended",
+        60,
+        "the operator has seen the job",
+    )
+    uid = cluster.get(namespace, "pretrainjob", "kept")["metadata"]["uid"]
+
+    before = revision()
+    install("--set", "operator.logLevel=DEBUG")
+    assert revision() == before + 1
+    cluster.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")
+
+    subprocess.run(["helm", "uninstall", "cloze", "--namespace", platform, "--wait"], check=True)
+    assert not cluster.items(platform, "deployments,services")
+    assert not cluster.items(platform, "clusterroles,clusterrolebindings", "app.kubernetes.io/name=cloze")
+    assert [claim["metadata"]["name"] for claim in cluster.items(platform, "persistentvolumeclaims")] == [
+        "cloze-mlflow"
+    ]
+    assert cluster.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid
+
+    install()
+    cluster.kubectl(
+        "--namespace", namespace, "patch", "pretrainjob", "kept", "--type=merge", "-p",
+        json.dumps({"metadata": {"labels": {"touched": "yes"}}}),
+    )  # fmt: skip
+    assert cluster.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid
