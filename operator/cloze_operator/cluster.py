@@ -1,0 +1,169 @@
+"""A thin client of the Kubernetes API: objects are plain JSON, and errors keep the server's own words."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from cloze_api.names import API_VERSION, FIELD_MANAGER
+from cloze_api.resources import KINDS
+from cloze_operator.decide.fields import Object
+from cloze_operator.decide.verdict import Target
+from cloze_operator.desired.metadata import Manifest
+
+#: Kinds that the operator touches: API version and plural.
+_PATHS: Final[Mapping[str, tuple[str, str]]] = {
+    "Job": ("batch/v1", "jobs"),
+    "Deployment": ("apps/v1", "deployments"),
+    "Service": ("v1", "services"),
+    "ConfigMap": ("v1", "configmaps"),
+    "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
+    "Pod": ("v1", "pods"),
+    "Event": ("v1", "events"),
+    **{kind.kind_name(): (API_VERSION, kind.plural) for kind in KINDS},
+}
+
+_TIMEOUT_SECONDS: Final = 20.0
+_NOT_FOUND, _CONFLICT = 404, 409
+
+
+class ClusterError(Exception):
+    """The API server refused a request. `reason` is its own CamelCase word."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
+    version, plural = _PATHS[kind]
+    parts = ["/apis" if "/" in version else "/api", version]
+    if namespace:
+        parts += ["namespaces", namespace]
+    return "/".join(part for part in (*parts, plural, name, subresource) if part)
+
+
+class Cluster:
+    """Reads and writes of the operator. Every method raises ClusterError for a refusal."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls) -> "Cluster":
+        """A client for the cluster that KUBECONFIG names, else for the one that this pod runs in."""
+        configuration = Configuration()
+        kubeconfig = os.environ.get("KUBECONFIG")
+        if kubeconfig or (Path.home() / ".kube" / "config").exists():
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        else:
+            config.load_incluster_config()
+            configuration = Configuration.get_default_copy()
+        return cls(ApiClient(configuration=configuration))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """One object; None when there is none."""
+        try:
+            return await self._request("GET", _path(kind, namespace, name))
+        except ClusterError as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+
+    async def list(self, kind: str, namespace: str, selector: Mapping[str, str] | None = None) -> tuple[Object, ...]:
+        """Objects of one kind with all these labels; of the whole cluster when the namespace is empty."""
+        labels = ",".join(f"{key}={value}" for key, value in (selector or {}).items())
+        query = {"labelSelector": labels} if labels else {}
+        found = await self._request("GET", _path(kind, namespace), query=query)
+        version, _ = _PATHS[kind]
+        # Members of a list don't say what they are.
+        return tuple({"apiVersion": version, "kind": kind, **item} for item in found["items"])
+
+    async def apply(self, manifest: Manifest, subresource: str = "") -> Object:
+        """Server-side apply. With a resourceVersion in its metadata, only to the object as it was then."""
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", path, manifest, query, "application/apply-patch+yaml")
+
+    async def change(self, namespace: str, target: Target, spec: Mapping[str, Any]) -> None:
+        """Set fields of the spec of exactly this object; None removes one."""
+        body = {"metadata": {"uid": target.uid}, "spec": dict(spec)}
+        query = {"fieldManager": FIELD_MANAGER}
+        path = _path(target.kind, namespace, target.name)
+        await self._request("PATCH", path, body, query, "application/merge-patch+json")
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete exactly this object, and in the background what it owns. One that is gone already is fine."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self._request("DELETE", _path(kind, namespace, name), body)
+        except ClusterError as error:
+            if error.status not in (_NOT_FOUND, _CONFLICT):
+                raise
+
+    async def create_event(self, event: Manifest) -> None:
+        """Create an event; one of the same name says the same and is left."""
+        try:
+            await self._request("POST", _path("Event", event["metadata"]["namespace"]), event)
+        except ClusterError as error:
+            if error.status != _CONFLICT:
+                raise
+
+    async def through_proxy(self, namespace: str, pod: str, port: int, path: str, seconds: float) -> Any:
+        """JSON from a pod's HTTP port, by way of the API server."""
+        url = _path("Pod", namespace, f"{pod}:{port}", f"proxy{path}")
+        return await self._request("GET", url, timeout=seconds)
+
+    async def has_definitions(self) -> bool:
+        """Whether the API server knows our resources."""
+        try:
+            found = await self._request("GET", f"/apis/{API_VERSION}")
+        except ClusterError as error:
+            if error.status == _NOT_FOUND:
+                return False
+            raise
+        return {kind.plural for kind in KINDS} <= {resource["name"] for resource in found["resources"]}
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        timeout: float = _TIMEOUT_SECONDS,  # noqa: ASYNC109 - handed to aiohttp, which knows which phase timed out
+    ) -> Any:
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        call = await self._client.param_serialize(
+            method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            response = await self._client.call_api(*call, _request_timeout=aiohttp.ClientTimeout(total=timeout))
+            text = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ClusterError(0, "Unreachable", f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
+        if response.status >= 400:  # noqa: PLR2004 - HTTP's own line between fine and refused
+            raise _refusal(response.status, text, f"{method} {path}")
+        return json.loads(text) if text else {}
+
+
+def _refusal(status: int, text: bytes, request: str) -> ClusterError:
+    try:
+        said = json.loads(text)
+        return ClusterError(status, str(said.get("reason") or f"Http{status}"), f"{request}: {said['message']}")
+    except (ValueError, KeyError, AttributeError):
+        return ClusterError(status, f"Http{status}", f"{request}: {text[:256].decode(errors='replace')}")

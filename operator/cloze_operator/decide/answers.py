@@ -1,0 +1,45 @@
+"""What somebody else said when asked: the registry, a pod. Not being told is an answer of its own."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A model version in the registry."""
+
+    name: str
+    version: str
+    digest: str
+    """Empty when the version carries no digest tag: nobody can verify such a version."""
+    run_id: str = ""
+
+    @property
+    def number(self) -> int:
+        """The version as a number; the registry counts up."""
+        return int(self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """The registry answered that there is no such thing."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The registry didn't answer. What was known stays true."""
+
+    message: str
+
+
+Answer = Version | NotFound | Unavailable | None
+"""None: nobody asked, since the snapshot didn't need it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a serving pod says it has loaded."""
+
+    version: str
+    digest: str

@@ -1,0 +1,171 @@
+"""How a training run is going, and how it ended."""
+
+import math
+from datetime import timedelta
+from typing import Any
+
+from cloze_api.progress import Progress
+from cloze_operator.decide import pods
+from cloze_operator.decide.fields import Object, condition, dig, format_time, is_true, parse_time
+from cloze_operator.decide.snapshot import TrainingSnapshot
+from cloze_operator.decide.verdict import Verdict
+
+#: Progress changes with every step; the status is written this often at most.
+_PROGRESS_INTERVAL = timedelta(seconds=2)
+
+#: A Job without pods for this long has been refused them: by a quota, by admission.
+_NO_PODS = timedelta(seconds=10)
+
+
+def summary(step: int, total: int) -> str:
+    """`120/400 (30%)`."""
+    return f"{step}/{total} ({100 * step // total}%)" if total else ""
+
+
+def progress_status(progress: Progress, now: str) -> dict[str, Any]:
+    """`status.progress`. JSON has no NaN, so a loss that isn't finite is left out."""
+    figures = {
+        "stage": progress.stage,
+        "step": progress.step,
+        "totalSteps": progress.total_steps,
+        "loss": progress.loss,
+        "tokensPerSecond": progress.tokens_per_second,
+        "etaSeconds": progress.eta_seconds,
+        "checkpointStep": progress.checkpoint_step,
+        "summary": summary(progress.step, progress.total_steps),
+        "updated": now,
+    }
+    return {
+        key: value
+        for key, value in figures.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+
+
+def report_progress(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """`status.progress`, not more often than every two seconds, and only when a figure has changed."""
+    if snapshot.progress is None:
+        return verdict
+    old: dict[str, Any] = verdict.status.get("progress") or {}
+    new = progress_status(snapshot.progress, format_time(snapshot.now))
+    updated = parse_time(old.get("updated"))
+    same = {**old, "updated": ""} == {**new, "updated": ""}
+    if same or (updated and snapshot.now - updated < _PROGRESS_INTERVAL):
+        return verdict
+    return verdict.report(progress=new)
+
+
+def _restarts(snapshot: TrainingSnapshot, live: Object) -> int:
+    """Pods that failed and were replaced. A failed Job also counts the pods that it then stopped, so the last number
+    from before its end stands."""
+    failed = int(dig(live, "status", "failed") or 0)
+    limit = snapshot.parsed.spec.failure_policy.max_restarts
+    if is_true(live, "Failed") or is_true(live, "FailureTarget"):
+        if _job_failure(live).get("reason") == "BackoffLimitExceeded":
+            return min(failed, limit)
+        return int(dig(snapshot.resource, "status", "restarts") or 0)
+    return min(failed, limit)
+
+
+def _job_failure(live: Object) -> Object:
+    return condition(live, "Failed") or condition(live, "FailureTarget")
+
+
+def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Condition Running, and the number of restarts."""
+    live = snapshot.children.get("Job")
+    if live is None or verdict.delete:
+        return verdict.find("Running", "False", "PodsPending", "the Job is being created").find(
+            "Succeeded", "Unknown", "PodsPending", "the Job is being created"
+        )
+    before = int(dig(snapshot.resource, "status", "restarts") or 0)
+    restarts = _restarts(snapshot, live)
+    verdict = verdict.report(restarts=restarts)
+    guilty = pods.culprit(snapshot.pods)
+    if restarts > before and guilty:
+        verdict = verdict.telling("Warning", "PodFailed", guilty.text)
+    status, reason, message = _running(snapshot, live)
+    if restarts and guilty and not snapshot.parsed.spec.suspend:
+        message = f"{message}; {restarts} of {snapshot.parsed.spec.failure_policy.max_restarts} restarts used, "
+        message += f"the last after {guilty.text}"
+    verdict = verdict.find("Running", status, reason, message).find("Succeeded", "Unknown", reason, message)
+    return verdict if reason == "Suspended" else verdict.again(snapshot.platform.poll_seconds)
+
+
+def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
+    nodes = snapshot.parsed.spec.topology.nodes
+    phases = [pods.phase(pod) for pod in snapshot.pods]
+    up = phases.count("Running")
+    if snapshot.parsed.spec.suspend:
+        stopping = up + phases.count("Terminating")
+        checkpoint = dig(snapshot.resource, "status", "progress", "checkpointStep")
+        since = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "no checkpoint has been reported"
+        return "False", "Suspended", f"{stopping} pods are stopping" if stopping else f"spec.suspend is true; {since}"
+    done = phases.count("Succeeded")
+    if up + done == nodes:
+        return "True", "PodsRunning", f"{up} of {nodes} pods run" + (f", {done} are done" if done else "")
+    for pod in snapshot.pods:
+        if found := pods.trouble(pod):
+            return "False", found[0], found[1]
+    if not snapshot.pods:
+        begun = parse_time(dig(live, "status", "startTime") or live["metadata"].get("creationTimestamp"))
+        if begun and snapshot.now - begun > _NO_PODS:
+            name = live["metadata"]["name"]
+            return "False", "NoPods", f"Kubernetes has created no pods: `kubectl describe job {name}` says why"
+    return "False", "PodsPending", f"{up} of {nodes} pods run"
+
+
+def conclude(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Condition Succeeded of a run whose Job has ended."""
+    live = snapshot.children.get("Job")
+    if is_true(live, "Complete"):
+        return _completed(snapshot, verdict, condition(live, "Complete"))
+    if is_true(live, "Failed"):
+        return _failed(snapshot, verdict, condition(live, "Failed"))
+    return verdict
+
+
+def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> Verdict:
+    at = dig(snapshot.children["Job"], "status", "completionTime") or ended.get("lastTransitionTime")
+    verdict = verdict.report(completionTime=at or format_time(snapshot.now))
+    outcome = pods.registered(snapshot.pods)
+    if outcome:
+        model = {"name": outcome.model_name or snapshot.parsed.spec.registry.name, "version": outcome.model_version}
+        model |= {"digest": outcome.model_digest, "runId": outcome.run_id or ""}
+        verdict = verdict.report(
+            model=model,
+            metrics={key: value for key, value in sorted(outcome.metrics.items()) if math.isfinite(value)},
+        )
+        total = dig(verdict.status, "progress", "totalSteps")
+        if outcome.step is not None and total:
+            done = {**verdict.status["progress"], "stage": "done", "step": outcome.step}
+            done.pop("etaSeconds", None)
+            verdict = verdict.report(progress={**done, "summary": summary(outcome.step, int(total))})
+    text = outcome.message if outcome else ""
+    verdict = verdict.find("Running", "False", "Completed", "all pods are done")
+    return verdict.find("Succeeded", "True", "Completed", text).calm()
+
+
+def _failed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> Verdict:
+    reason, message = _verdict_of_job(snapshot, ended)
+    verdict = verdict.report(completionTime=ended.get("lastTransitionTime") or format_time(snapshot.now))
+    verdict = verdict.find("Running", "False", "Failed", "the Job has failed").find(
+        "Succeeded", "False", reason, message
+    )
+    return verdict.failing(reason).calm()
+
+
+def _verdict_of_job(snapshot: TrainingSnapshot, ended: Object) -> tuple[str, str]:
+    """The reason that helps most: the pod's own, unless time ran out."""
+    reason = str(ended.get("reason") or "Failed")
+    said = str(ended.get("message") or "")
+    guilty = pods.culprit(snapshot.pods)
+    if reason == "DeadlineExceeded":
+        seconds = snapshot.parsed.spec.active_deadline_seconds
+        return reason, f"the run was active longer than spec.activeDeadlineSeconds ({seconds} s)"
+    if guilty is None:
+        return reason, said
+    if reason == "BackoffLimitExceeded":
+        limit = snapshot.parsed.spec.failure_policy.max_restarts
+        return guilty.outcome.reason, f"{guilty.text} (all {limit} restarts of failurePolicy.maxRestarts are used up)"
+    return guilty.outcome.reason, guilty.text

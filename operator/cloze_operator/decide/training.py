@@ -1,0 +1,196 @@
+"""Decisions about a training job, in order: may it exist, may it start, how is it going, how did it end."""
+
+from datetime import timedelta
+
+from cloze_api.training import TrainingStatus
+from cloze_operator.decide.base import resolve_base, resolved_base
+from cloze_operator.decide.drift import has_drifted, is_current
+from cloze_operator.decide.fields import dig, format_time, is_going, is_true, parse_time
+from cloze_operator.decide.ownership import foreign
+from cloze_operator.decide.registration import name_version, point_alias
+from cloze_operator.decide.run import conclude, follow_run, report_progress
+from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
+from cloze_operator.decide.verdict import Change, Steps, Target, Verdict, previous_findings
+from cloze_operator.desired.metadata import Manifest
+from cloze_operator.desired.trainer import is_pinned
+from cloze_operator.desired.training import claim, config_map, indexed_job, mutable_job_fields, service
+
+#: Kinds that can't be changed in place: before the start an outdated one is deleted and made anew.
+_IMMUTABLE_KINDS = ("Job", "PersistentVolumeClaim")
+
+
+def leave_when_going(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """A resource that is being deleted is the garbage collector's."""
+    return verdict.settle() if is_going(snapshot.resource) else verdict
+
+
+def expire(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """`ttlSecondsAfterFinished`. Only the resource has a TTL; its children go with it."""
+    ttl = dig(snapshot.resource, "spec", "ttlSecondsAfterFinished")
+    finished = parse_time(dig(snapshot.resource, "status", "completionTime"))
+    if ttl is None or finished is None:
+        return verdict
+    left = (finished + timedelta(seconds=ttl) - snapshot.now).total_seconds()
+    if left <= 0:
+        return verdict.expiring().settle()
+    return verdict.again(left)
+
+
+def accept(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """The spec is one that this operator understands, and its children's names are free."""
+    if snapshot.job is None:
+        return verdict.find("Accepted", "False", "InvalidSpec", snapshot.invalid).settle()
+    if conflict := foreign(snapshot.children, snapshot.uid):
+        verdict = verdict.find("Accepted", "False", "NameConflict", conflict)
+        return verdict.again(snapshot.platform.wait_seconds).settle()
+    pinned = (
+        f"storage.accessMode is ReadWriteOnce: all {snapshot.job.spec.topology.nodes} pods are pinned to one machine"
+    )
+    return verdict.find("Accepted", "True", "SpecAccepted", pinned if is_pinned(snapshot.job) else "")
+
+
+def rest_when_finished(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """A run that has ended is never started again; what is left to do is its alias."""
+    finished = finished_status(snapshot.resource)
+    if finished is None:
+        return verdict
+    if finished and not is_true(snapshot.resource, "Registered"):
+        verdict = point_alias(snapshot, name_version(snapshot, verdict))
+    return verdict.settle()
+
+
+def find_sources(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Claims and ConfigMaps that the run reads must exist before there are pods that would hang without them."""
+    if snapshot.missing:
+        text = "; ".join(snapshot.missing)
+        verdict = verdict.find("SourcesReady", "False", "SourceNotFound", text)
+        return _waiting(verdict, "WaitingForSources", text).again(snapshot.platform.wait_seconds).settle()
+    return verdict.find("SourcesReady", "True", "SourcesFound")
+
+
+def _waiting(verdict: Verdict, reason: str, message: str) -> Verdict:
+    return verdict.find("Running", "False", reason, message).find("Succeeded", "Unknown", reason, message)
+
+
+def wait_for_base(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """A fine-tuning run starts from an exact version; until it has one, it waits."""
+    verdict = resolve_base(snapshot, verdict)
+    ready = verdict.findings.get("BaseReady")
+    if ready is None or ready.status == "True":
+        return verdict
+    return _waiting(verdict, "WaitingForBase", ready.message).again(snapshot.platform.wait_seconds).settle()
+
+
+def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Children that are missing are made; before the start, outdated ones are made anew.
+
+    The start is written into the status before the first pod is wanted: from then on the API server refuses changes of
+    what defines the result, so no pod can run with another spec than the one that is shown.
+    """
+    job, owner, base = snapshot.parsed, snapshot.resource, resolved_base(snapshot)
+    manifests = (
+        claim(owner, job),
+        config_map(owner, job, base),
+        service(owner, job),
+        indexed_job(owner, job, base, snapshot.platform),
+    )
+    outdated = [manifest for manifest in manifests if not _is_settled(snapshot, manifest)]
+    replaced = [manifest["kind"] for manifest in outdated if _must_go(snapshot, manifest)]
+    if replaced:
+        targets = tuple(target_of(snapshot.children[kind]) for kind in replaced if _exists(snapshot, kind))
+        text = f"{' and '.join(replaced)} made from an older spec or being deleted"
+        verdict = _waiting(verdict, "ReplacingChildren", text)
+        return verdict.replacing(*targets).again(2).settle()
+    verdict = verdict.applying(*outdated)
+    if not job.spec.suspend and not dig(owner, "status", "startTime"):
+        started = dig(snapshot.children.get("Job"), "status", "startTime") or format_time(snapshot.now)
+        verdict = verdict.starting(started)
+    return verdict
+
+
+def _exists(snapshot: TrainingSnapshot, kind: str) -> bool:
+    return kind in snapshot.children and not is_going(snapshot.children[kind])
+
+
+def _is_settled(snapshot: TrainingSnapshot, manifest: Manifest) -> bool:
+    child = snapshot.children.get(manifest["kind"])
+    if child is None:
+        return False
+    if is_going(child):
+        # A claim that is in use goes only after its pods: until then the run isn't disturbed.
+        return snapshot.has_started and manifest["kind"] == "PersistentVolumeClaim"
+    if manifest["kind"] == "Service":
+        return not has_drifted(child, manifest)
+    return snapshot.has_started or is_current(child, manifest)
+
+
+def _must_go(snapshot: TrainingSnapshot, manifest: Manifest) -> bool:
+    child = snapshot.children.get(manifest["kind"])
+    return child is not None and (is_going(child) or manifest["kind"] in _IMMUTABLE_KINDS)
+
+
+def target_of(child: object) -> Target:
+    """A live child as something to change or delete."""
+    metadata = dig(child, "metadata")
+    return Target(str(dig(child, "apiVersion")), str(dig(child, "kind")), metadata["name"], metadata["uid"])
+
+
+def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Suspension, deadline and restarts follow the resource while the run lasts."""
+    live = snapshot.children.get("Job")
+    if live is None or is_going(live) or is_true(live, "Complete") or is_true(live, "Failed"):
+        return verdict
+    spec = dig(live, "spec") or {}
+    wanted = {
+        key: value for key, value in mutable_job_fields(snapshot.parsed).items() if (spec.get(key) or 0) != (value or 0)
+    }
+    return verdict.changing(Change(target_of(live), wanted)) if wanted else verdict
+
+
+def training_state(verdict: Verdict) -> str:
+    """`status.state`: derived from the conditions, for people."""
+    found = {kind: (finding.status, finding.reason) for kind, finding in verdict.findings.items()}
+    succeeded = found.get("Succeeded", ("Unknown", ""))[0]
+    running, reason = found.get("Running", ("False", ""))
+    if succeeded in ("True", "False"):
+        return "Succeeded" if succeeded == "True" else "Failed"
+    if found.get("Accepted", ("True", ""))[0] == "False":
+        return "Invalid"
+    if reason == "Suspended":
+        return "Suspended"
+    if running == "True":
+        return "Running"
+    return "Waiting" if reason.startswith("Waiting") else "Pending"
+
+
+TRAINING = Steps(
+    steps=(
+        leave_when_going,
+        expire,
+        rest_when_finished,
+        accept,
+        wait_for_base,
+        find_sources,
+        provide_children,
+        keep_job_in_step,
+        report_progress,
+        follow_run,
+        conclude,
+        name_version,
+        point_alias,
+    ),
+    state=training_state,
+)
+
+_CARRIED = tuple(
+    field.alias or name
+    for name, field in TrainingStatus.model_fields.items()
+    if name not in ("observed_generation", "state", "conditions")
+)
+
+
+def decide_training(snapshot: TrainingSnapshot) -> tuple[Verdict, str]:
+    """What is to happen to a training job, and its state."""
+    status = dig(snapshot.resource, "status") or {}
+    carried = {key: status[key] for key in _CARRIED if key in status}
+    return TRAINING.decide(snapshot, Verdict(findings=previous_findings(snapshot.resource), status=carried))

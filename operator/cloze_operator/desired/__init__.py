@@ -1,0 +1,1 @@
+"""Manifests of the children: pure functions from a resource to dict literals."""

@@ -1,0 +1,158 @@
+"""The pod template of a training run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cloze_api.names import (
+    CORPUS_MOUNT,
+    ENV_CORPUS_ROOT,
+    ENV_JOB_UID,
+    ENV_MLFLOW_URI,
+    ENV_RENDEZVOUS,
+    ENV_WORKSPACE,
+    JOB_FILE,
+    PROGRESS_PORT,
+    RENDEZVOUS_PORT,
+    TERMINATION_LOG,
+    WORKSPACE_MOUNT,
+)
+from cloze_api.resources import PretrainJob, TrainingJob
+from cloze_api.source import Source, SourceKind, parse_source
+from cloze_api.training import AccessMode
+from cloze_operator.desired.base import ResolvedBase
+from cloze_operator.desired.metadata import container_security, labels, pod_security, selector
+from cloze_operator.desired.platform import Platform
+
+TRAINER: Final = "trainer"
+"""Name of the container that trains."""
+
+ENV_BASE_DIGEST: Final = "CLOZE_BASE_DIGEST"
+
+#: Between SIGTERM and SIGKILL: enough for the checkpoint that makes suspension cheap.
+GRACE_SECONDS: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gang:
+    """Names that the pods of one run share."""
+
+    job_name: str
+    service: str
+    claim: str
+    config_map: str
+    base: ResolvedBase | None
+
+
+def source_uris(job: TrainingJob) -> tuple[str, ...]:
+    """URIs of everything the run reads, in the order of the spec."""
+    if isinstance(job, PretrainJob):
+        return tuple(corpus.uri for corpus in job.spec.corpus)
+    return (job.spec.dataset.train, job.spec.dataset.test)
+
+
+def mounted_sources(job: TrainingJob) -> tuple[Source, ...]:
+    """Claims and ConfigMaps that the run reads, one of each, in a fixed order."""
+    found = (parse_source(uri) for uri in source_uris(job))
+    by_mount = {source.mount: source for source in found if source.container}
+    return tuple(by_mount[mount] for mount in sorted(by_mount))
+
+
+def is_pinned(job: TrainingJob) -> bool:
+    """Whether the run's volume forces all its pods to one machine."""
+    return job.spec.topology.nodes > 1 and job.spec.storage.access_mode is AccessMode.READ_WRITE_ONCE
+
+
+def pod_template(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform: Platform) -> dict[str, Any]:
+    """What every pod of the gang looks like; its index comes from Kubernetes as JOB_COMPLETION_INDEX."""
+    name = owner["metadata"]["name"]
+    topology = job.spec.topology
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "subdomain": gang.service,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": pod_security(),
+        "containers": [_container(owner, job, gang, platform)],
+        "volumes": _volumes(job, gang),
+    }
+    if topology.node_selector:
+        spec["nodeSelector"] = dict(topology.node_selector)
+    if is_pinned(job):
+        spec["affinity"] = {
+            "podAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "labelSelector": {"matchLabels": selector(owner["kind"], name)},
+                        "topologyKey": "kubernetes.io/hostname",
+                    }
+                ]
+            }
+        }
+    return {
+        "metadata": {
+            "labels": labels(owner["kind"], name),
+            "annotations": {
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": str(PROGRESS_PORT),
+                "prometheus.io/path": "/metrics",
+            },
+        },
+        "spec": spec,
+    }
+
+
+def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform: Platform) -> dict[str, Any]:
+    topology = job.spec.topology
+    environment = {
+        # Short on purpose: the cluster's domain isn't always cluster.local.
+        ENV_RENDEZVOUS: f"{gang.job_name}-0.{gang.service}:{RENDEZVOUS_PORT}",
+        ENV_JOB_UID: owner["metadata"]["uid"],
+        ENV_WORKSPACE: WORKSPACE_MOUNT,
+        ENV_CORPUS_ROOT: CORPUS_MOUNT,
+        ENV_MLFLOW_URI: platform.tracking_uri,
+        "OMP_NUM_THREADS": str(topology.threads_per_process),
+        # The root is read-only; what libraries keep in a home folder goes to memory of the pod's own.
+        "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
+    }
+    if gang.base:
+        environment[ENV_BASE_DIGEST] = gang.base.digest
+    return {
+        "name": TRAINER,
+        "image": job.spec.image or platform.train_image,
+        "args": ["run", JOB_FILE],
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
+        "resources": job.spec.topology.resources.model_dump(exclude_defaults=True),
+        "securityContext": container_security(),
+        "terminationMessagePath": TERMINATION_LOG,
+        # When the trainer dies before it can leave its outcome, the end of its log is better than nothing.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "job", "mountPath": JOB_FILE.rsplit("/", 1)[0], "readOnly": True},
+            {"name": "run", "mountPath": WORKSPACE_MOUNT},
+            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 - a path in the pod
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+            *(
+                {"name": f"corpus-{index}", "mountPath": f"{CORPUS_MOUNT}/{source.mount}", "readOnly": True}
+                for index, source in enumerate(mounted_sources(job))
+            ),
+        ],
+    }
+
+
+def _volumes(job: TrainingJob, gang: Gang) -> list[dict[str, Any]]:
+    return [
+        {"name": "job", "configMap": {"name": gang.config_map}},
+        {"name": "run", "persistentVolumeClaim": {"claimName": gang.claim}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.topology.shared_memory}},
+        {"name": "tmp", "emptyDir": {}},
+        *(_source_volume(index, source) for index, source in enumerate(mounted_sources(job))),
+    ]
+
+
+def _source_volume(index: int, source: Source) -> dict[str, Any]:
+    if source.kind is SourceKind.CONFIG_MAP:
+        return {"name": f"corpus-{index}", "configMap": {"name": source.container}}
+    return {"name": f"corpus-{index}", "persistentVolumeClaim": {"claimName": source.container}}

@@ -1,0 +1,161 @@
+"""Children of a training run: claim, ConfigMap with the job, headless Service, Indexed Job."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from cloze_api.names import API_VERSION, JOB_FILE, RENDEZVOUS_PORT
+from cloze_api.progress import FINAL_EXIT_CODES, ExitCode
+from cloze_api.resources import PretrainJob, TrainingJob
+from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase
+from cloze_operator.desired.metadata import Manifest, child_metadata, sealed, selector
+from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.trainer import TRAINER, Gang, pod_template
+
+#: Fields of a Job's spec that may change while it exists.
+MUTABLE_JOB_FIELDS: Final = ("suspend", "activeDeadlineSeconds", "backoffLimit")
+
+#: Fields of a training spec that only the operator acts on. The rest defines the result, and is what the pods read.
+_OPERATIONAL: Final = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "failurePolicy")
+
+JOB_KEY: Final = JOB_FILE.rsplit("/", 1)[1]
+
+
+def run_name(job: TrainingJob) -> str:
+    """Name of the run's Job and headless Service."""
+    return f"{job.metadata.name}-{'pretrain' if isinstance(job, PretrainJob) else 'finetune'}"
+
+
+def spec_name(job: TrainingJob) -> str:
+    """Name of the ConfigMap with the job."""
+    return f"{run_name(job)}-spec"
+
+
+def claim_name(job: TrainingJob) -> str:
+    """Name of the run's volume claim."""
+    return f"{run_name(job)}-run"
+
+
+def _annotations(base: ResolvedBase | None) -> dict[str, str]:
+    return {ANNOTATION_BASE: base.annotation()} if base else {}
+
+
+def claim(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
+    """The run's volume: it outlives pods, suspension and restarts, not the resource."""
+    storage = job.spec.storage
+    spec: dict[str, Any] = {
+        "accessModes": [storage.access_mode.value],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name:
+        spec["storageClassName"] = storage.storage_class_name
+    return sealed(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": child_metadata(owner, claim_name(job)),
+            "spec": spec,
+        }
+    )
+
+
+def config_map(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | None) -> Manifest:
+    """The resource as the training pods read it, with an exact base."""
+    spec = {key: value for key, value in owner["spec"].items() if key not in _OPERATIONAL}
+    if base:
+        spec["base"] = {"model": {"name": base.name, "version": base.version}}
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": owner["kind"],
+        "metadata": {key: owner["metadata"][key] for key in ("name", "namespace", "uid")},
+        "spec": spec,
+    }
+    return sealed(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": child_metadata(owner, spec_name(job), _annotations(base)),
+            "data": {JOB_KEY: yaml.safe_dump(document, sort_keys=True, allow_unicode=True)},
+        }
+    )
+
+
+def service(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
+    """Names of the pods. They must resolve before any pod is ready: the ranks meet first, then train."""
+    return sealed(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": child_metadata(owner, run_name(job)),
+            "spec": {
+                "clusterIP": "None",
+                "publishNotReadyAddresses": True,
+                "selector": selector(owner["kind"], owner["metadata"]["name"]),
+                "ports": [
+                    {
+                        "name": "rendezvous",
+                        "port": RENDEZVOUS_PORT,
+                        "targetPort": RENDEZVOUS_PORT,
+                        "protocol": "TCP",
+                    }
+                ],
+            },
+        }
+    )
+
+
+def pod_failure_policy() -> dict[str, Any]:
+    """Which failures end the run, which are nobody's fault, and (all others) which count against maxRestarts.
+
+    Order matters: the first rule that matches is taken. A pod that stops because a peer died or because it was told
+    to isn't counted, so one fault in a gang counts once, whatever the gang's size.
+    """
+
+    def codes(*values: ExitCode) -> dict[str, Any]:
+        return {"containerName": TRAINER, "operator": "In", "values": sorted(int(value) for value in values)}
+
+    return {
+        "rules": [
+            {"action": "FailJob", "onExitCodes": codes(*FINAL_EXIT_CODES)},
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "Ignore", "onExitCodes": codes(ExitCode.PEER_LOST, ExitCode.SUSPENDED)},
+        ]
+    }
+
+
+def mutable_job_fields(job: TrainingJob) -> dict[str, Any]:
+    """The part of the Job's spec that follows the resource for as long as the run lasts. None means absent."""
+    return {
+        "suspend": job.spec.suspend,
+        "activeDeadlineSeconds": job.spec.active_deadline_seconds,
+        "backoffLimit": job.spec.failure_policy.max_restarts,
+    }
+
+
+def indexed_job(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | None, platform: Platform) -> Manifest:
+    """One pod per node, with stable names. No TTL here: a Job that vanishes would be taken for one to start again."""
+    nodes = job.spec.topology.nodes
+    gang = Gang(
+        job_name=run_name(job), service=run_name(job), claim=claim_name(job), config_map=spec_name(job), base=base
+    )
+    mutable = {key: value for key, value in mutable_job_fields(job).items() if value is not None}
+    return sealed(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": child_metadata(owner, run_name(job), _annotations(base)),
+            "spec": {
+                "completions": nodes,
+                "parallelism": nodes,
+                "completionMode": "Indexed",
+                # The only value that goes with a podFailurePolicy, and the right one: two pods with the same index
+                # must never write the same checkpoint.
+                "podReplacementPolicy": "Failed",
+                "podFailurePolicy": pod_failure_policy(),
+                "template": pod_template(owner, job, gang, platform),
+                **mutable,
+            },
+        },
+        without=MUTABLE_JOB_FIELDS,
+    )

@@ -1,0 +1,1 @@
+"""What is the case now: one frozen snapshot of a resource, its children, the registry's and the pods' answers."""

@@ -1,0 +1,111 @@
+"""The part of MLflow's REST API that the operator needs: look a version up, read and set an alias."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+
+from cloze_api.names import TAG_DIGEST, TAG_JOB_UID
+from cloze_operator.decide.answers import NotFound, Unavailable, Version
+from cloze_operator.decide.verdict import AliasMove
+from cloze_operator.telemetry import REGISTRY_ERRORS
+
+_API: Final = "/api/2.0/mlflow"
+_TIMEOUT_SECONDS: Final = 10.0
+
+
+class AliasMovedError(Exception):
+    """The alias isn't where it was when the move was decided: decide again."""
+
+
+class RegistryError(Exception):
+    """The registry refused or didn't answer."""
+
+
+class Registry:
+    """Questions that always get an answer, and one write."""
+
+    def __init__(self, uri: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self._uri = uri
+        self._client = httpx.AsyncClient(base_url=uri, timeout=_TIMEOUT_SECONDS, transport=transport)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def version(self, name: str, version: str) -> Version | NotFound | Unavailable:
+        """A model version by number."""
+        missing = NotFound(f"the registry has no version {version} of model {name}")
+        return await self._ask("get-version", "model-versions/get", {"name": name, "version": version}, missing)
+
+    async def behind(self, name: str, alias: str) -> Version | NotFound | Unavailable:
+        """The version that an alias points to."""
+        missing = NotFound(f"the registry has no alias {alias} of model {name}")
+        return await self._ask("get-alias", "registered-models/alias", {"name": name, "alias": alias}, missing)
+
+    async def of_job(self, name: str, uid: str) -> Version | NotFound | Unavailable:
+        """The newest version of a model that carries a job's uid."""
+        query = {"filter": f"name = '{name}' AND tags.`{TAG_JOB_UID}` = '{uid}'", "max_results": "100"}
+        try:
+            found = await self._get("search-versions", "model-versions/search", query)
+        except RegistryError as error:
+            return Unavailable(str(error))
+        versions = [_version(entry) for entry in (found or {}).get("model_versions", [])]
+        if not versions:
+            return NotFound(f"the registry has no version of model {name} from this job")
+        return max(versions, key=lambda version: version.number)
+
+    async def move(self, move: AliasMove) -> None:
+        """Point an alias to a version. Raises AliasMovedError when it isn't where it was expected, RegistryError.
+
+        MLflow has no conditional write, so the alias is read again right before: the operator alone moves aliases, and
+        a person's hand gets in between for the length of one request only.
+        """
+        current = await self.behind(move.model, move.alias)
+        if isinstance(current, Unavailable):
+            raise RegistryError(current.message)
+        actual = current.version if isinstance(current, Version) else None
+        if actual != move.expected:
+            raise AliasMovedError(
+                f"alias {move.alias} of {move.model} points to {actual or 'nothing'}, not to {move.expected or 'nothing'}"
+            )
+        body = {"name": move.model, "alias": move.alias, "version": move.version}
+        await self._send("set-alias", "POST", "registered-models/alias", json=body)
+
+    async def _ask(
+        self, operation: str, path: str, query: Mapping[str, str], missing: NotFound
+    ) -> Version | NotFound | Unavailable:
+        try:
+            found = await self._get(operation, path, query)
+        except RegistryError as error:
+            return Unavailable(str(error))
+        return _version(found["model_version"]) if found else missing
+
+    async def _get(self, operation: str, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+        return await self._send(operation, "GET", path, params=query)
+
+    async def _send(self, operation: str, method: str, path: str, **content: Any) -> dict[str, Any] | None:
+        """The reply; None when the registry says that there is no such thing."""
+        try:
+            response = await self._client.request(method, f"{_API}/{path}", **content)
+            if response.is_success:
+                return dict(response.json())
+            said = response.json() if "json" in response.headers.get("content-type", "") else {}
+        except (httpx.HTTPError, ValueError) as error:
+            REGISTRY_ERRORS.labels(operation).inc()
+            text = f"the registry at {self._uri} doesn't answer: {type(error).__name__} {error}".rstrip()
+            raise RegistryError(text) from error
+        message = str(said.get("message", ""))
+        # An alias that isn't set is an invalid parameter to MLflow, not a missing resource.
+        if said.get("error_code") == "RESOURCE_DOES_NOT_EXIST" or "not found" in message:
+            return None
+        REGISTRY_ERRORS.labels(operation).inc()
+        raise RegistryError(
+            f"the registry at {self._uri} refused {operation} with HTTP {response.status_code}: "
+            f"{message or response.text[:200]}"
+        )
+
+
+def _version(entry: Mapping[str, Any]) -> Version:
+    tags = {tag["key"]: tag.get("value", "") for tag in entry.get("tags", [])}
+    return Version(entry["name"], str(entry["version"]), tags.get(TAG_DIGEST, ""), entry.get("run_id") or "")

@@ -1,0 +1,118 @@
+"""Settings of the operator's process, from the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, OPERATOR_PORT
+from cloze_operator.desired.platform import Platform
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+REACH: Final = ("direct", "proxy")
+
+
+class SettingsError(ValueError):
+    """An environment variable is missing or wrong; the message names it and what it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable. default: None when it has to be set."""
+
+    name: str
+    help: str
+    default: str | None = None
+
+
+TRAIN_IMAGE = Variable(ENV_TRAIN_IMAGE, "image of training pods whose resource names none")
+SERVE_IMAGE = Variable(ENV_SERVE_IMAGE, "image of serving pods whose resource names none")
+TRACKING_URI = Variable(ENV_MLFLOW_URI, "MLflow's address, for the operator and for the pods: http://host:port")
+REGISTRY_URI = Variable("CLOZE_REGISTRY_URI", "MLflow's address for the operator, where it isn't the pods' one", "")
+NAMESPACES = Variable("CLOZE_NAMESPACES", "comma-separated namespaces to serve; empty for all", "")
+LOG_LEVEL = Variable("CLOZE_LOG_LEVEL", "debug, info, warning or error", "info")
+RESYNC = Variable("CLOZE_RESYNC_SECONDS", "between two looks at every resource, whatever the watches say", "60")
+WORKERS = Variable("CLOZE_OPERATOR_WORKERS", "resources that are reconciled at the same time", "8")
+PROGRESS = Variable(
+    "CLOZE_OPERATOR_PROGRESS", "how pods are asked: direct (by address) or proxy (through the API server)", "direct"
+)
+PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz", str(OPERATOR_PORT))
+
+VARIABLES: Final = (
+    TRAIN_IMAGE,
+    SERVE_IMAGE,
+    TRACKING_URI,
+    REGISTRY_URI,
+    NAMESPACES,
+    LOG_LEVEL,
+    RESYNC,
+    WORKERS,
+    PROGRESS,
+    PORT,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one operator process does. Times are in seconds."""
+
+    platform: Platform
+    """What ends up in manifests."""
+    registry_uri: str
+    """MLflow's address as the operator reaches it."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to serve; empty for the whole cluster."""
+    log_level: str = "info"
+    resync_seconds: float = 60.0
+    workers: int = 8
+    proxy: bool = False
+    """Pods are asked through the API server: for an operator outside the cluster's network."""
+    port: int = OPERATOR_PORT
+
+
+def read(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment. Raises SettingsError."""
+    log_level = _one_of(LOG_LEVEL, environment, LOG_LEVELS)
+    tracking_uri = _text(TRACKING_URI, environment).rstrip("/")
+    if not tracking_uri.startswith(("http://", "https://")):
+        raise SettingsError(f"{TRACKING_URI.name} is {tracking_uri!r}: give MLflow's address, http://host:port")
+    return Settings(
+        platform=Platform(
+            train_image=_text(TRAIN_IMAGE, environment),
+            serve_image=_text(SERVE_IMAGE, environment),
+            tracking_uri=tracking_uri,
+        ),
+        registry_uri=_text(REGISTRY_URI, environment).rstrip("/") or tracking_uri,
+        namespaces=tuple(part.strip() for part in _text(NAMESPACES, environment).split(",") if part.strip()),
+        log_level=log_level,
+        resync_seconds=_number(RESYNC, environment, 1),
+        workers=int(_number(WORKERS, environment, 1)),
+        proxy=_one_of(PROGRESS, environment, REACH) == "proxy",
+        port=int(_number(PORT, environment, 0)),
+    )
+
+
+def _text(variable: Variable, environment: Mapping[str, str]) -> str:
+    # An empty variable is how a manifest says "not set".
+    value = environment.get(variable.name) or variable.default
+    if value is None:
+        raise SettingsError(f"{variable.name} is not set: give the {variable.help}")
+    return value
+
+
+def _one_of(variable: Variable, environment: Mapping[str, str], allowed: tuple[str, ...]) -> str:
+    value = _text(variable, environment).lower()
+    if value not in allowed:
+        raise SettingsError(f"{variable.name} is {value!r}: use one of {', '.join(allowed)}")
+    return value
+
+
+def _number(variable: Variable, environment: Mapping[str, str], minimum: float) -> float:
+    text = _text(variable, environment)
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise SettingsError(f"{variable.name} is {text!r}: give a number") from error
+    if not value >= minimum:
+        raise SettingsError(f"{variable.name} is {text}: give {minimum:g} or more")
+    return value

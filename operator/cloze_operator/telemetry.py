@@ -1,0 +1,83 @@
+"""Metrics, as declared in `cloze_api.metrics`, and JSON logs."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+from cloze_api import metrics
+from cloze_api.metrics import Metric
+
+
+def _counter(metric: Metric) -> Counter:
+    return Counter(metric.name, metric.help, metric.labels, registry=REGISTRY)
+
+
+def _gauge(metric: Metric) -> Gauge:
+    return Gauge(metric.name, metric.help, metric.labels, registry=REGISTRY)
+
+
+RECONCILES = _counter(metrics.RECONCILES)
+RECONCILE_DURATION = Histogram(
+    metrics.RECONCILE_DURATION.name,
+    metrics.RECONCILE_DURATION.help,
+    metrics.RECONCILE_DURATION.labels,
+    buckets=metrics.RECONCILE_DURATION.buckets,
+    registry=REGISTRY,
+)
+QUEUE_DEPTH = _gauge(metrics.QUEUE_DEPTH)
+RESOURCE_STATE = _gauge(metrics.RESOURCE_STATE)
+JOB_FAILURES = _counter(metrics.JOB_FAILURES)
+REGISTRY_ERRORS = _counter(metrics.REGISTRY_ERRORS)
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; what a log call passes in `extra` becomes fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def configure_logs(level: str) -> None:
+    """All logs of the process go to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("kopf", "httpx", "httpcore", "aiohttp.access"):
+        # They tell of each event and each request; their warnings are worth reading.
+        logging.getLogger(chatty).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+class StateGauge:
+    """`cloze_resource_state`: exactly one state of each resource is 1, and a resource that is gone has none."""
+
+    def __init__(self) -> None:
+        self._shown: dict[tuple[str, str, str], str] = {}
+
+    def show(self, key: tuple[str, str, str], state: str | None) -> None:
+        """Show a resource's state; None for one that is gone."""
+        old = self._shown.get(key)
+        if old is not None and old != state:
+            RESOURCE_STATE.remove(*key, old)
+            del self._shown[key]
+        if state is not None:
+            RESOURCE_STATE.labels(*key, state).set(1)
+            self._shown[key] = state
