@@ -76,11 +76,12 @@ class Cluster:
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """One object; None when there is none."""
         try:
-            return await self._request("GET", _path(kind, namespace, name))
+            found: Object = await self._request("GET", _path(kind, namespace, name))
         except ClusterError as error:
             if error.status == _NOT_FOUND:
                 return None
             raise
+        return found
 
     async def list(self, kind: str, namespace: str, selector: Mapping[str, str] | None = None) -> tuple[Object, ...]:
         """Objects of one kind with all these labels; of the whole cluster when the namespace is empty."""
@@ -96,14 +97,16 @@ class Cluster:
         metadata = manifest["metadata"]
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", path, manifest, query, "application/apply-patch+yaml")
+        kind = "application/apply-patch+yaml"
+        applied: Object = await self._request("PATCH", path, manifest, query=query, content_type=kind)
+        return applied
 
     async def change(self, namespace: str, target: Target, spec: Mapping[str, Any]) -> None:
         """Set fields of the spec of exactly this object; None removes one."""
         body = {"metadata": {"uid": target.uid}, "spec": dict(spec)}
         query = {"fieldManager": FIELD_MANAGER}
         path = _path(target.kind, namespace, target.name)
-        await self._request("PATCH", path, body, query, "application/merge-patch+json")
+        await self._request("PATCH", path, body, query=query, content_type="application/merge-patch+json")
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete exactly this object, and in the background what it owns. One that is gone already is fine."""
@@ -142,6 +145,7 @@ class Cluster:
         method: str,
         path: str,
         body: Any = None,
+        *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout: float = _TIMEOUT_SECONDS,  # noqa: ASYNC109 - handed to aiohttp, which knows which phase timed out
@@ -156,7 +160,7 @@ class Cluster:
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ClusterError(0, "Unreachable", f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
-        if response.status >= 400:  # noqa: PLR2004 - HTTP's own line between fine and refused
+        if response.status >= 400:
             raise _refusal(response.status, text, f"{method} {path}")
         return json.loads(text) if text else {}
 

@@ -66,9 +66,8 @@ class Registry:
             raise RegistryError(current.message)
         actual = current.version if isinstance(current, Version) else None
         if actual != move.expected:
-            raise AliasMovedError(
-                f"alias {move.alias} of {move.model} points to {actual or 'nothing'}, not to {move.expected or 'nothing'}"
-            )
+            seen, was = actual or "nothing", move.expected or "nothing"
+            raise AliasMovedError(f"alias {move.alias} of {move.model} points to {seen}, not to {was}")
         body = {"name": move.model, "alias": move.alias, "version": move.version}
         await self._send("set-alias", "POST", "registered-models/alias", json=body)
 

@@ -1,0 +1,157 @@
+"""The loop around one resource: observe, decide, act; and the workers and the resync that drive it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from cloze_api.resources import KINDS
+from cloze_operator.act import Actor
+from cloze_operator.cluster import Cluster, ClusterError
+from cloze_operator.decide.fields import Object, dig
+from cloze_operator.decide.serving import decide_serving
+from cloze_operator.decide.training import decide_training
+from cloze_operator.decide.verdict import Verdict
+from cloze_operator.observe.serving import ServingObserver
+from cloze_operator.observe.training import TrainingObserver
+from cloze_operator.queue import Queue
+from cloze_operator.registry import AliasMovedError, Registry, RegistryError
+from cloze_operator.reports import Reports
+from cloze_operator.settings import Settings
+from cloze_operator.telemetry import QUEUE_DEPTH, RECONCILE_DURATION, RECONCILES, StateGauge
+
+logger = logging.getLogger(__name__)
+
+#: One look at one resource; a call that hangs must not hold a worker for ever.
+RECONCILE_SECONDS: Final = 90.0
+
+_CONFLICT: Final = 409
+
+
+class Key(NamedTuple):
+    """Which resource."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+def utc_now() -> datetime:
+    """The clock of the running operator."""
+    return datetime.now(UTC)
+
+
+class Controller:
+    """Reconciles resources, one worker per resource at a time."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        registry: Registry,
+        reports: Reports,
+        settings: Settings,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.queue: Queue[Key] = Queue()
+        self.synced = asyncio.Event()
+        self.last_resync = time.monotonic()
+        self._cluster = cluster
+        self._settings = settings
+        self._actor = Actor(cluster, registry, clock)
+        self._training = TrainingObserver(cluster, registry, reports, settings.platform, clock)
+        self._serving = ServingObserver(
+            cluster, registry, reports, settings.platform, clock, namespaces=settings.namespaces
+        )
+        self._states = StateGauge()
+        #: FineTuneJobs by the PretrainJob that they wait for.
+        self._dependents: dict[Key, set[Key]] = {}
+
+    def notice(self, resource: Object) -> None:
+        """Something happened to one of our resources."""
+        metadata = resource["metadata"]
+        key = Key(resource["kind"], metadata["namespace"], metadata["name"])
+        base = dig(resource, "spec", "base", "pretrainJob", "name")
+        if base:
+            self._dependents.setdefault(Key("PretrainJob", key.namespace, base), set()).add(key)
+        self.queue.add(key)
+        for dependent in self._dependents.get(key, ()):
+            self.queue.add(dependent)
+
+    async def run(self) -> None:
+        """Work and resync until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._resync(), name="resync")
+            for number in range(self._settings.workers):
+                group.create_task(self._work(), name=f"worker {number}")
+
+    async def _resync(self) -> None:
+        """Look at everything now and then, whatever the watches tell or fail to."""
+        while True:
+            try:
+                for kind in KINDS:
+                    for namespace in self._settings.namespaces or ("",):
+                        for resource in await self._cluster.list(kind.kind_name(), namespace):
+                            self.notice(resource)
+                self.last_resync = time.monotonic()
+                self.synced.set()
+            except ClusterError as error:
+                logger.warning("can't list the resources: %s", error)
+            await asyncio.sleep(self._settings.resync_seconds if self.synced.is_set() else 1.0)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.get()
+            QUEUE_DEPTH.set(len(self.queue))
+            result, again = "error", None
+            with RECONCILE_DURATION.labels(key.kind).time():
+                try:
+                    async with asyncio.timeout(RECONCILE_SECONDS):
+                        again = await self._reconcile(key)
+                    result = "success"
+                except AliasMovedError as error:
+                    logger.info("%s", error, extra=_fields(key))
+                    result, again = "conflict", 1.0
+                except Exception:
+                    # Whatever went wrong with one resource must not end the worker: it is logged and tried again.
+                    logger.exception("reconciliation failed", extra=_fields(key))
+                finally:
+                    RECONCILES.labels(key.kind, result).inc()
+                    self.queue.done(key, failed=result == "error", again=again)
+
+    async def _reconcile(self, key: Key) -> float | None:
+        """Seconds until the next look; None when something will tell."""
+        resource = await self._cluster.get(key.kind, key.namespace, key.name)
+        if resource is None:
+            self._forget(key)
+            return None
+        try:
+            verdict, state = await self._decide(resource)
+            await self._actor.act(resource, verdict, state)
+        except ClusterError as error:
+            if error.status == _CONFLICT:
+                # Somebody changed the resource meanwhile; what it says now is looked at next.
+                return 0.2
+            await self._actor.report_failure(resource, error.reason, str(error))
+            raise
+        except RegistryError as error:
+            await self._actor.report_failure(resource, "RegistryError", str(error))
+            raise
+        self._states.show(key, state)
+        return verdict.requeue
+
+    async def _decide(self, resource: Object) -> tuple[Verdict, str]:
+        if resource["kind"] == "ModelDeployment":
+            return decide_serving(await self._serving.observe(resource))
+        return decide_training(await self._training.observe(resource))
+
+    def _forget(self, key: Key) -> None:
+        self._states.show(key, None)
+        self.queue.forget(key)
+        for dependents in self._dependents.values():
+            dependents.discard(key)
+
+
+def _fields(key: Key) -> dict[str, str]:
+    return {"kind": key.kind, "namespace": key.namespace, "object": key.name}

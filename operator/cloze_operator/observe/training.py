@@ -1,0 +1,140 @@
+"""The snapshot of a training job."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from cloze_api.resources import FineTuneJob, PretrainJob, TrainingJob, parse_job
+from cloze_api.source import SourceKind, parse_source
+from cloze_operator.cluster import Cluster
+from cloze_operator.decide.answers import Answer
+from cloze_operator.decide.base import frozen_base
+from cloze_operator.decide.fields import Object, dig, is_going, is_true
+from cloze_operator.decide.pods import registered
+from cloze_operator.decide.snapshot import TrainingSnapshot
+from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.trainer import source_uris
+from cloze_operator.desired.training import claim_name, run_name, spec_name
+from cloze_operator.observe.children import read_children, read_pods
+from cloze_operator.observe.validity import explain
+from cloze_operator.registry import Registry
+from cloze_operator.reports import Reports
+
+
+class TrainingObserver:
+    """Asks the API server, the registry and the pods, and of these only what the next decision needs."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        registry: Registry,
+        reports: Reports,
+        platform: Platform,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._cluster = cluster
+        self._registry = registry
+        self._reports = reports
+        self._platform = platform
+        self._clock = clock
+
+    async def observe(self, resource: Object) -> TrainingSnapshot:
+        """The snapshot. Raises ClusterError."""
+        try:
+            job = parse_job(dict(resource))
+        except ValidationError as error:
+            return self._snapshot(resource, None, invalid=explain(error))
+        if is_going(resource):
+            return self._snapshot(resource, job)
+        if is_true(resource, "Succeeded"):
+            return await self._observe_finished(resource, job)
+
+        namespace = resource["metadata"]["namespace"]
+        names = {
+            "PersistentVolumeClaim": claim_name(job),
+            "ConfigMap": spec_name(job),
+            "Service": run_name(job),
+            "Job": run_name(job),
+        }
+        children = await read_children(self._cluster, namespace, names)
+        live = children.get("Job")
+        pods = await read_pods(self._cluster, resource, live["metadata"]["uid"]) if live else ()
+        bare = self._snapshot(resource, job, children=children)
+        base, base_job = await self._base(bare, job)
+        outcome = registered(pods)
+        return self._snapshot(
+            resource,
+            job,
+            children=children,
+            pods=pods,
+            missing=() if live else await self._missing(namespace, job),
+            base=base,
+            base_job=base_job,
+            progress=await self._reports.progress(pods),
+            registered=await self._registered(job) if is_true(live, "Complete") and not outcome else None,
+        )
+
+    def _snapshot(self, resource: Object, job: TrainingJob | None, **parts: object) -> TrainingSnapshot:
+        return TrainingSnapshot(
+            now=self._clock(),
+            platform=self._platform,
+            resource=resource,
+            job=job,
+            **parts,  # type: ignore[arg-type] # the callers above give the snapshot's own fields
+        )
+
+    async def _observe_finished(self, resource: Object, job: TrainingJob) -> TrainingSnapshot:
+        if is_true(resource, "Registered"):
+            return self._snapshot(resource, job)
+        model = dig(resource, "status", "model", "name")
+        if not model:
+            return self._snapshot(resource, job, registered=await self._registered(job))
+        alias = await self._registry.behind(model, job.spec.registry.alias)
+        return self._snapshot(resource, job, alias=alias)
+
+    async def _registered(self, job: TrainingJob) -> Answer:
+        return await self._registry.of_job(job.spec.registry.name, job.metadata.uid)
+
+    async def _base(self, snapshot: TrainingSnapshot, job: TrainingJob) -> tuple[Answer, Object | None]:
+        if isinstance(job, PretrainJob) or frozen_base(snapshot):
+            return None, None
+        base = job.spec.base
+        if base.pretrain_job is not None:
+            return None, await self._cluster.get("PretrainJob", job.metadata.namespace, base.pretrain_job.name)
+        return await self._registered_base(job), None
+
+    async def _registered_base(self, job: FineTuneJob) -> Answer:
+        model = job.spec.base.model
+        assert model is not None, "spec.base has neither model nor pretrainJob"
+        if model.version is not None:
+            return await self._registry.version(model.name, model.version)
+        assert model.alias is not None, "spec.base.model has neither version nor alias"
+        return await self._registry.behind(model.name, model.alias)
+
+    async def _missing(self, namespace: str, job: TrainingJob) -> tuple[str, ...]:
+        """A sentence for each claim, ConfigMap or key that isn't there. Other sources only the pods can reach."""
+        found: dict[tuple[str, str], Object | None] = {}
+        sentences: list[str] = []
+        for uri in source_uris(job):
+            source = parse_source(uri)
+            if source.kind not in (SourceKind.PVC, SourceKind.CONFIG_MAP):
+                continue
+            kind = "PersistentVolumeClaim" if source.kind is SourceKind.PVC else "ConfigMap"
+            at = (kind, source.container)
+            if at not in found:
+                found[at] = await self._cluster.get(kind, namespace, source.container)
+            live = found[at]
+            if live is None:
+                sentence = f"{kind} {source.container} doesn't exist in namespace {namespace}: create it ({uri})"
+            elif kind == "ConfigMap" and source.path not in _keys(live):
+                sentence = f"ConfigMap {source.container} has no key {source.path}: add it ({uri})"
+            else:
+                continue
+            if sentence not in sentences:
+                sentences.append(sentence)
+        return tuple(sentences)
+
+
+def _keys(config_map: Object) -> set[str]:
+    return {*(config_map.get("data") or {}), *(config_map.get("binaryData") or {})}

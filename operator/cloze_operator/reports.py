@@ -1,0 +1,105 @@
+"""What pods tell over HTTP: a trainer its progress, a server what it has loaded.
+
+A pod that doesn't answer says nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+import httpx
+from pydantic import ValidationError
+
+from cloze_api.names import PROGRESS_PORT, SERVER_PORT
+from cloze_api.progress import Progress
+from cloze_operator.cluster import Cluster, ClusterError
+from cloze_operator.decide.answers import Loaded
+from cloze_operator.decide.fields import Object, dig
+from cloze_operator.decide.pods import is_ready, name_of, phase
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS: Final = 2.0
+
+#: Pods that are asked at the same time, over all resources.
+_AT_ONCE: Final = 16
+
+
+class Reach(Protocol):
+    """A way to a pod's HTTP port."""
+
+    async def fetch(self, pod: Object, port: int, path: str) -> Any:
+        """JSON from a pod; None when it doesn't answer with any."""
+
+
+class Direct:
+    """By the pod's address: for an operator on the cluster's network."""
+
+    def __init__(self) -> None:
+        self._client = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False)
+
+    async def fetch(self, pod: Object, port: int, path: str) -> Any:
+        """JSON from a pod; None when it doesn't answer with any."""
+        address = dig(pod, "status", "podIP")
+        if not address:
+            return None
+        host = f"[{address}]" if ":" in address else address
+        try:
+            response = await self._client.get(f"http://{host}:{port}{path}")
+            return response.json() if response.is_success else None
+        except (httpx.HTTPError, ValueError) as error:
+            logger.debug("pod %s doesn't answer %s: %s", name_of(pod), path, error)
+            return None
+
+
+class Proxied:
+    """Through the API server: for an operator that runs elsewhere."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def fetch(self, pod: Object, port: int, path: str) -> Any:
+        """JSON from a pod; None when it doesn't answer with any."""
+        try:
+            namespace = pod["metadata"]["namespace"]
+            return await self._cluster.through_proxy(namespace, name_of(pod), port, path, _TIMEOUT_SECONDS)
+        except (ClusterError, ValueError) as error:
+            logger.debug("pod %s doesn't answer %s: %s", name_of(pod), path, error)
+            return None
+
+
+class Reports:
+    """The pods' answers, in the contract's terms."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def progress(self, pods: Iterable[Object]) -> Progress | None:
+        """Progress as rank 0 has it; the other pods answer 404."""
+        running = [pod for pod in pods if phase(pod) == "Running"]
+        for answer in await self._ask(running, PROGRESS_PORT, "/progress"):
+            try:
+                return Progress.model_validate(answer)
+            except ValidationError:
+                continue
+        return None
+
+    async def loaded(self, pods: Iterable[Object]) -> dict[str, Loaded]:
+        """What ready pods have loaded, by the pod's name."""
+        ready = [pod for pod in pods if is_ready(pod)]
+        answers = await self._ask(ready, SERVER_PORT, "/v1/models")
+        found = {}
+        for pod, answer in zip(ready, answers, strict=True):
+            models = dig(answer, "models")
+            if isinstance(models, list) and models:
+                found[name_of(pod)] = Loaded(str(dig(models[0], "version")), str(dig(models[0], "digest")))
+        return found
+
+    async def _ask(self, pods: list[Object], port: int, path: str) -> list[Any]:
+        async def ask(pod: Object) -> Any:
+            async with self._slots:
+                return await self._reach.fetch(pod, port, path)
+
+        return await asyncio.gather(*(ask(pod) for pod in pods))

@@ -1,0 +1,78 @@
+"""kopf's part: watch streams of our resources and of their children, each event a key in the queue.
+
+Only `kopf.on.event` handlers are registered: they put neither finalizers nor annotations on anybody's objects.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import kopf
+
+from cloze_api.names import GROUP, LABEL_KIND, LABEL_MANAGED_BY, LABEL_OWNER, MANAGED_BY, VERSION
+from cloze_api.resources import KINDS
+from cloze_operator.controller import Controller, Key
+from cloze_operator.settings import Settings
+
+#: Children that tell of themselves. ConfigMaps and claims are looked at with each resync: watching them would need
+#: the right to list everybody's.
+_WATCHED: Final = (("batch", "v1", "jobs"), ("apps", "v1", "deployments"), ("", "v1", "services"), ("", "v1", "pods"))
+
+_KINDS: Final = frozenset(kind.kind_name() for kind in KINDS)
+
+
+def key_of_child(labels: Mapping[str, str], namespace: str | None) -> Key | None:
+    """The resource that a child belongs to, by its labels."""
+    kind, name = labels.get(LABEL_KIND), labels.get(LABEL_OWNER)
+    return Key(kind, namespace, name) if kind in _KINDS and name and namespace else None
+
+
+def handlers(controller: Controller) -> kopf.OperatorRegistry:
+    """kopf's registry with our handlers."""
+    registry = kopf.OperatorRegistry()
+
+    async def resource_changed(body: kopf.Body, **_: Any) -> None:
+        controller.notice(dict(body))
+
+    async def child_changed(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
+        key = key_of_child(labels, namespace)
+        if key is not None:
+            controller.queue.add(key)
+
+    for kind in KINDS:
+        kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(resource_changed)
+    for group, version, plural in _WATCHED:
+        kopf.on.event(group, version, plural, registry=registry, labels={LABEL_MANAGED_BY: MANAGED_BY})(child_changed)
+
+    @kopf.on.login(registry=registry)
+    async def log_in(**options: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_kubeconfig(**options) or kopf.login_with_service_account(**options)
+
+    return registry
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """No peering, no events of kopf's own, no discovery beyond what is served; streams that can't die unnoticed."""
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 10
+    settings.watching.chunk_size = 500
+    settings.networking.request_timeout = 30
+    for group, version, plural in _WATCHED:
+        # Filtered by the API server, so that other people's pods cost neither traffic nor memory.
+        settings.watching.label_selectors[group, version, plural] = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+    return settings
+
+
+async def watch(controller: Controller, settings: Settings) -> None:
+    """Watch until the process is told to stop."""
+    await kopf.operator(
+        registry=handlers(controller),
+        settings=kopf_settings(),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+    )
