@@ -51,6 +51,8 @@ ENV_CORPUS_ROOT: Final = "CLOZE_CORPUS_ROOT"
 ENV_RENDEZVOUS: Final = "CLOZE_RENDEZVOUS"
 """`host:port` of torch elastic's c10d rendezvous; unset outside Kubernetes."""
 ENV_JOB_UID: Final = "CLOZE_JOB_UID"
+ENV_BASE_DIGEST: Final = "CLOZE_BASE_DIGEST"
+"""Digest of the base model version that the operator resolved; the trainer refuses any other artifact."""
 ENV_ATTEMPT_DEADLINE: Final = "CLOZE_RENDEZVOUS_TIMEOUT_SECONDS"
 ENV_MLFLOW_URI: Final = "MLFLOW_TRACKING_URI"
 

@@ -59,9 +59,10 @@ def is_complete(folder: Path) -> bool:
 
 
 @contextmanager
-def publish(folder: Path) -> Iterator[Path]:
+def publish(folder: Path, *, marker: bool = True) -> Iterator[Path]:
     """A temporary folder to fill; it becomes `folder` at the end: files synced, renamed, marker last.
 
+    marker: false for a folder that lists its own content (an artifact's manifest) and may hold nothing else.
     Only one process may publish a given folder at a time. A leftover of a killed attempt is removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,7 @@ def publish(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
         staging.rename(folder)
         sync_folder(folder.parent)
-        write_atomically(folder / COMPLETE, b"")
+        if marker:
+            write_atomically(folder / COMPLETE, b"")
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""Publishes the finished model as an artifact folder."""
+
+import json
+import shutil
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from cloze_api.manifest import (
+    ONNX_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    ArtifactError,
+    Limits,
+    Lineage,
+    Manifest,
+    digest_files,
+    tokenizer_fingerprint,
+    verify,
+    write_manifest,
+)
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.export import INPUTS, OUTPUT, export
+from cloze_trainer.files import publish
+from cloze_trainer.finetune import FineTuning
+from cloze_trainer.model import ARCHITECTURE_CLASSES
+from cloze_trainer.pretrain import Pretraining
+from cloze_trainer.run import Run
+
+CONFIG_FILE = "config.json"
+_TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+
+
+def trainer_version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return version("cloze-mlops")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def finished(run: Run) -> Manifest | None:
+    """The run's own artifact, when an earlier attempt has published it whole."""
+    try:
+        manifest = verify(run.artifact)
+    except (ArtifactError, OSError):
+        return None
+    return manifest if manifest.lineage.job_uid == run.identity else None
+
+
+def write(
+    run: Run,
+    workload: Pretraining | FineTuning,
+    model: nn.Module,
+    figures: dict[str, float],
+    sources: dict[str, str],
+) -> None:
+    """Export, describe and publish the trained model in the workspace; all or nothing.
+
+    sources: SHA-256 of each data source, keyed by its URI.
+    """
+    base = workload.base if isinstance(workload, FineTuning) else None
+    with publish(run.artifact, marker=False) as staging:
+        _write_files(staging, workload, model)
+        tokenizer = json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        write_manifest(
+            staging,
+            Manifest(
+                name=run.job.spec.registry.name,
+                task=workload.task,
+                architecture=ARCHITECTURE_CLASSES[workload.task],
+                labels=list(workload.labels),
+                limits=Limits(
+                    max_length=workload.max_length if isinstance(workload, FineTuning) else workload.config.max_length,
+                    vocab_size=workload.config.vocab_size,
+                ),
+                special_tokens=SPECIAL_IDS,
+                lowercase=workload.lowercase,
+                tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+                inputs=list(INPUTS),
+                output=OUTPUT,
+                evaluation=figures,
+                lineage=Lineage(
+                    job=run.label,
+                    job_uid=run.identity,
+                    kind=run.kind,
+                    base=base.name if base else None,
+                    base_digest=base.digest if base else None,
+                    data=sources,
+                    created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                    trainer_version=trainer_version(),
+                ),
+                files=digest_files(staging),
+            ),
+        )
+
+
+def _write_files(folder: Path, workload: Pretraining | FineTuning, model: nn.Module) -> None:
+    for name in (TOKENIZER_FILE, _TOKENIZER_CONFIG_FILE):
+        shutil.copyfile(workload.tokenizer_folder / name, folder / name)
+    document = workload.config.transformers(workload.task, workload.labels)
+    (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    export(model, workload.task, workload.config, folder / ONNX_FILE)

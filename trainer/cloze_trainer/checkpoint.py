@@ -1,0 +1,125 @@
+"""Training state on a file system: staged, synced, renamed, marked complete; the newest complete one counts.
+
+Every rank holds the same state (data parallelism), so rank 0 alone writes. That the write failed reaches the others
+as rank 0's end.
+"""
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from cloze_api.manifest import file_sha256
+from cloze_trainer.console import log
+from cloze_trainer.errors import TrainerError
+from cloze_trainer.files import COMPLETE, sync_folder, sync_tree, write_json
+
+_PREFIX = "step-"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopState:
+    """Where the loop stands. step: optimizer steps done; tokens: real tokens trained on, over all ranks."""
+
+    step: int
+    tokens: int
+
+
+class Checkpoints:
+    """The checkpoints of one run below `folder`; `keep` of them are kept."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def _steps(self) -> list[int]:
+        names = (path.name for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())
+        return sorted((int(name.removeprefix(_PREFIX)) for name in names if name[5:].isdigit()), reverse=True)
+
+    def path(self, step: int) -> Path:
+        """Folder of a step's checkpoint."""
+        return self.folder / f"{_PREFIX}{step:08d}"
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint that is complete and intact; damaged ones are passed over with a warning."""
+        for step in self._steps():
+            if damage := self._damage(self.path(step)):
+                log("checkpoint skipped", step=step, why=damage)
+                continue
+            return step
+        return None
+
+    @staticmethod
+    def _damage(path: Path) -> str:
+        """What is wrong with a checkpoint; empty when nothing is."""
+        try:
+            digests = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return "it was not finished"
+        except (OSError, ValueError):
+            return "its marker can't be read"
+        for name, digest in digests.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if file_sha256(path / name) != digest:
+                return f"{name} is damaged"
+        return ""
+
+    def save(self, state: LoopState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Make a checkpoint durable, then drop the oldest. Raises OSError or torch's CheckpointException."""
+        target = self.path(state.step)
+        staging = self.folder / f".{target.name}.staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            weights, moments = get_state_dict(model, optimizer)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it says that one process saves, which is meant
+                dcp.save(
+                    {"model": weights, "optimizer": moments},
+                    storage_writer=dcp.FileSystemWriter(staging, single_file_per_rank=True, sync_files=False),
+                    no_dist=True,
+                )
+            write_json(staging / _STATE, {"step": state.step, "tokens": state.tokens})
+            sync_tree(staging)
+            digests = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
+            if target.exists():
+                shutil.rmtree(target)
+            staging.rename(target)
+            sync_folder(self.folder)
+            write_json(target / COMPLETE, digests)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        self._prune()
+
+    def _prune(self) -> None:
+        complete = [step for step in self._steps() if (self.path(step) / COMPLETE).is_file()]
+        for step in complete[self.keep :]:
+            # The marker goes first, so that a half-deleted checkpoint doesn't count.
+            (self.path(step) / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
+        """Put a checkpoint's tensors into the model and the optimizer."""
+        path = self.path(step)
+        weights, moments = get_state_dict(model, optimizer)
+        state: dict[str, Any] = {"model": weights, "optimizer": moments}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        except RuntimeError as error:
+            raise TrainerError(
+                "CheckpointMismatch",
+                f"{path} doesn't fit this model: it belongs to another run; use another workspace",
+            ) from error
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        return LoopState(step=document["step"], tokens=document["tokens"])

@@ -1,0 +1,162 @@
+"""Labelled examples, tokenized, with their classes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from cloze_api.task import Task
+from cloze_trainer.data.source import objects
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.errors import InputError
+
+IGNORED = -100
+"""Target of a token that isn't scored: special tokens, padding and all but a word's first piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of the data set. words: the text alone, or the words; labels: one, or one for each word."""
+
+    place: str
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Tokenized examples. ids and targets are ragged: one array an example.
+
+    targets: for sequence classification one class, for token classification one for each token.
+    truncated: how many examples were longer than the limit. unknown: tokens that the vocabulary lacks.
+    """
+
+    ids: tuple[npt.NDArray[np.int64], ...]
+    targets: tuple[npt.NDArray[np.int64], ...]
+    lengths: npt.NDArray[np.int64]
+    truncated: int
+    unknown: int
+
+
+def read(paths: Sequence[Path], task: Task) -> list[Example]:
+    """Examples of JSON-lines files. Raises InputError with file and line."""
+    examples = []
+    for path in paths:
+        for number, row in objects(path):
+            place = f"{path}:{number}"
+            examples.append(_token_example(place, row) if task is Task.TOKEN_CLASSIFICATION else _text(place, row))
+    if not examples:
+        raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
+    return examples
+
+
+def _text(place: str, row: dict[str, Any]) -> Example:
+    text, label = row.get("text"), row.get("label")
+    if not isinstance(text, str):
+        raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
+    if not isinstance(label, str):
+        raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
+    return Example(place, (text,), (label,))
+
+
+def _token_example(place: str, row: dict[str, Any]) -> Example:
+    fields = []
+    for name in ("tokens", "labels"):
+        value = row.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise InputError("TokensInvalid", f"{place} has no field {name!r} with a list of texts")
+        fields.append(tuple(value))
+    words, labels = fields
+    if len(words) != len(labels):
+        raise InputError("LabelCountMismatch", f"{place} has {len(words)} tokens and {len(labels)} labels")
+    if not words:
+        raise InputError("TokensInvalid", f"{place} has no token")
+    return Example(place, words, labels)
+
+
+def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
+    """The labels in order of their class: the declared ones, or the training examples' sorted ones.
+
+    Raises InputError for an undeclared label, one without training examples, or one in the test alone.
+    """
+    present = Counter(label for example in train for label in example.labels)
+    if declared:
+        if repeated := [label for label, count in Counter(declared).items() if count > 1]:
+            raise InputError("LabelRepeated", f"spec.labels names {repeated[0]!r} twice")
+        labels = tuple(declared)
+        if empty := [label for label in labels if label not in present]:
+            raise InputError(
+                "LabelWithoutExamples",
+                f"spec.labels names {empty[0]!r}, which no training example has: add examples or remove the label",
+            )
+    else:
+        labels = tuple(sorted(present))
+        if len(labels) < 2:
+            raise InputError("LabelsTooFew", f"the training examples have only the label {labels[0]!r}")
+    known = set(labels)
+    for examples, where in ((train, "spec.labels"), (test, "spec.labels" if declared else "the training examples")):
+        for example in examples:
+            if unknown := next((label for label in example.labels if label not in known), None):
+                raise InputError(
+                    "LabelUnknown", f"{example.place} has the label {unknown!r}, which {where} doesn't have"
+                )
+    return labels
+
+
+def tokenize(
+    examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, *, task: Task, max_length: int
+) -> Labelled:
+    """Ids of at most `max_length` tokens and the classes.
+
+    A word that the tokenizer leaves no piece of (a lone control character, say) becomes `[UNK]`, so that it keeps its
+    place and its label.
+    """
+    index = {label: number for number, label in enumerate(labels)}
+    words = task is Task.TOKEN_CLASSIFICATION
+    ids: list[npt.NDArray[np.int64]] = []
+    targets: list[npt.NDArray[np.int64]] = []
+    truncated = unknown = 0
+    for start in range(0, len(examples), 1000):
+        chunk = examples[start : start + 1000]
+        for example, pieces in zip(chunk, _pieces(chunk, tokenizer), strict=True):
+            flat = [piece for word in pieces for piece in word]
+            truncated += len(flat) > max_length - 2
+            flat = flat[: max_length - 2]
+            unknown += flat.count(SPECIAL_IDS.unk)
+            ids.append(np.array([SPECIAL_IDS.cls, *flat, SPECIAL_IDS.sep], dtype=np.int64))
+            if not words:
+                targets.append(np.array([index[example.labels[0]]], dtype=np.int64))
+                continue
+            target = np.full(len(flat) + 2, IGNORED, dtype=np.int64)
+            at = 1
+            for word, label in zip(pieces, example.labels, strict=True):
+                if at > len(flat):
+                    break
+                target[at] = index[label]
+                at += len(word)
+            targets.append(target)
+    lengths = np.array([len(item) for item in ids], dtype=np.int64)
+    return Labelled(tuple(ids), tuple(targets), lengths, truncated, unknown)
+
+
+def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[list[int]]]:
+    """For each example, for each word, its ids (at least one)."""
+    # Words are encoded one by one, so that none joins its neighbour and each is found again.
+    encodings = tokenizer.encode_batch_fast(
+        [word for example in examples for word in example.words], add_special_tokens=False
+    )
+    flat = iter(encodings)
+    return [[next(flat).ids or [SPECIAL_IDS.unk] for _ in example.words] for example in examples]
+
+
+def pad(rows: Sequence[npt.NDArray[np.int64]], filler: int) -> npt.NDArray[np.int64]:
+    """Rows of a batch as one matrix (B, T), T the longest row's length."""
+    matrix = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for number, row in enumerate(rows):
+        matrix[number, : len(row)] = row
+    return matrix

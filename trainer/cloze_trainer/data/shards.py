@@ -1,0 +1,179 @@
+"""The prepared corpus: tokenizer and packed sequences in a folder named after their content."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from cloze_api.pretrain import PretrainJobSpec
+from cloze_trainer.data import cleaning, tokenizer
+from cloze_trainer.data.source import SourceFiles, documents
+from cloze_trainer.errors import InputError
+from cloze_trainer.files import is_complete, publish, write_json
+
+# Part of each folder's key: raise it when the same input would give other shards.
+EDITION = 1
+TRAIN_FILE = "train.npy"
+HELD_OUT_FILE = "held-out.npy"
+REPORT_FILE = "report.json"
+_ENCODE_BATCH = 1000
+
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """A prepared corpus, memory-mapped.
+
+    train_NT, held_out_NT: token ids, one packed sequence a row; padding (0) in the last row alone.
+    """
+
+    folder: Path
+    train_NT: Tokens
+    held_out_NT: Tokens
+    vocab_size: int
+    report: dict[str, Any]
+
+
+def content_key(sources: Sequence[SourceFiles], spec: PretrainJobSpec) -> str:
+    """Name of the folder: a digest of everything that decides its content."""
+    parts = {
+        "edition": EDITION,
+        "sources": [source.digest for source in sources],
+        "corpus": [corpus.model_dump(mode="json", exclude={"uri"}) for corpus in spec.corpus],
+        "cleaning": spec.cleaning.model_dump(mode="json"),
+        "tokenizer": spec.tokenizer.model_dump(mode="json"),
+        "max_length": spec.model.max_length,
+        "held_out_fraction": spec.evaluation.held_out_fraction,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def split(texts: Sequence[str], held_out_fraction: float) -> tuple[list[str], list[str]]:
+    """Training and held-out texts. A text's side depends on its content alone, so equal texts share it.
+
+    Raises InputError when the texts are too few for two sides.
+    """
+    order = [hashlib.sha256(text.encode()).digest() for text in texts]
+    distinct = sorted(set(order))
+    if len(distinct) < 2:
+        raise InputError(
+            "CorpusTooSmall",
+            f"{len(distinct)} distinct documents remain after cleaning: at least two are needed, one to train on and "
+            "one to evaluate on; check corpus.format and spec.cleaning",
+        )
+    limit = distinct[max(1, round(len(distinct) * held_out_fraction)) - 1]
+    train = [text for text, digest in zip(texts, order, strict=True) if digest > limit]
+    held_out = [text for text, digest in zip(texts, order, strict=True) if digest <= limit]
+    return train, held_out
+
+
+def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTypeLike) -> Tokens:
+    """Rows of `max_length` ids: `[CLS]`, a stretch of the documents joined by `[SEP]`, `[SEP]`.
+
+    Every id of every document is in exactly one row; only the last row is padded.
+    """
+    special = tokenizer.SPECIAL_IDS
+    stream: list[np.ndarray[Any, Any]] = []
+    separator = np.array([special.sep], dtype=dtype)
+    for ids in documents_ids:
+        if len(ids):
+            if stream:
+                stream.append(separator)
+            stream.append(np.asarray(ids, dtype=dtype))
+    joined = np.concatenate(stream) if stream else np.empty(0, dtype=dtype)
+    width = max_length - 2
+    rows = -(-len(joined) // width)
+    packed = np.full((rows, max_length), special.pad, dtype=dtype)
+    body = np.full(rows * width, special.pad, dtype=dtype)
+    body[: len(joined)] = joined
+    packed[:, 1:-1] = body.reshape(rows, width)
+    if rows:
+        packed[:, 0] = special.cls
+        packed[:-1, -1] = special.sep
+        packed[-1, 1 + len(joined) - (rows - 1) * width] = special.sep
+    return packed
+
+
+def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterable[Sequence[int]]:
+    for start in range(0, len(texts), _ENCODE_BATCH):
+        for encoding in model.encode_batch_fast(list(texts[start : start + _ENCODE_BATCH]), add_special_tokens=False):
+            yield encoding.ids
+
+
+def prepare(
+    spec: PretrainJobSpec, sources: Sequence[SourceFiles], root: Path, stage: Callable[[str], None]
+) -> tuple[Shards, bool]:
+    """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before.
+
+    stage: told what begins, `data` or `tokenizer`. Returns the shards and whether they were there already.
+    """
+    folder = root / content_key(sources, spec)
+    if is_complete(folder):
+        return read(folder), True
+    stage("data")
+    texts, report = cleaning.clean(
+        (
+            text
+            for corpus, source in zip(spec.corpus, sources, strict=True)
+            for text in documents(corpus, source.paths)
+        ),
+        spec.cleaning,
+    )
+    if not texts:
+        raise InputError(
+            "CorpusEmpty",
+            f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
+        )
+    train_texts, held_out_texts = split(texts, spec.evaluation.held_out_fraction)
+    stage("tokenizer")
+    model = tokenizer.train(train_texts, vocab_size=spec.tokenizer.vocab_size, lowercase=spec.tokenizer.lowercase)
+    vocab_size = model.get_vocab_size()
+    stage("data")
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    train_NT = pack(_encode(model, train_texts), spec.model.max_length, dtype)
+    held_out_NT = pack(_encode(model, held_out_texts), spec.model.max_length, dtype)
+    for name, rows in (("training", train_NT), ("held-out", held_out_NT)):
+        if not len(rows):
+            raise InputError("CorpusTooSmall", f"the {name} documents hold no token: add text to the corpus")
+    ordinary = int((train_NT >= tokenizer.FIRST_ORDINARY_ID).sum())
+    unknown = int((train_NT == tokenizer.SPECIAL_IDS.unk).sum())
+    figures: dict[str, Any] = {
+        "documents_in": report.documents_in,
+        "documents": report.documents_out,
+        "documents_held_out": len(held_out_texts),
+        "dropped": dict(report.dropped),
+        "replaced": dict(report.replaced),
+        "characters": report.characters_out,
+        "tokens": ordinary + unknown,
+        "tokens_held_out": int((held_out_NT >= tokenizer.FIRST_ORDINARY_ID).sum()),
+        "sequences": len(train_NT),
+        "sequences_held_out": len(held_out_NT),
+        "vocab_size": vocab_size,
+        "unknown_share": unknown / max(1, ordinary + unknown),
+        "tokens_per_character": (ordinary + unknown) / max(1, sum(map(len, train_texts))),
+    }
+    with publish(folder) as staging:
+        np.save(staging / TRAIN_FILE, train_NT)
+        np.save(staging / HELD_OUT_FILE, held_out_NT)
+        tokenizer.write(model, staging, max_length=spec.model.max_length, lowercase=spec.tokenizer.lowercase)
+        write_json(staging / REPORT_FILE, figures)
+    return read(folder), False
+
+
+def read(folder: Path) -> Shards:
+    """Map a published corpus into memory."""
+    report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    return Shards(
+        folder,
+        np.load(folder / TRAIN_FILE, mmap_mode="r"),
+        np.load(folder / HELD_OUT_FILE, mmap_mode="r"),
+        int(report["vocab_size"]),
+        report,
+    )

@@ -1,0 +1,228 @@
+"""Fine-tuning: an encoder and labelled examples to a classifier of texts or of words."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.task import Task
+from cloze_trainer import evaluation
+from cloze_trainer.base import BaseModel, fetch
+from cloze_trainer.console import log
+from cloze_trainer.data import labelled, tokenizer
+from cloze_trainer.data.labelled import IGNORED, Labelled
+from cloze_trainer.data.order import Order
+from cloze_trainer.data.source import locate
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.errors import InputError
+from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.gang import Gang
+from cloze_trainer.loop import CHUNK_TOKENS, Chunk
+from cloze_trainer.progress import ProgressFile
+from cloze_trainer.run import Run
+
+# Part of the data folder's key: raise it when the same input would give other arrays.
+EDITION = 1
+_META_FILE = "dataset.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDataset:
+    """What rank 0 made of the base and the examples. sources: SHA-256 of each source, keyed by its URI."""
+
+    folder: Path
+    base: BaseModel
+    sources: dict[str, str]
+
+
+def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> PreparedDataset:
+    """Fetch the base, check and tokenize the examples into the workspace, once.
+
+    Raises BaseModelError, InputError with file and line, or RegistryError.
+    """
+    progress.stage("data")
+    base = fetch(run, spec)
+    max_length = spec.max_length or base.config.max_length
+    if max_length > base.config.max_length:
+        raise InputError(
+            "MaxLengthTooLarge",
+            f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
+        )
+    downloads = run.workspace / "downloads"
+    train, test = (
+        locate(uri, corpus_root=run.corpus_root, downloads=downloads)
+        for uri in (spec.dataset.train, spec.dataset.test)
+    )
+    sources = {train.uri: train.digest, test.uri: test.digest}
+    key = {"edition": EDITION, "sources": list(sources.values()), "base": base.digest, "max_length": max_length}
+    key |= {"task": spec.task, "labels": spec.labels}
+    folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+    if not is_complete(folder):
+        _publish(folder, spec, train.paths, test.paths, base, max_length)
+    meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
+    log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
+    if meta["examples"] < spec.optimization.batch_sequences:
+        raise InputError(
+            "BatchTooLarge",
+            f"{spec.dataset.train} holds {meta['examples']} examples, fewer than optimization.batchSequences "
+            f"({spec.optimization.batch_sequences}): lower it or add examples",
+        )
+    return PreparedDataset(folder, base, sources)
+
+
+def _publish(
+    folder: Path,
+    spec: FineTuneJobSpec,
+    train_paths: Sequence[Path],
+    test_paths: Sequence[Path],
+    base: BaseModel,
+    max_length: int,
+) -> None:
+    train, test = labelled.read(train_paths, spec.task), labelled.read(test_paths, spec.task)
+    labels = labelled.schema(train, test, spec.labels)
+    model = tokenizer.read(base.folder)
+    parts = {
+        name: labelled.tokenize(examples, labels, model, task=spec.task, max_length=max_length)
+        for name, examples in (("train", train), ("test", test))
+    }
+    tokens = int(parts["train"].lengths.sum())
+    with publish(folder) as staging:
+        for name, part in parts.items():
+            _save(staging, name, part)
+        write_json(
+            staging / _META_FILE,
+            {
+                "labels": labels,
+                "max_length": max_length,
+                "examples": len(train),
+                "examples_test": len(test),
+                "tokens": tokens,
+                "truncated": parts["train"].truncated,
+                "truncated_test": parts["test"].truncated,
+                "unknown_share": parts["train"].unknown / max(1, tokens),
+            },
+        )
+
+
+def _save(folder: Path, name: str, part: Labelled) -> None:
+    np.save(folder / f"{name}-ids.npy", np.concatenate(part.ids).astype(np.int32))
+    np.save(folder / f"{name}-lengths.npy", part.lengths)
+    np.save(folder / f"{name}-targets.npy", np.concatenate(part.targets).astype(np.int32))
+
+
+class Examples:
+    """Tokenized examples, memory-mapped. lengths: tokens of each."""
+
+    def __init__(self, folder: Path, name: str, *, per_token: bool) -> None:
+        self._ids = np.load(folder / f"{name}-ids.npy", mmap_mode="r")
+        self._targets = np.load(folder / f"{name}-targets.npy", mmap_mode="r")
+        self.lengths: npt.NDArray[np.int64] = np.load(folder / f"{name}-lengths.npy")
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._per_token = per_token
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, samples_B: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Padded ids (B, T) and targets, (B, T) or (B,)."""
+        spans = [slice(self._starts[sample], self._starts[sample + 1]) for sample in samples_B]
+        ids_BT = labelled.pad([self._ids[span].astype(np.int64) for span in spans], SPECIAL_IDS.pad)
+        if not self._per_token:
+            return ids_BT, self._targets[samples_B].astype(np.int64)
+        return ids_BT, labelled.pad([self._targets[span].astype(np.int64) for span in spans], IGNORED)
+
+
+class FineTuning:
+    """Classification of texts or of words."""
+
+    def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self.task: Task = spec.task
+        self.base = prepared.base
+        self.config = prepared.base.config
+        self.tokenizer_folder = prepared.base.folder
+        self.lowercase = prepared.base.manifest.lowercase
+        meta: dict[str, Any] = json.loads((prepared.folder / _META_FILE).read_text(encoding="utf-8"))
+        self.labels: tuple[str, ...] = tuple(meta["labels"])
+        self.max_length: int = meta["max_length"]
+        self.report = {key: float(value) for key, value in meta.items() if isinstance(value, int | float)}
+        per_token = self.task is Task.TOKEN_CLASSIFICATION
+        self.train = Examples(prepared.folder, "train", per_token=per_token)
+        self.test = Examples(prepared.folder, "test", per_token=per_token)
+        optimization = spec.optimization
+        positions = len(self.train) * optimization.epochs
+        self._steps = -(-positions // optimization.batch_sequences)
+        self._order = Order(
+            len(self.train),
+            optimization.batch_sequences,
+            optimization.seed,
+            lengths=self.train.lengths,
+            limit=positions,
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs; the last may have a smaller batch."""
+        return self._steps
+
+    def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
+        """A rank's part of a step's batch; a stand-in of weight 0 when the last batch has none for it."""
+        samples_B, _ = self._order.share(step, rank, world)
+        if not len(samples_B):
+            samples_B, _ = self._order.step(step)
+            chunk = self._chunk(self.train, samples_B[:1])
+            return [Chunk(chunk.inputs, torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)]
+        rows = max(1, CHUNK_TOKENS // int(self.train.lengths[samples_B].max()))
+        return [self._chunk(self.train, samples_B[at : at + rows]) for at in range(0, len(samples_B), rows)]
+
+    def _chunk(self, examples: Examples, samples_B: npt.NDArray[np.int64]) -> Chunk:
+        ids_BT, targets = examples.batch(samples_B)
+        visible_BT = ids_BT != SPECIAL_IDS.pad
+        full = bool(visible_BT.all())
+        return Chunk(
+            inputs=(
+                torch.from_numpy(ids_BT).to(self._device),
+                None if full else torch.from_numpy(visible_BT).to(self._device),
+            ),
+            targets=torch.from_numpy(targets).to(self._device),
+            weight=int((targets != IGNORED).sum()),
+            tokens=int(visible_BT.sum()),
+        )
+
+    def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
+        """Summed cross-entropy (nats) of the examples' or the words' classes."""
+        logits = model(*chunk.inputs)
+        return functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), chunk.targets.reshape(-1), reduction="sum", ignore_index=IGNORED
+        )
+
+    def evaluate_after(self, step: int) -> bool:
+        """Whether an epoch ended with this step."""
+        return step % -(-len(self.train) // self._spec.optimization.batch_sequences) == 0
+
+    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
+        """`accuracy`, `macro_f1` and, with two labels, `f1` on the test examples; over words for their classifier.
+
+        A word beyond the length limit isn't predicted and doesn't count; `truncated_test` says how many texts were cut.
+        """
+        model.eval()
+        counts = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
+        by_length = np.argsort(self.test.lengths, kind="stable")
+        rows = max(1, CHUNK_TOKENS // (2 * int(self.test.lengths.max())))
+        with torch.inference_mode():
+            for at in range(gang.rank * rows, len(by_length), gang.world * rows):
+                chunk = self._chunk(self.test, by_length[at : at + rows])
+                predicted = model(*chunk.inputs).argmax(-1).reshape(-1).cpu().numpy()
+                truth = chunk.targets.reshape(-1).cpu().numpy()
+                scored = truth != IGNORED
+                counts += evaluation.confusion(truth[scored], predicted[scored], len(self.labels))
+        return evaluation.classification(gang.sum_array(torch.from_numpy(counts)).numpy())

@@ -1,0 +1,83 @@
+"""The ranks of a run and what they tell each other."""
+
+import datetime
+import os
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+# A rank that is dead closes its connections, which ends a collective at once; only a rank that hangs is waited for.
+_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=15)
+# Data preparation, export and registration happen on rank 0 alone and may take hours.
+_PATIENCE = datetime.timedelta(days=3)
+_POLL_SECONDS = 0.05
+
+
+class Gang:
+    """This process's place among the ranks, joined from torch elastic's environment."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+        self.rank = int(os.environ["RANK"])
+        self.world = int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ["LOCAL_RANK"])
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank)
+            self.device = torch.device("cuda", local_rank)
+            dist.init_process_group("nccl", timeout=_COLLECTIVE_TIMEOUT, device_id=self.device)
+        else:
+            self.device = torch.device("cpu")
+            dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
+        # A group of its own, so that a long wait never meets a collective of the training.
+        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def distributed(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over the ranks."""
+        return DistributedDataParallel(
+            model.to(self.device),
+            gradient_as_bucket_view=True,
+            # Otherwise the buckets are put in another order after the first step of each start, and the sums of more
+            # than two ranks would differ between a run that was resumed and one that wasn't.
+            find_unused_parameters=True,
+        )
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over the ranks, the same on each, as float64."""
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def sum_array(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise sums over the ranks."""
+        total = values.to(self.device)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def from_leader(self, value: Any = None) -> Any:
+        """Rank 0's value on every rank; the others wait for it however long it takes.
+
+        The wait polls, so that signals are heard during it.
+        """
+        ready = torch.zeros(1)
+        work = dist.broadcast(ready, src=0, group=self._patient, async_op=True)
+        assert work is not None
+        while not work.is_completed():
+            time.sleep(_POLL_SECONDS)
+        work.wait()
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._patient)
+        return box[0]
+
+    def leave(self) -> None:
+        """Close the connections; a rank that goes without is taken for dead by the others."""
+        dist.destroy_process_group()

@@ -1,0 +1,276 @@
+"""Starts the ranks of this pod with torch elastic, and says how they ended.
+
+`torchrun` exits with 1 whatever its worker's code was; here the first failure's own code is the pod's. A lost peer is
+not a failure of this pod: its agent meets the others again in the rendezvous and the ranks start from the newest
+checkpoint. Only when the rendezvous itself is gone (it lives in the pod with index 0) does the pod end.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from cloze_api.names import ENV_ATTEMPT_DEADLINE, ENV_RENDEZVOUS
+from cloze_api.progress import ExitCode, Outcome
+from cloze_trainer import outcome
+from cloze_trainer.console import log
+from cloze_trainer.errors import InputError, PeerLost, classify
+from cloze_trainer.progress import ENV_PROGRESS_FILE, serve
+from cloze_trainer.run import Run
+
+ENV_INDEX = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in the pods of an Indexed Job; index 0 hosts the rendezvous."""
+
+_ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
+_DEFAULT_RENDEZVOUS_SECONDS = 600
+# An agent without a heartbeat for 2 s × 5 is taken out of the rendezvous.
+_HEARTBEAT_SECONDS, _MISSED_HEARTBEATS = 2, 5
+_STORE_TIMEOUT_SECONDS = 60
+# Restarts for a peer's sake within one life of the pod; beyond them Kubernetes' own back-off is better.
+_PEER_RESTARTS = 50
+# Kubernetes' grace period is shorter and decides; this bounds a run outside it.
+_STOP_SECONDS = 120
+# Codes of ranks that ended for another pod's sake.
+_FOR_OTHERS = {int(ExitCode.PEER_LOST), int(ExitCode.SUSPENDED)}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this launcher stands. endpoint: host:port of the rendezvous; hosts: whether it lives here."""
+
+    nodes: int
+    processes: int
+    endpoint: str
+    hosts: bool
+    address: str
+
+
+class _RunFinished(Exception):
+    """Another pod finished the run while this one waited for its peers."""
+
+
+class _Agent(LocalElasticAgent):
+    """torch's agent, which restarts the ranks only when a peer was lost."""
+
+    def __init__(self, spec: WorkerSpec, run: Run, scratch: Path) -> None:
+        super().__init__(
+            spec, logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")), shutdown_timeout=_STOP_SECONDS
+        )
+        self._run, self._scratch = run, scratch
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        if outcome.finished(self._run.workspace, self._run.identity) is not None:
+            raise _RunFinished
+        super()._rendezvous(worker_group)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        # What an earlier start of the ranks left; rank 0 may be in another pod now.
+        for path in (self._scratch / "progress.json", *self._scratch.glob("[0-9]*.json")):
+            path.unlink(missing_ok=True)
+        log("ranks start", ranks=[worker.global_rank for worker in worker_group.workers])
+        workers: dict[int, Any] = super()._start_workers(worker_group)
+        return workers
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.state is WorkerState.FAILED and worst(result.failures).exitcode not in _FOR_OTHERS:
+            self._remaining_restarts = 0
+        return result
+
+
+def worst(failures: Mapping[int, ProcessFailure]) -> ProcessFailure:
+    """The failure that explains the others: the earliest of those that aren't for another rank's sake."""
+    ordered = sorted(failures.values(), key=lambda failure: (failure.exitcode in _FOR_OTHERS, failure.timestamp))
+    return ordered[0]
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that carries an IPv4 address (ioctl SIOCGIFADDR, netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                reply = fcntl.ioctl(probe.fileno(), 0x8915, request)
+            except OSError:
+                continue
+            if socket.inet_ntoa(reply[20:24]) == address:
+                return name
+    return None
+
+
+def place_of(run: Run) -> Place:
+    """This launcher's place, from the spec and the environment."""
+    topology = run.job.spec.topology
+    endpoint = os.environ.get(ENV_RENDEZVOUS)
+    if not endpoint:
+        if topology.nodes > 1:
+            log("nodes run as local ranks", ranks=topology.world_size)
+        return Place(1, topology.world_size, "127.0.0.1:0", hosts=True, address="127.0.0.1")
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError("RendezvousInvalid", f"{ENV_RENDEZVOUS} is {endpoint!r}: give host:port")
+    hosts = os.environ.get(ENV_INDEX, "0") == "0"
+    address = "127.0.0.1" if host in ("127.0.0.1", "localhost") else _own_address(host, int(port), hosts=hosts)
+    return Place(topology.nodes, topology.processes_per_node, endpoint, hosts=hosts, address=address)
+
+
+def _rendezvous_seconds() -> int:
+    return int(os.environ.get(ENV_ATTEMPT_DEADLINE) or _DEFAULT_RENDEZVOUS_SECONDS)
+
+
+def _own_address(host: str, port: int, *, hosts: bool) -> str:
+    """The address from which the rendezvous is reached; waits until its name resolves and it listens.
+
+    The other pods start at the same time, and a headless Service names a pod only once it has an address.
+    """
+    deadline = time.monotonic() + _rendezvous_seconds()
+    while True:
+        try:
+            if hosts:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.connect((host, port))
+                    return str(probe.getsockname()[0])
+            with socket.create_connection((host, port), timeout=5) as connection:
+                return str(connection.getsockname()[0])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerLost(
+                    f"the rendezvous at {host}:{port} didn't answer in time: the pod with index 0 isn't running"
+                ) from error
+            time.sleep(0.5)
+
+
+def _environment(run: Run, place: Place, scratch: Path) -> None:
+    """What the ranks find in their environment."""
+    threads = str(run.job.spec.topology.threads_per_process)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_RS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = threads
+    os.environ[_ENV_OUTCOME_FOLDER] = str(scratch)
+    os.environ[ENV_PROGRESS_FILE] = str(scratch / "progress.json")
+    # DDP warns about a flag that is set on purpose: see `Gang.distributed`.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # A shared store would be kept for the pod's life, and a later round would look for it in a pod that is gone.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_of(place.address)):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    # Its own reports of failed children are stack traces of ours; the outcome says more.
+    for name in ("torch.distributed.elastic", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _agent(run: Run, file: Path, place: Place, scratch: Path) -> _Agent:
+    seconds = _rendezvous_seconds()
+    parameters = RendezvousParameters(
+        backend="c10d",
+        endpoint=place.endpoint,
+        run_id=run.identity,
+        min_nodes=place.nodes,
+        max_nodes=place.nodes,
+        local_addr=place.address,
+        is_host=place.hosts,
+        join_timeout=seconds,
+        timeout=seconds,
+        read_timeout=_STORE_TIMEOUT_SECONDS,
+        keep_alive_interval=_HEARTBEAT_SECONDS,
+        keep_alive_max_attempt=_MISSED_HEARTBEATS,
+    )
+    spec = WorkerSpec(
+        role="trainer",
+        local_world_size=place.processes,
+        entrypoint=sys.executable,
+        args=("-m", "cloze_trainer.worker", str(file)),
+        rdzv_handler=get_rendezvous_handler(parameters),
+        max_restarts=_PEER_RESTARTS,
+        monitor_interval=0.1,
+        local_addr=place.address,
+    )
+    return _Agent(spec, run, scratch)
+
+
+def _hear(number: int, _frame: FrameType | None) -> None:
+    """Until the ranks run, where torch's own handler takes over."""
+    raise SignalException("stopped before the ranks ran", signal.Signals(number))
+
+
+def _failed(failure: ProcessFailure, scratch: Path) -> Outcome:
+    """The outcome of a failed rank: what it left, or what its end says."""
+    left = outcome.read(scratch / f"{failure.local_rank}.json")
+    if left is not None and left.exit_code != ExitCode.SUCCESS:
+        return left
+    if failure.exitcode == -signal.SIGKILL:
+        return Outcome(
+            reason="RankKilled",
+            message="a rank was killed by the system: most often it went over its memory limit; raise "
+            "topology.resources.limits.memory or lower optimization.batchSequences",
+            exit_code=ExitCode.INTERNAL,
+        )
+    return Outcome(
+        reason="RankCrashed", message=f"a rank ended with code {failure.exitcode}", exit_code=ExitCode.INTERNAL
+    )
+
+
+def launch(run: Run, file: Path, progress_port: int | None) -> Outcome:
+    """Run this pod's ranks to their end, and return how it was. Never raises for a failure of the run."""
+    if (done := outcome.finished(run.workspace, run.identity)) is not None:
+        log("finished before", reason=done.reason)
+        return done
+    scratch = Path(tempfile.mkdtemp(prefix="cloze-"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _hear)
+    server = serve(progress_port, scratch / "progress.json", run.label) if progress_port is not None else None
+    try:
+        return _supervise(run, file, scratch)
+    finally:
+        if server is not None:
+            server.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _supervise(run: Run, file: Path, scratch: Path) -> Outcome:
+    agent: _Agent | None = None
+    try:
+        place = place_of(run)
+        _environment(run, place, scratch)
+        agent = _agent(run, file, place, scratch)
+        result = agent.run()
+    except SignalException:
+        left = outcome.read(scratch / "0.json")
+        if left is not None and left.exit_code == ExitCode.SUSPENDED:
+            return left
+        return Outcome(reason="Suspended", message="stopped by a signal", exit_code=ExitCode.SUSPENDED)
+    except _RunFinished:
+        return Outcome(reason="Completed", message="another pod finished the run")
+    except RendezvousClosedError:
+        # The others closed it when they were done, or when one of them failed for good.
+        if outcome.finished(run.workspace, run.identity) is not None:
+            return Outcome(reason="Completed", message="another pod finished the run")
+        return outcome.failed(PeerLost("the rendezvous was closed by another pod; the gang starts again"))
+    except RendezvousError:
+        return outcome.failed(
+            PeerLost("the rendezvous is gone or the gang wasn't whole in time; it starts again when all pods run")
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+        return outcome.failed(classify(error, ranks=run.job.spec.topology.world_size))
+    if result.is_failed():
+        return _failed(worst(result.failures), scratch)
+    left = outcome.read(scratch / "0.json")
+    return left or Outcome(reason="Completed", message="rank 0 has the result")

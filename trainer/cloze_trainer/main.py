@@ -1,0 +1,105 @@
+"""`cloze-train`: carry out one PretrainJob or FineTuneJob, in a pod or on this machine."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cloze_api.names import (
+    CORPUS_MOUNT,
+    ENV_CORPUS_ROOT,
+    ENV_MLFLOW_URI,
+    ENV_RENDEZVOUS,
+    ENV_WORKSPACE,
+    JOB_FILE,
+    PROGRESS_PORT,
+)
+from cloze_api.progress import ExitCode, Outcome
+from cloze_trainer import outcome
+from cloze_trainer.console import log
+from cloze_trainer.errors import InputError, TrainerError, classify
+from cloze_trainer.files import write_atomically
+from cloze_trainer.outcome import OUTCOME_FILE
+from cloze_trainer.run import Run, open_run
+
+_EPILOG = f"""\
+environment:
+  {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
+  {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine
+  {ENV_WORKSPACE:<22} as --workspace
+  {ENV_CORPUS_ROOT:<22} as --corpus-root
+
+exit codes:
+{chr(10).join(f"  {int(code):<4}{code.name.lower().replace('_', ' ')}" for code in ExitCode)}
+"""
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cloze-train",
+        description="Carry out one PretrainJob or FineTuneJob: the file is the resource itself. Started again with "
+        "the same file it goes on where it stopped.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="[run] FILE", help=f"the resource as YAML or JSON ({JOB_FILE})")
+    parser.add_argument("--workspace", help="folder for shards, checkpoints and the artifact (./cloze-run/<name>)")
+    parser.add_argument("--corpus-root", help=f"parent of the pvc:// and configmap:// mounts ({CORPUS_MOUNT})")
+    parser.add_argument("--progress-port", type=int, help=f"serve /progress, /metrics, /healthz ({PROGRESS_PORT})")
+    parsed = parser.parse_args()
+    words = parsed.words[1:] if parsed.words[:1] == ["run"] else parsed.words
+    if len(words) > 1:
+        parser.error(f"one FILE is expected, got {' '.join(words)}")
+    parsed.file = Path(words[0] if words else JOB_FILE)
+    return parsed
+
+
+def _claim(run: Run) -> None:
+    """Take the workspace for this run. Raises InputError when it belongs to another one."""
+    run.workspace.mkdir(parents=True, exist_ok=True)
+    marker = run.workspace / ".run"
+    if not marker.exists():
+        write_atomically(marker, run.identity.encode())
+    if marker.read_text(encoding="utf-8") != run.identity:
+        raise InputError(
+            "WorkspaceOfAnotherRun",
+            f"{run.workspace} holds a run of another or a changed job: name another --workspace or delete the folder",
+        )
+
+
+def _run(arguments: argparse.Namespace) -> Outcome:
+    try:
+        run = open_run(arguments.file)
+        _claim(run)
+    except (TrainerError, OSError) as error:
+        return outcome.failed(classify(error))
+    port = arguments.progress_port
+    if port is None and os.environ.get(ENV_RENDEZVOUS):
+        port = PROGRESS_PORT
+    # Torch takes seconds to import; a mistake in the file is told before.
+    from cloze_trainer.launch import launch  # noqa: PLC0415
+
+    result = launch(run, arguments.file.resolve(), port)
+    if result.exit_code != ExitCode.SUCCESS:
+        try:
+            outcome.write(run.workspace / OUTCOME_FILE, result)
+        except OSError as error:
+            log("outcome not written", why=error.strerror)
+    return result
+
+
+def main() -> None:
+    """Entry point; exits with a `cloze_api.progress.ExitCode`."""
+    arguments = _arguments()
+    if arguments.workspace:
+        os.environ[ENV_WORKSPACE] = arguments.workspace
+    if arguments.corpus_root:
+        os.environ[ENV_CORPUS_ROOT] = arguments.corpus_root
+    result = _run(arguments)
+    outcome.terminate(result)
+    log("ended", reason=result.reason, message=result.message, exit_code=int(result.exit_code))
+    sys.exit(int(result.exit_code))
+
+
+if __name__ == "__main__":
+    main()

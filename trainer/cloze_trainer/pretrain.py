@@ -1,0 +1,160 @@
+"""Pretraining: raw text to a masked language model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.task import Task
+from cloze_trainer import evaluation
+from cloze_trainer.console import log
+from cloze_trainer.data import shards
+from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
+from cloze_trainer.data.order import Order
+from cloze_trainer.data.source import locate
+from cloze_trainer.data.tokenizer import FIRST_ORDINARY_ID, SPECIAL_IDS
+from cloze_trainer.errors import InputError
+from cloze_trainer.gang import Gang
+from cloze_trainer.loop import CHUNK_TOKENS, Chunk
+from cloze_trainer.model import EncoderConfig
+from cloze_trainer.progress import ProgressFile
+from cloze_trainer.run import Run
+
+_EVALUATION_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCorpus:
+    """What rank 0 made of the corpus. sources: SHA-256 of each source, keyed by its URI."""
+
+    folder: Path
+    sources: dict[str, str]
+
+
+def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> PreparedCorpus:
+    """Clean, tokenize and pack the corpus into the workspace, once. Raises InputError with file and line."""
+    progress.stage("data")
+    downloads = run.workspace / "downloads"
+    sources = [locate(corpus.uri, corpus_root=run.corpus_root, downloads=downloads) for corpus in spec.corpus]
+    prepared, reused = shards.prepare(spec, sources, run.workspace / "data", progress.stage)
+    log("corpus prepared", reused=reused, **prepared.report)
+    if len(prepared.train_NT) < spec.optimization.batch_sequences:
+        raise InputError(
+            "BatchTooLarge",
+            f"the corpus packs into {len(prepared.train_NT)} sequences of {spec.model.max_length} tokens, fewer than "
+            f"optimization.batchSequences ({spec.optimization.batch_sequences}): lower it or add text",
+        )
+    if prepared.vocab_size < spec.tokenizer.vocab_size:
+        log("vocabulary smaller than asked", asked=spec.tokenizer.vocab_size, got=prepared.vocab_size)
+    return PreparedCorpus(prepared.folder, {source.uri: source.digest for source in sources})
+
+
+class Pretraining:
+    """Masked language modelling over packed sequences."""
+
+    task = Task.FILL_MASK
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, spec: PretrainJobSpec, prepared: PreparedCorpus, device: torch.device) -> None:
+        self._spec, self._device = spec, device
+        self.shards = shards.read(prepared.folder)
+        self.tokenizer_folder = prepared.folder
+        self.lowercase = spec.tokenizer.lowercase
+        self.report = {
+            key: float(value) for key, value in self.shards.report.items() if isinstance(value, int | float)
+        }
+        self.config = EncoderConfig(
+            vocab_size=self.shards.vocab_size,
+            layers=spec.model.layers,
+            hidden_size=spec.model.hidden_size,
+            heads=spec.model.heads,
+            intermediate_size=spec.model.intermediate_size,
+            max_length=spec.model.max_length,
+            dropout=spec.model.dropout,
+        )
+        seed = spec.optimization.seed
+        self._order = Order(len(self.shards.train_NT), spec.optimization.batch_sequences, seed)
+        self._masker = Masker(
+            vocab_size=self.shards.vocab_size,
+            probability=spec.masking.probability,
+            mask_share=spec.masking.mask_share,
+            random_share=spec.masking.random_share,
+            seed=seed,
+        )
+        self._evaluation_masker = Masker(
+            vocab_size=self.shards.vocab_size,
+            probability=EVALUATION_PROBABILITY,
+            mask_share=0.8,
+            random_share=0.1,
+            seed=EVALUATION_SEED,
+            evaluation=True,
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self._spec.optimization.steps
+
+    def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
+        """A rank's part of a step's batch."""
+        samples_B, epochs_B = self._order.share(step, rank, world)
+        rows = max(1, CHUNK_TOKENS // self.shards.train_NT.shape[1])
+        return [
+            self._chunk(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows])
+            for at in range(0, len(samples_B), rows)
+        ]
+
+    def _chunk(
+        self, masker: Masker, corpus_NT: shards.Tokens, samples_B: shards.Tokens, epochs_B: shards.Tokens
+    ) -> Chunk:
+        masked = masker.batch(corpus_NT[samples_B], epochs_B, samples_B)
+        ids_BT = torch.from_numpy(masked.input_ids_BT).to(self._device)
+        # Only the corpus' last row is padded; without a mask attention takes its fastest path.
+        padded = bool((masked.input_ids_BT == SPECIAL_IDS.pad).any())
+        return Chunk(
+            inputs=(
+                ids_BT,
+                (ids_BT != SPECIAL_IDS.pad) if padded else None,
+                None,
+                torch.from_numpy(masked.positions_M).to(self._device),
+            ),
+            targets=torch.from_numpy(masked.targets_M).to(self._device),
+            weight=len(masked.targets_M),
+            tokens=int((masked.input_ids_BT != SPECIAL_IDS.pad).sum()),
+        )
+
+    def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
+        """Summed cross-entropy (nats) of the hidden tokens."""
+        logits_MV = model(*chunk.inputs)
+        return functional.cross_entropy(logits_MV, chunk.targets, reduction="sum")
+
+    def evaluate_after(self, step: int) -> bool:
+        """Whether the spec asks for an evaluation once this many steps are done."""
+        every = self._spec.evaluation.every_steps
+        return every is not None and step % every == 0
+
+    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
+        """`masked_loss`, `masked_accuracy`, `perplexity` on the held-out documents, with the same masks each time."""
+        model.eval()
+        held_out_NT = self.shards.held_out_NT
+        loss = hits = count = 0.0
+        with torch.inference_mode():
+            for at in range(gang.rank * _EVALUATION_ROWS, len(held_out_NT), gang.world * _EVALUATION_ROWS):
+                samples_B = np.arange(at, min(at + _EVALUATION_ROWS, len(held_out_NT)))
+                chunk = self._chunk(self._evaluation_masker, held_out_NT, samples_B, np.zeros_like(samples_B))
+                logits_MV = model(*chunk.inputs)
+                loss += float(functional.cross_entropy(logits_MV, chunk.targets, reduction="sum"))
+                hits += float((logits_MV.argmax(-1) == chunk.targets).sum())
+                count += chunk.weight
+        loss, hits, count = gang.sum(loss, hits, count)
+        if not count:
+            raise InputError(
+                "HeldOutTooSmall", "no token of the held-out documents is masked: raise evaluation.heldOutFraction"
+            )
+        assert self.config.vocab_size > FIRST_ORDINARY_ID
+        return evaluation.masked(loss, hits, count)

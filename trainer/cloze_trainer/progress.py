@@ -1,0 +1,181 @@
+"""Progress of a run: rank 0 leaves its figures in a small file, and its pod serves them over HTTP."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cloze_api import metrics
+from cloze_api.progress import Progress
+from cloze_trainer.console import Reporter
+from cloze_trainer.files import write_json
+
+ENV_PROGRESS_FILE = "CLOZE_PROGRESS_FILE"
+_WRITE_SECONDS = 0.5
+_RATE_WINDOW_SECONDS = 30.0
+
+
+class ProgressFile:
+    """Rank 0's figures. `path` is None on the other ranks, where nothing is written."""
+
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._reporter = Reporter()
+        self._progress = Progress(stage="data")
+        self._tokens = 0
+        self._written = -_WRITE_SECONDS
+        self._marks: deque[tuple[float, int, int]] = deque()
+        self._checkpoint_seconds: list[float] = []
+
+    def stage(self, stage: str) -> None:
+        """Say what begins."""
+        self._progress = self._progress.model_copy(update={"stage": stage, "eta_seconds": None})
+        self._write(force=True)
+
+    def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
+        """Say what a step reached. tokens: real tokens since the run began, over all ranks."""
+        now = self._clock()
+        self._tokens = tokens
+        self._marks.append((now, step, tokens))
+        while now - self._marks[0][0] > _RATE_WINDOW_SECONDS and len(self._marks) > 2:
+            self._marks.popleft()
+        first_time, first_step, first_tokens = self._marks[0]
+        rate = eta = None
+        if step > first_step and now > first_time:
+            rate = (tokens - first_tokens) / (now - first_time)
+            eta = round((total_steps - step) * (now - first_time) / (step - first_step))
+        self._progress = self._progress.model_copy(
+            update={
+                "stage": "training",
+                "step": step,
+                "total_steps": total_steps,
+                "loss": loss,
+                "tokens_per_second": rate,
+                "eta_seconds": eta,
+            }
+        )
+        self._write(force=step == total_steps)
+
+    def checkpoint(self, step: int, seconds: float | None = None) -> None:
+        """Say that a step's checkpoint is durable."""
+        self._progress = self._progress.model_copy(update={"checkpoint_step": step})
+        if seconds is not None:
+            self._checkpoint_seconds.append(seconds)
+        self._write(force=True)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Rate over the last half minute."""
+        return self._progress.tokens_per_second
+
+    def _write(self, *, force: bool) -> None:
+        now = self._clock()
+        if self._path is None or (not force and now - self._written < _WRITE_SECONDS):
+            return
+        self._written = now
+        self._reporter.show(self._progress)
+        document = {
+            "progress": self._progress.model_dump(mode="json", by_alias=True),
+            "tokens": self._tokens,
+            "checkpoint_seconds": self._checkpoint_seconds[-1000:],
+        }
+        # A file system that is full must not end the training for the sake of its progress.
+        with contextlib.suppress(OSError):
+            write_json(self._path, document, durable=False)
+
+
+def own_file(rank: int) -> ProgressFile:
+    """The progress file that the launcher named, on rank 0; elsewhere one that writes nothing."""
+    named = os.environ.get(ENV_PROGRESS_FILE)
+    return ProgressFile(Path(named) if named and rank == 0 else None)
+
+
+class _Figures(Collector):
+    """Rank 0's figures as Prometheus metrics; none on the other pods."""
+
+    def __init__(self, path: Path, job: str) -> None:
+        self._path, self._job = path, job
+
+    def collect(self) -> Iterator[Metric]:
+        document = _read(self._path)
+        if document is None:
+            return
+        progress = Progress.model_validate(document["progress"])
+        gauges = (
+            (metrics.TRAIN_STEP, progress.step),
+            (metrics.TRAIN_LOSS, progress.loss),
+            (metrics.TRAIN_TOKENS_RATE, progress.tokens_per_second),
+        )
+        for metric, value in gauges:
+            if value is not None:
+                gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+                gauge.add_metric([self._job], value)
+                yield gauge
+        counter = CounterMetricFamily(
+            metrics.TRAIN_TOKENS.name, metrics.TRAIN_TOKENS.help, labels=metrics.TRAIN_TOKENS.labels
+        )
+        counter.add_metric([self._job], document["tokens"])
+        yield counter
+        duration = metrics.TRAIN_CHECKPOINT_DURATION
+        seconds = document["checkpoint_seconds"]
+        buckets = [(str(float(bound)), float(sum(value <= bound for value in seconds))) for bound in duration.buckets]
+        histogram = HistogramMetricFamily(duration.name, duration.help, labels=duration.labels)
+        histogram.add_metric([self._job], [*buckets, ("+Inf", float(len(seconds)))], sum(seconds))
+        yield histogram
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def serve(port: int, path: Path, job: str) -> ThreadingHTTPServer:
+    """Serve `/progress`, `/metrics` and `/healthz` on all interfaces, in threads of their own.
+
+    path: where rank 0 leaves its figures when it runs in this pod. job: `namespace/name`, the metrics' label.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Figures(path, job))
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 10
+
+        def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+            if self.path == "/healthz":
+                self._reply(HTTPStatus.OK, "text/plain", b"ok\n")
+            elif self.path == "/metrics":
+                self._reply(HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry))
+            elif self.path == "/progress" and (document := _read(path)) is not None:
+                self._reply(HTTPStatus.OK, "application/json", json.dumps(document["progress"]).encode())
+            else:
+                self._reply(HTTPStatus.NOT_FOUND, "text/plain", b"rank 0 is not in this pod\n")
+
+        def _reply(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - http.server's signature
+            """Requests are not logged."""
+
+    server = ThreadingHTTPServer(("", port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="progress", daemon=True).start()
+    return server

@@ -1,0 +1,87 @@
+"""One run: the resource, its identity and its folders."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_JOB_UID, ENV_MLFLOW_URI, ENV_WORKSPACE
+from cloze_api.resources import TrainingJob, parse_job
+from cloze_trainer.errors import InputError
+
+# Fields of the spec that don't define the result.
+_MUTABLE = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "failure_policy", "storage", "image"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a process of a run knows from the start.
+
+    identity: the resource's UID, or outside Kubernetes a digest of the name and spec.
+    tracking_uri: MLflow's address; None when the artifact is not registered.
+    """
+
+    job: TrainingJob
+    identity: str
+    workspace: Path
+    corpus_root: Path
+    tracking_uri: str | None
+
+    @property
+    def kind(self) -> str:
+        """The resource's kind."""
+        return self.job.kind
+
+    @property
+    def label(self) -> str:
+        """`namespace/name`."""
+        return f"{self.job.metadata.namespace}/{self.job.metadata.name}"
+
+    @property
+    def artifact(self) -> Path:
+        """Folder of the finished artifact."""
+        return self.workspace / "artifact"
+
+
+def _problem(error: ValidationError) -> str:
+    """The problems as sentences that name the fields, without pydantic's own vocabulary."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{place}: {message}" if place else message)
+    return "; ".join(lines)
+
+
+def open_run(file: Path) -> Run:
+    """Read the resource and the environment. Raises InputError for a file that is no training job."""
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("JobUnreadable", f"{file} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}" if mark else ""
+        raise InputError("JobInvalid", f"{file}{place} isn't YAML: give one PretrainJob or FineTuneJob") from error
+    if not isinstance(document, dict):
+        raise InputError("JobInvalid", f"{file} holds no resource: give one PretrainJob or FineTuneJob")
+    try:
+        job = parse_job(document)
+    except ValidationError as error:
+        raise InputError("JobInvalid", f"{file}: {_problem(error)}") from error
+    except ValueError as error:
+        raise InputError("JobInvalid", f"{file}: {error}") from error
+    parts = [job.kind, job.metadata.name, job.spec.model_dump(mode="json", exclude=_MUTABLE)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    default = Path.cwd() / "cloze-run" / job.metadata.name
+    return Run(
+        job=job,
+        identity=os.environ.get(ENV_JOB_UID) or job.metadata.uid or f"local-{digest[:24]}",
+        workspace=Path(os.environ.get(ENV_WORKSPACE) or default).resolve(),
+        corpus_root=Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT),
+        tracking_uri=os.environ.get(ENV_MLFLOW_URI) or None,
+    )

@@ -1,0 +1,84 @@
+"""Sends the loss curve to MLflow while the training goes on; MLflow's absence costs the training nothing."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cloze_trainer.console import log
+
+_FLUSH_SECONDS = 10.0
+_RETRY_SECONDS = 30.0
+# Figures that wait for MLflow; older ones are dropped beyond it.
+_LARGEST_BACKLOG = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobTags:
+    """What marks the run and the version of a job. experiment: the registered model's name."""
+
+    uid: str
+    job: str
+    task: str
+    experiment: str
+
+
+class Silent:
+    """Tracks nothing: on ranks other than 0, and without MLflow."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Forget the figures."""
+
+    def close(self) -> None:
+        """Nothing to send."""
+
+
+class MlflowTracker:
+    """Buffers figures and sends them from a thread of its own."""
+
+    def __init__(self, tracking_uri: str, tags: JobTags) -> None:
+        self._uri, self._tags = tracking_uri, tags
+        self._rows: queue.SimpleQueue[tuple[int, str, float, int]] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the figures of a step."""
+        stamp = int(time.time() * 1000)
+        for name, value in values.items():
+            self._rows.put((step, name, value, stamp))
+
+    def close(self, timeout: float = 15.0) -> None:
+        """Send what is left; what MLflow doesn't take in this time is dropped."""
+        self._closing.set()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        # Imported here: it takes seconds, which the data preparation hides.
+        from cloze_trainer import registry  # noqa: PLC0415
+
+        backlog: list[tuple[int, str, float, int]] = []
+        run_id = ""
+        warned = False
+        while True:
+            closing = self._closing.wait(_RETRY_SECONDS if warned else _FLUSH_SECONDS)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    backlog.append(self._rows.get_nowait())
+            del backlog[:-_LARGEST_BACKLOG]
+            if backlog:
+                try:
+                    connection = registry.client(self._uri)
+                    run_id = run_id or registry.find_or_create_run(connection, self._tags)
+                    registry.log_metrics(connection, run_id, backlog)
+                    backlog.clear()
+                    warned = False
+                except Exception as error:  # noqa: BLE001 - nothing that MLflow does may end the training
+                    if not warned:
+                        log("tracking delayed", why=type(error).__name__, waiting=len(backlog))
+                    warned = True
+            if closing:
+                return

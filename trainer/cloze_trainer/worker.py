@@ -1,0 +1,205 @@
+"""One rank of a run, started by torch elastic: `python -m cloze_trainer.worker FILE`."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from cloze_api.manifest import MANIFEST_FILE, file_sha256
+from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.progress import ExitCode, Outcome
+from cloze_api.resources import TrainingJob
+from cloze_api.task import Task
+from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
+from cloze_trainer.base import BaseModel
+from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.console import log
+from cloze_trainer.data.order import generator
+from cloze_trainer.errors import BaseModelError, classify
+from cloze_trainer.finetune import FineTuning
+from cloze_trainer.gang import Gang
+from cloze_trainer.loop import Surroundings, train
+from cloze_trainer.model import TaskModel, build, load_encoder
+from cloze_trainer.pretrain import Pretraining
+from cloze_trainer.progress import ProgressFile, own_file
+from cloze_trainer.run import Run, open_run
+from cloze_trainer.stopping import StopSignal
+
+ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
+"""Folder of the pod in which each rank leaves its outcome for the launcher, as `<local rank>.json`."""
+
+_INITIALIZATION_DOMAIN = 5
+
+Workload = Pretraining | FineTuning
+
+
+def open_workload(run: Run, gang: Gang, progress: ProgressFile) -> tuple[Workload, dict[str, str]]:
+    """Rank 0 prepares the data; all ranks open it. Returns the workload and the digests of its sources."""
+    spec = run.job.spec
+    if isinstance(spec, PretrainJobSpec):
+        corpus = gang.from_leader(pretrain.prepare(run, spec, progress) if gang.leads else None)
+        return Pretraining(spec, corpus, gang.device), corpus.sources
+    dataset = gang.from_leader(finetune.prepare(run, spec, progress) if gang.leads else None)
+    return FineTuning(spec, dataset, gang.device), dataset.sources
+
+
+def initial_model(workload: Workload, seed: int) -> TaskModel:
+    """The model before its first step, the same on every rank."""
+    torch.manual_seed(int(generator(seed, _INITIALIZATION_DOMAIN).integers(1 << 63)))
+    model = build(workload.task, workload.config, len(workload.labels))
+    if isinstance(workload, FineTuning):
+        _load_base(model, workload.base)
+    return model
+
+
+def _load_base(model: TaskModel, base: BaseModel) -> None:
+    from safetensors.torch import load_file  # noqa: PLC0415 - only a fine-tuning needs it
+
+    try:
+        load_encoder(model, load_file(base.folder / "model.safetensors"))
+    except ValueError as error:
+        raise BaseModelError("BaseArchitectureMismatch", f"{base.name}: {error}") from error
+
+
+def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> None:
+    """Everything up to the published artifact."""
+    workload, sources = open_workload(run, gang, progress)
+    spec = run.job.spec
+    tracker = _tracker(run, gang, workload.task)
+    model = initial_model(workload, spec.optimization.seed)
+    if gang.leads:
+        log(
+            "training",
+            ranks=gang.world,
+            steps=workload.total_steps,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            **workload.config.describe(),
+        )
+    around = Surroundings(
+        gang=gang,
+        checkpoints=Checkpoints(run.workspace / "checkpoints", spec.checkpoint.keep),
+        progress=progress,
+        tracker=tracker,
+        stop=stop,
+    )
+    train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+    progress.stage("evaluation")
+    figures = workload.evaluate(model, gang)
+    tracker.metrics(workload.total_steps, figures)
+    if gang.leads:
+        log("evaluated", **figures)
+        progress.stage("export")
+        artifact.write(run, workload, model, {**figures, **_data_figures(workload)}, sources)
+        tracker.close()
+    gang.from_leader()
+
+
+def _data_figures(workload: Workload) -> dict[str, float]:
+    return {f"data_{name}": value for name, value in workload.report.items()}
+
+
+def _tracker(run: Run, gang: Gang, task: Task) -> tracking.MlflowTracker | tracking.Silent:
+    if run.tracking_uri is None or not gang.leads:
+        return tracking.Silent()
+    return tracking.MlflowTracker(run.tracking_uri, _tags(run, task))
+
+
+def _tags(run: Run, task: Task) -> tracking.JobTags:
+    return tracking.JobTags(run.identity, run.label, str(task), run.job.spec.registry.name)
+
+
+def _params(job: TrainingJob) -> dict[str, str]:
+    """The spec as flat parameters, `optimization.learningRate` and so on."""
+    flat: dict[str, str] = {"kind": job.kind}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif value not in (None, [], {}):
+            flat[prefix] = str(value)
+
+    parts = {"optimization", "model", "masking", "tokenizer", "cleaning", "topology", "task", "max_length", "base"}
+    parts &= set(type(job.spec).model_fields)
+    walk("", job.spec.model_dump(mode="json", by_alias=True, include=parts))
+    return flat
+
+
+def conclude(run: Run, progress: ProgressFile) -> Outcome:
+    """Register the artifact, once, and mark the run as done. Rank 0 alone."""
+    manifest = artifact.finished(run)
+    assert manifest is not None, "the artifact was published before"
+    digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
+    result = Outcome(
+        reason="Completed",
+        message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set",
+        model_digest=digest,
+        metrics=manifest.evaluation,
+    )
+    if run.tracking_uri is not None:
+        progress.stage("registration")
+        from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
+
+        registered = registry.register(
+            run.tracking_uri,
+            _tags(run, manifest.task),
+            run.artifact,
+            digest,
+            params=_params(run.job),
+            figures=manifest.evaluation,
+        )
+        result = result.model_copy(
+            update={
+                "reason": "Registered",
+                "message": f"registered {registered.name} version {registered.version}",
+                "model_name": registered.name,
+                "model_version": registered.version,
+                "run_id": registered.run_id,
+            }
+        )
+    outcome.finish(run.workspace, run.identity, result)
+    progress.stage("done")
+    return result
+
+
+def work(run: Run, gang: Gang, stop: StopSignal) -> Outcome:
+    """The whole run, as one rank sees it."""
+    progress = own_file(gang.rank)
+    there = gang.from_leader(artifact.finished(run) is not None if gang.leads else None)
+    if not there:
+        produce(run, gang, stop, progress)
+    result = conclude(run, progress) if gang.leads else Outcome(reason="Completed", message="rank 0 has the result")
+    gang.from_leader()
+    return result
+
+
+def main() -> NoReturn:
+    """Carry out the job as the rank that the environment names, and exit with the outcome's code."""
+    stop = StopSignal()
+    left = Path(os.environ[ENV_OUTCOME_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
+    ranks = int(os.environ["WORLD_SIZE"])
+    try:
+        run = open_run(Path(sys.argv[1]))
+        gang = Gang(run.job.spec.topology.threads_per_process)
+        result = work(run, gang, stop)
+        outcome.write(left, result)
+        gang.leave()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+        failure = classify(error, ranks=ranks)
+        if failure.exit_code in (ExitCode.INTERNAL, ExitCode.PEER_LOST):
+            # The trace of our own mistakes; a message of the process group holds no text of the user.
+            log("trace", rank=os.environ["RANK"], text="".join(traceback.format_tb(error.__traceback__)[-6:]))
+        log("stopped", rank=os.environ["RANK"], reason=failure.reason, message=failure.message)
+        outcome.write(left, outcome.failed(failure))
+        # No orderly farewell: the other ranks learn at once that this one is gone.
+        sys.stderr.flush()
+        os._exit(int(failure.exit_code))
+    sys.stderr.flush()
+    os._exit(ExitCode.SUCCESS)
+
+
+if __name__ == "__main__":
+    main()
