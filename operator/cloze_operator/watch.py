@@ -13,9 +13,8 @@ from cloze_api.resources import KINDS
 from cloze_operator.controller import Controller, Key
 from cloze_operator.settings import Settings
 
-#: Children that tell of themselves. ConfigMaps and claims are looked at with each resync: watching them would need
-#: the right to list everybody's.
-_WATCHED: Final = (("batch", "v1", "jobs"), ("apps", "v1", "deployments"), ("", "v1", "services"), ("", "v1", "pods"))
+#: Children that tell of themselves. The others don't change by themselves: they are looked at with each resync.
+_WATCHED: Final = (("batch", "v1", "jobs"), ("apps", "v1", "deployments"), ("", "v1", "pods"))
 
 _KINDS: Final = frozenset(kind.kind_name() for kind in KINDS)
 

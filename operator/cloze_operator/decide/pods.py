@@ -8,13 +8,10 @@ from datetime import datetime, timedelta
 from pydantic import ValidationError
 
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
-from cloze_operator.decide.fields import Object, condition, dig, is_going, parse_time
+from cloze_operator.decide.fields import Object, condition, dig, is_going, is_true, parse_time
 
 #: Exit codes that say nothing about why a gang failed: these pods stopped because of something else.
 _BYSTANDERS = (ExitCode.SUCCESS, ExitCode.PEER_LOST, ExitCode.SUSPENDED)
-
-#: Failures this close to each other belong to the same attempt of the gang.
-_ATTEMPT = timedelta(seconds=15)
 
 #: A container that has died twice and died a moment ago is crash-looping, though it may run right now.
 _CRASH_LOOP_RESTARTS = 2
@@ -23,9 +20,10 @@ CRASH_LOOP_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one pod's container ended."""
+    """How one pod's container ended. `began` is when the pod was created."""
 
     pod: str
+    began: datetime
     at: datetime
     exit_code: int
     outcome: Outcome
@@ -90,19 +88,42 @@ def ends(pods: Iterable[Object]) -> list[End]:
     """How the pods' containers ended, oldest first. A pod that never ran a container but failed has an end too."""
     found = []
     for pod in pods:
+        began = parse_time(pod["metadata"].get("creationTimestamp"))
+        assert began is not None, "a pod without a creation time doesn't come from an API server"
         states = [state for entry in _containers(pod) if (state := dig(entry, "state", "terminated"))]
         for terminated in states:
-            at = parse_time(terminated.get("finishedAt")) or parse_time(pod["metadata"].get("creationTimestamp"))
-            if at:
-                outcome = read_termination(terminated)
-                found.append(End(name_of(pod), at, int(terminated.get("exitCode", 0)), outcome))
+            at = parse_time(terminated.get("finishedAt")) or began
+            code = int(terminated.get("exitCode", 0))
+            found.append(End(name_of(pod), began, at, code, read_termination(terminated)))
         if not states and dig(pod, "status", "phase") == "Failed":
-            created = parse_time(pod["metadata"].get("creationTimestamp"))
             reason = str(dig(pod, "status", "reason") or "Failed")
             message = str(dig(pod, "status", "message") or "")
-            if created:
-                found.append(End(name_of(pod), created, -1, Outcome(reason=reason, message=message)))
+            found.append(End(name_of(pod), began, began, -1, Outcome(reason=reason, message=message)))
     return sorted(found, key=lambda end: (end.at, end.pod))
+
+
+def failed_attempts(pods: Iterable[Object]) -> list[list[End]]:
+    """The run's own failures, grouped by attempt of the gang, oldest first.
+
+    A gang fails once, however many of its pods do: a failure belongs to the attempt whose first failure its pod was
+    there to see. Evictions, preemptions, pods that were told to go and pods that stopped because of a peer are
+    nobody's failure.
+    """
+    own = [pod for pod in pods if not is_true(pod, "DisruptionTarget") and not is_going(pod)]
+    attempts: list[list[End]] = []
+    for end in ends(own):
+        if end.exit_code in _BYSTANDERS:
+            continue
+        if attempts and end.began <= attempts[-1][0].at:
+            attempts[-1].append(end)
+        else:
+            attempts.append([end])
+    return attempts
+
+
+def is_final(attempt: Iterable[End]) -> bool:
+    """Whether the same input would fail again, so that the run isn't restarted."""
+    return any(end.exit_code in FINAL_EXIT_CODES for end in attempt)
 
 
 def culprit(pods: Iterable[Object]) -> End | None:
@@ -110,13 +131,11 @@ def culprit(pods: Iterable[Object]) -> End | None:
 
     A final exit code tells most. Otherwise it is the first failure of the last attempt: the others follow from it.
     """
-    guilty = [end for end in ends(pods) if end.exit_code not in _BYSTANDERS]
-    final = [end for end in guilty if end.exit_code in FINAL_EXIT_CODES]
+    attempts = failed_attempts(pods)
+    final = [end for attempt in attempts for end in attempt if end.exit_code in FINAL_EXIT_CODES]
     if final:
         return final[0]
-    if not guilty:
-        return None
-    return next(end for end in guilty if guilty[-1].at - end.at <= _ATTEMPT)
+    return attempts[-1][0] if attempts else None
 
 
 def registered(pods: Iterable[Object]) -> Outcome | None:

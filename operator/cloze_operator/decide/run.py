@@ -6,7 +6,7 @@ from typing import Any
 
 from cloze_api.progress import Progress
 from cloze_operator.decide import pods
-from cloze_operator.decide.fields import Object, condition, dig, format_time, is_true, parse_time
+from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import Verdict
 
@@ -55,20 +55,18 @@ def report_progress(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     return verdict.report(progress=new)
 
 
-def _restarts(snapshot: TrainingSnapshot, live: Object) -> int:
-    """Pods that failed and were replaced. A failed Job also counts the pods that it then stopped, so the last number
-    from before its end stands."""
-    failed = int(dig(live, "status", "failed") or 0)
-    limit = snapshot.parsed.spec.failure_policy.max_restarts
-    if is_true(live, "Failed") or is_true(live, "FailureTarget"):
-        if _job_failure(live).get("reason") == "BackoffLimitExceeded":
-            return min(failed, limit)
-        return int(dig(snapshot.resource, "status", "restarts") or 0)
-    return min(failed, limit)
+def restarts(snapshot: TrainingSnapshot) -> int:
+    """How often the gang has failed by its own fault and may be started again.
+
+    Never less than what was reported: pods and their stories are deleted in time.
+    """
+    failed = [attempt for attempt in pods.failed_attempts(snapshot.pods) if not pods.is_final(attempt)]
+    return max(len(failed), int(dig(snapshot.resource, "status", "restarts") or 0))
 
 
-def _job_failure(live: Object) -> Object:
-    return condition(live, "Failed") or condition(live, "FailureTarget")
+def is_exhausted(snapshot: TrainingSnapshot) -> bool:
+    """Whether the gang has failed more often than it may be restarted."""
+    return restarts(snapshot) > snapshot.parsed.spec.failure_policy.max_restarts
 
 
 def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
@@ -79,15 +77,15 @@ def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
             "Succeeded", "Unknown", "PodsPending", "the Job is being created"
         )
     before = int(dig(snapshot.resource, "status", "restarts") or 0)
-    restarts = _restarts(snapshot, live)
-    verdict = verdict.report(restarts=restarts)
+    limit = snapshot.parsed.spec.failure_policy.max_restarts
+    used = min(restarts(snapshot), limit)
+    verdict = verdict.report(restarts=used)
     guilty = pods.culprit(snapshot.pods)
-    if restarts > before and guilty:
+    if used > before and guilty:
         verdict = verdict.telling("Warning", "PodFailed", guilty.text)
     status, reason, message = _running(snapshot, live)
-    if restarts and guilty and not snapshot.parsed.spec.suspend:
-        message = f"{message}; {restarts} of {snapshot.parsed.spec.failure_policy.max_restarts} restarts used, "
-        message += f"the last after {guilty.text}"
+    if used and guilty and not snapshot.parsed.spec.suspend:
+        message = f"{message}; {used} of {limit} restarts used, the last after {guilty.text}"
     verdict = verdict.find("Running", status, reason, message).find("Succeeded", "Unknown", reason, message)
     return verdict if reason == "Suspended" else verdict.again(snapshot.platform.poll_seconds)
 
@@ -105,7 +103,7 @@ def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
     if up + done == nodes:
         return "True", "PodsRunning", f"{up} of {nodes} pods run" + (f", {done} are done" if done else "")
     for pod in snapshot.pods:
-        if found := pods.trouble(pod):
+        if not is_going(pod) and (found := pods.trouble(pod)):
             return "False", found[0], found[1]
     if not snapshot.pods:
         begun = parse_time(dig(live, "status", "startTime") or live["metadata"].get("creationTimestamp"))

@@ -8,7 +8,7 @@ from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.ownership import foreign
 from cloze_operator.decide.registration import name_version, point_alias
-from cloze_operator.decide.run import conclude, follow_run, report_progress
+from cloze_operator.decide.run import conclude, follow_run, is_exhausted, report_progress
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
 from cloze_operator.decide.verdict import Change, Steps, Target, Verdict, previous_findings
 from cloze_operator.desired.metadata import Manifest
@@ -136,14 +136,17 @@ def target_of(child: object) -> Target:
 
 
 def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Suspension, deadline and restarts follow the resource while the run lasts."""
+    """Suspension, deadline and restarts follow the resource while the run lasts.
+
+    A Job whose limit is below the failures that it has had is ended by its controller: that is how a gang which has
+    used its restarts up is stopped.
+    """
     live = snapshot.children.get("Job")
     if live is None or is_going(live) or is_true(live, "Complete") or is_true(live, "Failed"):
         return verdict
     spec = dig(live, "spec") or {}
-    wanted = {
-        key: value for key, value in mutable_job_fields(snapshot.parsed).items() if (spec.get(key) or 0) != (value or 0)
-    }
+    fields = mutable_job_fields(snapshot.parsed) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
+    wanted = {key: value for key, value in fields.items() if (spec.get(key) or 0) != (value or 0)}
     return verdict.changing(Change(target_of(live), wanted)) if wanted else verdict
 
 

@@ -108,8 +108,8 @@ def service(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
 def pod_failure_policy() -> dict[str, Any]:
     """Which failures end the run, which are nobody's fault, and (all others) which count against maxRestarts.
 
-    Order matters: the first rule that matches is taken. A pod that stops because a peer died or because it was told
-    to isn't counted, so one fault in a gang counts once, whatever the gang's size.
+    Order matters: the first rule that matches is taken. A pod that stops because a peer died, or because it was told
+    to, isn't counted.
     """
 
     def codes(*values: ExitCode) -> dict[str, Any]:
@@ -124,12 +124,20 @@ def pod_failure_policy() -> dict[str, Any]:
     }
 
 
+def backoff_limit(job: TrainingJob) -> int:
+    """Pod failures that the Job allows: those of a gang that fails as a whole `maxRestarts` times and once more.
+
+    The operator counts gangs and lowers the limit when they are used up; this one holds while nobody counts.
+    """
+    return (job.spec.failure_policy.max_restarts + 1) * job.spec.topology.nodes - 1
+
+
 def mutable_job_fields(job: TrainingJob) -> dict[str, Any]:
     """The part of the Job's spec that follows the resource for as long as the run lasts. None means absent."""
     return {
         "suspend": job.spec.suspend,
         "activeDeadlineSeconds": job.spec.active_deadline_seconds,
-        "backoffLimit": job.spec.failure_policy.max_restarts,
+        "backoffLimit": backoff_limit(job),
     }
 
 

@@ -1,0 +1,279 @@
+"""Training jobs against a real API server, Job controller and scheduler; a test plays the kubelet."""
+
+import time
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator_address")]
+
+Document = dict[str, Any]
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(objects: Any) -> None:
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "text"}, "data": {"a.txt": "a", "b": "b"}}
+    objects.create(body)
+
+
+def pretrain_job(name: str, kubelet: Any, nodes: int = 2, **spec: Any) -> Document:
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "PretrainJob",
+        "metadata": {"name": name},
+        "spec": {
+            "corpus": [{"uri": "configmap://text/a.txt"}],
+            "registry": {"name": f"model-{name}"},
+            "storage": {"size": "1Mi"},
+            "topology": {"nodes": nodes, "nodeSelector": kubelet.NOWHERE},
+            **spec,
+        },
+    }
+
+
+def fine_tune_job(name: str, kubelet: Any, base: Document) -> Document:
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "base": base,
+            "task": "sequence-classification",
+            "dataset": {"train": "configmap://text/a.txt", "test": "configmap://text/b"},
+            "registry": {"name": f"model-{name}"},
+            "storage": {"size": "1Mi"},
+            "topology": {"nodeSelector": kubelet.NOWHERE},
+        },
+    }
+
+
+def succeed(registry: Any, kubelet: Any, name: str, *, version: str = "1", nodes: int = 1) -> None:
+    """Play a whole run that registers `version`."""
+    model = f"model-{name}"
+    pods = kubelet.pods(name, nodes)
+    kubelet.run(*pods)
+    registry.register(model, version, digest=DIGEST)
+    outcome = {"model_name": model, "model_version": version, "model_digest": DIGEST, "run_id": "r", "step": 1000}
+    kubelet.end(pods[0], 0, reason="Completed", metrics={"accuracy": 0.5}, **outcome)
+    for pod in pods[1:]:
+        kubelet.end(pod, 0, reason="Completed")
+
+
+def test_children_are_owned_and_no_finalizer_is_set(objects: Any, kubelet: Any) -> None:
+    """A suspended job has all its children, each controlled by it, and neither has a finalizer of ours."""
+    job = objects.create(pretrain_job("owned", kubelet, suspend=True))
+    objects.wait_for_reason("PretrainJob", "owned", "Running", "Suspended")
+    names = {
+        "Job": "owned-pretrain",
+        "Service": "owned-pretrain",
+        "ConfigMap": "owned-pretrain-spec",
+        "PersistentVolumeClaim": "owned-pretrain-run",
+    }
+    for kind, name in names.items():
+        child = objects.get(kind, name)
+        assert child is not None, kind
+        assert [(o["uid"], o["controller"]) for o in child["metadata"]["ownerReferences"]] == [
+            (job["metadata"]["uid"], True)
+        ]
+        assert not [f for f in child["metadata"].get("finalizers", []) if "cloze" in f or "kopf" in f]
+    live = objects.get("PretrainJob", "owned")
+    assert not live["metadata"].get("finalizers")
+    assert not live["metadata"].get("annotations")
+    assert live["status"]["state"] == "Suspended"
+    assert "startTime" not in live["status"]
+    assert objects.get("Job", "owned-pretrain")["spec"]["suspend"] is True
+    document = yaml.safe_load(objects.get("ConfigMap", "owned-pretrain-spec")["data"]["job.yaml"])
+    assert document["metadata"]["uid"] == job["metadata"]["uid"]
+
+
+def test_edit_before_the_start_reaches_the_children(objects: Any, kubelet: Any) -> None:
+    """Until it starts, a job may be changed in every field, and what can't be changed in place is made anew."""
+    objects.create(pretrain_job("edited", kubelet, suspend=True))
+    objects.wait_for_reason("PretrainJob", "edited", "Running", "Suspended")
+    before = objects.get("Job", "edited-pretrain")["metadata"]["uid"]
+    change = {"spec": {"topology": {"nodes": 3}, "model": {"layers": 1}, "storage": {"size": "2Mi"}}}
+    objects.patch("PretrainJob", "edited", change)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        job, claim = objects.get("Job", "edited-pretrain"), objects.get("PersistentVolumeClaim", "edited-pretrain-run")
+        if (
+            job
+            and claim
+            and job["metadata"]["uid"] != before
+            and claim["spec"]["resources"]["requests"]["storage"] == "2Mi"
+        ):
+            break
+        time.sleep(0.3)
+    assert job["spec"]["completions"] == 3
+    document = yaml.safe_load(objects.get("ConfigMap", "edited-pretrain-spec")["data"]["job.yaml"])
+    assert document["spec"]["model"]["layers"] == 1
+
+
+def test_missing_source_is_waited_for(objects: Any, kubelet: Any) -> None:
+    """No pod is created before the source exists; the condition names it, and its arrival is noticed."""
+    objects.create(pretrain_job("waits", kubelet, nodes=1, corpus=[{"uri": "pvc://late/x.txt"}]))
+    found = objects.wait_for_reason("PretrainJob", "waits", "SourcesReady", "SourceNotFound")
+    assert "PersistentVolumeClaim late" in found["message"]
+    assert objects.get("Job", "waits-pretrain") is None
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
+    objects.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "late"}, "spec": spec})
+    objects.wait_for_reason("PretrainJob", "waits", "SourcesReady", "SourcesFound", 20)
+
+
+def test_unschedulable_is_said_in_the_schedulers_words(objects: Any, kubelet: Any) -> None:
+    """A run whose pods find no machine isn't Running, and says why."""
+    objects.create(pretrain_job("nowhere", kubelet, nodes=1))
+    found = objects.wait_for_reason("PretrainJob", "nowhere", "Running", "Unschedulable")
+    assert "nodes are available" in found["message"]
+
+
+def test_start_freezes_what_defines_the_result(objects: Any, kubelet: Any) -> None:
+    """Once a pod is wanted the API server refuses changes of the spec, but for those that don't define the result."""
+    objects.create(pretrain_job("frozen", kubelet, nodes=1))
+    objects.wait_for_reason("PretrainJob", "frozen", "Running", "Unschedulable")
+    with pytest.raises(Exception, match="can't change after the run has started"):
+        objects.patch("PretrainJob", "frozen", {"spec": {"model": {"layers": 2}}})
+    objects.patch("PretrainJob", "frozen", {"spec": {"suspend": True, "activeDeadlineSeconds": 1000}})
+    objects.wait_for_reason("PretrainJob", "frozen", "Running", "Suspended")
+    spec = objects.get("Job", "frozen-pretrain")["spec"]
+    assert (spec["suspend"], spec["activeDeadlineSeconds"]) == (True, 1000)
+    objects.patch("PretrainJob", "frozen", {"spec": {"suspend": False}})
+    objects.wait_for_reason("PretrainJob", "frozen", "Running", "Unschedulable")
+    assert objects.get("PretrainJob", "frozen")["status"]["restarts"] == 0
+
+
+def test_success_registers_and_sets_the_alias(objects: Any, registry: Any, kubelet: Any) -> None:
+    """The version comes from the pods' own words; the alias is set by the operator, after success."""
+    objects.create(pretrain_job("good", kubelet))
+    succeed(registry, kubelet, "good", nodes=2)
+    objects.wait_for_reason("PretrainJob", "good", "Registered", "AliasSet")
+    status = objects.get("PretrainJob", "good")["status"]
+    assert status["state"] == "Succeeded"
+    assert status["model"] == {"name": "model-good", "version": "1", "digest": DIGEST, "runId": "r"}
+    assert status["metrics"] == {"accuracy": 0.5}
+    assert registry.aliases["model-good", "challenger"] == "1"
+
+
+def test_alias_never_moves_down(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A job that finishes late leaves an alias that points to a newer version."""
+    registry.register("model-late", "9", digest=DIGEST)
+    registry.aliases["model-late", "challenger"] = "9"
+    objects.create(pretrain_job("late", kubelet, nodes=1))
+    succeed(registry, kubelet, "late", version="3")
+    objects.wait_for_reason("PretrainJob", "late", "Registered", "AliasNewer")
+    assert registry.aliases["model-late", "challenger"] == "9"
+
+
+def test_lost_termination_message_is_looked_up(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A run whose pods can't tell its version any more is found in the registry by its uid."""
+    job = objects.create(pretrain_job("silent", kubelet, nodes=1))
+    (pod,) = kubelet.pods("silent", 1)
+    registry.register("model-silent", "4", digest=DIGEST, job_uid=job["metadata"]["uid"])
+    kubelet.end(pod, 0)
+    objects.wait_for_reason("PretrainJob", "silent", "Registered", "AliasSet")
+    assert objects.get("PretrainJob", "silent")["status"]["model"]["version"] == "4"
+
+
+def test_final_exit_code_ends_the_run(objects: Any, kubelet: Any) -> None:
+    """A diverged run isn't restarted, and the pod's own reason is what the status says."""
+    objects.create(pretrain_job("diverged", kubelet))
+    pods = kubelet.pods("diverged", 2)
+    kubelet.run(*pods)
+    kubelet.end(pods[0], 22, reason="PeerLost", message="rank 1 is gone")
+    kubelet.end(pods[1], 11, reason="Diverged", message="the loss is nan at step 7")
+    found = objects.wait_for_reason("PretrainJob", "diverged", "Succeeded", "Diverged")
+    assert (found["status"], "step 7" in found["message"]) == ("False", True)
+    status = objects.get("PretrainJob", "diverged")["status"]
+    assert (status["state"], status["restarts"]) == ("Failed", 0)
+
+
+def test_a_gang_that_fails_as_a_whole_uses_one_restart(objects: Any, kubelet: Any) -> None:
+    """Restarts count gangs, not pods; when they are used up, the Job is ended."""
+    objects.create(pretrain_job("gang", kubelet, failurePolicy={"maxRestarts": 1}))
+    pods = kubelet.pods("gang", 2)
+    kubelet.run(*pods)
+    for pod in pods:
+        kubelet.end(pod, 20, reason="DiskFull", message="no space left")
+    # The Job controller waits ten seconds before it replaces a failed pod.
+    again = kubelet.pods("gang", 2)
+    assert objects.get("PretrainJob", "gang")["status"]["restarts"] == 1
+    kubelet.run(*again)
+    kubelet.end(again[0], 20, reason="DiskFull", message="no space left")
+    found = objects.wait_for_reason("PretrainJob", "gang", "Succeeded", "DiskFull")
+    assert "all 1 restarts" in found["message"]
+    assert objects.get("PretrainJob", "gang")["status"]["restarts"] == 1
+
+
+def test_lost_peers_are_not_counted(objects: Any, kubelet: Any) -> None:
+    """Pods that stopped because of a peer are replaced for free."""
+    objects.create(pretrain_job("peers", kubelet, failurePolicy={"maxRestarts": 0}))
+    pods = kubelet.pods("peers", 2)
+    kubelet.run(*pods)
+    for pod in pods:
+        kubelet.end(pod, 22, reason="PeerLost", message="the rendezvous is gone")
+    kubelet.pods("peers", 2)
+    assert objects.condition("PretrainJob", "peers", "Succeeded")["status"] == "Unknown"
+    assert objects.get("PretrainJob", "peers")["status"]["restarts"] == 0
+
+
+def test_time_to_live_deletes_the_resource_and_its_children(objects: Any, registry: Any, kubelet: Any) -> None:
+    """`ttlSecondsAfterFinished` is the resource's, and its children go with it."""
+    objects.create(pretrain_job("brief", kubelet, nodes=1, ttlSecondsAfterFinished=1))
+    succeed(registry, kubelet, "brief")
+    end = time.monotonic() + 40
+    kinds = {
+        "PretrainJob": "brief",
+        "Job": "brief-pretrain",
+        "Service": "brief-pretrain",
+        "ConfigMap": "brief-pretrain-spec",
+    }
+    while time.monotonic() < end and any(objects.get(kind, name) for kind, name in kinds.items()):
+        time.sleep(0.5)
+    assert not [kind for kind, name in kinds.items() if objects.get(kind, name)]
+
+
+def test_fine_tuning_waits_for_its_pretraining(objects: Any, registry: Any, kubelet: Any) -> None:
+    """The base is the very version that the PretrainJob registered; the digest goes along."""
+    objects.create(fine_tune_job("tuned", kubelet, {"pretrainJob": {"name": "base"}}))
+    objects.wait_for_reason("FineTuneJob", "tuned", "BaseReady", "PretrainJobNotFound")
+    objects.create(pretrain_job("base", kubelet, nodes=1))
+    objects.wait_for_reason("FineTuneJob", "tuned", "BaseReady", "WaitingForPretrainJob")
+    assert objects.get("Job", "tuned-finetune") is None
+    succeed(registry, kubelet, "base", version="7")
+    objects.wait_for_reason("FineTuneJob", "tuned", "BaseReady", "BaseResolved")
+    objects.wait_for_reason("FineTuneJob", "tuned", "Running", "Unschedulable")
+    document = yaml.safe_load(objects.get("ConfigMap", "tuned-finetune-spec")["data"]["job.yaml"])
+    assert document["spec"]["base"] == {"model": {"name": "model-base", "version": "7"}}
+    environment = objects.get("Job", "tuned-finetune")["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "CLOZE_BASE_DIGEST", "value": DIGEST} in environment
+
+
+def test_resolution_is_frozen(objects: Any, registry: Any, kubelet: Any) -> None:
+    """An alias that moves after the start changes nothing, and neither does a registry that is away."""
+    registry.register("hub", "2", digest=DIGEST)
+    registry.register("hub", "3", digest=DIGEST)
+    registry.aliases["hub", "champion"] = "2"
+    objects.create(fine_tune_job("alias", kubelet, {"model": {"name": "hub", "alias": "champion"}}))
+    objects.wait_for_reason("FineTuneJob", "alias", "Running", "Unschedulable")
+    registry.aliases["hub", "champion"] = "3"
+    objects.delete("Job", "alias-finetune")
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not objects.get("Job", "alias-finetune"):
+        time.sleep(0.3)
+    assert "version 2" in objects.condition("FineTuneJob", "alias", "BaseReady")["message"]
+
+
+def test_foreign_service_is_left_alone(objects: Any, kubelet: Any) -> None:
+    """An object that has a child's name and another owner is neither edited nor used."""
+    spec = {"ports": [{"port": 1}], "clusterIP": "None"}
+    foreign = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken-pretrain"}, "spec": spec}
+    before = objects.create(foreign)
+    objects.create(pretrain_job("taken", kubelet, nodes=1))
+    found = objects.wait_for_reason("PretrainJob", "taken", "Accepted", "NameConflict")
+    assert "Service taken-pretrain" in found["message"]
+    assert (
+        objects.get("Service", "taken-pretrain")["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    )
+    assert objects.get("Job", "taken-pretrain") is None
