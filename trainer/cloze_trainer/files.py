@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def sync_tree(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace a file in one step. Raises OSError; the old content stays then."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process id: every pod's first process is number 1, and they share this folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
