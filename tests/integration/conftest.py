@@ -9,7 +9,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -287,11 +287,31 @@ def operator_address(
         yield address
 
 
+@pytest.fixture(scope="session")
+def operate(kubeconfig: str) -> Callable[[str, str, Path], AbstractContextManager[str]]:
+    """Runs an operator for a namespace: `with operate(namespace, registry_uri, log):`."""
+    return lambda namespace, uri, log: running_operator(kubeconfig, namespace, uri, log)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """`wait_for`, for tests: a conftest isn't imported from."""
+    return wait_for
+
+
+@pytest.fixture
+def brief(api_client: client.ApiClient, namespace: str) -> Objects:
+    """The objects of a namespace that one test has to itself."""
+    return Objects(dynamic.DynamicClient(api_client), namespace)
+
+
 class Kubelet:
     """Plays the kubelet for pods that no machine takes: the real scheduler leaves them alone, a test moves them on."""
 
     #: For `topology.nodeSelector`: no machine has this label.
     NOWHERE: ClassVar = {"cloze.dev/test": "nowhere"}
+    #: For `resources`: no machine is this large.
+    HUGE: ClassVar = {"requests": {"cpu": "10000"}}
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -327,18 +347,41 @@ class Kubelet:
         }
         self._set(pod, "Succeeded" if code == 0 else "Failed", state)
 
-    def _set(self, pod: Document, phase: str, state: Document) -> None:
+    def crash(self, pod: Document, code: int, **outcome: Any) -> None:
+        """The pod's container has ended often enough to be kept waiting."""
+        ended = {"exitCode": code, "reason": "Error", "message": json.dumps(outcome), "finishedAt": _now()}
+        waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
+        self._set(pod, "Running", waiting, ready=False, restarts=3, last={"terminated": ended})
+
+    def _set(
+        self,
+        pod: Document,
+        phase: str,
+        state: Document,
+        *,
+        ready: bool | None = None,
+        restarts: int = 0,
+        last: Document | None = None,
+    ) -> None:
         container = pod["spec"]["containers"][0]
+        up = phase == "Running" if ready is None else ready
+        # Back then, so that minReadySeconds has passed.
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 60))
         status = {
             "phase": phase,
+            "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": since},
+                {"type": "Ready", "status": "True" if up else "False", "lastTransitionTime": since},
+            ],
             "containerStatuses": [
                 {
                     "name": container["name"],
                     "image": container["image"],
                     "imageID": "",
-                    "ready": phase == "Running",
-                    "restartCount": 0,
+                    "ready": up,
+                    "restartCount": restarts,
                     "state": state,
+                    "lastState": last or {},
                 }
             ],
         }

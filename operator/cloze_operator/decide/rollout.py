@@ -5,6 +5,7 @@ from collections import Counter
 from cloze_api.names import ANNOTATION_MODEL_DIGEST, ANNOTATION_MODEL_VERSION
 from cloze_operator.decide import pods
 from cloze_operator.decide.answers import Loaded
+from cloze_operator.decide.drift import is_current
 from cloze_operator.decide.fields import Object, condition, dig, is_going
 from cloze_operator.decide.snapshot import ServingSnapshot
 from cloze_operator.decide.verdict import Verdict
@@ -40,7 +41,8 @@ def report_rollout(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     if verdict.status.get("desired") is None:
         # What runs is still counted; whether it is ready can't be said of a version that nobody knows.
         return verdict
-    complete = _is_complete(snapshot, live) and not verdict.apply
+    outdated = any(wanted["kind"] == "Deployment" and not is_current(live, wanted) for wanted in verdict.apply)
+    complete = _is_complete(snapshot, live) and not outdated
     verdict = _progress(snapshot, verdict, complete)
     return verdict.find("Ready", *_readiness(snapshot, verdict, ready, complete))
 

@@ -1,0 +1,168 @@
+"""ModelDeployments against a real API server and Deployment controller; a test plays the kubelet."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator_address")]
+
+Document = dict[str, Any]
+DIGESTS = {version: "sha256:" + version * 64 for version in "123"}
+
+
+def model_deployment(name: str, kubelet: Any, model: Document, **spec: Any) -> Document:
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": name},
+        "spec": {"model": model, "resources": kubelet.HUGE, **spec},
+    }
+
+
+def served_version(objects: Any, name: str) -> str:
+    """The version in the Deployment's pod template."""
+    deployment = objects.get("Deployment", f"{name}-server")
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"] if deployment else {}
+    return str(annotations.get("cloze.dev/model-version", ""))
+
+
+def pods_of_version(objects: Any, name: str, version: str) -> list[Document]:
+    pods = objects.list("Pod", f"cloze.dev/owner={name}")
+    return [pod for pod in pods if pod["metadata"]["annotations"]["cloze.dev/model-version"] == version]
+
+
+def test_missing_model_is_waited_for_then_served(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A version that isn't registered yet is looked for again; then children come, owned and exact."""
+    owner = objects.create(model_deployment("fixed", kubelet, {"name": "fixed", "version": "1"}))
+    objects.wait_for_reason("ModelDeployment", "fixed", "ModelResolved", "ModelNotFound")
+    assert objects.get("Deployment", "fixed-server") is None
+    registry.register("fixed", "1", digest=DIGESTS["1"])
+    objects.wait_for_reason("ModelDeployment", "fixed", "ModelResolved", "Resolved", 20)
+    (pod,) = kubelet.pods("fixed", 1)
+    environment = {entry["name"]: entry["value"] for entry in pod["spec"]["containers"][0]["env"]}
+    assert environment["CLOZE_MODEL_URI"] == "models:/fixed/1"
+    assert environment["CLOZE_MODEL_DIGEST"] == DIGESTS["1"]
+    for kind, name in (("Deployment", "fixed-server"), ("Service", "fixed")):
+        references = objects.get(kind, name)["metadata"]["ownerReferences"]
+        assert [(o["uid"], o["controller"]) for o in references] == [(owner["metadata"]["uid"], True)]
+    found = objects.condition("ModelDeployment", "fixed", "Ready")
+    assert (found["status"], found["reason"]) == ("False", "Unschedulable")
+    kubelet.run(pod)
+    objects.wait_for_reason("ModelDeployment", "fixed", "Ready", "AllReplicasReady")
+    status = objects.get("ModelDeployment", "fixed")["status"]
+    assert status["loaded"] == [{"version": "1", "readyPods": 1}]
+    assert status["desired"] == {"name": "fixed", "version": "1", "digest": DIGESTS["1"]}
+    assert status["url"] == f"http://fixed.{objects.namespace}.svc"
+    assert (status["state"], status["readyReplicas"]) == ("Ready", 1)
+
+
+def test_followed_alias_rolls_out_then_promotes(
+    objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
+) -> None:
+    """A candidate is rolled out without taking the old version away first; only then the promoted alias moves."""
+    for version in "12":
+        registry.register("followed", version, digest=DIGESTS[version])
+    registry.aliases["followed", "challenger"] = "1"
+    objects.create(model_deployment("followed", kubelet, {"name": "followed", "follow": {}}))
+    kubelet.run(*kubelet.pods("followed", 1))
+    objects.wait_for_reason("ModelDeployment", "followed", "AliasMoved", "Version1")
+    assert registry.aliases["followed", "champion"] == "1"
+
+    registry.aliases["followed", "challenger"] = "2"
+    eventually(lambda: served_version(objects, "followed") == "2", "version 2 in the pod template", 20)
+    (new,) = eventually(lambda: pods_of_version(objects, "followed", "2"), "a pod of version 2")
+    assert len(pods_of_version(objects, "followed", "1")) == 1
+    assert objects.condition("ModelDeployment", "followed", "Ready")["status"] == "False"
+    assert registry.aliases["followed", "champion"] == "1"
+    kubelet.run(new)
+    objects.wait_for_reason("ModelDeployment", "followed", "AliasMoved", "Version2")
+    assert registry.aliases["followed", "champion"] == "2"
+
+
+def test_crash_loop_is_never_ready_and_says_why(objects: Any, registry: Any, kubelet: Any) -> None:
+    """The server's own reason stands in the condition, and the alias doesn't move."""
+    registry.register("broken", "1", digest=DIGESTS["1"])
+    registry.aliases["broken", "challenger"] = "1"
+    objects.create(model_deployment("broken", kubelet, {"name": "broken", "follow": {}}))
+    (pod,) = kubelet.pods("broken", 1)
+    kubelet.crash(pod, 10, reason="DigestMismatch", message="the artifact's digest is another", exit_code=10)
+    found = objects.wait_for_reason("ModelDeployment", "broken", "Ready", "CrashLoopBackOff")
+    assert "DigestMismatch" in found["message"]
+    # Up again for a moment: no longer waiting, but it has died three times and a moment ago.
+    kubelet.run(pod)
+    assert objects.get("ModelDeployment", "broken")["status"]["state"] == "Failing"
+    assert ("broken", "champion") not in registry.aliases
+
+
+def test_serving_goes_on_without_the_registry(
+    objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
+) -> None:
+    """What was resolved stands in the Deployment: it is served and repaired while the registry is away."""
+    registry.register("steady", "1", digest=DIGESTS["1"])
+    registry.aliases["steady", "challenger"] = "1"
+    objects.create(model_deployment("steady", kubelet, {"name": "steady", "follow": {}}))
+    kubelet.run(*kubelet.pods("steady", 1))
+    objects.wait_for_reason("ModelDeployment", "steady", "Ready", "AllReplicasReady")
+    registry.up = False
+    try:
+        found = objects.wait_for_reason("ModelDeployment", "steady", "ModelResolved", "RegistryUnavailable", 20)
+        assert "serving version 1 as before" in found["message"]
+        assert objects.condition("ModelDeployment", "steady", "Ready")["status"] == "True"
+        objects.delete("Service", "steady")
+        eventually(lambda: objects.get("Service", "steady"), "the Service to be made again", 20)
+        objects.patch("Deployment", "steady-server", {"spec": {"replicas": 3}})
+        eventually(
+            lambda: objects.get("Deployment", "steady-server")["spec"]["replicas"] == 1, "the replicas to be put back"
+        )
+    finally:
+        registry.up = True
+
+
+def test_foreign_service_is_left_alone(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A Service of that name with another owner is not edited, and nothing is started beside it."""
+    registry.register("taken", "1", digest=DIGESTS["1"])
+    foreign = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "taken"}, "spec": {"ports": [{"port": 1}]}}
+    before = objects.create(foreign)
+    objects.create(model_deployment("taken", kubelet, {"name": "taken", "version": "1"}))
+    found = objects.wait_for_reason("ModelDeployment", "taken", "Ready", "NameConflict")
+    assert "Service taken" in found["message"]
+    after = objects.get("Service", "taken")
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    assert objects.get("Deployment", "taken-server") is None
+
+
+def test_an_alias_has_one_owner(objects: Any, registry: Any, kubelet: Any) -> None:
+    """The younger of two that move the same alias serves, says so, and leaves the alias alone."""
+    registry.register("shared", "1", digest=DIGESTS["1"])
+    registry.aliases["shared", "challenger"] = "1"
+    objects.create(model_deployment("shared-a", kubelet, {"name": "shared", "follow": {}}))
+    objects.create(model_deployment("shared-b", kubelet, {"name": "shared", "follow": {}}))
+    found = objects.wait_for_reason("ModelDeployment", "shared-b", "AliasConflict", "AliasOwnedByAnother")
+    assert f"{objects.namespace}/shared-a" in found["message"]
+    kubelet.run(*kubelet.pods("shared-b", 1))
+    objects.wait_for_reason("ModelDeployment", "shared-b", "Ready", "AllReplicasReady")
+    assert ("shared", "champion") not in registry.aliases
+    assert objects.condition("ModelDeployment", "shared-a", "AliasConflict") == {}
+
+
+def test_scale_subresource_works(objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]) -> None:
+    """`kubectl scale` reaches the Deployment, and the selector finds the pods; at zero nothing is Ready."""
+    registry.register("scaled", "1", digest=DIGESTS["1"])
+    objects.create(model_deployment("scaled", kubelet, {"name": "scaled", "version": "1"}))
+    kubelet.pods("scaled", 1)
+    objects.patch("ModelDeployment", "scaled", {"spec": {"replicas": 2}})
+    kubelet.pods("scaled", 2)
+    selector = objects.get("ModelDeployment", "scaled")["status"]["selector"]
+    assert len(objects.list("Pod", selector)) == 2
+    objects.patch("ModelDeployment", "scaled", {"spec": {"replicas": 0}})
+    objects.wait_for_reason("ModelDeployment", "scaled", "Ready", "NoReplicas")
+    assert objects.get("ModelDeployment", "scaled")["status"]["state"] == "Stopped"
+
+
+def test_version_without_digest_is_refused(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A version that nobody can verify is not served."""
+    registry.register("bare", "1")
+    objects.create(model_deployment("bare", kubelet, {"name": "bare", "version": "1"}))
+    objects.wait_for_reason("ModelDeployment", "bare", "ModelResolved", "DigestMissing")
+    assert objects.get("Deployment", "bare-server") is None
