@@ -1,0 +1,164 @@
+"""What pods say about themselves is read truthfully."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from cloze_operator.decide import pods
+
+Document = dict[str, Any]
+Make = Callable[..., Document]
+
+
+@pytest.fixture
+def crashed(moment: Callable[[float], str]) -> Callable[[float], Document]:
+    """The last state of a container that left its reason."""
+    text = message("DigestMismatch", "not it")
+    return lambda seconds: {"terminated": {"exitCode": 10, "message": text, "finishedAt": moment(seconds)}}
+
+
+def message(reason: str, text: str = "", **fields: Any) -> str:
+    return json.dumps({"reason": reason, "message": text, **fields})
+
+
+def test_peer_lost_is_not_the_reason(ended: Make) -> None:
+    """The rank that failed is named, not those that noticed."""
+    gang = [ended("run-0", 22, -12, message=message("PeerLost")), ended("run-1", 20, -10, message=message("DiskFull"))]
+    found = pods.culprit(gang)
+    assert found is not None
+    assert (found.pod, found.outcome.reason) == ("run-1", "DiskFull")
+
+
+def test_final_exit_code_is_the_reason(ended: Make) -> None:
+    """A failure that ends the run tells more than one that came before."""
+    gang = [ended("run-0", 1, -50, created=-60), ended("run-1", 10, -5, message=message("LabelUnknown"), created=-30)]
+    found = pods.culprit(gang)
+    assert found is not None
+    assert found.outcome.reason == "LabelUnknown"
+
+
+def test_first_failure_of_the_last_attempt_is_the_reason(ended: Make) -> None:
+    """Later failures of the same attempt follow from the first, and older attempts are history."""
+    gang = [
+        ended("run-0-a", 1, -50, created=-90),
+        ended("run-0-b", 20, -10, created=-40, message=message("DiskFull")),
+        ended("run-1-b", 1, -8, created=-40),
+    ]
+    found = pods.culprit(gang)
+    assert found is not None
+    assert found.pod == "run-0-b"
+
+
+def test_attempts_count_gangs(ended: Make, pod: Make) -> None:
+    """Two pods of one gang are one attempt; evictions, deletions, lost peers and suspension are none."""
+    gang = [
+        ended("run-0-a", 20, -52, created=-90),
+        ended("run-1-a", 20, -50, created=-90),
+        ended("run-0-b", 1, -10, created=-40),
+        ended("run-1-b", 22, -9, created=-40),
+        ended("run-2", 143, -9, conditions={"DisruptionTarget": "True"}),
+        ended("run-3", 23, -9),
+        ended("run-4", 137, -9, going=True),
+        pod("run-5", "Running"),
+    ]
+    assert [[end.pod for end in attempt] for attempt in pods.failed_attempts(gang)] == [
+        ["run-0-a", "run-1-a"],
+        ["run-0-b"],
+    ]
+
+
+def test_out_of_memory_is_the_kernels_word(ended: Make) -> None:
+    """A killed process can't say that it was killed; the kubelet can."""
+    found = pods.culprit([ended("run-0", 137, reason="OOMKilled", message="loading")])
+    assert found is not None
+    assert found.outcome.reason == "OOMKilled"
+    assert "resources.limits.memory" in found.outcome.message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "part"),
+    [
+        ("", "Error", "exit code 1"),
+        ("Traceback\nValueError: no", "Error", "ValueError: no"),
+        ("[]", "Error", "exit code 1"),
+        ('{"message": "no reason"}', "Error", "exit code 1"),
+        ("a log line\n" + message("DiskFull", "no space"), "DiskFull", "no space"),
+    ],
+)
+def test_any_termination_message_is_readable(text: str, reason: str, part: str) -> None:
+    """A message of the contract is taken as it is, any other text by its last line."""
+    outcome = pods.read_termination({"exitCode": 1, "reason": "Error", "message": text})
+    assert outcome.reason == reason
+    assert part in outcome.message
+
+
+def test_evicted_pod_has_an_end_without_a_container(pod: Make) -> None:
+    """A pod that never ran is described by the kubelet's words."""
+    found = pods.ends([pod("run-0", "Failed", reason="Evicted", message="The node was low on resource: memory.")])
+    assert [(end.outcome.reason, end.outcome.message) for end in found] == [
+        ("Evicted", "The node was low on resource: memory.")
+    ]
+
+
+def test_registering_rank_is_found(ended: Make) -> None:
+    """One rank of many registers; only its message has the version."""
+    told = message("Completed", model_name="m", model_version="3", model_digest="sha256:x")
+    gang = [ended("run-0", 0, -9, message=message("Completed")), ended("run-1", 0, -12, message=told)]
+    found = pods.registered(gang)
+    assert found is not None
+    assert found.model_version == "3"
+    assert pods.registered(gang[:1]) is None
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"])
+def test_waiting_container_is_trouble(pod: Make, reason: str) -> None:
+    """The kubelet's reason and words are passed on."""
+    found = pods.trouble(pod(state={"waiting": {"reason": reason, "message": "cannot pull x"}}, phase="Pending"))
+    assert found == (reason, "run-0: cannot pull x")
+
+
+def test_unschedulable_is_the_schedulers_word(pod: Make) -> None:
+    """The scheduler's message is passed on."""
+    scheduled = {"status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+    found = pods.trouble(pod(phase="Pending", conditions={"PodScheduled": scheduled}))
+    assert found == ("Unschedulable", "run-0: 0/3 nodes are available")
+
+
+def test_starting_pod_is_no_trouble(pod: Make) -> None:
+    """ContainerCreating is on the way, not in the way."""
+    assert pods.trouble(pod(phase="Pending", state={"waiting": {"reason": "ContainerCreating"}})) is None
+
+
+@pytest.mark.parametrize(
+    ("restarts", "finished", "state", "looping"),
+    [
+        (3, -20, {"running": {}}, True),
+        (3, -500, {"running": {}}, False),
+        (1, -20, {"running": {}}, False),
+        (1, -500, {"waiting": {"reason": "CrashLoopBackOff"}}, True),
+    ],
+)
+def test_crash_loop_outlives_the_moment_of_running(
+    pod: Make,
+    crashed: Callable[[float], Document],
+    now: datetime,
+    *,
+    restarts: int,
+    finished: float,
+    state: Document,
+    looping: bool,
+) -> None:
+    """A container that has died twice and a moment ago is in a loop, though it runs right now."""
+    found = pods.crash_loop(pod(state=state, last=crashed(finished), restarts=restarts), now)
+    assert (found is not None) == looping
+    if found:
+        assert "DigestMismatch: not it" in found
+
+
+def test_clean_exit_is_no_crash(pod: Make, now: datetime, moment: Callable[[float], str]) -> None:
+    """A container that ended with 0, as at a drain, isn't crash-looping."""
+    terminated = {"exitCode": 0, "finishedAt": moment(-5)}
+    assert pods.crash_loop(pod(state={"running": {}}, last={"terminated": terminated}, restarts=5), now) is None

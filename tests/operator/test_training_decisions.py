@@ -1,0 +1,502 @@
+"""Every branch of the decision about a training job."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cloze_api.progress import Progress
+from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
+from cloze_operator.decide.registration import moves_up
+from cloze_operator.decide.training import decide_training
+from cloze_operator.decide.verdict import AliasMove, render_status, transition_events
+from cloze_operator.desired.base import ResolvedBase, base_source
+from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.training import claim, config_map, indexed_job, service
+
+Document = dict[str, Any]
+Make = Callable[..., Any]
+
+DIGEST = "sha256:" + "a" * 64
+STARTED = {"startTime": "2026-03-01T11:30:00Z"}
+
+
+def condition(kind: str, status: str, reason: str = "Reason") -> Document:
+    return {"type": kind, "status": status, "reason": reason, "lastTransitionTime": "2026-03-01T11:00:00Z"}
+
+
+def job_ended(kind: str, reason: str = "", message: str = "") -> Document:
+    """A Job's status after its end."""
+    return {
+        "startTime": "2026-03-01T11:30:00Z",
+        "conditions": [
+            {
+                "type": kind,
+                "status": "True",
+                "reason": reason,
+                "message": message,
+                "lastTransitionTime": "2026-03-01T11:59:00Z",
+            }
+        ],
+    }
+
+
+@pytest.fixture
+def children(training: Make, live: Make) -> Make:
+    """The live children of a snapshot's job, as if just made."""
+
+    def make(kind: str = "PretrainJob", spec: Document | None = None, job_status: Document | None = None) -> Document:
+        snapshot = training(kind, spec=spec)
+        owner, job, platform = snapshot.resource, snapshot.job, snapshot.platform
+        base = None
+        if kind == "FineTuneJob":
+            base = ResolvedBase("encoder", "4", DIGEST, base_source(owner["spec"]))
+        made = [
+            claim(owner, job),
+            config_map(owner, job, base),
+            service(owner, job),
+            indexed_job(owner, job, base, platform),
+        ]
+        statuses = {"Job": job_status or {}}
+        return {manifest["kind"]: live(manifest, status=statuses.get(manifest["kind"])) for manifest in made}
+
+    return make
+
+
+def findings(verdict: Any) -> dict[str, tuple[str, str]]:
+    return {kind: (found.status, found.reason) for kind, found in verdict.findings.items()}
+
+
+def applied(verdict: Any) -> list[str]:
+    return [manifest["kind"] for manifest in verdict.apply]
+
+
+# ---------------------------------------------------------------- before the start
+
+
+def test_first_look_starts_the_run(training: Make) -> None:
+    """The start is written before the first pod is wanted, then all children are applied, the Job last."""
+    verdict, state = decide_training(training())
+    assert applied(verdict) == ["PersistentVolumeClaim", "ConfigMap", "Service", "Job"]
+    assert (verdict.start, verdict.status["startTime"], state) == (True, "2026-03-01T12:00:00Z", "Pending")
+    assert findings(verdict)["SourcesReady"] == ("True", "SourcesFound")
+
+
+def test_suspended_job_gets_its_children_and_no_start(training: Make) -> None:
+    """A job that is created suspended may still be changed."""
+    verdict, _ = decide_training(training(spec={"suspend": True}))
+    assert applied(verdict) == ["PersistentVolumeClaim", "ConfigMap", "Service", "Job"]
+    assert not verdict.start
+    assert "startTime" not in verdict.status
+
+
+def test_deleted_resource_is_left_to_the_garbage_collector(training: Make) -> None:
+    """Nothing is applied for a resource that is going."""
+    snapshot = training()
+    snapshot.resource["metadata"] = {**snapshot.resource["metadata"], "deletionTimestamp": "2026-03-01T11:00:00Z"}
+    verdict, _ = decide_training(snapshot)
+    assert (verdict.apply, verdict.delete, verdict.requeue) == ((), (), None)
+
+
+def test_unreadable_spec_is_refused(training: Make) -> None:
+    """A spec that this operator can't read is reported, and nothing is made of it."""
+    verdict, state = decide_training(training(job=None, invalid="spec.corpus: Field required"))
+    assert findings(verdict)["Accepted"] == ("False", "InvalidSpec")
+    assert (verdict.apply, state) == ((), "Invalid")
+
+
+def test_foreign_child_is_a_conflict(training: Make) -> None:
+    """An object with a child's name and no owner is neither edited nor used."""
+    foreign = {"kind": "Service", "metadata": {"name": "run-pretrain", "uid": "x"}}
+    verdict, state = decide_training(training(children={"Service": foreign}))
+    assert findings(verdict)["Accepted"] == ("False", "NameConflict")
+    assert (verdict.apply, state) == ((), "Invalid")
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "said"), [("ReadWriteOnce", 2, True), ("ReadWriteOnce", 1, False), ("ReadWriteMany", 2, False)]
+)
+def test_pinning_is_said(training: Make, mode: str, nodes: int, said: bool) -> None:
+    """The status tells when a volume forces all pods to one machine."""
+    verdict, _ = decide_training(training(spec={"storage": {"accessMode": mode}, "topology": {"nodes": nodes}}))
+    assert ("pinned to one machine" in verdict.findings["Accepted"].message) == said
+
+
+def test_missing_source_is_waited_for(training: Make) -> None:
+    """No child is made before the sources exist."""
+    verdict, state = decide_training(training(missing=("ConfigMap x doesn't exist",)))
+    assert findings(verdict)["SourcesReady"] == ("False", "SourceNotFound")
+    assert verdict.findings["Succeeded"].reason == "WaitingForSources"
+    assert (verdict.apply, state, verdict.requeue) == ((), "Waiting", 10.0)
+
+
+@pytest.mark.parametrize(
+    ("base_job", "reason"),
+    [
+        (None, "PretrainJobNotFound"),
+        ({"status": {"conditions": [condition("Succeeded", "False")]}}, "PretrainJobFailed"),
+        ({"status": {"conditions": [condition("Succeeded", "Unknown")]}}, "WaitingForPretrainJob"),
+    ],
+)
+def test_fine_tuning_waits_for_a_pretrain_job(training: Make, base_job: Document | None, reason: str) -> None:
+    """The condition says what it waits for."""
+    verdict, state = decide_training(training("FineTuneJob", base_job=base_job))
+    assert findings(verdict)["BaseReady"] == ("False", reason)
+    assert (verdict.apply, state) == ((), "Waiting")
+
+
+def test_base_comes_from_the_pretrain_job(training: Make) -> None:
+    """The version that the PretrainJob registered is the base."""
+    model = {"name": "encoder", "version": "4", "digest": DIGEST, "runId": ""}
+    verdict, _ = decide_training(training("FineTuneJob", base_job={"status": {"model": model}}))
+    assert findings(verdict)["BaseReady"] == ("True", "BaseResolved")
+    assert "version: '4'" in verdict.apply[1]["data"]["job.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason"),
+    [
+        (Version("hub", "2", DIGEST), "True", "BaseResolved"),
+        (Version("hub", "2", ""), "False", "DigestMissing"),
+        (NotFound("no such model"), "False", "ModelNotFound"),
+        (Unavailable("down"), "False", "RegistryUnavailable"),
+        (None, "False", "RegistryUnavailable"),
+    ],
+)
+def test_base_comes_from_the_registry(training: Make, answer: Answer, status: str, reason: str) -> None:
+    """A version without a digest is no base, and a registry that is away is waited for."""
+    spec = {"base": {"model": {"name": "hub", "alias": "champion"}}}
+    verdict, _ = decide_training(training("FineTuneJob", spec=spec, base=answer))
+    assert findings(verdict)["BaseReady"] == (status, reason)
+    assert bool(verdict.apply) == (status == "True")
+
+
+def test_resolution_is_read_back(training: Make, children: Make) -> None:
+    """A base that was resolved stays, though its PretrainJob is gone."""
+    verdict, _ = decide_training(training("FineTuneJob", children=children("FineTuneJob"), status=STARTED))
+    assert findings(verdict)["BaseReady"] == ("True", "BaseResolved")
+    assert verdict.apply == ()
+
+
+def test_changed_base_is_resolved_anew_before_the_start(training: Make, children: Make) -> None:
+    """A resolution of another `spec.base` doesn't count while nothing has started."""
+    made = children("FineTuneJob", spec={"suspend": True})
+    spec = {"suspend": True, "base": {"pretrainJob": {"name": "other"}}}
+    verdict, _ = decide_training(training("FineTuneJob", children=made, spec=spec))
+    assert findings(verdict)["BaseReady"] == ("False", "PretrainJobNotFound")
+
+
+# ---------------------------------------------------------------- children
+
+
+def test_nothing_is_applied_when_nothing_has_changed(training: Make, children: Make) -> None:
+    """Children that are as they should be are left alone."""
+    verdict, _ = decide_training(training(children=children(), status=STARTED))
+    assert (verdict.apply, verdict.change, verdict.delete) == ((), (), ())
+
+
+def test_outdated_job_is_replaced_before_the_start(training: Make, children: Make) -> None:
+    """What can't be changed in place is deleted, and nothing else happens until it is gone."""
+    made = children(spec={"suspend": True})
+    verdict, _ = decide_training(training(children=made, spec={"suspend": True, "topology": {"nodes": 3}}))
+    assert [(target.kind, target.uid) for target in verdict.delete] == [("Job", "uid-Job")]
+    assert (verdict.apply, verdict.start) == ((), False)
+
+
+def test_new_default_image_does_not_touch_a_running_job(training: Make, children: Make) -> None:
+    """After the start the Job stays what it is, whatever the installation says now."""
+    platform = Platform(train_image="train:2", serve_image="serve:2", tracking_uri="http://other")
+    verdict, _ = decide_training(training(children=children(), status=STARTED, platform=platform))
+    assert (verdict.apply, verdict.delete) == ((), ())
+
+
+def test_child_that_is_going_is_waited_for(training: Make, children: Make, live: Make) -> None:
+    """Applying to an object that is going would be lost with it."""
+    made = children()
+    made["Job"]["metadata"]["deletionTimestamp"] = "2026-03-01T11:59:00Z"
+    verdict, _ = decide_training(training(children=made, status=STARTED))
+    assert (verdict.apply, verdict.delete, verdict.requeue) == ((), (), 2)
+
+
+def test_claim_that_is_going_does_not_disturb_the_run(training: Make, children: Make, pod: Make) -> None:
+    """A claim in use goes only after its pods: the run is still said to run."""
+    made = children()
+    made["PersistentVolumeClaim"]["metadata"]["deletionTimestamp"] = "2026-03-01T11:59:00Z"
+    verdict, _ = decide_training(training(children=made, status=STARTED, pods=(pod("a"), pod("b"))))
+    assert findings(verdict)["Running"] == ("True", "PodsRunning")
+
+
+def test_deleted_job_is_made_again(training: Make, children: Make) -> None:
+    """A Job that somebody deleted is made again; the run goes on from its checkpoint."""
+    made = children()
+    del made["Job"]
+    verdict, _ = decide_training(training(children=made, status=STARTED))
+    assert applied(verdict) == ["Job"]
+    assert not verdict.start
+
+
+def test_mutable_fields_follow_the_resource(training: Make, children: Make) -> None:
+    """Suspension, deadline and restarts are set on the Job that exists."""
+    spec = {"suspend": True, "activeDeadlineSeconds": 60, "failurePolicy": {"maxRestarts": 5}}
+    verdict, state = decide_training(training(children=children(), status=STARTED, spec=spec))
+    (change,) = verdict.change
+    assert change.spec == {"suspend": True, "activeDeadlineSeconds": 60, "backoffLimit": 11}
+    assert (state, findings(verdict)["Running"]) == ("Suspended", ("False", "Suspended"))
+
+
+# ---------------------------------------------------------------- while it runs
+
+
+def test_all_pods_running(training: Make, children: Make, pod: Make) -> None:
+    """Running is True when every pod of the gang runs, and only then."""
+    two, one = (pod("a"), pod("b")), (pod("a"), pod("b", "Pending"))
+    verdict, state = decide_training(training(children=children(), status=STARTED, pods=two))
+    assert (findings(verdict)["Running"], state) == (("True", "PodsRunning"), "Running")
+    assert verdict.requeue == 3.0
+    verdict, state = decide_training(training(children=children(), status=STARTED, pods=one))
+    assert (findings(verdict)["Running"], state) == (("False", "PodsPending"), "Pending")
+    verdict, _ = decide_training(training(children=children(), status=STARTED, pods=(pod("a"), pod("b", going=True))))
+    assert findings(verdict)["Running"] == ("False", "PodsPending")
+
+
+def test_trouble_is_shown_where_people_look(training: Make, children: Make, pod: Make) -> None:
+    """The reason stands in both conditions, since the printer's column shows Succeeded."""
+    stuck = pod("a", "Pending", state={"waiting": {"reason": "ErrImagePull", "message": "not found"}})
+    verdict, _ = decide_training(training(children=children(), status=STARTED, pods=(stuck,)))
+    assert findings(verdict)["Running"] == ("False", "ErrImagePull")
+    assert findings(verdict)["Succeeded"] == ("Unknown", "ErrImagePull")
+
+
+def test_job_without_pods_is_noticed(training: Make, children: Make) -> None:
+    """A quota that refuses pods shows only in the Job's events: the status says where to look."""
+    verdict, _ = decide_training(training(children=children(), status=STARTED))
+    assert findings(verdict)["Running"] == ("False", "NoPods")
+
+
+def test_restarts_are_counted_told_and_limited(training: Make, children: Make, ended: Make) -> None:
+    """A failed gang uses one restart, with an event; a gang that has used them up makes the Job end."""
+    failed = (ended("a", 20, -40, created=-90), ended("b", 20, -39, created=-90))
+    verdict, _ = decide_training(training(children=children(), status=STARTED, pods=failed))
+    assert (verdict.status["restarts"], verdict.change) == (1, ())
+    assert [event.reason for event in verdict.events] == ["PodFailed"]
+    spec = {"failurePolicy": {"maxRestarts": 0}}
+    verdict, _ = decide_training(training(children=children(spec=spec), status=STARTED, pods=failed, spec=spec))
+    assert [change.spec for change in verdict.change] == [{"backoffLimit": 0}]
+    assert verdict.status["restarts"] == 0
+
+
+def test_reported_restarts_are_not_forgotten(training: Make, children: Make, pod: Make) -> None:
+    """Pods that are gone still count, and counting twice emits no second event."""
+    status = {**STARTED, "restarts": 2}
+    verdict, _ = decide_training(training(children=children(), status=status, pods=(pod("a"), pod("b"))))
+    assert (verdict.status["restarts"], verdict.events) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("pods_going", "checkpoint", "text"),
+    [(1, 50, "1 pods are stopping"), (0, 50, "of step 50"), (0, None, "no checkpoint")],
+)
+def test_suspension_says_what_it_keeps(
+    training: Make, children: Make, pod: Make, pods_going: int, checkpoint: int | None, text: str
+) -> None:
+    """A suspended run tells which checkpoint it will go on from."""
+    status = {**STARTED, "progress": {"checkpointStep": checkpoint, "totalSteps": 100}}
+    gang = tuple(pod(f"p{number}", going=True) for number in range(pods_going))
+    verdict, _ = decide_training(training(children=children(), status=status, pods=gang, spec={"suspend": True}))
+    assert text in verdict.findings["Running"].message
+
+
+def test_progress_is_reported(training: Make, children: Make) -> None:
+    """The figures of rank 0 are shown, with a summary; a loss that isn't finite is left out of the JSON."""
+    progress = Progress(stage="training", step=120, total_steps=400, loss=float("nan"), checkpoint_step=100)
+    verdict, _ = decide_training(training(children=children(), status=STARTED, progress=progress))
+    assert verdict.status["progress"] == {
+        "stage": "training",
+        "step": 120,
+        "totalSteps": 400,
+        "checkpointStep": 100,
+        "summary": "120/400 (30%)",
+        "updated": "2026-03-01T12:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(("updated", "step", "written"), [(-1, 121, False), (-3, 121, True), (-3, 120, False)])
+def test_progress_is_throttled(
+    training: Make,
+    children: Make,
+    moment: Make,
+    updated: float,
+    step: int,
+    written: bool,
+) -> None:
+    """Not more often than every two seconds, and not when nothing has changed."""
+    old = {"stage": "training", "step": 120, "totalSteps": 400, "summary": "120/400 (30%)", "updated": moment(updated)}
+    progress = Progress(stage="training", step=step, total_steps=400)
+    verdict, _ = decide_training(training(children=children(), status={**STARTED, "progress": old}, progress=progress))
+    assert (verdict.status["progress"] != old) == written
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_success_reports_the_version(training: Make, children: Make, ended: Make) -> None:
+    """Version, figures and last step come from the rank that registered."""
+    text = json.dumps(
+        {
+            "reason": "Completed",
+            "message": "registered",
+            "step": 400,
+            "model_name": "encoder",
+            "model_version": "4",
+            "model_digest": DIGEST,
+            "run_id": "r",
+            "metrics": {"accuracy": 0.5},
+        }
+    )
+    status = {**STARTED, "progress": {"stage": "export", "step": 399, "totalSteps": 400, "etaSeconds": 1}}
+    made = children(job_status={**job_ended("Complete"), "completionTime": "2026-03-01T11:58:00Z"})
+    gang = (ended("a", 0, message=text), ended("b", 0))
+    verdict, state = decide_training(training(children=made, status=status, pods=gang))
+    assert (state, findings(verdict)["Succeeded"]) == ("Succeeded", ("True", "Completed"))
+    assert verdict.status["model"] == {"name": "encoder", "version": "4", "digest": DIGEST, "runId": "r"}
+    assert verdict.status["metrics"] == {"accuracy": 0.5}
+    assert verdict.status["progress"] == {"stage": "done", "step": 400, "totalSteps": 400, "summary": "400/400 (100%)"}
+    assert verdict.status["completionTime"] == "2026-03-01T11:58:00Z"
+    # The alias is asked for at the next look.
+    assert (verdict.alias, verdict.requeue) == (None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("answer", "registered"),
+    [
+        (Version("encoder", "5", DIGEST, "r"), ("False", "MovingAlias")),
+        (NotFound("none"), ("False", "VersionNotFound")),
+        (Unavailable("down"), ("False", "RegistryUnavailable")),
+    ],
+)
+def test_lost_message_is_looked_up(training: Make, children: Make, answer: Answer, registered: tuple[str, str]) -> None:
+    """A run whose pods are gone is found in the registry by its uid."""
+    made = children(job_status=job_ended("Complete"))
+    snapshot = training(children=made, status=STARTED, registered=answer, alias=NotFound("no alias"))
+    verdict, state = decide_training(snapshot)
+    assert (state, findings(verdict)["Registered"]) == ("Succeeded", registered)
+
+
+@pytest.mark.parametrize(
+    ("reason", "pod_code", "pod_reason", "expected", "part"),
+    [
+        ("PodFailurePolicy", 11, "Diverged", "Diverged", "a told"),
+        ("BackoffLimitExceeded", 20, "DiskFull", "DiskFull", "all 3 restarts"),
+        ("BackoffLimitExceeded", 22, "PeerLost", "BackoffLimitExceeded", "the job controller's words"),
+        ("DeadlineExceeded", 23, "Suspended", "DeadlineExceeded", "activeDeadlineSeconds (60 s)"),
+    ],
+)
+def test_failure_has_the_reason_that_helps_most(
+    training: Make,
+    children: Make,
+    ended: Make,
+    *,
+    reason: str,
+    pod_code: int,
+    pod_reason: str,
+    expected: str,
+    part: str,
+) -> None:
+    """The pod's own reason where it has one, else the Job's; a failure is counted once."""
+    made = children(job_status=job_ended("Failed", reason, "the job controller's words"))
+    gang = (ended("a", pod_code, message=json.dumps({"reason": pod_reason, "message": "a told"})),)
+    spec = {"activeDeadlineSeconds": 60}
+    verdict, state = decide_training(training(children=made, status=STARTED, pods=gang, spec=spec))
+    assert (state, findings(verdict)["Succeeded"]) == ("Failed", ("False", expected))
+    assert part in verdict.findings["Succeeded"].message
+    assert verdict.failure == expected
+    assert verdict.requeue is None
+
+
+def test_finished_run_is_never_started_again(training: Make) -> None:
+    """Its children may be gone: the end stands."""
+    for result in ("True", "False"):
+        status = {**STARTED, "conditions": [condition("Succeeded", result), condition("Registered", "True")]}
+        verdict, state = decide_training(training(status=status))
+        assert (verdict.apply, verdict.failure, verdict.requeue) == ((), None, None)
+        assert state == ("Succeeded" if result == "True" else "Failed")
+
+
+@pytest.mark.parametrize(
+    ("alias", "registered", "move"),
+    [
+        (None, None, None),
+        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("encoder", "challenger", "4", None)),
+        (Version("encoder", "3", ""), ("False", "MovingAlias"), AliasMove("encoder", "challenger", "4", "3")),
+        (Version("encoder", "4", ""), ("True", "AliasSet"), None),
+        (Version("encoder", "10", ""), ("True", "AliasNewer"), None),
+        (Unavailable("down"), ("False", "RegistryUnavailable"), None),
+    ],
+)
+def test_alias_after_success(
+    training: Make, alias: Answer, registered: tuple[str, str] | None, move: AliasMove | None
+) -> None:
+    """It only ever moves up, and Registered is True only when the registry says so itself."""
+    model = {"name": "encoder", "version": "4", "digest": DIGEST, "runId": ""}
+    status = {**STARTED, "model": model, "conditions": [condition("Succeeded", "True")]}
+    verdict, _ = decide_training(training(status=status, alias=alias))
+    assert findings(verdict).get("Registered") == registered
+    assert verdict.alias == move
+    assert verdict.requeue == (None if registered and registered[0] == "True" else verdict.requeue)
+
+
+@pytest.mark.parametrize(
+    ("current", "version", "up"),
+    [
+        (NotFound(""), 1, True),
+        (Version("m", "9", ""), 10, True),
+        (Version("m", "10", ""), 9, False),
+        (Version("m", "2", ""), 2, False),
+        (Unavailable(""), 5, False),
+        (None, 5, False),
+    ],
+)
+def test_alias_moves_up_by_number(current: Answer, version: int, up: bool) -> None:
+    """Versions are compared as numbers, and without an answer nothing moves."""
+    assert moves_up(current, version) == up
+
+
+@pytest.mark.parametrize(("ago", "deleted", "requeue"), [(100, True, None), (40, False, 20.0)])
+def test_time_to_live(training: Make, moment: Make, ago: float, deleted: bool, requeue: float | None) -> None:
+    """The resource is deleted so many seconds after its end, and looked at exactly then."""
+    status = {"completionTime": moment(-ago), "conditions": [condition("Succeeded", "False")]}
+    verdict, _ = decide_training(training(status=status, spec={"ttlSecondsAfterFinished": 60}))
+    assert (verdict.delete_resource, verdict.requeue) == (deleted, requeue)
+
+
+# ---------------------------------------------------------------- the status as a whole
+
+
+def test_status_is_stable(training: Make, children: Make, pod: Make, now: Any) -> None:
+    """Deciding again about what was just written changes nothing, and tells nothing."""
+    snapshot = training(children=children(), status=STARTED, pods=(pod("a"), pod("b")))
+    verdict, state = decide_training(snapshot)
+    status = render_status(snapshot.resource, verdict, state, now)
+    again = training(children=children(), status=status, pods=(pod("a"), pod("b")))
+    verdict, state = decide_training(again)
+    assert render_status(again.resource, verdict, state, now) == status
+    assert transition_events(again.resource, verdict) == ()
+
+
+def test_transition_time_moves_with_the_status_alone(training: Make, children: Make, pod: Make, now: Any) -> None:
+    """Another reason isn't another state of affairs."""
+    old = {**STARTED, "conditions": [condition("Running", "False", "NoPods"), condition("Accepted", "False")]}
+    snapshot = training(children=children(), status=old, pods=(pod("a"),))
+    verdict, state = decide_training(snapshot)
+    found = {entry["type"]: entry for entry in render_status(snapshot.resource, verdict, state, now)["conditions"]}
+    assert found["Running"]["lastTransitionTime"] == "2026-03-01T11:00:00Z"
+    assert found["Accepted"]["lastTransitionTime"] == "2026-03-01T12:00:00Z"
+    assert found["Running"]["observedGeneration"] == 2
+
+
+def test_success_takes_the_reconcile_error_away(training: Make, children: Make) -> None:
+    """ReconcileFailed is there only for as long as it is true."""
+    status = {**STARTED, "conditions": [condition("ReconcileFailed", "True")]}
+    verdict, _ = decide_training(training(children=children(), status=status))
+    assert "ReconcileFailed" not in verdict.findings
