@@ -9,6 +9,7 @@ from pathlib import Path
 
 import packages
 import text
+
 from cloze_trainer.data.duplicates import near_duplicate_groups
 
 # Part of the data's key: raise it when a file's content would change.

@@ -75,7 +75,7 @@ def _load(load: Loader, settings: Settings, room: Room, loop: asyncio.AbstractEv
         return
     except FatalError as error:
         failure = error
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the reason that the operator shows
         _log.exception("loading failed")
         failure = FatalError(ExitCode.INTERNAL, "LoadFailed", f"{type(error).__name__} while loading: see the log")
     else:

@@ -158,7 +158,7 @@ class Engine:
             started = time.monotonic()
             try:
                 logits = self._run(batch)
-            except Exception:
+            except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
                 _log.exception("inference failed")
                 for request in {entry.request for entry in batch}:
                     self._settle(request, InferenceError("the model failed on this batch"))

@@ -73,7 +73,7 @@ class RequestMiddleware:
             await self._handle(scope, headers, receive, send_with_headers)
         except ClientLeftError:
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 - a reply is owed whatever happened
             _log.exception("request failed", extra=fields(path=self._route(scope)))
             if status == _CLIENT_CLOSED:
                 problem = ProblemError(ProblemType.INTERNAL, "an unexpected error; the log has it under the request id")

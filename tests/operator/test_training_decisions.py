@@ -298,7 +298,7 @@ def test_reported_restarts_are_not_forgotten(training: Make, children: Make, pod
     [(1, 50, "1 pods are stopping"), (0, 50, "of step 50"), (0, None, "no checkpoint")],
 )
 def test_suspension_says_what_it_keeps(
-    training: Make, children: Make, pod: Make, pods_going: int, checkpoint: int | None, text: str
+    training: Make, children: Make, pod: Make, *, pods_going: int, checkpoint: int | None, text: str
 ) -> None:
     """A suspended run tells which checkpoint it will go on from."""
     status = {**STARTED, "progress": {"checkpointStep": checkpoint, "totalSteps": 100}}
@@ -326,6 +326,7 @@ def test_progress_is_throttled(
     training: Make,
     children: Make,
     moment: Make,
+    *,
     updated: float,
     step: int,
     written: bool,

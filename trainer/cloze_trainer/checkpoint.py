@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from cloze_api.manifest import file_sha256
 from cloze_trainer.console import log
@@ -82,9 +84,9 @@ class Checkpoints:
             weights, moments = get_state_dict(model, optimizer)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it says that one process saves, which is meant
-                dcp.save(
+                save(
                     {"model": weights, "optimizer": moments},
-                    storage_writer=dcp.FileSystemWriter(staging, single_file_per_rank=True, sync_files=False),
+                    storage_writer=FileSystemWriter(staging, single_file_per_rank=True, sync_files=False),
                     no_dist=True,
                 )
             write_json(staging / _STATE, {"step": state.step, "tokens": state.tokens})
@@ -114,7 +116,7 @@ class Checkpoints:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+                load(state, storage_reader=FileSystemReader(path), no_dist=True)
         except RuntimeError as error:
             raise TrainerError(
                 "CheckpointMismatch",

@@ -10,7 +10,9 @@ Counts_CC = npt.NDArray[np.int64]
 """Examples by true class (row) and predicted class (column)."""
 
 
-def confusion(truth_N: npt.NDArray[np.integer[Any]], predicted_N: npt.NDArray[np.integer[Any]], classes: int) -> Counts_CC:
+def confusion(
+    truth_N: npt.NDArray[np.integer[Any]], predicted_N: npt.NDArray[np.integer[Any]], classes: int
+) -> Counts_CC:
     """Confusion counts of paired classes."""
     flat = np.bincount(truth_N.astype(np.int64) * classes + predicted_N.astype(np.int64), minlength=classes * classes)
     return flat.reshape(classes, classes).astype(np.int64)
@@ -20,7 +22,8 @@ def f1_scores(counts_CC: Counts_CC) -> npt.NDArray[np.float64]:
     """F1 of each class; 0 where a class is neither predicted nor present."""
     hits_C = np.diag(counts_CC).astype(np.float64)
     total_C = counts_CC.sum(axis=0) + counts_CC.sum(axis=1)
-    return np.divide(2 * hits_C, total_C, out=np.zeros(len(hits_C)), where=total_C > 0)
+    scores_C: npt.NDArray[np.float64] = np.divide(2 * hits_C, total_C, out=np.zeros(len(hits_C)), where=total_C > 0)
+    return scores_C
 
 
 def classification(counts_CC: Counts_CC) -> dict[str, float]:

@@ -59,15 +59,14 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         )
     downloads = run.workspace / "downloads"
     train, test = (
-        locate(uri, corpus_root=run.corpus_root, downloads=downloads)
-        for uri in (spec.dataset.train, spec.dataset.test)
+        locate(uri, corpus_root=run.corpus_root, downloads=downloads) for uri in (spec.dataset.train, spec.dataset.test)
     )
     sources = {train.uri: train.digest, test.uri: test.digest}
     key = {"edition": EDITION, "sources": list(sources.values()), "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "labels": spec.labels}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
-        _publish(folder, spec, train.paths, test.paths, base, max_length)
+        _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     if meta["examples"] < spec.optimization.batch_sequences:
@@ -82,6 +81,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
 def _publish(
     folder: Path,
     spec: FineTuneJobSpec,
+    *,
     train_paths: Sequence[Path],
     test_paths: Sequence[Path],
     base: BaseModel,

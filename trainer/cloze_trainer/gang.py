@@ -34,7 +34,10 @@ class Gang:
             self.device = torch.device("cpu")
             dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
         # A group of its own, so that a long wait never meets a collective of the training.
-        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        # A number stands for "not a member", and every rank is one.
+        assert isinstance(group, dist.ProcessGroup)
+        self._patient = group
 
     @property
     def leads(self) -> bool:

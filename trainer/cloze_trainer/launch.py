@@ -91,7 +91,7 @@ class _Agent(LocalElasticAgent):
         return workers
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED and worst(result.failures).exitcode not in _FOR_OTHERS:
             self._remaining_restarts = 0
         return result

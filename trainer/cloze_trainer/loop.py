@@ -106,8 +106,9 @@ def train(
 ) -> None:
     """Train to the last step, from the newest checkpoint when there is one; the weights change in place.
 
-    every_steps: how often the state is saved. Raises Suspended after a checkpoint when the stop signal came, TrainerError `Diverged` when the gradient stays
-    non-finite, PeerLost's causes (RuntimeError of the process group), OSError when a checkpoint can't be written.
+    every_steps: how often the state is saved. Raises Suspended after a checkpoint when the stop signal came,
+    TrainerError `Diverged` when the gradient stays non-finite, PeerLost's causes (RuntimeError of the process group),
+    OSError when a checkpoint can't be written.
     """
     gang, progress = around.gang, around.progress
     total = workload.total_steps
@@ -135,7 +136,7 @@ def train(
 
     progress.step(state.step, total, loss=None, tokens=state.tokens)
     own_loss, weight, non_finite = 0.0, 1.0, 0
-    trained.train()
+    trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     with around.stop.deferred():
         while state.step < total:
@@ -191,7 +192,7 @@ def train(
             # --- now and then: evaluate, save
             if workload.evaluate_after(state.step) and state.step < total:
                 around.tracker.metrics(state.step, workload.evaluate(model, gang))
-                trained.train()
+                trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             if state.step % every_steps == 0 and state.step < total and not non_finite:
                 save()
 

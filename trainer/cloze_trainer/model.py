@@ -145,9 +145,7 @@ class SelfAttention(nn.Module):
                 scores_BHTT = scores_BHTT + (1.0 - visible.to(scores_BHTT.dtype)) * torch.finfo(scores_BHTT.dtype).min
             attended_BHTE = torch.softmax(scores_BHTT, dim=-1) @ value_BHTE
         else:
-            attended_BHTE = functional.scaled_dot_product_attention(
-                query_BHTE, key_BHTE, value_BHTE, attn_mask=visible
-            )
+            attended_BHTE = functional.scaled_dot_product_attention(query_BHTE, key_BHTE, value_BHTE, attn_mask=visible)
         return attended_BHTE.transpose(1, 2).reshape(batch, length, width)
 
 

@@ -65,9 +65,7 @@ class Pretraining:
         self.shards = shards.read(prepared.folder)
         self.tokenizer_folder = prepared.folder
         self.lowercase = spec.tokenizer.lowercase
-        self.report = {
-            key: float(value) for key, value in self.shards.report.items() if isinstance(value, int | float)
-        }
+        self.report = {key: float(value) for key, value in self.shards.report.items() if isinstance(value, int | float)}
         self.config = EncoderConfig(
             vocab_size=self.shards.vocab_size,
             layers=spec.model.layers,

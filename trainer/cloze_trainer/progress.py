@@ -155,7 +155,7 @@ def serve(port: int, path: Path, job: str) -> ThreadingHTTPServer:
         protocol_version = "HTTP/1.1"
         timeout = 10
 
-        def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        def do_GET(self) -> None:
             if self.path == "/healthz":
                 self._reply(HTTPStatus.OK, "text/plain", b"ok\n")
             elif self.path == "/metrics":
@@ -172,7 +172,7 @@ def serve(port: int, path: Path, job: str) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - http.server's signature
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
             """Requests are not logged."""
 
     server = ThreadingHTTPServer(("", port), Handler)

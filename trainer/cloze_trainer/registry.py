@@ -211,9 +211,7 @@ def download(tracking_uri: str, name: str, version: str, folder: Path) -> None:
     def fetch() -> None:
         source = client(tracking_uri).get_model_version_download_uri(name, version)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-            arrived = Path(
-                download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=tracking_uri)
-            )
+            arrived = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=tracking_uri))
             if not (arrived / MANIFEST_FILE).is_file():
                 raise BaseModelError(
                     "BaseManifestMissing", f"{name}/{version} has no {MANIFEST_FILE}: it isn't a Cloze artifact"

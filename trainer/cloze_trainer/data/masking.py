@@ -53,9 +53,7 @@ class Masker:
         # Raw words, whose stream NumPy guarantees to stay the same from release to release.
         raw_3T = bits.random_raw(3 * len(tokens_T)).reshape(3, len(tokens_T))
         unit_2T = (raw_3T[:2] >> np.uint64(11)) * _TO_UNIT
-        hidden_T = (unit_2T[0] < self.probability) & (
-            (tokens_T >= FIRST_ORDINARY_ID) | (tokens_T == SPECIAL_IDS.unk)
-        )
+        hidden_T = (unit_2T[0] < self.probability) & ((tokens_T >= FIRST_ORDINARY_ID) | (tokens_T == SPECIAL_IDS.unk))
         random_T = FIRST_ORDINARY_ID + (raw_3T[2] % np.uint64(self.vocab_size - FIRST_ORDINARY_ID)).astype(np.int64)
         replaced_T = np.where(
             unit_2T[1] < self.mask_share,
@@ -67,8 +65,8 @@ class Masker:
     def batch(
         self,
         tokens_BT: npt.NDArray[np.integer[Any]],
-        epochs_B: npt.NDArray[np.int64],
-        samples_B: npt.NDArray[np.int64],
+        epochs_B: npt.NDArray[np.integer[Any]],
+        samples_B: npt.NDArray[np.integer[Any]],
     ) -> Masked:
         """Sequences with their hidden tokens. samples_B: each sequence's index in the corpus."""
         ids_BT = tokens_BT.astype(np.int64)

@@ -119,11 +119,7 @@ def prepare(
         return read(folder), True
     stage("data")
     texts, report = cleaning.clean(
-        (
-            text
-            for corpus, source in zip(spec.corpus, sources, strict=True)
-            for text in documents(corpus, source.paths)
-        ),
+        (text for corpus, source in zip(spec.corpus, sources, strict=True) for text in documents(corpus, source.paths)),
         spec.cleaning,
     )
     if not texts:

@@ -1,0 +1,315 @@
+"""Children as dict literals: what reaches the API server, to the last field."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
+
+from cloze_operator.desired.base import ResolvedBase, read_base
+from cloze_operator.desired.metadata import sealed
+from cloze_operator.desired.serving import ServedVersion, read_served_version, server_deployment, server_service
+from cloze_operator.desired.training import claim, config_map, indexed_job, service
+
+Document = dict[str, Any]
+Make = Callable[..., Any]
+
+DIGEST = "sha256:" + "a" * 64
+BASE = ResolvedBase("encoder", "4", DIGEST, "{}")
+
+
+def labels(kind: str, component: str) -> Document:
+    return {
+        "app.kubernetes.io/name": "cloze",
+        "app.kubernetes.io/instance": "run",
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/managed-by": "cloze",
+        "cloze.dev/kind": kind,
+        "cloze.dev/owner": "run",
+    }
+
+
+def metadata(kind: str, name: str, component: str = "trainer", **annotations: str) -> Document:
+    return {
+        "name": name,
+        "namespace": "ml",
+        "labels": labels(kind, component),
+        "annotations": annotations,
+        "ownerReferences": [
+            {
+                "apiVersion": "cloze.dev/v1alpha1",
+                "kind": kind,
+                "name": "run",
+                "uid": "uid-1",
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def bare(manifest: Document) -> Document:
+    """A manifest without the digest of its content."""
+    annotations = dict(manifest["metadata"]["annotations"])
+    assert len(annotations.pop("cloze.dev/content-digest")) == 64
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+
+
+def test_claim(training: Make) -> None:
+    """Size, class and access mode are the resource's."""
+    storage = {"size": "5Gi", "storageClassName": "fast", "accessMode": "ReadWriteMany"}
+    snapshot = training(spec={"storage": storage})
+    assert bare(claim(snapshot.resource, snapshot.job)) == {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata("PretrainJob", "run-pretrain-run"),
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "resources": {"requests": {"storage": "5Gi"}},
+            "storageClassName": "fast",
+        },
+    }
+
+
+def test_service(training: Make) -> None:
+    """Headless, and names resolve before pods are ready."""
+    snapshot = training()
+    assert bare(service(snapshot.resource, snapshot.job)) == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata("PretrainJob", "run-pretrain"),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"cloze.dev/kind": "PretrainJob", "cloze.dev/owner": "run"},
+            "ports": [{"name": "rendezvous", "port": 29400, "targetPort": 29400, "protocol": "TCP"}],
+        },
+    }
+
+
+def test_config_map_has_an_exact_base(training: Make) -> None:
+    """The pods read the resource with its base resolved, and without what only the operator acts on."""
+    spec = {"suspend": True, "ttlSecondsAfterFinished": 5, "failurePolicy": {"maxRestarts": 1}}
+    snapshot = training("FineTuneJob", spec=spec)
+    manifest = config_map(snapshot.resource, snapshot.job, BASE)
+    assert manifest["metadata"]["name"] == "run-finetune-spec"
+    assert read_base(manifest) == BASE
+    assert yaml.safe_load(manifest["data"]["job.yaml"]) == {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "run", "namespace": "ml", "uid": "uid-1"},
+        "spec": {
+            "base": {"model": {"name": "encoder", "version": "4"}},
+            "task": "sequence-classification",
+            "dataset": {"train": "configmap://mails/train.jsonl", "test": "configmap://mails/test.jsonl"},
+            "registry": {"name": "spam"},
+        },
+    }
+
+
+def test_indexed_job(training: Make) -> None:
+    """The whole Job of a gang of two on one ReadWriteOnce volume."""
+    topology = {
+        "nodes": 2,
+        "threadsPerProcess": 3,
+        "sharedMemory": "1Gi",
+        "nodeSelector": {"gpu": "yes"},
+        "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "4Gi"}},
+    }
+    snapshot = training(spec={"topology": topology, "activeDeadlineSeconds": 60})
+    selector = {"cloze.dev/kind": "PretrainJob", "cloze.dev/owner": "run"}
+    manifest = bare(indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform))
+    assert manifest["metadata"] == metadata("PretrainJob", "run-pretrain")
+    template = manifest["spec"].pop("template")
+    assert manifest["spec"] == {
+        "completions": 2,
+        "parallelism": 2,
+        "completionMode": "Indexed",
+        "podReplacementPolicy": "Failed",
+        "suspend": False,
+        "activeDeadlineSeconds": 60,
+        "backoffLimit": 7,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [10, 11, 12]},
+                },
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "Ignore", "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [22, 23]}},
+            ]
+        },
+    }
+    assert template["metadata"]["labels"] == labels("PretrainJob", "trainer")
+    assert template["spec"] == {
+        "restartPolicy": "Never",
+        "subdomain": "run-pretrain",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 60,
+        "nodeSelector": {"gpu": "yes"},
+        "affinity": {
+            "podAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": [
+                    {"labelSelector": {"matchLabels": selector}, "topologyKey": "kubernetes.io/hostname"}
+                ]
+            }
+        },
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": "trainer",
+                "image": "train:1",
+                "args": ["run", "/etc/cloze/job.yaml"],
+                "env": [
+                    {"name": "CLOZE_RENDEZVOUS", "value": "run-pretrain-0.run-pretrain:29400"},
+                    {"name": "CLOZE_JOB_UID", "value": "uid-1"},
+                    {"name": "CLOZE_WORKSPACE", "value": "/workspace"},
+                    {"name": "CLOZE_CORPUS_ROOT", "value": "/corpus"},
+                    {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"},
+                    {"name": "OMP_NUM_THREADS", "value": "3"},
+                    {"name": "HOME", "value": "/tmp"},
+                ],
+                "ports": [{"name": "progress", "containerPort": 9400, "protocol": "TCP"}],
+                "resources": {"requests": {"cpu": "2"}, "limits": {"memory": "4Gi"}},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "job", "mountPath": "/etc/cloze", "readOnly": True},
+                    {"name": "run", "mountPath": "/workspace"},
+                    {"name": "shared-memory", "mountPath": "/dev/shm"},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                    {"name": "corpus-0", "mountPath": "/corpus/configmap/extra", "readOnly": True},
+                    {"name": "corpus-1", "mountPath": "/corpus/pvc/books", "readOnly": True},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "job", "configMap": {"name": "run-pretrain-spec"}},
+            {"name": "run", "persistentVolumeClaim": {"claimName": "run-pretrain-run"}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "corpus-0", "configMap": {"name": "extra"}},
+            {"name": "corpus-1", "persistentVolumeClaim": {"claimName": "books"}},
+        ],
+    }
+
+
+def test_fine_tuning_pod_knows_its_bases_digest(training: Make) -> None:
+    """The digest that was decided on reaches the pods; the spec's own image wins over the default."""
+    snapshot = training("FineTuneJob", spec={"image": "mine:2"})
+    manifest = indexed_job(snapshot.resource, snapshot.job, BASE, snapshot.platform)
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    assert {"name": "CLOZE_BASE_DIGEST", "value": DIGEST} in container["env"]
+    assert container["image"] == "mine:2"
+    assert "affinity" not in manifest["spec"]["template"]["spec"]
+    assert read_base(manifest) == BASE
+
+
+def test_digest_ignores_what_may_change(training: Make) -> None:
+    """Suspending a Job doesn't make it another one; another model does."""
+
+    def digest(**spec: Any) -> str:
+        snapshot = training(spec=spec)
+        manifest = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)
+        return str(manifest["metadata"]["annotations"]["cloze.dev/content-digest"])
+
+    assert (
+        digest() == digest(suspend=True) == digest(activeDeadlineSeconds=9) == digest(failurePolicy={"maxRestarts": 9})
+    )
+    assert digest() != digest(image="other")
+
+
+def test_server_deployment(serving: Make) -> None:
+    """The whole Deployment of one version."""
+    snapshot = serving(spec={"replicas": 3, "drainSeconds": 40, "runtime": {"threads": 2}})
+    served = ServedVersion("spam", "3", DIGEST)
+    manifest = bare(server_deployment(snapshot.resource, snapshot.deployment, served, snapshot.platform))
+    version = {"cloze.dev/model-version": "3", "cloze.dev/model-digest": DIGEST}
+    assert manifest["metadata"] == metadata("ModelDeployment", "run-server", "server", **version)
+    template = manifest["spec"].pop("template")
+    assert manifest["spec"] == {
+        "replicas": 3,
+        "selector": {"matchLabels": {"cloze.dev/kind": "ModelDeployment", "cloze.dev/owner": "run"}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "minReadySeconds": 2,
+        "progressDeadlineSeconds": 600,
+        "revisionHistoryLimit": 3,
+    }
+    assert template["metadata"]["annotations"] == {
+        **version,
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": "8080",
+        "prometheus.io/path": "/metrics",
+    }
+    assert template["spec"]["terminationGracePeriodSeconds"] == 60
+    (container,) = template["spec"]["containers"]
+    assert {entry["name"]: entry["value"] for entry in container["env"]} == {
+        "CLOZE_MODEL_URI": "models:/spam/3",
+        "CLOZE_MODEL_DIGEST": DIGEST,
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "CLOZE_MODEL_CACHE": "/cache",
+        "CLOZE_THREADS": "2",
+        "CLOZE_MAX_BATCH_TOKENS": "2048",
+        "CLOZE_MAX_QUEUE_TOKENS": "65536",
+        "CLOZE_TIMEOUT_SECONDS": "30",
+        "CLOZE_DRAIN_SECONDS": "40",
+        "HOME": "/tmp",
+    }
+    assert read_served_version({**manifest, "spec": {**manifest["spec"], "template": template}}) == served
+    assert read_served_version(None) is None
+
+
+def test_server_service(serving: Make) -> None:
+    """Port 80 before the servers' 8080."""
+    assert bare(server_service(serving().resource)) == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata("ModelDeployment", "run", "server"),
+        "spec": {
+            "selector": {"cloze.dev/kind": "ModelDeployment", "cloze.dev/owner": "run"},
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+
+
+def test_every_pod_meets_the_restricted_standard(training: Make, serving: Make) -> None:
+    """No container of any template asks for more than the `restricted` Pod Security Standard allows."""
+
+    def templates() -> Iterator[Document]:
+        for kind, base in (("PretrainJob", None), ("FineTuneJob", BASE)):
+            snapshot = training(kind)
+            yield indexed_job(snapshot.resource, snapshot.job, base, snapshot.platform)["spec"]["template"]["spec"]
+        one = serving()
+        served = ServedVersion("spam", "3", DIGEST)
+        yield server_deployment(one.resource, one.deployment, served, one.platform)["spec"]["template"]["spec"]
+
+    for spec in templates():
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec["automountServiceAccountToken"]
+        assert not spec["enableServiceLinks"]
+        for container in spec["containers"]:
+            context = container["securityContext"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context["readOnlyRootFilesystem"]
+            assert not context["allowPrivilegeEscalation"]
+
+
+def test_digest_follows_the_content() -> None:
+    """Equal content, equal digest, whatever the order of its fields."""
+    one = sealed({"metadata": {"annotations": {}}, "spec": {"a": 1, "b": 2}})
+    other = sealed({"spec": {"b": 2, "a": 1}, "metadata": {"annotations": {}}})
+    assert one == other
+    assert one != sealed({"metadata": {"annotations": {}}, "spec": {"a": 1, "b": 3}})
