@@ -1,14 +1,8 @@
 """The registry's answers, from a real MLflow server and from a broken one."""
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -18,60 +12,45 @@ from cloze_operator.decide.verdict import AliasMove
 from cloze_operator.registry import AliasMovedError, Registry, RegistryError
 
 DIGEST = "sha256:" + "a" * 64
+ADDRESS = "http://localhost:5000"
 UID = "9b2d6a53-6a6b-4f3a-9a56-1f0a5a0d7e11"
 
 Result = TypeVar("Result")
 
 
 @pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server with one model of two versions."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = Path(sys.executable).with_name("mlflow")
-    options = ["--backend-store-uri", f"sqlite:///{folder}/db", "--artifacts-destination", str(folder / "artifacts")]
-    command = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *options]
-    address = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        )
-        try:
-            _fill(address, server, folder / "log")
-            yield address
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.ASGITransport]:
+    """MLflow's own server application, within this process, with one model of two versions."""
+    store = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/db"
+    with pytest.MonkeyPatch.context() as patch:
+        # How `mlflow server` hands its options to the application.
+        patch.setenv("_MLFLOW_SERVER_FILE_STORE", store)
+        patch.setenv("_MLFLOW_SERVER_REGISTRY_STORE", store)
+        patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "s3://bucket")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.server.fastapi_app import app  # noqa: PLC0415 - it reads the environment when it is imported
+
+        transport = httpx.ASGITransport(app)
+        asyncio.run(_fill(transport))
+        yield transport
 
 
-def _fill(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
-    while not _answers(address):
-        assert server.poll() is None, log.read_text(encoding="utf-8")
-        assert time.monotonic() < end, "MLflow doesn't start"
-        time.sleep(0.3)
-    with httpx.Client(base_url=f"{address}/api/2.0/mlflow", timeout=30) as client:
-        client.post("/registered-models/create", json={"name": "encoder"}).raise_for_status()
+async def _fill(transport: httpx.ASGITransport) -> None:
+    async with httpx.AsyncClient(transport=transport, base_url=f"{ADDRESS}/api/2.0/mlflow", timeout=60) as client:
+        (await client.post("/registered-models/create", json={"name": "encoder"})).raise_for_status()
         for uid in ("other", UID):
             tags = [{"key": "cloze.dev/digest", "value": DIGEST}, {"key": "cloze.dev/job-uid", "value": uid}]
-            body = {"name": "encoder", "source": "mlflow-artifacts:/x", "tags": tags}
-            client.post("/model-versions/create", json=body).raise_for_status()
+            body = {"name": "encoder", "source": "s3://bucket/model", "tags": tags}
+            (await client.post("/model-versions/create", json=body)).raise_for_status()
 
 
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health", timeout=2).is_success
-    except httpx.HTTPError:
-        return False
-
-
-def ask(address: str, question: Callable[[Registry], Awaitable[Result]], **options: Any) -> Result:
-    """One question to a registry at an address."""
+def ask(
+    transport: httpx.AsyncBaseTransport | None, question: Callable[[Registry], Awaitable[Result]], uri: str = ADDRESS
+) -> Result:
+    """One question to a registry."""
 
     async def scenario() -> Result:
-        registry = Registry(address, **options)
+        registry = Registry(uri, transport)
         try:
             return await question(registry)
         finally:
@@ -80,7 +59,7 @@ def ask(address: str, question: Callable[[Registry], Awaitable[Result]], **optio
     return asyncio.run(scenario())
 
 
-def test_versions_and_aliases_of_a_real_server(mlflow: str) -> None:
+def test_versions_and_aliases_of_a_real_server(mlflow: httpx.ASGITransport) -> None:
     """MLflow's own spellings of found and not found are understood."""
     assert ask(mlflow, lambda registry: registry.version("encoder", "1")) == Version("encoder", "1", DIGEST)
     for missing in (("encoder", "9"), ("nobody", "1")):
@@ -92,7 +71,7 @@ def test_versions_and_aliases_of_a_real_server(mlflow: str) -> None:
     assert isinstance(ask(mlflow, lambda registry: registry.of_job("nobody", UID)), NotFound)
 
 
-def test_alias_moves_only_from_where_it_was_seen(mlflow: str) -> None:
+def test_alias_moves_only_from_where_it_was_seen(mlflow: httpx.ASGITransport) -> None:
     """A move that was decided on older knowledge is refused."""
     ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "1", None)))
     assert ask(mlflow, lambda registry: registry.behind("encoder", "challenger")) == Version("encoder", "1", DIGEST)
@@ -114,7 +93,7 @@ def test_alias_moves_only_from_where_it_was_seen(mlflow: str) -> None:
 def test_refusal_is_no_answer(reply: httpx.Response, said: str) -> None:
     """Anything but found and not found is Unavailable, in the registry's own words."""
     transport = httpx.MockTransport(lambda _: reply)
-    found = ask("http://registry", lambda registry: registry.version("m", "1"), transport=transport)
+    found = ask(transport, lambda registry: registry.version("m", "1"))
     assert isinstance(found, Unavailable)
     assert said in found.message
 
@@ -123,6 +102,6 @@ def test_unreachable_registry_is_no_answer() -> None:
     """Neither reads nor moves pretend that nothing is there."""
     address = "http://127.0.0.1:1"
     for question in (lambda r: r.version("m", "1"), lambda r: r.behind("m", "a"), lambda r: r.of_job("m", "u")):
-        assert isinstance(ask(address, question), Unavailable)
+        assert isinstance(ask(None, question, address), Unavailable)
     with pytest.raises(RegistryError, match="doesn't answer"):
-        ask(address, lambda registry: registry.move(AliasMove("m", "a", "1", None)))
+        ask(None, lambda registry: registry.move(AliasMove("m", "a", "1", None)), address)
