@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from cloze_api.names import (
     CORPUS_MOUNT,
+    ENV_BASE_DIGEST,
     ENV_CORPUS_ROOT,
     ENV_JOB_UID,
     ENV_MLFLOW_URI,
@@ -26,8 +27,6 @@ from cloze_operator.desired.platform import Platform
 
 TRAINER: Final = "trainer"
 """Name of the container that trains."""
-
-ENV_BASE_DIGEST: Final = "CLOZE_BASE_DIGEST"
 
 #: Between SIGTERM and SIGKILL: enough for the checkpoint that makes suspension cheap.
 GRACE_SECONDS: Final = 60
