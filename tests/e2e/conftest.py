@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cluster  # the folder has no package, so that pytest can mirror the rooms
+import live
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEM = "cloze-system"
@@ -38,8 +38,8 @@ def text() -> Path:
 def namespace(platform: str, text: Path) -> Iterator[str]:
     """A fresh namespace with the first rows of each file in the ConfigMap `text`."""
     name = f"e2e-{uuid.uuid4().hex[:6]}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    live.kubectl("create", "namespace", name)
+    live.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     rows = {"corpus.jsonl": 60, "spam-train.jsonl": 300, "spam-test.jsonl": 60}
     data = {}
     for file, count in rows.items():
@@ -53,6 +53,6 @@ def namespace(platform: str, text: Path) -> Iterator[str]:
     assert len(json.dumps(data)) < 1_000_000
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "text"}, "data": data}
     # Server-side: the text is too large for the annotation of a client-side apply.
-    cluster.kubectl("--namespace", name, "apply", "--server-side", "--filename", "-", stdin=json.dumps(body))
+    live.kubectl("--namespace", name, "apply", "--server-side", "--filename", "-", stdin=json.dumps(body))
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    live.kubectl("delete", "namespace", name, "--wait=false")

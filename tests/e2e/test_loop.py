@@ -4,8 +4,8 @@ import json
 import threading
 from typing import Any
 
-import cluster
 import httpx
+import live
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 SMALL = {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}}
 
 
-def pretrain(name: str, **spec: Any) -> cluster.Resource:
+def pretrain(name: str, **spec: Any) -> live.Resource:
     return {
         "apiVersion": "cloze.dev/v1alpha1",
         "kind": "PretrainJob",
@@ -32,7 +32,7 @@ def pretrain(name: str, **spec: Any) -> cluster.Resource:
     }
 
 
-def finetune(name: str, **spec: Any) -> cluster.Resource:
+def finetune(name: str, **spec: Any) -> live.Resource:
     return {
         "apiVersion": "cloze.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -56,7 +56,7 @@ def finetune(name: str, **spec: Any) -> cluster.Resource:
 @pytest.fixture(scope="module")
 def applied(namespace: str) -> str:
     """Everything at once, as a user would: jobs find their own order."""
-    cluster.apply(
+    live.apply(
         namespace,
         pretrain("steady"),
         pretrain("killed"),
@@ -76,12 +76,10 @@ def killed(applied: str) -> str:
     """Kills a pod of the gang once a checkpoint is durable and the run is under way."""
 
     def progress() -> int:
-        return int(
-            (cluster.get(applied, "pretrainjob", "killed").get("status", {}).get("progress") or {}).get("step", 0)
-        )
+        return int((live.get(applied, "pretrainjob", "killed").get("status", {}).get("progress") or {}).get("step", 0))
 
-    cluster.until(progress, lambda step: step >= 15, 300, "the run passes its first checkpoint")
-    cluster.kubectl(
+    live.until(progress, lambda step: step >= 15, 300, "the run passes its first checkpoint")
+    live.kubectl(
         "--namespace",
         applied,
         "delete",
@@ -108,56 +106,56 @@ def weights_digest(name: str, version: str, mlflow: str) -> str:
 
 def test_finetune_waits_for_its_base_and_says_so(applied: str) -> None:
     """The condition names the job that is waited for."""
-    job = cluster.until(
-        lambda: cluster.get(applied, "finetunejob", "classifier"),
-        lambda found: bool(cluster.condition(found, "BaseReady")),
+    job = live.until(
+        lambda: live.get(applied, "finetunejob", "classifier"),
+        lambda found: bool(live.condition(found, "BaseReady")),
         60,
         "the condition BaseReady appears",
     )
-    waiting = cluster.condition(job, "BaseReady")
+    waiting = live.condition(job, "BaseReady")
     assert waiting["status"] == "False"
     assert waiting["reason"] == "WaitingForPretrainJob"
     assert "steady" in waiting["message"]
-    assert cluster.state(job) == "Waiting"
+    assert live.state(job) == "Waiting"
 
 
 def test_deployment_waits_for_its_model_and_says_so(applied: str) -> None:
     """Nothing is deployed before there is a version."""
-    deployment = cluster.until(
-        lambda: cluster.get(applied, "modeldeployment", "classifier"),
-        lambda found: bool(cluster.condition(found, "ModelResolved")),
+    deployment = live.until(
+        lambda: live.get(applied, "modeldeployment", "classifier"),
+        lambda found: bool(live.condition(found, "ModelResolved")),
         60,
         "the condition ModelResolved appears",
     )
-    assert cluster.condition(deployment, "ModelResolved")["reason"] == "ModelNotFound"
-    assert cluster.condition(deployment, "Ready")["status"] == "False"
+    assert live.condition(deployment, "ModelResolved")["reason"] == "ModelNotFound"
+    assert live.condition(deployment, "Ready")["status"] == "False"
 
 
 def test_killed_pod_changes_no_bit(killed: str, platform: str) -> None:
     """A pod killed in the middle: the gang resumes, and the weights are those of an undisturbed run, bit for bit."""
-    steady = cluster.finished(killed, "pretrainjob", "steady", 420)
-    disturbed = cluster.finished(killed, "pretrainjob", "killed", 420)
-    with cluster.forwarded(platform, "cloze-mlflow", 5000) as mlflow:
+    steady = live.finished(killed, "pretrainjob", "steady", 420)
+    disturbed = live.finished(killed, "pretrainjob", "killed", 420)
+    with live.forwarded(platform, "cloze-mlflow", 5000) as mlflow:
         digests = [
             weights_digest(job["status"]["model"]["name"], job["status"]["model"]["version"], mlflow)
             for job in (steady, disturbed)
         ]
     assert digests[0] == digests[1]
-    events = cluster.items(killed, "events")
+    events = live.items(killed, "events")
     assert any(event["involvedObject"]["name"] == "killed" for event in events)
 
 
 def test_classifier_answers_after_the_loop(applied: str) -> None:
     """The FineTuneJob finishes, the deployment follows the alias and answers with the version it reports."""
-    job = cluster.finished(applied, "finetunejob", "classifier", 420)
-    deployment = cluster.until(
-        lambda: cluster.get(applied, "modeldeployment", "classifier"),
-        lambda found: cluster.state(found) == "Ready",
+    job = live.finished(applied, "finetunejob", "classifier", 420)
+    deployment = live.until(
+        lambda: live.get(applied, "modeldeployment", "classifier"),
+        lambda found: live.state(found) == "Ready",
         180,
         "the deployment is ready",
     )
     assert deployment["status"]["desired"]["version"] == job["status"]["model"]["version"]
-    with cluster.forwarded(applied, "classifier", 80) as base:
+    with live.forwarded(applied, "classifier", 80) as base:
         response = httpx.post(
             f"{base}/v1/classify", json={"inputs": "You won a free prize, click here now"}, timeout=30
         )
@@ -169,9 +167,9 @@ def test_classifier_answers_after_the_loop(applied: str) -> None:
 
 def test_version_is_registered_exactly_once(killed: str, platform: str) -> None:
     """Also of the job whose pod was killed; and the alias points to it."""
-    cluster.finished(killed, "pretrainjob", "killed", 420)
-    with cluster.forwarded(platform, "cloze-mlflow", 5000) as mlflow, httpx.Client(base_url=mlflow) as client:
-        uid = cluster.get(killed, "pretrainjob", "killed")["metadata"]["uid"]
+    live.finished(killed, "pretrainjob", "killed", 420)
+    with live.forwarded(platform, "cloze-mlflow", 5000) as mlflow, httpx.Client(base_url=mlflow) as client:
+        uid = live.get(killed, "pretrainjob", "killed")["metadata"]["uid"]
         found = client.get("/api/2.0/mlflow/model-versions/search", params={"filter": "name='killed'"}).json()
         versions = [
             version
@@ -185,14 +183,14 @@ def test_version_is_registered_exactly_once(killed: str, platform: str) -> None:
 
 def test_rolling_update_loses_no_request(applied: str) -> None:
     """Requests go on while every pod is replaced: none fails."""
-    cluster.until(
-        lambda: cluster.get(applied, "modeldeployment", "classifier"),
-        lambda found: cluster.state(found) == "Ready",
+    live.until(
+        lambda: live.get(applied, "modeldeployment", "classifier"),
+        lambda found: live.state(found) == "Ready",
         600,
         "the deployment is ready",
     )
     stop, outcomes = threading.Event(), []
-    address = cluster.get(applied, "service", "classifier")["spec"]["clusterIP"]
+    address = live.get(applied, "service", "classifier")["spec"]["clusterIP"]
 
     def load() -> None:
         # From this machine straight to the Service's address, through the cluster's own load balancing.
@@ -207,12 +205,12 @@ def test_rolling_update_loses_no_request(applied: str) -> None:
     for thread in threads:
         thread.start()
     try:
-        before = {pod["metadata"]["uid"] for pod in cluster.items(applied, "pods", "cloze.dev/owner=classifier")}
+        before = {pod["metadata"]["uid"] for pod in live.items(applied, "pods", "cloze.dev/owner=classifier")}
         patch = json.dumps({"spec": {"runtime": {"maxBatchTokens": 1024}}})
-        cluster.kubectl("--namespace", applied, "patch", "modeldeployment", "classifier", "--type=merge", "-p", patch)
+        live.kubectl("--namespace", applied, "patch", "modeldeployment", "classifier", "--type=merge", "-p", patch)
 
         def live() -> set[str]:
-            pods = cluster.items(applied, "pods", "cloze.dev/owner=classifier")
+            pods = live.items(applied, "pods", "cloze.dev/owner=classifier")
             return {
                 pod["metadata"]["uid"]
                 for pod in pods
@@ -221,7 +219,7 @@ def test_rolling_update_loses_no_request(applied: str) -> None:
             }
 
         serving = before & live()
-        cluster.until(live, lambda now: bool(now) and not now & serving, 180, "every pod is replaced")
+        live.until(live, lambda now: bool(now) and not now & serving, 180, "every pod is replaced")
     finally:
         stop.set()
         for thread in threads:
@@ -232,31 +230,29 @@ def test_rolling_update_loses_no_request(applied: str) -> None:
 
 def test_wrong_data_fails_at_once_and_says_where(applied: str) -> None:
     """A final error isn't retried: one pod, file and line in the status, an event, nothing registered."""
-    cluster.finished(applied, "pretrainjob", "steady", 420)
+    live.finished(applied, "pretrainjob", "steady", 420)
     wrong = {"train": "configmap://text/wrong.jsonl", "test": "configmap://text/spam-test.jsonl"}
-    cluster.apply(applied, finetune("wrong", dataset=wrong))
-    job = cluster.until(
-        lambda: cluster.get(applied, "finetunejob", "wrong"),
-        lambda found: cluster.state(found) == "Failed",
+    live.apply(applied, finetune("wrong", dataset=wrong))
+    job = live.until(
+        lambda: live.get(applied, "finetunejob", "wrong"),
+        lambda found: live.state(found) == "Failed",
         180,
         "the job fails",
     )
-    failure = cluster.condition(job, "Succeeded")
+    failure = live.condition(job, "Succeeded")
     assert failure["status"] == "False"
     assert "wrong.jsonl" in failure["message"]
     assert "2" in failure["message"]
-    assert len(cluster.items(applied, "pods", "cloze.dev/owner=wrong")) == 1
+    assert len(live.items(applied, "pods", "cloze.dev/owner=wrong")) == 1
     assert "model" not in job["status"]
 
 
 def test_deleting_leaves_no_orphan(applied: str) -> None:
     """All children go with their owner."""
-    cluster.finished(applied, "pretrainjob", "steady", 420)
-    cluster.kubectl("--namespace", applied, "delete", "pretrainjob", "steady", "--wait")
-    cluster.until(
-        lambda: cluster.items(
-            applied, "jobs,pods,services,configmaps,persistentvolumeclaims", "cloze.dev/owner=steady"
-        ),
+    live.finished(applied, "pretrainjob", "steady", 420)
+    live.kubectl("--namespace", applied, "delete", "pretrainjob", "steady", "--wait")
+    live.until(
+        lambda: live.items(applied, "jobs,pods,services,configmaps,persistentvolumeclaims", "cloze.dev/owner=steady"),
         lambda left: not left,
         120,
         "children are gone",
@@ -265,16 +261,16 @@ def test_deleting_leaves_no_orphan(applied: str) -> None:
 
 def test_namespace_goes_when_the_operator_is_gone(applied: str, platform: str) -> None:
     """No finalizer of ours holds a namespace."""
-    cluster.until(
-        lambda: cluster.state(cluster.get(applied, "finetunejob", "wrong")),
+    live.until(
+        lambda: live.state(live.get(applied, "finetunejob", "wrong")),
         lambda now: now == "Failed",
         300,
         "the last job ended",
     )
-    cluster.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=0")
+    live.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=0")
     try:
-        cluster.kubectl("delete", "namespace", applied, "--wait", "--timeout=120s")
-        cluster.kubectl("create", "namespace", applied)  # the fixture deletes it once more
+        live.kubectl("delete", "namespace", applied, "--wait", "--timeout=120s")
+        live.kubectl("create", "namespace", applied)  # the fixture deletes it once more
     finally:
-        cluster.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=1")
-        cluster.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")
+        live.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=1")
+        live.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")

@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-import cluster
+import live
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -35,31 +35,29 @@ def revision() -> int:
 
 def test_objects_outlive_upgrade_uninstall_and_reinstall(namespace: str, platform: str) -> None:
     """Definitions and objects stay through all of it, the models' volume too, and a new operator takes over."""
-    cluster.apply(namespace, SUSPENDED)
-    cluster.until(
-        lambda: cluster.state(cluster.get(namespace, "pretrainjob", "kept")),
+    live.apply(namespace, SUSPENDED)
+    live.until(
+        lambda: live.state(live.get(namespace, "pretrainjob", "kept")),
         lambda now: now == "Suspended",
         60,
         "the operator has seen the job",
     )
-    uid = cluster.get(namespace, "pretrainjob", "kept")["metadata"]["uid"]
+    uid = live.get(namespace, "pretrainjob", "kept")["metadata"]["uid"]
 
     before = revision()
     install("--set", "operator.logLevel=DEBUG")
     assert revision() == before + 1
-    cluster.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")
+    live.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")
 
     subprocess.run(["helm", "uninstall", "cloze", "--namespace", platform, "--wait"], check=True)
-    assert not cluster.items(platform, "deployments,services")
-    assert not cluster.items(platform, "clusterroles,clusterrolebindings", "app.kubernetes.io/name=cloze")
-    assert [claim["metadata"]["name"] for claim in cluster.items(platform, "persistentvolumeclaims")] == [
-        "cloze-mlflow"
-    ]
-    assert cluster.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid
+    assert not live.items(platform, "deployments,services")
+    assert not live.items(platform, "clusterroles,clusterrolebindings", "app.kubernetes.io/name=cloze")
+    assert [claim["metadata"]["name"] for claim in live.items(platform, "persistentvolumeclaims")] == ["cloze-mlflow"]
+    assert live.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid
 
     install()
-    cluster.kubectl(
+    live.kubectl(
         "--namespace", namespace, "patch", "pretrainjob", "kept", "--type=merge", "-p",
         json.dumps({"metadata": {"labels": {"touched": "yes"}}}),
     )  # fmt: skip
-    assert cluster.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid
+    assert live.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid

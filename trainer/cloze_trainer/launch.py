@@ -78,7 +78,7 @@ class _Agent(LocalElasticAgent):
         self._run, self._scratch = run, scratch
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        if outcome.finished(self._run.workspace, self._run.identity) is not None:
+        if self._run.finished() is not None:
             raise _RunFinished
         super()._rendezvous(worker_group)
 
@@ -230,9 +230,6 @@ def _failed(failure: ProcessFailure, scratch: Path) -> Outcome:
 
 def launch(run: Run, file: Path, progress_port: int | None) -> Outcome:
     """Run this pod's ranks to their end, and return how it was. Never raises for a failure of the run."""
-    if (done := outcome.finished(run.workspace, run.identity)) is not None:
-        log("finished before", reason=done.reason)
-        return done
     scratch = Path(tempfile.mkdtemp(prefix="cloze-"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hear)
@@ -261,7 +258,7 @@ def _supervise(run: Run, file: Path, scratch: Path) -> Outcome:
         return Outcome(reason="Completed", message="another pod finished the run")
     except RendezvousClosedError:
         # The others closed it when they were done, or when one of them failed for good.
-        if outcome.finished(run.workspace, run.identity) is not None:
+        if run.finished() is not None:
             return Outcome(reason="Completed", message="another pod finished the run")
         return outcome.failed(PeerLost("the rendezvous was closed by another pod; the gang starts again"))
     except RendezvousError:

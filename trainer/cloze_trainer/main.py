@@ -73,6 +73,9 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         _claim(run)
     except (TrainerError, OSError) as error:
         return outcome.failed(classify(error))
+    if (done := run.finished()) is not None:
+        log("finished before", reason=done.reason)
+        return done
     port = arguments.progress_port
     if port is None and os.environ.get(ENV_RENDEZVOUS):
         port = PROGRESS_PORT

@@ -51,11 +51,16 @@ def read(path: Path) -> Outcome | None:
         return None
 
 
-def finished(workspace: Path, identity: str) -> Outcome | None:
-    """The outcome of a run that has already succeeded in this workspace, if it was the run with this identity."""
+def finished(workspace: Path, identity: str, *, registered: bool) -> Outcome | None:
+    """The outcome of a run that has already succeeded in this workspace, if it was the run with this identity.
+
+    registered: whether success takes a registered version, too.
+    """
     outcome = read(workspace / OUTCOME_FILE)
     owner = workspace / f".{OUTCOME_FILE}.identity"
     if outcome is None or outcome.exit_code != ExitCode.SUCCESS or not owner.is_file():
+        return None
+    if registered and outcome.model_version is None:
         return None
     return outcome if owner.read_text(encoding="utf-8") == identity else None
 

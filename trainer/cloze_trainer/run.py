@@ -10,7 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_JOB_UID, ENV_MLFLOW_URI, ENV_WORKSPACE
+from cloze_api.progress import Outcome
 from cloze_api.resources import TrainingJob, parse_job
+from cloze_trainer import outcome
 from cloze_trainer.errors import InputError
 
 # Fields of the spec that don't define the result.
@@ -45,6 +47,10 @@ class Run:
     def artifact(self) -> Path:
         """Folder of the finished artifact."""
         return self.workspace / "artifact"
+
+    def finished(self) -> Outcome | None:
+        """The outcome, when an earlier attempt has finished this run."""
+        return outcome.finished(self.workspace, self.identity, registered=self.tracking_uri is not None)
 
 
 def _problem(error: ValidationError) -> str:
