@@ -209,7 +209,7 @@ def test_rolling_update_loses_no_request(applied: str) -> None:
         patch = json.dumps({"spec": {"runtime": {"maxBatchTokens": 1024}}})
         live.kubectl("--namespace", applied, "patch", "modeldeployment", "classifier", "--type=merge", "-p", patch)
 
-        def live() -> set[str]:
+        def serving_pods() -> set[str]:
             pods = live.items(applied, "pods", "cloze.dev/owner=classifier")
             return {
                 pod["metadata"]["uid"]
@@ -218,8 +218,8 @@ def test_rolling_update_loses_no_request(applied: str) -> None:
                 and pod["metadata"]["labels"]["cloze.dev/kind"] == "ModelDeployment"
             }
 
-        serving = before & live()
-        live.until(live, lambda now: bool(now) and not now & serving, 180, "every pod is replaced")
+        serving = before & serving_pods()
+        live.until(serving_pods, lambda now: bool(now) and not now & serving, 180, "every pod is replaced")
     finally:
         stop.set()
         for thread in threads:
