@@ -81,7 +81,9 @@ def register(uri: str, folder: Path) -> str:
     from mlflow.exceptions import MlflowException  # noqa: PLC0415
 
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient(uri)
+    mlflow.set_registry_uri(uri)
+    # Explicit: a server that ran within this process leaves its own registry behind.
+    client = MlflowClient(uri, registry_uri=uri)
     try:
         client.create_registered_model("mails")
     except MlflowException as error:
