@@ -27,7 +27,9 @@ def suspended_job(name: str) -> Document:
     }
 
 
-def test_restart_repeats_nothing_and_loses_nothing(brief: Any, operate: Any, tmp_path: Path) -> None:
+def test_restart_repeats_nothing_and_loses_nothing(
+    brief: Any, operate: Any, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
     """A second operator finds everything as it should be: it writes nothing, and its metrics show the state."""
     with operate(brief.namespace, "http://127.0.0.1:1", tmp_path / "first"):
         brief.create(suspended_job("calm"))
@@ -35,13 +37,18 @@ def test_restart_repeats_nothing_and_loses_nothing(brief: Any, operate: Any, tmp
     children = {"Job": "calm-pretrain", "Service": "calm-pretrain", "ConfigMap": "calm-pretrain-spec"}
     before = {kind: brief.get(kind, name)["metadata"]["resourceVersion"] for kind, name in children.items()}
     version = brief.get("PretrainJob", "calm")["metadata"]["resourceVersion"]
+    labels = f'kind="PretrainJob",name="calm",namespace="{brief.namespace}",state="Suspended"'
+    state = f"cloze_resource_state{{{labels}}}"
     with operate(brief.namespace, "http://127.0.0.1:1", tmp_path / "second") as address:
-        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as reply:  # noqa: S310 - our own address
-            text = reply.read().decode()
+
+        def exported() -> str:
+            with urllib.request.urlopen(f"{address}/metrics", timeout=5) as reply:  # noqa: S310 - our own address
+                return str(reply.read().decode())
+
+        eventually(lambda: f"{state} 1.0" in exported(), "the state's metric", 30)
+        text = exported()
         with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:  # noqa: S310 - our own address
             assert reply.status == 200
-    labels = f'kind="PretrainJob",name="calm",namespace="{brief.namespace}",state="Suspended"'
-    assert f"cloze_resource_state{{{labels}}} 1.0" in text
     assert 'cloze_operator_reconciles_total{kind="PretrainJob",result="error"}' not in text
     assert {kind: brief.get(kind, name)["metadata"]["resourceVersion"] for kind, name in children.items()} == before
     assert brief.get("PretrainJob", "calm")["metadata"]["resourceVersion"] == version
