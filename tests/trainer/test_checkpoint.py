@@ -1,0 +1,88 @@
+"""Checkpoints: whole or absent; the newest intact one counts."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cloze_trainer.checkpoint import Checkpoints, LoopState
+from cloze_trainer.errors import TrainerError
+
+
+def trained(seed: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Linear(width, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.randn(3, width)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def saved(folder: Path, *steps: int, keep: int = 3) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(LoopState(step, 10 * step), *trained(step))
+    return checkpoints
+
+
+def test_state_comes_back_exactly(tmp_path: Path) -> None:
+    """Weights, moments and counters are those that were saved, bit for bit."""
+    checkpoints = saved(tmp_path, 5)
+    model, optimizer = trained(99)
+    assert checkpoints.load(5, model, optimizer) == LoopState(5, 50)
+    expected_model, expected_optimizer = trained(5)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected_model.parameters(), strict=True))
+    for got, expected in zip(
+        optimizer.state_dict()["state"].values(), expected_optimizer.state_dict()["state"].values(), strict=True
+    ):
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_newest_are_kept(tmp_path: Path) -> None:
+    """Older ones go, once the newer is durable."""
+    checkpoints = saved(tmp_path, 1, 2, 3, 4, keep=2)
+    assert checkpoints.latest() == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("damage", ["marker", "bytes", "file"])
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
+    """One without its marker, with a changed or a missing file doesn't count; the one before it does."""
+    checkpoints = saved(tmp_path, 1, 2)
+    newest = checkpoints.path(2)
+    if damage == "marker":
+        (newest / "COMPLETE").unlink()
+    else:
+        victim = next(path for path in newest.iterdir() if path.suffix == ".distcp")
+        victim.write_bytes(b"x" + victim.read_bytes()[1:]) if damage == "bytes" else victim.unlink()
+    assert checkpoints.latest() == 1
+
+
+def test_failed_save_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up while saving costs the new checkpoint only, and nothing half-written stays."""
+    checkpoints = saved(tmp_path, 1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cloze_trainer.checkpoint.write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save(LoopState(2, 20), *trained(2))
+    assert checkpoints.latest() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
+    """A staging folder, whatever it holds, is never loaded."""
+    checkpoints = saved(tmp_path, 1)
+    shutil.copytree(checkpoints.path(1), tmp_path / ".step-00000007.staging")
+    assert checkpoints.latest() == 1
+
+
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Shapes that don't fit give a sentence, not a stack trace."""
+    checkpoints = saved(tmp_path, 1)
+    with pytest.raises(TrainerError, match="another run"):
+        checkpoints.load(1, *trained(1, width=8))

@@ -1,0 +1,270 @@
+"""Whole runs of `cloze-train` as processes: artifact, resume after kills, registration, fine-tuning, refusals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from cloze_api.manifest import verify
+from cloze_api.task import Task
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Runs `cloze-train` on a job, in a folder of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, job: dict[str, Any]) -> subprocess.Popen[str]:
+        """The process, which leads a process group of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "job.json"
+        file.write_text(json.dumps(job), encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("cloze-train")), "run", str(file)]
+        with (self.folder / "log").open("a") as log:
+            return subprocess.Popen(
+                command,
+                env=os.environ
+                | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore"}
+                | self.environment
+                | {"CLOZE_TERMINATION_LOG": str(self.folder / "termination")},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+    def run(self, job: dict[str, Any]) -> int:
+        """The exit code of a whole run."""
+        return self.start(job).wait(timeout=300)
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "workspace" / "artifact"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(encoding="utf-8")
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """The termination message."""
+        outcome: dict[str, Any] = json.loads((self.folder / "termination").read_text(encoding="utf-8"))
+        return outcome
+
+
+def pretrain(corpus: Path, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "PretrainJob",
+        "metadata": {"name": "small", "namespace": "tests", "uid": "11111111-2222-3333-4444-555555555555"},
+        "spec": {
+            "corpus": [{"uri": f"file://{corpus}"}],
+            "tokenizer": {"vocabSize": 800},
+            "model": {"layers": 2, "hiddenSize": 32, "heads": 2, "intermediateSize": 64, "maxLength": 32},
+            "optimization": {"steps": 60, "batchSequences": 8, "warmupSteps": 5, "learningRate": 2e-3},
+            "topology": {"processesPerNode": 2},
+            "checkpoint": {"everySteps": 7},
+            "registry": {"name": "small"},
+            **spec,
+        },
+    }
+
+
+def weights(trainer: Trainer) -> str:
+    """SHA-256 of the artifact's weights."""
+    return verify(trainer.artifact).files["model.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A registered pretraining run of two ranks that nothing happened to."""
+    trainer = Trainer(tmp_path_factory.mktemp("undisturbed"), {"MLFLOW_TRACKING_URI": mlflow})
+    assert trainer.run(pretrain(corpus)) == 0, trainer.log
+    return trainer
+
+
+def kill_after(trainer: Trainer, job: dict[str, Any], step: int) -> None:
+    """Start a run and kill all its processes once a checkpoint of at least this step is complete."""
+    process = trainer.start(job)
+    folder = trainer.folder / "workspace" / "checkpoints"
+
+    def newest() -> int:
+        return max((int(path.parent.name[5:]) for path in folder.glob("step-*/COMPLETE")), default=0)
+
+    deadline = time.monotonic() + 240
+    while newest() < step:
+        assert process.poll() is None, trainer.log
+        assert time.monotonic() < deadline, trainer.log
+        time.sleep(0.02)
+    # The ranks lead sessions of their own: find them by the folder that they were given.
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"CLOZE_WORKSPACE={trainer.folder}/workspace\0".encode() in environment:
+            os.kill(int(entry.name), signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_and_resumed_run_has_the_same_bits(corpus: Path, undisturbed: Trainer, tmp_path: Path) -> None:
+    """All processes killed in the middle, started again: the weights are those of the undisturbed run, bit for bit."""
+    trainer = Trainer(tmp_path, {})
+    kill_after(trainer, pretrain(corpus), 14)
+    assert trainer.run(pretrain(corpus)) == 0, trainer.log
+    assert weights(trainer) == weights(undisturbed)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks: int) -> None:
+    """Ten kills each, at random steps, some of them while a checkpoint is written."""
+    job = pretrain(corpus, topology={"processesPerNode": ranks}, checkpoint={"everySteps": 3})
+    steady = Trainer(tmp_path / "steady", {})
+    assert steady.run(job) == 0
+    for number in range(10):
+        trainer = Trainer(tmp_path / str(number), {})
+        kill_after(trainer, job, random.Random(number).randint(1, 50))  # noqa: S311 - a reproducible test
+        assert trainer.run(job) == 0, trainer.log
+        assert weights(trainer) == weights(steady), number
+
+
+def test_stop_signal_saves_and_says_suspended(corpus: Path, tmp_path: Path) -> None:
+    """SIGTERM: a checkpoint of the step that was reached, the code for a suspended run; started again it goes on."""
+    trainer = Trainer(tmp_path, {})
+    job = pretrain(corpus, optimization={"steps": 4000, "batchSequences": 8}, checkpoint={"everySteps": 2000})
+    process = trainer.start(job)
+    deadline = time.monotonic() + 120
+    while '"stage": "training", "step": ' not in trainer.log:
+        assert time.monotonic() < deadline, trainer.log
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 23
+    assert trainer.outcome["reason"] == "Suspended"
+    assert list((tmp_path / "workspace" / "checkpoints").glob("step-*/COMPLETE"))
+
+
+def test_artifact_loads_in_transformers_with_the_same_answers(undisturbed: Trainer) -> None:
+    """The encoder is a BERT: transformers' own model and the ONNX graph give the same logits for the weights."""
+    manifest = verify(undisturbed.artifact)
+    assert manifest.task is Task.FILL_MASK
+    assert manifest.lineage.job == "tests/small"
+    model = AutoModelForMaskedLM.from_pretrained(undisturbed.artifact).eval()
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed.artifact)
+    inputs = tokenizer(["Return the [MASK] of the file.", "a longer [MASK] of text"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected_BTV = model(**inputs).logits.numpy()
+    session = onnxruntime.InferenceSession(undisturbed.artifact / "model.onnx")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    (actual_BTV,) = session.run(None, {name: inputs[name].numpy() for name in names})
+    real_BT = inputs["attention_mask"].numpy().astype(bool)
+    assert np.allclose(actual_BTV[real_BT], expected_BTV[real_BT], atol=1e-4)
+
+
+def test_loss_falls_on_real_text(undisturbed: Trainer) -> None:
+    """Sixty steps are enough to know more than nothing."""
+    assert verify(undisturbed.artifact).evaluation["masked_loss"] < 0.93 * np.log(800)
+
+
+def versions(mlflow: str, name: str) -> list[dict[str, Any]]:
+    reply = httpx.get(f"{mlflow}/api/2.0/mlflow/model-versions/search", params={"filter": f"name='{name}'"})
+    found: list[dict[str, Any]] = reply.json().get("model_versions", [])
+    return found
+
+
+def test_version_is_registered_exactly_once(corpus: Path, undisturbed: Trainer, mlflow: str) -> None:
+    """A pod that starts again after the registration, even one that lost its note of it, adds no second version."""
+    (version,) = versions(mlflow, "small")
+    assert {tag["key"]: tag["value"] for tag in version["tags"]}["cloze.dev/digest"] == undisturbed.outcome[
+        "modelDigest"
+    ]
+    for note in (undisturbed.folder / "workspace").glob("*outcome.json*"):
+        note.unlink()
+    assert undisturbed.run(pretrain(corpus)) == 0, undisturbed.log
+    assert [entry["version"] for entry in versions(mlflow, "small")] == [version["version"]]
+    assert undisturbed.outcome["modelVersion"] == version["version"]
+
+
+SPAM = [("win a free prize now", "spam"), ("cheap offer click here", "spam")]
+HAM = [("the report is attached", "ham"), ("lunch at noon", "ham")]
+
+
+def finetune(folder: Path, **spec: Any) -> dict[str, Any]:
+    rows = [{"text": text, "label": label} for text, label in SPAM + HAM]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 8), encoding="utf-8")
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "filter", "namespace": "tests", "uid": "99999999-2222-3333-4444-555555555555"},
+        "spec": {
+            "base": {"model": {"name": "small", "version": "1"}},
+            "task": "sequence-classification",
+            "dataset": {"train": f"file://{folder}/train.jsonl", "test": f"file://{folder}/test.jsonl"},
+            "optimization": {"epochs": 6, "batchSequences": 4, "learningRate": 5e-3},
+            "registry": {"name": "filter"},
+            **spec,
+        },
+    }
+
+
+def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
+    """From the registered encoder to a registered classifier that names its base and answers in transformers."""
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    assert trainer.run(finetune(tmp_path)) == 0, trainer.log
+    manifest = verify(trainer.artifact)
+    assert manifest.labels == ["ham", "spam"]
+    assert manifest.lineage.base == "small/1"
+    assert manifest.lineage.base_digest == undisturbed.outcome["modelDigest"]
+    assert manifest.evaluation["accuracy"] == 1.0
+    model = AutoModelForSequenceClassification.from_pretrained(trainer.artifact).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trainer.artifact)
+    with torch.no_grad():
+        logits_BC = model(**tokenizer([text for text, _ in SPAM + HAM], return_tensors="pt", padding=True)).logits
+    assert logits_BC.argmax(dim=-1).tolist() == [1, 1, 0, 0]
+    assert len(versions(mlflow, "filter")) == 1
+
+
+def test_base_with_another_digest_is_refused(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
+    """The digest that the operator decided on must be the registry's; nothing is trained on anything else."""
+    environment = {"MLFLOW_TRACKING_URI": mlflow, "CLOZE_BASE_DIGEST": "sha256:" + "0" * 64}
+    trainer = Trainer(tmp_path / "run", environment)
+    assert trainer.run(finetune(tmp_path)) == 12
+    assert trainer.outcome["reason"] == "DigestMismatch"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        ({"corpus": [{"uri": "file:///nowhere/text.txt"}]}, "SourceNotFound", "/nowhere/text.txt"),
+        ({"model": {"hiddenSize": 33, "heads": 2}}, "JobInvalid", "spec.model.hiddenSize must be a multiple"),
+        ({"optimisation": {}}, "JobInvalid", "spec.optimisation"),
+    ],
+)
+def test_wrong_job_ends_with_a_sentence(
+    corpus: Path, tmp_path: Path, change: dict[str, Any], reason: str, words: str
+) -> None:
+    """Exit code 10, a reason and a message in the termination message; no stack trace."""
+    trainer = Trainer(tmp_path, {})
+    assert trainer.run(pretrain(corpus, **change)) == 10
+    assert trainer.outcome["reason"] == reason
+    assert words in trainer.outcome["message"]
+    assert "Traceback" not in trainer.log
