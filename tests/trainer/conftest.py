@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("argparse", "logging", "subprocess", "pathlib", "typing", "unittest", "datetime", "decimal")
+MODULES = ("argparse", "logging", "subprocess", "pathlib", "unittest", "datetime", "decimal")
 
 
 @pytest.fixture(scope="session")

@@ -248,7 +248,7 @@ def test_base_with_another_digest_is_refused(undisturbed: Trainer, mlflow: str, 
     environment = {"MLFLOW_TRACKING_URI": mlflow, "CLOZE_BASE_DIGEST": "sha256:" + "0" * 64}
     trainer = Trainer(tmp_path / "run", environment)
     assert trainer.run(finetune(tmp_path)) == 12
-    assert trainer.outcome["reason"] == "DigestMismatch"
+    assert trainer.outcome["reason"] == "BaseDigestMismatch"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,9 @@ def test_wrong_job_ends_with_a_sentence(
 ) -> None:
     """Exit code 10, a reason and a message in the termination message; no stack trace."""
     trainer = Trainer(tmp_path, {})
-    assert trainer.run(pretrain(corpus, **change)) == 10
+    job = pretrain(corpus)
+    job["spec"] |= change
+    assert trainer.run(job) == 10
     assert trainer.outcome["reason"] == reason
     assert words in trainer.outcome["message"]
     assert "Traceback" not in trainer.log

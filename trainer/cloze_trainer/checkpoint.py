@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -117,7 +118,7 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 load(state, storage_reader=FileSystemReader(path), no_dist=True)
-        except RuntimeError as error:
+        except (RuntimeError, CheckpointException) as error:
             raise TrainerError(
                 "CheckpointMismatch",
                 f"{path} doesn't fit this model: it belongs to another run; use another workspace",

@@ -1,13 +1,17 @@
 """Trains the WordPiece tokenizer and writes it as `tokenizer.json` (Schuster and Nakajima 2012; Devlin et al. 2018)."""
 
 import json
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens
+from cloze_trainer.data.wordpiece import PREFIX, pieces
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
@@ -17,25 +21,29 @@ PLACEHOLDERS = ("[EMAIL]", "[IBAN]", "[CARD]", "[IP]", "[PHONE]")
 FIRST_ORDINARY_ID = len(SPECIAL)
 
 
+_MOST_CHARACTERS = 1000
+# Longer words become `[UNK]` whole: it is the model's own limit.
+_LONGEST_WORD = 100
+
+
+def _pipeline(model: models.WordPiece, *, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix=PREFIX)
+    return tokenizer
+
+
 def train(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
     """Train on the texts; the same texts in the same order give the same tokenizer.
 
     The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[*SPECIAL, *PLACEHOLDERS],
-            limit_alphabet=min(1000, vocab_size // 2),
-            show_progress=False,
-        ),
-        length=len(texts),
+    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase)
+    tokenizer = _pipeline(
+        models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=PREFIX), lowercase=lowercase
     )
+    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in SPECIAL])
     # A placeholder stays whole but, unlike a special token, is ordinary text: it may be masked and predicted.
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in PLACEHOLDERS])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -44,6 +52,37 @@ def train(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenize
         special_tokens=[(CLS, SPECIAL_IDS.cls), (SEP, SPECIAL_IDS.sep)],
     )
     return tokenizer
+
+
+def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> dict[str, int]:
+    """Pieces and their ids: special tokens, placeholders, characters, merged pieces.
+
+    The rarest characters are left out where the vocabulary has no room for them; they become `[UNK]`.
+    """
+    first = [*SPECIAL, *PLACEHOLDERS]
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    normalised = [normalizer.normalize_str(text) for text in texts]
+    characters: Counter[str] = Counter()
+    for text in normalised:
+        characters.update(text)
+    ranked = sorted((c for c in characters if not c.isspace()), key=lambda c: (-characters[c], c))
+    kept = ranked[: min(_MOST_CHARACTERS, (vocab_size - len(first)) // 2)]
+    alone = re.escape("".join(c for c in kept if _stands_alone(c)))
+    inner = re.escape("".join(c for c in kept if not _stands_alone(c)))
+    # What is between characters that are kept, split as BERT's pre-tokenizer does.
+    word = re.compile(
+        "|".join(part for part in (f"[{inner}]+" if inner else "", f"[{alone}]" if alone else "") if part)
+    )
+    counts: Counter[str] = Counter()
+    for text in normalised:
+        counts.update(word.findall(text))
+    words = {text: counts[text] for text in sorted(counts) if len(text) <= _LONGEST_WORD}
+    return {piece: number for number, piece in enumerate([*first, *pieces(words, vocab_size - len(first))])}
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT's pre-tokenizer makes a word of the character wherever it stands: ASCII symbols, punctuation."""
+    return unicodedata.category(character).startswith("P") or (character.isascii() and not character.isalnum())
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: bool) -> None:
