@@ -135,10 +135,11 @@ def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> V
             metrics={key: value for key, value in sorted(outcome.metrics.items()) if math.isfinite(value)},
         )
         total = dig(verdict.status, "progress", "totalSteps")
-        if outcome.step is not None and total:
-            done = {**verdict.status["progress"], "stage": "done", "step": outcome.step}
+        if total:
+            # The last look at a pod's progress was before its end.
+            done = {**verdict.status["progress"], "stage": "done", "step": total}
             done.pop("etaSeconds", None)
-            verdict = verdict.report(progress={**done, "summary": summary(outcome.step, int(total))})
+            verdict = verdict.report(progress={**done, "summary": summary(int(total), int(total))})
     text = outcome.message if outcome else ""
     verdict = verdict.find("Running", "False", "Completed", "all pods are done")
     return verdict.find("Succeeded", "True", "Completed", text).calm()
