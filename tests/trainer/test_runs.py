@@ -40,7 +40,8 @@ class Trainer:
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(
                 command,
-                env=os.environ
+                # Another test's MLflow client leaves its server's address in this process's environment.
+                env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
                 | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore"}
                 | self.environment
                 | {"CLOZE_TERMINATION_LOG": str(self.folder / "termination")},
@@ -52,7 +53,21 @@ class Trainer:
 
     def run(self, job: dict[str, Any]) -> int:
         """The exit code of a whole run."""
-        return self.start(job).wait(timeout=300)
+        process = self.start(job)
+        try:
+            return process.wait(timeout=240)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill every process of the run. The ranks lead sessions of their own: their folder tells them."""
+        mark = f"CLOZE_WORKSPACE={self.folder}/workspace\0".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                continue  # it ended meanwhile, or isn't ours to look at
 
     @property
     def artifact(self) -> Path:
@@ -113,14 +128,7 @@ def kill_after(trainer: Trainer, job: dict[str, Any], step: int) -> None:
         assert process.poll() is None, trainer.log
         assert time.monotonic() < deadline, trainer.log
         time.sleep(0.02)
-    # The ranks lead sessions of their own: find them by the folder that they were given.
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if f"CLOZE_WORKSPACE={trainer.folder}/workspace\0".encode() in environment:
-            os.kill(int(entry.name), signal.SIGKILL)
+    trainer.kill()
     process.wait()
 
 
