@@ -49,7 +49,8 @@ def api_client(kubeconfig: str) -> client.ApiClient:
         wait_for(
             lambda name=path.stem: any(
                 entry["type"] == "Established" and entry["status"] == "True"
-                for entry in definitions.get(name=name).to_dict()["status"].get("conditions", [])
+                # A definition that was just made has no conditions yet, spelt as null.
+                for entry in definitions.get(name=name).to_dict()["status"].get("conditions") or []
             ),
             f"definition {path.stem} to be established",
         )
