@@ -9,10 +9,18 @@ export CLOZE_CLUSTER ?= cloze
 TEST_CLUSTER ?= cloze-test
 
 export UV_CACHE_DIR ?= $(CACHE)/uv
-UV := $(CACHE)/uv-tool/bin/uv
+# By the lock's content, so that checkouts with other locks leave each other's alone.
+UV_HOME := $(CACHE)/uv-tool-$(firstword $(shell sha256sum requirements/uv.txt | cut -c1-12))
+UV := $(UV_HOME)/bin/uv
 PY := .venv/bin/python
 VENV := .venv/.current
-WITH_CLUSTER := CLOZE_CLUSTER=$(TEST_CLUSTER) hack/with-cluster
+# Stops the recipe when there is no cluster to point at: what follows must never meet another one by accident.
+ON_CLUSTER := environment="$$(python3 hack/cluster env)"; eval "$$environment";
+# `make VARIABLE=…` reaches a sub-make past its environment, so the test cluster's name is given the same way.
+ON_TEST_CLUSTER := CLOZE_CLUSTER=$(TEST_CLUSTER) hack/with-cluster $(MAKE) CLOZE_CLUSTER=$(TEST_CLUSTER)
+
+# Each target is parallel inside; two that use the cluster or the venv would get in each other's way.
+.NOTPARALLEL:
 
 .PHONY: help
 help: ## list every target
@@ -21,12 +29,16 @@ help: ## list every target
 # ---------------------------------------------------------------- the two commands
 
 .PHONY: demo
-demo: $(VENV) cluster-up images install ## real text through training, registry and serving on a local cluster
-	@$(PY) hack/demo run
+demo: preflight $(VENV) cluster-up images install ## real text through training, registry and serving on a local cluster
+	@$(ON_CLUSTER) $(PY) hack/demo run
 
 .PHONY: test
-test: lint types unit ## everything that must pass: lint, types, unit, then integration and e2e on a cluster of its own
-	@$(WITH_CLUSTER) $(MAKE) integration e2e
+test: preflight lint types unit ## everything that must pass: lint, types, unit, then integration and e2e on a cluster of its own
+	@$(ON_TEST_CLUSTER) integration e2e
+
+.PHONY: preflight
+preflight: ## say what this machine lacks before anything is fetched or built
+	@hack/preflight
 
 # ---------------------------------------------------------------- parts of the tests
 
@@ -47,15 +59,30 @@ unit: $(VENV) ## tests that need no cluster
 
 .PHONY: integration
 integration: $(VENV) ## tests against the API server of the current cluster
-	@eval "$$(python3 hack/cluster env)"; .venv/bin/pytest -m "cluster and not e2e and not full" --durations=5 -q
+	@$(ON_CLUSTER) .venv/bin/pytest -m "cluster and not e2e and not full" --durations=5 -q
 
 .PHONY: e2e
 e2e: $(VENV) images ## tests with real pods on the current cluster
-	@eval "$$(python3 hack/cluster env)"; .venv/bin/pytest -m "e2e and not full" --durations=10 -q
+	@$(ON_CLUSTER) .venv/bin/pytest -m "e2e and not full" --durations=10 -q
 
 .PHONY: test-full
-test-full: $(VENV) ## long suites: repeated kills, cluster life cycles
-	@$(WITH_CLUSTER) bash -c 'make images && eval "$$(python3 hack/cluster env)" && .venv/bin/pytest -m full --durations=20 -q'
+test-full: full-cluster full-training full-chaos ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
+
+.PHONY: full-cluster
+full-cluster: $(VENV) ## part: life cycles of local clusters, with nothing left behind
+	@hack/test-full cluster tests/hack
+
+.PHONY: full-training
+full-training: $(VENV) ## part: training runs killed at any moment, outside a cluster
+	@hack/test-full training tests/trainer
+
+.PHONY: full-chaos
+full-chaos: $(VENV) ## part: pods killed again and again on a real cluster
+	@$(ON_TEST_CLUSTER) images chaos
+
+.PHONY: chaos
+chaos: $(VENV)
+	@$(ON_CLUSTER) hack/test-full chaos tests/e2e
 
 .PHONY: format
 format: $(VENV) ## format the code and fix what can be fixed
@@ -94,18 +121,18 @@ images-push: ## build and push to your own registry: make images-push REGISTRY=r
 
 .PHONY: install
 install: ## install or upgrade the chart on the current cluster
-	@eval "$$(python3 hack/cluster env)"; hack/install
+	@$(ON_CLUSTER) hack/install
 
 .PHONY: uninstall
 uninstall: ## remove the chart; objects and models are kept
-	@eval "$$(python3 hack/cluster env)"; helm uninstall cloze --namespace cloze-system --wait
+	@$(ON_CLUSTER) helm uninstall cloze --namespace cloze-system --wait
 
 .PHONY: demo-clean
 demo-clean: ## delete what the demo created on the cluster
-	@eval "$$(python3 hack/cluster env)"; kubectl delete namespace cloze-demo --ignore-not-found
+	@$(ON_CLUSTER) kubectl delete namespace cloze-demo --ignore-not-found
 
 .PHONY: cache-prune
-cache-prune: ## delete cached tools, images and clusters that nothing uses any more
+cache-prune: ## delete cached tools and images that nothing uses any more; clusters keep their objects
 	@python3 hack/images prune; python3 hack/cluster prune
 
 # ---------------------------------------------------------------- locks and the virtual environment
@@ -117,13 +144,13 @@ lock: $(UV) ## resolve the dependencies again into requirements/*.txt
 .PHONY: venv
 venv: $(VENV) ## the virtual environment with every extra, from the lock
 
-$(UV): requirements/uv.txt
-	@python3 -m venv $(CACHE)/uv-tool && $(CACHE)/uv-tool/bin/pip install --quiet --require-hashes -r requirements/uv.txt
+$(UV):
+	@python3 -m venv $(UV_HOME) && $(UV_HOME)/bin/pip install --quiet --require-hashes -r requirements/uv.txt
 	@touch $@
 
 $(VENV): requirements/dev.txt pyproject.toml $(UV)
 	@test -x $(PY) || $(UV) venv --quiet --python python3 .venv
 	@echo "installing the locked packages into .venv (about 3 GB to fetch when the cache is cold: 2 to 5 minutes)"
-	@VIRTUAL_ENV=.venv $(UV) pip sync --quiet --require-hashes requirements/dev.txt
+	@VIRTUAL_ENV=.venv $(UV) pip sync --require-hashes requirements/dev.txt
 	@VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --editable .
 	@touch $@

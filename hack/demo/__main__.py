@@ -6,6 +6,7 @@ hack/demo data    only fetch and split the text, and print where it lies
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,13 @@ import traffic
 from kubectl import get, kubectl, upload
 from rich.console import Console
 from rich.table import Table
-from watch import DemoError, follow
+from watch import DemoError, Resource, follow, serving, succeeded
 
 NAMESPACE = "cloze-demo"
 CACHE = Path.home() / ".cache" / "cloze" / "datasets"
 RESOURCES = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 REQUESTS = 200
+SERVED = ("spam", "part-of-speech")
 
 LOADER: dict[str, Any] = {
     "apiVersion": "v1",
@@ -106,27 +108,32 @@ def ask(folder: Path) -> dict[str, traffic.Traffic]:
 
 
 def report(
-    stages: dict[str, float], baselines: dict[str, float], answers: dict[str, traffic.Traffic], console: Console
+    jobs: dict[str, Resource],
+    stages: dict[str, float],
+    baselines: dict[str, float],
+    answers: dict[str, traffic.Traffic],
+    console: Console,
 ) -> None:
-    """The closing tables."""
-    jobs = {job["metadata"]["name"]: job["status"] for job in get(NAMESPACE, "pretrainjobs,finetunejobs")}
+    """The closing tables. jobs: status of each training job by name."""
 
     def version(name: str) -> str:
         model = jobs[name]["model"]
         return f"{model['name']} v{model['version']}"
 
     quality = Table(title="Quality on held-out text", title_justify="left")
-    for column in ("model", "measure", "Cloze", "baseline", "what the baseline is"):
-        quality.add_column(column, justify="right" if column in ("Cloze", "baseline") else "left")
-    masked = jobs["encoder"]["metrics"]["masked_accuracy"]
-    quality.add_row(version("encoder"), "masked-token accuracy", f"{masked:.4f}", "", "")
-    spam, tags = jobs["spam"]["metrics"]["f1"], jobs["part-of-speech"]["metrics"]["accuracy"]
+    for column in ("model", "measure", "Cloze", "baseline", "difference", "what the baseline is"):
+        quality.add_column(column, justify="right" if column in ("Cloze", "baseline", "difference") else "left")
     quality.add_row(
-        version("spam"), "F1 of spam", f"{spam:.4f}", f"{baselines['spam']:.4f}", "TF-IDF, logistic regression"
+        version("encoder"), "masked-token accuracy", f"{jobs['encoder']['metrics']['masked_accuracy']:.4f}", "", "", ""
     )
-    quality.add_row(
-        version("part-of-speech"), "accuracy over words", f"{tags:.4f}", f"{baselines['pos']:.4f}", "most frequent tag"
-    )
+    for name, metric, measure, what in (
+        ("spam", "f1", "F1 of spam", "TF-IDF, logistic regression"),
+        ("part-of-speech", "accuracy", "accuracy over words", "most frequent tag"),
+    ):
+        value, baseline_value = jobs[name]["metrics"][metric], baselines[name]
+        quality.add_row(
+            version(name), measure, f"{value:.4f}", f"{baseline_value:.4f}", f"{value - baseline_value:+.4f}", what
+        )
     console.print(quality)
 
     served = Table(title="Requests", title_justify="left")
@@ -178,27 +185,24 @@ def run() -> None:
     kubectl("--namespace", NAMESPACE, "apply", "--filename", str(RESOURCES))
     console.print(f"applied {RESOURCES.name}: one PretrainJob, two FineTuneJobs from it, two ModelDeployments")
     with ThreadPoolExecutor(max_workers=1) as pool:
-        follow(NAMESPACE, {("PretrainJob", "encoder"): "Succeeded"}, timeout=1200)
+        done_jobs = follow(NAMESPACE, {("PretrainJob", "encoder"): succeeded}, timeout=1200)
         done("pretraining")
-        follow(
-            NAMESPACE,
-            {("FineTuneJob", "spam"): "Succeeded", ("FineTuneJob", "part-of-speech"): "Succeeded"},
-            timeout=1200,
-        )
+        done_jobs |= follow(NAMESPACE, {("FineTuneJob", name): succeeded for name in SERVED}, timeout=1200)
         done("fine-tuning")
+        jobs = {name: resource["status"] for (_, name), resource in done_jobs.items()}
         # The baselines run beside the rollout, which mostly waits.
         spam, tags = pool.submit(baseline.spam_f1, folder), pool.submit(baseline.most_frequent_tag_accuracy, folder)
         follow(
             NAMESPACE,
-            {("ModelDeployment", "spam"): "Ready", ("ModelDeployment", "part-of-speech"): "Ready"},
+            {("ModelDeployment", name): serving(jobs[name]["model"]["version"]) for name in SERVED},
             timeout=600,
         )
         done("rollout")
-        baselines = {"spam": spam.result(), "pos": tags.result()}
+        baselines = {"spam": spam.result(), "part-of-speech": tags.result()}
         done("baselines")
     answers = ask(folder)
     done("requests")
-    report(stages, baselines, answers, console)
+    report(jobs, stages, baselines, answers, console)
     if failed := sum(seen.failed for seen in answers.values()):
         raise DemoError(f"{failed} requests failed")
 
@@ -217,6 +221,10 @@ def main() -> None:
             run()
     except (DemoError, RuntimeError) as error:
         sys.exit(f"the demo failed: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"the demo failed: `{' '.join(map(str, error.cmd))}` ended with {error.returncode}, see above")
+    except KeyboardInterrupt:
+        sys.exit("stopped; what was applied goes on in the cluster, `make demo-clean` deletes it")
 
 
 if __name__ == "__main__":

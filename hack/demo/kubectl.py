@@ -1,6 +1,7 @@
 """A thin edge to the cluster: kubectl, with the KUBECONFIG of the environment."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
     """Standard output of one call. Raises RuntimeError with kubectl's own words."""
+    if shutil.which("kubectl") is None:
+        raise RuntimeError(
+            'kubectl is missing: `make demo` brings one, or run `eval "$(python3 hack/cluster env)"` first'
+        )
     done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"kubectl {' '.join(arguments[:4])}: {done.stderr.strip()}")

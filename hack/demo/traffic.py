@@ -55,26 +55,30 @@ def _judge(route: str, row: dict[str, Any], reply: dict[str, Any]) -> tuple[int,
 
 def send(base: str, route: str, rows: list[dict[str, Any]], connections: int = 4) -> Traffic:
     """Send one request for each row over a few connections at once."""
-    traffic = Traffic()
 
-    def one(row: dict[str, Any]) -> None:
+    def one(row: dict[str, Any]) -> tuple[float, int, int] | None:
+        """Seconds, right answers and answers compared; None for a request without a usable reply."""
         body = {"truncate": "right"} | ({"inputs": row["text"]} if "text" in row else {"words": [row["tokens"]]})
         started = time.perf_counter()
-        traffic.sent += 1
         try:
             response = client.post(route, json=body)
             response.raise_for_status()
-        except httpx.HTTPError:
-            traffic.failed += 1
-            return
-        traffic.seconds.append(time.perf_counter() - started)
-        right, judged = _judge(route, row, response.json())
-        traffic.right += right
-        traffic.judged += judged
+            seconds = time.perf_counter() - started
+            return seconds, *_judge(route, row, response.json())
+        except (httpx.HTTPError, KeyError, IndexError, ValueError):
+            return None
 
+    traffic = Traffic()
     with (
         httpx.Client(base_url=base, timeout=60) as client,
         concurrent.futures.ThreadPoolExecutor(max_workers=connections) as pool,
     ):
-        list(pool.map(one, rows))
+        for outcome in pool.map(one, rows):
+            traffic.sent += 1
+            if outcome is None:
+                traffic.failed += 1
+                continue
+            traffic.seconds.append(outcome[0])
+            traffic.right += outcome[1]
+            traffic.judged += outcome[2]
     return traffic

@@ -1,8 +1,7 @@
 """Follows training jobs and deployments until they are done, and shows how far they are."""
 
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kubectl import condition, get
@@ -12,13 +11,18 @@ from rich.table import Table
 
 # An unattended log gets a line for each change, but no more often than this.
 QUIET_SECONDS = 10.0
+# A look that fails is repeated: an API server may be away for a moment.
+PATIENCE = 10
+
+Resource = dict[str, Any]
+Key = tuple[str, str]
 
 
 class DemoError(Exception):
     """A stage of the demo failed; the message says which, and where to look."""
 
 
-def _figures(resource: dict[str, Any]) -> tuple[str, str, str, str]:
+def _figures(resource: Resource) -> tuple[str, str, str, str]:
     progress = resource.get("status", {}).get("progress") or {}
     loss, rate, eta = progress.get("loss"), progress.get("tokensPerSecond"), progress.get("etaSeconds")
     return (
@@ -29,13 +33,13 @@ def _figures(resource: dict[str, Any]) -> tuple[str, str, str, str]:
     )
 
 
-def _explanation(resource: dict[str, Any]) -> str:
+def _explanation(resource: Resource) -> str:
     """The message of the first condition that isn't true, while the object isn't running."""
     conditions = resource.get("status", {}).get("conditions", [])
     return next((entry.get("message", "") for entry in conditions if entry["status"] != "True"), "")
 
 
-def _table(resources: Iterable[dict[str, Any]], started: float) -> Table:
+def _table(resources: Iterable[Resource], started: float) -> Table:
     table = Table(title=f"{time.monotonic() - started:.0f} s", title_justify="left", box=None, pad_edge=False)
     for column in ("kind", "name", "state", "progress", "loss", "tokens/s", "ETA", ""):
         table.add_column(column, overflow="fold")
@@ -47,7 +51,7 @@ def _table(resources: Iterable[dict[str, Any]], started: float) -> Table:
     return table
 
 
-def _line(resource: dict[str, Any]) -> str:
+def _line(resource: Resource) -> str:
     progress, loss, rate, eta = _figures(resource)
     parts = [f"{resource['kind']}/{resource['metadata']['name']}", resource.get("status", {}).get("state", "")]
     parts += [progress, f"loss {loss}" if loss else "", f"{rate} tokens/s" if rate else "", f"ETA {eta}" if eta else ""]
@@ -56,45 +60,76 @@ def _line(resource: dict[str, Any]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _check(resource: dict[str, Any]) -> None:
+def succeeded(resource: Resource) -> bool:
+    """Goal of a training job."""
+    return bool(resource.get("status", {}).get("state") == "Succeeded")
+
+
+def serving(version: str) -> Callable[[Resource], bool]:
+    """Goal of a deployment: it is ready, and with this version, not with one from before."""
+
+    def reached(resource: Resource) -> bool:
+        status = resource.get("status", {})
+        return bool(status.get("state") == "Ready" and (status.get("desired") or {}).get("version") == version)
+
+    return reached
+
+
+def _check(namespace: str, resource: Resource) -> None:
     if resource.get("status", {}).get("state") == "Failed":
         why = condition(resource, "Succeeded")
         name = f"{resource['kind'].lower()} {resource['metadata']['name']}"
-        raise DemoError(f"{name} failed, {why.get('reason')}: {why.get('message')} (see `kubectl describe {name}`)")
+        raise DemoError(
+            f"{name} failed, {why.get('reason')}: {why.get('message')} (see `kubectl -n {namespace} describe {name}`)"
+        )
 
 
-def follow(namespace: str, goals: dict[tuple[str, str], str], timeout: float) -> dict[tuple[str, str], float]:
-    """Wait until every object has reached its goal state.
+def _look(namespace: str) -> list[Resource]:
+    for attempt in range(PATIENCE):
+        try:
+            return get(namespace, "pretrainjobs,finetunejobs,modeldeployments")
+        except RuntimeError:
+            if attempt == PATIENCE - 1:
+                raise
+            time.sleep(1)
+    raise AssertionError("unreachable")
 
-    goals: state wanted, keyed by kind and name. timeout in seconds. Returns the seconds until each goal.
-    Raises DemoError when one fails or time is up.
+
+def follow(namespace: str, goals: Mapping[Key, Callable[[Resource], bool]], timeout: float) -> dict[Key, Resource]:
+    """Wait until every object has reached its goal, and return the objects as they were then.
+
+    goals: what is waited for, by kind and name. timeout in seconds.
+    Raises DemoError when one of them fails or time is up.
     """
     started = time.monotonic()
-    reached: dict[tuple[str, str], float] = {}
-    shown: dict[str, str] = {}
+    reached: dict[Key, Resource] = {}
+    shown: dict[Key, str] = {}
     spoke = 0.0
     console = Console()
     with Live(console=console, refresh_per_second=2, transient=True) as live:
-        while len(reached) < len(goals):
-            resources = get(namespace, "pretrainjobs,finetunejobs,modeldeployments")
-            for resource in resources:
-                key = (resource["kind"], resource["metadata"]["name"])
-                _check(resource)
-                if key in goals and key not in reached and resource.get("status", {}).get("state") == goals[key]:
-                    reached[key] = time.monotonic() - started
+        while True:
+            seen = {(resource["kind"], resource["metadata"]["name"]): resource for resource in _look(namespace)}
+            for key in goals.keys() & seen.keys():
+                _check(namespace, seen[key])
+                if key not in reached and goals[key](seen[key]):
+                    reached[key] = seen[key]
             if console.is_terminal:
-                live.update(_table(resources, started))
+                live.update(_table(seen.values(), started))
             elif time.monotonic() - spoke > QUIET_SECONDS or len(reached) == len(goals):
                 spoke = time.monotonic()
-                for resource in resources:
+                for key, resource in seen.items():
                     line = _line(resource)
-                    if shown.get(resource["metadata"]["name"] + resource["kind"]) != line:
-                        shown[resource["metadata"]["name"] + resource["kind"]] = line
+                    if shown.get(key) != line:
+                        shown[key] = line
                         print(f"{spoke - started:6.0f} s  {line}", flush=True)
+            if len(reached) == len(goals):
+                break
             if time.monotonic() - started > timeout:
-                missing = ", ".join("/".join(key) for key in goals.keys() - reached.keys())
-                raise DemoError(f"not done after {timeout:.0f} s: {missing}; see `kubectl describe -n {namespace}`")
+                missing = sorted("/".join(key) for key in goals.keys() - reached.keys())
+                raise DemoError(
+                    f"not done after {timeout:.0f} s: {', '.join(missing)}; "
+                    f"`kubectl -n {namespace} describe {missing[0].lower()}` says more"
+                )
             time.sleep(1)
     print(f"{time.monotonic() - started:6.0f} s  all done", flush=True)
-    sys.stdout.flush()
     return reached
