@@ -19,11 +19,27 @@ SYSTEM = "cloze-system"
 
 
 @pytest.fixture(scope="session")
-def platform() -> str:
+def platform() -> Iterator[str]:
     """The namespace of the installed chart: operator and MLflow are ready."""
     assert os.environ.get("KUBECONFIG"), "set KUBECONFIG: run the tests with `make e2e` or `make test`"
+    if os.environ.get("CLOZE_KUBECONFIG") and _releases():
+        pytest.exit(
+            f"the cluster of CLOZE_KUBECONFIG has a Cloze in {SYSTEM}, which these tests would uninstall: "
+            "use another cluster, or uninstall it first",
+            returncode=2,
+        )
     subprocess.run([str(ROOT / "hack" / "install")], check=True)
-    return SYSTEM
+    yield SYSTEM
+    if os.environ.get("CLOZE_KUBECONFIG"):
+        subprocess.run(["helm", "uninstall", "cloze", "--namespace", SYSTEM, "--wait"], check=True)
+
+
+def _releases() -> list[object]:
+    listed = subprocess.run(
+        ["helm", "list", "--namespace", SYSTEM, "--output", "json"], check=True, capture_output=True, text=True
+    )
+    releases: list[object] = json.loads(listed.stdout)
+    return releases
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,11 @@ def state(resource: Resource) -> str:
     return str(resource.get("status", {}).get("state", ""))
 
 
+def is_ready(pod: Resource) -> bool:
+    """Whether a pod gets traffic."""
+    return condition(pod, "Ready").get("status") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
 def finished(namespace: str, kind: str, name: str, timeout: float) -> Resource:
     """The training job when it has succeeded; fails the test at once when it fails."""
 
