@@ -85,7 +85,7 @@ def detokenize(words: list[str]) -> str:
             quote_open = not quote_open
         else:
             parts.append(part)
-    return re.sub(r" +", " ", "".join(parts)).strip()
+    return re.sub(r" ([,.;:?!)])", r"\1", re.sub(r" +", " ", "".join(parts))).strip()
 
 
 def _plain(message: email.message.Message) -> str:

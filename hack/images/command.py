@@ -19,7 +19,7 @@ from .buildah import Buildah
 from .builder import Builder, Order
 from .catalog import IMAGES, Image
 from .console import ImageError, output, say, size
-from .docker import Docker
+from .docker import DOCKERFILE_BASE, Docker
 from .registry import LocalRegistry
 
 _COMMANDS = {
@@ -39,9 +39,11 @@ class Settings:
     wheels: Path
     registry: str
     base_image: str | None
+    default_base: str
+    """What the builder takes where no base is named; another base is other content."""
 
     def tag(self, image: Image, root: Path) -> str:
-        return content.tag(image, root, self.base_image or base.key())
+        return content.tag(image, root, self.base_image or self.default_base)
 
     def reference(self, image: Image, tag: str) -> str:
         return f"{self.registry}/{image.repository}:{tag}"
@@ -95,6 +97,11 @@ def _build(settings: Settings, images: list[Image]) -> None:
 
 
 def _push(settings: Settings, images: list[Image]) -> None:
+    if os.environ.get("CLOZE_KUBECONFIG") and settings.registry == registry.address({}):
+        raise ImageError(
+            "the cluster of CLOZE_KUBECONFIG can't pull from this machine's own registry: set CLOZE_REGISTRY to one "
+            "that both reach, such as ghcr.io/me"
+        )
     local = LocalRegistry(settings.registry) if registry.is_local(settings.registry) else None
     if local:
         registry.started(local, settings.root)
@@ -198,6 +205,7 @@ def _settings(env: Mapping[str, str], given_registry: str | None) -> Settings:
         wheels=Path(env.get("UV_CACHE_DIR") or cache / "uv").expanduser(),
         registry=registry.address(env, given_registry),
         base_image=env.get("CLOZE_BASE_IMAGE") or None,
+        default_base=DOCKERFILE_BASE if builder.name(env) == "docker" else base.key(),
     )
 
 

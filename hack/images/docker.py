@@ -7,6 +7,9 @@ from pathlib import Path
 from .builder import Order
 from .console import output, succeeds, work
 
+# What the Dockerfiles name; a test compares them.
+DOCKERFILE_BASE = "python:3.11-slim"
+
 
 class Docker:
     def __init__(self, logs: Path) -> None:
@@ -36,5 +39,6 @@ class Docker:
     def prune(self, keep: set[str]) -> None:
         listed = output("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
         for reference in set(listed) - keep:
-            if "/cloze-" in reference and not reference.endswith(":<none>"):
-                output("docker", "image", "rm", reference)
+            # Only what a build of ours left; a tag for somebody's registry is theirs.
+            if reference.startswith("localhost/cloze-") and not reference.endswith(":<none>"):
+                succeeds("docker", "image", "rm", reference)

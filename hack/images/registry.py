@@ -30,7 +30,9 @@ def address(env: Mapping[str, str], given: str | None = None) -> str:
 
 
 def is_local(registry: str) -> bool:
-    return registry.startswith(("localhost:", "127.0.0.1:"))
+    """Whether it is this machine's own; a path behind the port names another one that somebody runs here."""
+    host, _, port = registry.partition(":")
+    return host in {"localhost", "127.0.0.1"} and port.isdigit()
 
 
 class LocalRegistry:

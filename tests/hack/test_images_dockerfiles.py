@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "hack"))
 
 from images.catalog import IMAGES, Image  # noqa: E402 hack/ is no installed package
+from images.docker import DOCKERFILE_BASE  # noqa: E402
 
 DOCKERFILES = ("Dockerfile.train", "Dockerfile.serve")
 EVERY_IMAGE = pytest.mark.parametrize("image", IMAGES.values(), ids=lambda image: image.name)
@@ -148,3 +149,9 @@ def test_our_code_is_installed_as_pip_would(tmp_path: Path) -> None:
     assert b"/opt/cloze/lib/python3." in bytecode, "tracebacks name the file where it will be"
     [distribution] = importlib.metadata.distributions(name="cloze-mlops", path=[str(site)])
     assert distribution.version == "0.1.0"
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_a_tag_counts_the_base_that_docker_takes(dockerfile: str) -> None:
+    """The Dockerfile's default base is part of a tag made with Docker."""
+    assert f"ARG BASE_IMAGE={DOCKERFILE_BASE}" in (ROOT / dockerfile).read_text().splitlines()
