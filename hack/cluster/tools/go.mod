@@ -2,6 +2,8 @@ module cloze.dev/hack/tools
 
 go 1.26.0
 
+toolchain go1.26.6
+
 tool (
 	github.com/coredns/coredns
 	github.com/rancher/local-path-provisioner
