@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import state
 from .console import ClusterError, say
 
 
@@ -49,17 +50,33 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def ancestors(pid: int) -> list[int]:
+    """The process that started this one, the one that started that, and so on."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while pid > 1:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            found.append(pid)
+    return found
+
+
 def remember(path: Path, identity: Identity) -> None:
-    path.write_text(json.dumps(asdict(identity)) + "\n")
+    state.write(path, json.dumps(asdict(identity)) + "\n")
+
+
+def recorded(path: Path) -> Identity | None:
+    """The recorded process, whether it runs or not; a record that can't be read names nobody."""
+    try:
+        found = state.read(path)
+        return Identity(**found) if found is not None else None
+    except (ValueError, TypeError):
+        return None
 
 
 def recall(path: Path) -> Identity | None:
     """The recorded process if it still runs, else None."""
-    try:
-        identity = Identity(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
-    return identity if identity.alive() else None
+    identity = recorded(path)
+    return identity if identity and identity.alive() else None
 
 
 def terminate(identity: Identity, grace: float) -> bool:

@@ -10,7 +10,7 @@ benchmarks (RFC 2544), so it clashes with nobody's LAN or VPN.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from . import state
 from .console import ClusterError
 
 SLOTS = 16
 DEFAULT_NAME = "cloze"
 DEFAULT_PORT_BASE = 6443
 DEFAULT_REGISTRY_PORT = 5055
+_RECORDED = frozenset({"slot", "pod_cidr", "service_cidr", "port_base"})
 
 _PODS = list(IPv4Network("198.18.0.0/16").subnets(new_prefix=20))
 _SERVICES = list(IPv4Network("198.19.0.0/17").subnets(new_prefix=21))
@@ -116,6 +118,7 @@ class Settings:
             "pod_cidr": str(self.pod_cidr),
             "service_cidr": str(self.service_cidr),
             "port_base": self.port_base,
+            "registry_port": self.registry_port,
         }
 
 
@@ -141,19 +144,24 @@ def cluster_name(env: Mapping[str, str], given: str | None) -> str:
 
 def recorded(cache: Path, name: str) -> dict[str, Any] | None:
     """The record of an existing cluster, or None when it was never created."""
+    path = cache / "clusters" / name / "cluster.json"
     try:
-        found: dict[str, Any] = json.loads((cache / "clusters" / name / "cluster.json").read_text())
-    except FileNotFoundError:
-        return None
+        found = state.read(path)
+    except ValueError:
+        found = {}
+    if found is not None and not found.keys() >= _RECORDED:
+        raise ClusterError(f"{path} is damaged: start this cluster over with `reset --name {name}`")
     return found
 
 
 def slots_held(cache: Path) -> dict[str, int]:
-    """The slot of every cluster that has a folder."""
-    return {
-        record.parent.name: json.loads(record.read_text())["slot"]
-        for record in sorted((cache / "clusters").glob("*/cluster.json"))
-    }
+    """The slot of every cluster that has a readable record; a damaged one must not stop the others."""
+    held = {}
+    for path in sorted((cache / "clusters").glob("*/cluster.json")):
+        with contextlib.suppress(ClusterError):
+            if record := recorded(cache, path.parent.name):
+                held[path.parent.name] = int(record["slot"])
+    return held
 
 
 def free_slot(held: Iterable[int], networks_in_use: Iterable[IPv4Network]) -> int:
@@ -178,8 +186,13 @@ def derive(env: Mapping[str, str], name: str, slot: int, cache: Path) -> Setting
         registry_port=_port(env, "CLOZE_REGISTRY_PORT", DEFAULT_REGISTRY_PORT),
         cache=cache,
     )
-    if settings.pod_cidr.overlaps(settings.service_cidr):
-        raise ClusterError(f"CLOZE_POD_CIDR {settings.pod_cidr} and CLOZE_SERVICE_CIDR {settings.service_cidr} overlap")
+    for (variable, network), (other, taken) in (
+        (("CLOZE_POD_CIDR", settings.pod_cidr), ("CLOZE_SERVICE_CIDR", settings.service_cidr)),
+        (("CLOZE_POD_CIDR", settings.pod_cidr), ("the link to the node,", settings.link_cidr)),
+        (("CLOZE_SERVICE_CIDR", settings.service_cidr), ("the link to the node,", settings.link_cidr)),
+    ):
+        if network.overlaps(taken):
+            raise ClusterError(f"{variable} {network} and {other} {taken} overlap: set {variable} to another network")
     return settings
 
 
@@ -192,20 +205,34 @@ def restore(env: Mapping[str, str], name: str, record: Mapping[str, Any], cache:
         pod_cidr=IPv4Network(record["pod_cidr"]),
         service_cidr=IPv4Network(record["service_cidr"]),
         port_base=record["port_base"],
-        registry_port=asked.registry_port,
+        # Records of before this port was one of them leave it to the environment.
+        registry_port=record.get("registry_port", asked.registry_port),
         cache=cache,
     )
     for variable, now, then in (
         ("CLOZE_POD_CIDR", asked.pod_cidr, kept.pod_cidr),
         ("CLOZE_SERVICE_CIDR", asked.service_cidr, kept.service_cidr),
         ("CLOZE_CLUSTER_PORT_BASE", asked.port_base, kept.port_base),
+        ("CLOZE_REGISTRY_PORT", asked.registry_port, kept.registry_port),
     ):
-        if variable in env and now != then:
+        if env.get(variable) and now != then:
             raise ClusterError(
                 f"cluster {name!r} was created with {then}, but {variable} says {now}: "
                 f"unset it, or start over with `reset`"
             )
     return kept
+
+
+def leftover(cache: Path, name: str) -> Settings:
+    """The settings of a cluster that is to be removed: what the environment says does not matter any more.
+
+    Without a readable record its slot is unknown. Any will do, since only a link that bears its mark is touched.
+    """
+    try:
+        record = recorded(cache, name)
+    except ClusterError:
+        record = None
+    return derive({}, name, 0, cache) if record is None else restore({}, name, record, cache)
 
 
 def _network(env: Mapping[str, str], variable: str, default: IPv4Network, longest: int) -> IPv4Network:

@@ -6,8 +6,10 @@ import contextlib
 import json
 from pathlib import Path
 
+from . import state
 from .process import boot
 
+_ROOT = Path("/proc/sys")
 # The kubelet insists on these and writes them when it starts.
 _KUBELET = (
     "vm/overcommit_memory",
@@ -26,7 +28,7 @@ def remember(record: Path, egress: str | None) -> None:
     for name in names:
         with contextlib.suppress(FileNotFoundError):
             kept.setdefault(name, _path(name).read_text().strip())
-    record.write_text(json.dumps({"boot": boot(), "values": kept}, indent=2) + "\n")
+    state.write(record, json.dumps({"boot": boot(), "values": kept}, indent=2) + "\n")
 
 
 def restore(record: Path) -> None:
@@ -47,10 +49,11 @@ def forward(interface: str) -> None:
 
 def _recorded(record: Path) -> dict[str, str]:
     """The values recorded since this boot; a restart has put every setting back by itself."""
-    if not record.exists():
+    try:
+        found = state.read(record) or {}
+    except ValueError:  # damaged by a power cut, which put the settings back as well
         return {}
-    found = json.loads(record.read_text())
-    values: dict[str, str] = found["values"] if found["boot"] == boot() else {}
+    values: dict[str, str] = found["values"] if found.get("boot") == boot() else {}
     return values
 
 
@@ -59,4 +62,4 @@ def _forwarding(interface: str) -> str:
 
 
 def _path(name: str) -> Path:
-    return Path("/proc/sys") / name
+    return _ROOT / name
