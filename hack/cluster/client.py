@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -13,15 +14,16 @@ from .console import ClusterError
 
 
 class Client:
-    """kubectl with one kubeconfig."""
+    """kubectl with one kubeconfig, and what `env` adds to the environment."""
 
-    def __init__(self, kubectl: str, kubeconfig: Path) -> None:
+    def __init__(self, kubectl: str, kubeconfig: Path, env: Mapping[str, str] | None = None) -> None:
         self._argv = [kubectl, "--kubeconfig", str(kubeconfig)]
+        self._env = {**os.environ, **(env or {})}
 
     def try_run(self, *arguments: str, stdin: str | None = None) -> tuple[bool, str]:
         """Whether kubectl succeeded, and what it printed."""
         argv = [*self._argv, "--request-timeout=10s", *arguments]
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, env=self._env, input=stdin, capture_output=True, text=True, check=False)
         return done.returncode == 0, (done.stdout if done.returncode == 0 else done.stderr).strip()
 
     def ready(self) -> bool:

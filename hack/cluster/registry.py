@@ -6,10 +6,9 @@ import contextlib
 import json
 import subprocess
 import time
-import urllib.request
 from pathlib import Path
 
-from . import process
+from . import node, process, state
 from .console import ClusterError, say
 
 
@@ -21,7 +20,7 @@ def start(cache: Path, port: int) -> None:
             return
         raise ClusterError(f"the registry runs as process {running.pid} on another port than {port}: {_stop_first()}")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_configuration(folder / "data", port), indent=2) + "\n")
+    state.write(folder / "config.json", json.dumps(_configuration(folder / "data", port), indent=2) + "\n")
     with (folder / "log").open("w") as log:
         started = subprocess.Popen(
             ["docker-registry", "serve", str(folder / "config.json")],
@@ -56,10 +55,18 @@ def owner(cache: Path) -> process.Identity | None:
     return process.recall(cache / "registry" / "process.json")
 
 
+def port(cache: Path) -> int | None:
+    """The port of the registry that runs, or None when none does."""
+    if owner(cache) is None:
+        return None
+    with contextlib.suppress(ValueError):
+        configuration = state.read(cache / "registry" / "config.json") or {}
+        return int(configuration.get("http", {}).get("addr", "").rpartition(":")[2])
+    return None
+
+
 def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=1) as reply:
-        return bool(reply.status == 200)
-    return False
+    return node.reachable(f"http://127.0.0.1:{port}/v2/")
 
 
 def _configuration(data: Path, port: int) -> dict[str, object]:
