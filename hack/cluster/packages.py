@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .console import ClusterError, say
@@ -25,10 +25,18 @@ PROBES = {
     "ca-certificates": "/etc/ssl/certs/ca-certificates.crt",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_MARK = "# Written by hack/cluster of Cloze for the time of one apt-get; delete it if none is running."
 
 
-def missing() -> list[str]:
-    return [package for package, probe in PROBES.items() if not _present(probe)]
+def present(probe: str) -> bool:
+    """Whether a file, or a program on PATH or among the administrator's, is there."""
+    if probe.startswith("/"):
+        return Path(probe).exists()
+    return shutil.which(probe) is not None or Path("/usr/sbin", probe).exists()
+
+
+def missing(is_present: Callable[[str], bool] = present) -> list[str]:
+    return [package for package, probe in PROBES.items() if not is_present(probe)]
 
 
 def install(names: list[str]) -> None:
@@ -49,19 +57,16 @@ def install(names: list[str]) -> None:
 
 @contextlib.contextmanager
 def _no_services() -> Iterator[None]:
-    """Debian's own switch against starting what was installed: the cluster runs private copies instead."""
-    if _POLICY.exists():
+    """Debian's own switch against starting what was installed: the cluster runs private copies instead.
+
+    Another's switch is respected; one with our mark was left by an install that was killed, and goes with this one.
+    """
+    if _POLICY.exists() and _MARK not in _POLICY.read_text(errors="replace"):
         yield
         return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.write_text(f"#!/bin/sh\n{_MARK}\nexit 101\n")
     _POLICY.chmod(0o755)
     try:
         yield
     finally:
         _POLICY.unlink()
-
-
-def _present(probe: str) -> bool:
-    if probe.startswith("/"):
-        return Path(probe).exists()
-    return shutil.which(probe) is not None or Path("/usr/sbin", probe).exists()
