@@ -21,12 +21,13 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 def load(enter: list[str], tools: Path, folder: Path) -> None:
     """Import both images into the node's containerd unless it has them; `enter` runs a command in the node."""
-    ctr = [*enter, "ctr", "--address", runtime.SOCKET, "--namespace", "k8s.io", "images"]
+    ctr = _ctr(enter)
     present = run(*ctr, "list")
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     for name, layer, settings in (
-        (runtime.PAUSE_IMAGE, pause_layer(tools / "pause"), {"Entrypoint": ["/pause"]}),
         (runtime.BUSYBOX_IMAGE, busybox_layer(BUSYBOX, applets), {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}),
+        # Last, so that it stands for both.
+        (runtime.PAUSE_IMAGE, pause_layer(tools / "pause"), {"Entrypoint": ["/pause"]}),
     ):
         archive, digest = oci_archive(name, layer, settings)
         if any(name in line and digest in line for line in present.splitlines()):
@@ -35,6 +36,11 @@ def load(enter: list[str], tools: Path, folder: Path) -> None:
         path.write_bytes(archive)
         run(*ctr, "import", str(path))
         path.unlink()
+
+
+def loaded(enter: list[str]) -> bool:
+    """Whether an earlier `load` came to its end; cheaper than making both images to compare them."""
+    return runtime.PAUSE_IMAGE in run(*_ctr(enter), "list")
 
 
 def pause_layer(pause: Path) -> bytes:
@@ -86,6 +92,10 @@ def oci_archive(name: str, layer: bytes, settings: dict[str, Any]) -> tuple[byte
         *blobs,
     ]
     return _tar([_file(path, content, 0o644) for path, content in files]), _digest(manifest)
+
+
+def _ctr(enter: list[str]) -> list[str]:
+    return [*enter, "ctr", "--address", runtime.SOCKET, "--namespace", "k8s.io", "images"]
 
 
 def _architecture() -> str:
