@@ -6,6 +6,7 @@ A machine has either one cgroup v2 tree, or one v1 tree per controller; both are
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def remove(name: str) -> None:
         time.sleep(0.05)
 
 
+def exists(name: str) -> bool:
+    return any((tree / name).is_dir() for tree in _mounted())
+
+
+def occupied(name: str, patience: float = 10) -> bool:
+    """Whether processes are in the groups, and still are after `patience` seconds: the kernel ends a node in steps."""
+    deadline = time.monotonic() + patience
+    while any(_processes(group) for tree in _mounted() for group in _deepest_first(tree / name)):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def memory(name: str) -> int | None:
     """Bytes that the cluster's own daemons use, without page cache where the kernel tells them apart."""
     for tree, controllers in _trees():
@@ -78,6 +93,12 @@ def _mounts() -> list[tuple[Path, str, list[str]]]:
     return [(Path(row[1]), row[2], row[3].split(",")) for row in rows if row[2] in {"cgroup", "cgroup2"}]
 
 
+def _processes(group: Path) -> str:
+    with contextlib.suppress(OSError):  # the group may go while we look
+        return (group / "cgroup.procs").read_text()
+    return ""
+
+
 def _delegate(group: Path) -> None:
     available = (group / "cgroup.controllers").read_text().split()
     for controller in available:
@@ -86,7 +107,5 @@ def _delegate(group: Path) -> None:
 
 
 def _deepest_first(group: Path) -> list[Path]:
-    if not group.is_dir():
-        return []
-    inner = sorted((p for p in group.rglob("*") if p.is_dir()), key=lambda p: len(p.parts), reverse=True)
-    return [*inner, group]
+    # A walk passes over groups that go meanwhile, and has nothing where there is no group.
+    return [Path(folder) for folder, _, _ in os.walk(group, topdown=False)]

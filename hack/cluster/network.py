@@ -6,6 +6,8 @@ control plane are private to it. All that this machine sees is removed by deleti
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -33,6 +35,7 @@ def connect(settings: Settings, pid: int) -> None:
         *("ip", "link", "add", link, "mtu", str(mtu), "type", "veth"),
         *("peer", "name", _WIRE_IN_NODE, "mtu", str(mtu), "netns", str(pid)),
     )
+    run("ip", "link", "set", link, "alias", _mark(settings))
     run("ip", "address", "add", f"{settings.gateway}/{prefix}", "dev", link)
     run("ip", "link", "set", link, "up")
     inside = ("nsenter", "--target", str(pid), "--net")
@@ -54,17 +57,36 @@ def connect(settings: Settings, pid: int) -> None:
 
 
 def disconnect(settings: Settings) -> None:
-    """Remove everything that `connect` left on this machine."""
-    for argv in (
-        ["ip", "link", "delete", settings.link],
-        ["nft", "delete", "table", "ip", settings.firewall_table],
-    ):
-        subprocess.run(argv, capture_output=True, check=False)  # either may be gone already
+    """Remove everything that `connect` left on this machine; a link with another's mark is another's."""
+    table = ["nft", "delete", "table", "ip", settings.firewall_table]
+    subprocess.run(table, capture_output=True, check=False)  # it may be gone already, and so may the link
+    if not taken_by_another(settings):
+        subprocess.run(["ip", "link", "delete", settings.link], capture_output=True, check=False)
 
 
 def links() -> set[str]:
     """The names of this machine's network interfaces."""
     return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
+def slots() -> list[int]:
+    """The slots whose link is there, whoever laid it."""
+    return [int(name.removeprefix("cloze")) for name in links() if re.fullmatch(r"cloze\d+", name)]
+
+
+def taken_by_another(settings: Settings) -> bool:
+    """Whether the cluster's link is there and belongs to a cluster that is kept elsewhere, in another HOME perhaps."""
+    try:
+        return Path(f"/sys/class/net/{settings.link}/ifalias").read_text().strip() != _mark(settings)
+    except FileNotFoundError:
+        return False
+
+
+def has_table(settings: Settings) -> bool:
+    if not shutil.which("nft"):
+        return False
+    argv = ["nft", "list", "table", "ip", settings.firewall_table]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
 def egress() -> tuple[str | None, int]:
@@ -80,10 +102,20 @@ def networks_in_use(except_link: str | None = None) -> list[tuple[IPv4Network, s
     return [(route, device) for route, device in _routes() if route.prefixlen and device != except_link]
 
 
+def routes(table: str) -> list[tuple[IPv4Network, str]]:
+    """The networks and interfaces of a route table as the kernel writes it."""
+    rows = [line.split() for line in table.splitlines()[1:]]
+    return [(IPv4Network((_address(row[1]), str(_address(row[7])))), row[0]) for row in rows]
+
+
 def _routes() -> list[tuple[IPv4Network, str]]:
     # Read from /proc, so that it works before the package with `ip` is installed.
-    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    return [(IPv4Network((_address(row[1]), str(_address(row[7])))), row[0]) for row in rows]
+    return routes(Path("/proc/net/route").read_text())
+
+
+def _mark(settings: Settings) -> str:
+    # The kernel keeps 255 characters; the end of a path is what tells two apart.
+    return str(settings.home)[-255:]
 
 
 def _address(little_endian: str) -> IPv4Address:
@@ -93,12 +125,16 @@ def _address(little_endian: str) -> IPv4Address:
 def nameservers() -> list[str]:
     """This machine's name servers as a pod can reach them: a stub on loopback is replaced by what is behind it."""
     for source in (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf")):
-        if source.exists():
-            rows = (line.split() for line in source.read_text().splitlines())
-            found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
-            if usable := [server for server in found if not server.startswith("127.") and ":" not in server]:
-                return usable
+        if source.exists() and (usable := usable_nameservers(source.read_text())):
+            return usable
     return []
+
+
+def usable_nameservers(resolv_conf: str) -> list[str]:
+    """The servers of a resolv.conf that a pod can reach: by IPv4, and not on loopback."""
+    rows = (line.split() for line in resolv_conf.splitlines())
+    found = [row[1] for row in rows if len(row) > 1 and row[0] == "nameserver"]
+    return [server for server in found if not server.startswith("127.") and ":" not in server]
 
 
 def _node_rules(settings: Settings) -> str:

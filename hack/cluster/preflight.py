@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from . import network, packages, registry, tools
+from . import cgroup, network, packages, registry, tools
 from .console import size
 from .settings import Settings
 
@@ -35,6 +35,9 @@ class Facts:
     missing_packages: list[str]
     apt: bool
     registry_port_free: bool
+    registry_elsewhere: int | None
+    nameservers: list[str]
+    foreign: list[str]
     networks: list[tuple[IPv4Network, str]]
 
 
@@ -51,6 +54,9 @@ def gather(settings: Settings) -> Facts:
         missing_packages=packages.missing(),
         apt=shutil.which("apt-get") is not None,
         registry_port_free=_registry_port_free(settings),
+        registry_elsewhere=_registry_elsewhere(settings),
+        nameservers=network.nameservers(),
+        foreign=_foreign(settings),
         networks=network.networks_in_use(except_link=settings.link),
     )
 
@@ -69,7 +75,8 @@ def problems(facts: Facts, settings: Settings) -> list[str]:
         purpose = "to run" if facts.built else "to build and run"
         found.append(
             f"Disk space is missing: {size(needed)} are needed {purpose} and {size(facts.free_bytes)} are free "
-            f"on the disk of {settings.cache}; `prune` may free some."
+            f"on the disk of {settings.cache}; `prune` deletes unused builds and pulled images, and "
+            "`prune --state` the objects and volumes of clusters that are down."
         )
     if facts.memory_bytes < MEMORY_BYTES:
         found.append(
@@ -78,7 +85,7 @@ def problems(facts: Facts, settings: Settings) -> list[str]:
     if facts.missing_packages and not facts.apt:
         names = ", ".join(facts.missing_packages)
         found.append(f"Programs are missing that Debian packages as {names}, and there is no apt-get to install them.")
-    if facts.go is None and not facts.pip:
+    if not facts.built and facts.go is None and not facts.pip:
         found.append(
             "Go is missing, and pip, which could fetch it: `apt-get install python3-pip`, or install Go 1.21+."
         )
@@ -87,15 +94,60 @@ def problems(facts: Facts, settings: Settings) -> list[str]:
             f"Port {settings.registry_port} on 127.0.0.1 is taken by another program: "
             "set CLOZE_REGISTRY_PORT to a free one."
         )
+    if facts.registry_elsewhere:
+        found.append(
+            f"The image registry, one for all clusters, runs on port {facts.registry_elsewhere} and not "
+            f"{settings.registry_port}: set CLOZE_REGISTRY_PORT to {facts.registry_elsewhere}, or stop what uses it "
+            "(`down` for each cluster, then `registry down`)."
+        )
+    found += facts.foreign
     for variable, wanted in (("CLOZE_POD_CIDR", settings.pod_cidr), ("CLOZE_SERVICE_CIDR", settings.service_cidr)):
         for used, device in facts.networks:
             if wanted.overlaps(used):
                 found.append(f"Network {wanted} overlaps {used} on {device}: set {variable} to a free network.")
+    for used, device in facts.networks:
+        if settings.link_cidr.overlaps(used):
+            found.append(
+                f"Network {settings.link_cidr}, the link to the node, overlaps {used} on {device}: "
+                "free it, or run `reset`, after which the cluster gets other networks."
+            )
     return found
 
 
+def notices(facts: Facts) -> list[str]:
+    """What a person should know, though the cluster starts all the same."""
+    nobody = (
+        "No name server of this machine can be reached by pods (an IPv4 address that is not on loopback, in "
+        "/etc/resolv.conf): they will find each other by name, but not the world."
+    )
+    return [] if facts.nameservers else [nobody]
+
+
+def _foreign(settings: Settings) -> list[str]:
+    """What stands where the parts of this cluster, which is down, will be, and is not its own leftover."""
+    unknown = not (settings.home / "cluster.json").exists()
+    found = []
+    if network.taken_by_another(settings):
+        found.append((f"Link {settings.link}", f"ip link delete {settings.link}"))
+    if unknown and network.has_table(settings):
+        found.append((f"Firewall table {settings.firewall_table}", f"nft delete table ip {settings.firewall_table}"))
+    if (unknown and cgroup.exists(settings.cgroup)) or cgroup.occupied(settings.cgroup):
+        removal = f"find /sys/fs/cgroup -depth -type d -regex '.*/{settings.cgroup}\\(/.*\\)?' -delete"
+        found.append((f"Control group {settings.cgroup}", removal))
+    return [
+        f"{part} is there and not of a cluster that {settings.cache} knows: stop that cluster from the HOME that "
+        f"started it, or set CLOZE_CLUSTER to another name; what nobody uses any more goes with `{removal}`."
+        for part, removal in found
+    ]
+
+
+def _registry_elsewhere(settings: Settings) -> int | None:
+    running = registry.port(settings.cache)
+    return None if running == settings.registry_port else running
+
+
 def _registry_port_free(settings: Settings) -> bool:
-    if registry.owner(settings.cache) and registry.answers(settings.registry_port):
+    if registry.port(settings.cache):
         return True
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
