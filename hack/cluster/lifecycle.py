@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from . import (
     pki,
     preflight,
     process,
+    proxy,
     registry,
     runtime,
+    state,
     storage,
     sysctl,
     tools,
@@ -34,28 +37,30 @@ from .settings import Settings
 STOP_SECONDS = 40
 
 
-def up(settings: Settings) -> None:
-    """Bring the cluster up, or find it up: afterwards its node is Ready and its objects are applied."""
+def up(settings: Settings, owner: process.Identity | None = None) -> bool:
+    """Bring the cluster up, or find it up: afterwards its node is Ready and its objects are applied.
+
+    Whether it was started now. One that is started for `owner` lives no longer than that process: whoever comes
+    later and finds the owner gone starts over.
+    """
     began = time.monotonic()
-    if running(settings):
-        if settings.link not in network.links():
-            raise ClusterError(f"the wire {settings.link} of the running cluster is gone: run `down`, then `up`")
-        registry.start(settings.cache, settings.registry_port)
-        _finish(settings)
-        say(f"cluster {settings.name!r} was already up")
-        current = tools.built(settings.cache)
-        if current and current.name != (settings.home / "binaries").read_text().strip():
-            say("  it runs an earlier build of its binaries; `down` and `up` change to the present one")
-        return
-    found = preflight.problems(preflight.gather(settings), settings)
-    if found:
-        raise ClusterError("\n".join(["not starting:", *(f"  - {problem}" for problem in found)]))
+    _respect_owner(settings, owner)
+    if found := running(settings):
+        _resume(settings, found)
+        return False
+    facts = preflight.gather(settings)
+    if problems := preflight.problems(facts, settings):
+        raise ClusterError("\n".join(["not starting:", *(f"  - {problem}" for problem in problems)]))
+    for notice in preflight.notices(facts):
+        say(notice)
     if missing := packages.missing():
         packages.install(missing)
     binaries = tools.ensure(settings.cache)
-    _prepare(settings, binaries)
-    registry.start(settings.cache, settings.registry_port)
     try:
+        _prepare(settings, binaries)
+        if owner and not process.recall(_owner_mark(settings)):
+            process.remember(_owner_mark(settings), owner)
+        registry.start(settings.cache, settings.registry_port)
         _launch(settings, binaries)
         _finish(settings)
     except BaseException:
@@ -63,12 +68,13 @@ def up(settings: Settings) -> None:
         down(settings)
         raise
     say(f"cluster {settings.name!r} is up: node Ready {time.monotonic() - began:.1f} s after the command")
+    return True
 
 
 def down(settings: Settings) -> None:
     """Stop what this cluster started and nothing else; its files stay."""
-    record = settings.home / "node.json"
-    if found := running(settings):
+    found = running(settings)
+    if found:
         say(f"stopping cluster {settings.name!r}: its pods first, then its daemons")
         inside = [identity for pid in process.children(found.pid) if (identity := process.identify(pid))]
         for first in inside:
@@ -76,14 +82,35 @@ def down(settings: Settings) -> None:
                 say("  it did not end by itself, so the kernel ended it")
         process.terminate(found, grace=5)
     if settings.home.exists():
+        sweep(settings, ended=found is not None)
+    settle(settings.cache)
+    say(f"cluster {settings.name!r} is down")
+
+
+def sweep(settings: Settings, *, ended: bool = False) -> None:
+    """Remove what a node leaves on this machine, also one that was killed: its link, rules, groups and records.
+
+    A cluster of the same name from another HOME has the same groups: processes in them that `down` did not just end
+    are its, and then so are the rules.
+    """
+    if ended or not cgroup.occupied(settings.cgroup):
         network.disconnect(settings)
         cgroup.remove(settings.cgroup)
-    record.unlink(missing_ok=True)
-    if not any_running(settings.cache):
-        if registry.stop(settings.cache):
-            say("stopped the image registry, as no cluster is up")
-        sysctl.restore(settings.cache / "sysctl.json")
-    say(f"cluster {settings.name!r} is down")
+    else:
+        say(f"control group {settings.cgroup} holds processes that {settings.cache} knows nothing of; they stay")
+    (settings.home / "node.json").unlink(missing_ok=True)
+    _owner_mark(settings).unlink(missing_ok=True)
+
+
+def settle(cache: Path) -> None:
+    """Once no cluster is up: stop the registry, and give the machine its own settings back."""
+    if any_running(cache):
+        return
+    if registry.stop(cache):
+        say("stopped the image registry, as no cluster is up")
+    # Another HOME's cluster needs them as they are; ours stay written down until a later `down`.
+    if not network.slots():
+        sysctl.restore(cache / "sysctl.json")
 
 
 def reset(settings: Settings, *, with_images: bool) -> None:
@@ -110,7 +137,49 @@ def any_running(cache: Path) -> list[str]:
 
 
 def client(settings: Settings) -> Client:
-    return Client(str(settings.home / "bin" / "kubectl"), settings.kubeconfig)
+    direct = proxy.exceptions(settings, os.environ)
+    return Client(str(settings.home / "bin" / "kubectl"), settings.kubeconfig, direct)
+
+
+def binaries_of(home: Path) -> str:
+    """The name of the build that a cluster was last started with."""
+    record = home / "binaries"
+    return record.read_text().strip() if record.exists() else ""
+
+
+def _owner_mark(settings: Settings) -> Path:
+    return settings.home / "owner.json"
+
+
+def _respect_owner(settings: Settings, owner: process.Identity | None) -> None:
+    """Refuse a cluster that another process has for itself; clear away one whose owner did not live to do it."""
+    marked = process.recorded(_owner_mark(settings))
+    if marked is None or marked == owner:
+        return
+    if not marked.alive():
+        say(f"cluster {settings.name!r} was left by process {marked.pid}, which is gone: starting it over")
+        reset(settings, with_images=False)
+    elif marked.pid not in process.ancestors(os.getpid()):
+        raise ClusterError(
+            f"cluster {settings.name!r} is in use by process {marked.pid}: choose another TEST_CLUSTER, or wait for it"
+        )
+
+
+def _resume(settings: Settings, found: process.Identity) -> None:
+    """See a node that runs through to its end of starting: its command may have been killed on the way."""
+    if settings.link not in network.links():
+        raise ClusterError(f"the wire {settings.link} of the running cluster is gone: run `down`, then `up`")
+    registry.start(settings.cache, settings.registry_port)
+    build = binaries_of(settings.home)
+    for first in process.children(found.pid):
+        _await_runtime(settings, first)
+        if not images.loaded(enter(first)):
+            images.load(enter(first), settings.cache / "tools" / build, settings.home / "etc")
+    _finish(settings)
+    say(f"cluster {settings.name!r} was already up")
+    current = tools.built(settings.cache)
+    if current and current.name != build:
+        say("  it runs an earlier build of its binaries; `down` and `up` change to the present one")
 
 
 def _prepare(settings: Settings, binaries: Path) -> None:
@@ -118,7 +187,7 @@ def _prepare(settings: Settings, binaries: Path) -> None:
     home = settings.home
     for folder in ("bin", "etc", "lib", "log"):
         (home / folder).mkdir(parents=True, exist_ok=True)
-    (home / "cluster.json").write_text(json.dumps(settings.record()) + "\n")
+    state.write(home / "cluster.json", json.dumps(settings.record()) + "\n")
     pki.create(settings, home / "pki")
     servers = network.nameservers()
     components.write(settings, home / "etc", home / "pki", servers)
@@ -132,7 +201,7 @@ def _prepare(settings: Settings, binaries: Path) -> None:
     for log in (home / "log").glob("*.log"):
         log.replace(log.with_suffix(".log.1"))
     (home / "log" / "units.json").unlink(missing_ok=True)
-    (home / "binaries").write_text(f"{binaries.name}\n")
+    state.write(home / "binaries", f"{binaries.name}\n")
 
 
 def _launch(settings: Settings, binaries: Path) -> None:
@@ -144,9 +213,10 @@ def _launch(settings: Settings, binaries: Path) -> None:
     plan = home / "etc" / "node-plan.json"
     plan.write_text(json.dumps(_plan(settings, binaries), indent=2) + "\n")
     # Joining the groups in the shell keeps the node out of the group, and the fate, of whatever called us.
-    join = "".join(f"echo $$ > '{path}'; " for path in joins)
+    join = "".join(f"echo $$ > {shlex.quote(str(path))}; " for path in joins)
     namespaces = "--mount --propagation=slave --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL"
-    command = f"{join}exec unshare {namespaces} {sys.executable} -I {Path(node.__file__)} '{plan}'"
+    first_process = shlex.join([sys.executable, "-I", node.__file__, str(plan)])
+    command = f"{join}exec unshare {namespaces} {first_process}"
     with (home / "log" / "node.log").open("w") as log:
         started = subprocess.Popen(
             ["sh", "-c", command], stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/", start_new_session=True
@@ -164,8 +234,13 @@ def _launch(settings: Settings, binaries: Path) -> None:
     started.stdin.write(b"go\n")
     started.stdin.close()
     say("  loading the node's own images")
-    wait(lambda: _enter_ok(first[0]), 20, lambda: f"containerd did not start, see {home / 'log' / 'containerd.log'}")
+    _await_runtime(settings, first[0])
     images.load(enter(first[0]), binaries, home / "etc")
+
+
+def _await_runtime(settings: Settings, first: int) -> None:
+    log = settings.home / "log" / "containerd.log"
+    wait(lambda: _enter_ok(first), 20, lambda: f"containerd did not start, see {log}")
 
 
 def _finish(settings: Settings) -> None:
@@ -173,7 +248,14 @@ def _finish(settings: Settings) -> None:
     kubectl = client(settings)
     say("  waiting for the API server")
     logs = settings.home / "log"
-    wait(kubectl.ready, 90, lambda: f"the API server is not ready, see {logs / 'kube-apiserver.log'}")
+    wait(
+        kubectl.ready,
+        90,
+        lambda: (
+            f"the API server is not ready, see {logs / 'kube-apiserver.log'} and etcd.log beside it; if a power "
+            "cut came before and nothing else helps, `reset` starts over without the cluster's objects and volumes"
+        ),
+    )
     kubectl.apply([*dns.manifests(settings), *storage.manifests()])
     say("  waiting for the node")
     wait(
@@ -185,13 +267,12 @@ def _finish(settings: Settings) -> None:
 
 def _plan(settings: Settings, binaries: Path) -> dict[str, object]:
     home = settings.home
-    proxies = {name: value for name, value in os.environ.items() if name.lower() in {"https_proxy", "no_proxy"}}
     return {
         "hostname": settings.node_name,
         "mount": shutil.which("mount"),
         "umount": shutil.which("umount"),
         "path": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "env": proxies,
+        "env": proxy.variables(settings, os.environ),
         "binds": [
             [str(binaries), components.BIN],
             [str(home / "pki"), components.KEYS],

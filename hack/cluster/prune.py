@@ -6,40 +6,49 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from . import lifecycle, registry, sysctl, tools
+from . import lifecycle, settings, tools
 from .console import say, size
 
 
-def stale(cache: Path, *, running: Collection[str], wanted_build: str | None) -> list[Path]:
-    """The folders to delete: builds that nothing uses, and the state of clusters that are down.
+def stale(cache: Path, *, running: Collection[str], wanted_build: str | None, state: bool) -> list[Path]:
+    """The folders to delete: all of them can be made or pulled again, unless `state` is asked for.
 
-    With no cluster up nobody pulls from the registry either, and its images go too.
+    Builds that nothing uses, and the pulled images of clusters that are down; with no cluster up nobody pulls from the
+    registry either, and its images go too. `state` adds what clusters that are down have kept: everything.
     """
-    clusters = sorted(path for path in (cache / "clusters").glob("*") if path.is_dir())
-    in_use = {wanted_build} | {
-        record.read_text().strip() for name in running if (record := cache / "clusters" / name / "binaries").exists()
-    }
+    in_use = {wanted_build} | {lifecycle.binaries_of(cache / "clusters" / name) for name in running}
     found = [build for build in sorted((cache / "tools").glob("*")) if build.name not in in_use]
-    found += [cluster for cluster in clusters if cluster.name not in running]
+    for name in stopped(cache, running):
+        home = cache / "clusters" / name
+        found += [path for path in [home if state else home / "lib" / "containerd"] if path.exists()]
     if not running and (cache / "registry").exists():
         found.append(cache / "registry")
     return found
 
 
-def prune(cache: Path) -> None:
+def stopped(cache: Path, running: Collection[str]) -> list[str]:
+    """The clusters that have a folder and are down."""
+    folders = sorted(path for path in (cache / "clusters").glob("*") if path.is_dir())
+    return [folder.name for folder in folders if folder.name not in running]
+
+
+def prune(cache: Path, *, state: bool) -> None:
     running = lifecycle.any_running(cache)
-    if not running:
-        registry.stop(cache)
-        sysctl.restore(cache / "sysctl.json")
+    # A node that was killed has left its link, rules and groups; without its folder nobody would know of them.
+    for name in stopped(cache, running):
+        lifecycle.sweep(settings.leftover(cache, name))
+    lifecycle.settle(cache)
     wanted = tools.built(cache)
     freed = 0
-    for folder in stale(cache, running=running, wanted_build=wanted.name if wanted else None):
+    for folder in stale(cache, running=running, wanted_build=wanted.name if wanted else None, state=state):
         held = occupied(folder)
         shutil.rmtree(folder)
         freed += held
-        say(f"deleted {folder.relative_to(cache)}: {size(held)}")
+        say(f"deleted {folder.relative_to(cache)} ({_content(cache, folder)}): {size(held)}")
     kept = f", kept for running clusters: {', '.join(running)}" if running else ""
     say(f"freed {size(freed)}{kept}")
+    if not state and (left := stopped(cache, running)):
+        say(f"the state of {', '.join(left)} stays: `prune --state` or `reset` deletes it")
 
 
 def occupied(folder: Path) -> int:
@@ -49,3 +58,9 @@ def occupied(folder: Path) -> int:
         info = path.lstat()
         seen[info.st_dev, info.st_ino] = info.st_blocks * 512
     return sum(seen.values())
+
+
+def _content(cache: Path, folder: Path) -> str:
+    if folder.parent == cache / "clusters":
+        return "objects, volumes, pulled images, keys, logs"
+    return {"tools": "a build", "registry": "pushed images"}.get(folder.relative_to(cache).parts[0], "pulled images")
