@@ -88,13 +88,17 @@ class Home:
     def clusters(self) -> Path:
         return self.path / ".cache/cloze/clusters"
 
+    @property
+    def env(self) -> dict[str, str]:
+        """This process's environment without what it says about another cluster."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("CLOZE_")}
+        return {**inherited, "HOME": str(self.path), "CLOZE_REGISTRY_PORT": str(self.registry_port)}
+
     def cluster(self, command: str, name: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run one command of the cluster's program for the cluster `name`."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("CLOZE_")}
-        ours = {"HOME": str(self.path), "CLOZE_REGISTRY_PORT": str(self.registry_port)}
         return subprocess.run(
             [sys.executable, CLUSTER, command, *arguments, "--name", name],
-            env={**inherited, **ours, **env},
+            env={**self.env, **env},
             capture_output=True,
             text=True,
             timeout=1700,
@@ -354,9 +358,8 @@ def test_an_interrupted_start_takes_back_what_it_began(home: Home, both: dict[st
     """SIGTERM in the middle: no node, no link; the next start is a whole one."""
     assert home.cluster("down", SECOND).returncode == 0
     link = f"cloze{json.loads((home.clusters / SECOND / 'cluster.json').read_text())['slot']}"
-    env = {**os.environ, "HOME": str(home.path), "CLOZE_REGISTRY_PORT": str(home.registry_port)}
     argv = [sys.executable, CLUSTER, "up", "--name", SECOND]
-    with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as starting:
+    with subprocess.Popen(argv, env=home.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as starting:
         assert starting.stderr
         while "loading the node's own images" not in (line := starting.stderr.readline()):
             assert line, "it ended before it was interrupted"
