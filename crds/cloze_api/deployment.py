@@ -73,6 +73,15 @@ class ModelDeploymentSpec(Schema):
     drain_seconds: Annotated[int, Field(ge=1, le=600)] = 30
     """How long a pod that is going away may take to finish the requests it has accepted."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.drainSeconds >= self.runtime.timeoutSeconds",
+            message="spec.drainSeconds is smaller than spec.runtime.timeoutSeconds, so accepted requests get lost: "
+            "raise the one or lower the other",
+            check=lambda spec: spec.drain_seconds >= spec.runtime.timeout_seconds,
+        ),
+    )
+
 
 class ResolvedVersion(Reported):
     """The version that the deployment decided on."""

@@ -64,6 +64,11 @@ ENV_MODEL_DIGEST: Final = "CLOZE_MODEL_DIGEST"
 """The manifest's digest that the operator decided on; the server refuses anything else."""
 MODEL_CACHE_MOUNT: Final = "/cache"
 ENV_MODEL_CACHE: Final = "CLOZE_MODEL_CACHE"
+ENV_THREADS: Final = "CLOZE_THREADS"
+ENV_MAX_BATCH_TOKENS: Final = "CLOZE_MAX_BATCH_TOKENS"
+ENV_MAX_QUEUE_TOKENS: Final = "CLOZE_MAX_QUEUE_TOKENS"
+ENV_TIMEOUT_SECONDS: Final = "CLOZE_TIMEOUT_SECONDS"
+ENV_DRAIN_SECONDS: Final = "CLOZE_DRAIN_SECONDS"
 
 # Operator.
 OPERATOR_PORT: Final = 8081

@@ -105,6 +105,7 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (M, put("spec.replicas", -1), ("spec.replicas",)),
     (M, put("spec.runtime", {"maxQueueTokens": 100}), ("spec.runtime.maxQueueTokens", "raise it")),
     (M, put("spec.drainSeconds", 0), ("spec.drainSeconds",)),
+    (M, put("spec.drainSeconds", 10), ("spec.drainSeconds", "spec.runtime.timeoutSeconds")),
 ]
 
 
