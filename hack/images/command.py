@@ -39,11 +39,12 @@ class Settings:
     wheels: Path
     registry: str
     base_image: str | None
-    default_base: str
-    """What the builder takes where no base is named; another base is other content."""
+    builder: str
 
     def tag(self, image: Image, root: Path) -> str:
-        return content.tag(image, root, self.base_image or self.default_base)
+        # What the builder takes where no base is named; another base is other content.
+        default = DOCKERFILE_BASE if self.builder == "docker" else base.key()
+        return content.tag(image, root, self.base_image or default)
 
     def reference(self, image: Image, tag: str) -> str:
         return f"{self.registry}/{image.repository}:{tag}"
@@ -185,7 +186,7 @@ def _occupied(settings: Settings) -> int:
 
 
 def _builder(settings: Settings) -> Builder:
-    if builder.name(os.environ) == "docker":
+    if settings.builder == "docker":
         return Docker(settings.cache / "logs")
     return Buildah(settings.cache, settings.wheels)
 
@@ -205,7 +206,7 @@ def _settings(env: Mapping[str, str], given_registry: str | None) -> Settings:
         wheels=Path(env.get("UV_CACHE_DIR") or cache / "uv").expanduser(),
         registry=registry.address(env, given_registry),
         base_image=env.get("CLOZE_BASE_IMAGE") or None,
-        default_base=DOCKERFILE_BASE if builder.name(env) == "docker" else base.key(),
+        builder=builder.name(env),
     )
 
 
