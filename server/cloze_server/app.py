@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from cloze_server import logs
+from cloze_server.bounds import ERRORS_MAX
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.middleware import RequestMiddleware
@@ -102,14 +104,26 @@ async def _problem(_: Request, error: Exception) -> Response:
 async def _validation_problem(request: Request, error: Exception) -> Response:
     """What was wrong and where; never the value, which is the user's text."""
     assert isinstance(error, RequestValidationError)
-    found = [
-        {"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in error.errors()
-    ]
-    if any(each["type"] == "json_invalid" for each in error.errors()):
-        return await _problem(request, ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON"))
-    first = found[0]
-    detail = f"{first['location']}: {first['message']}"
-    return await _problem(request, ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found[:16]}))
+    return await _problem(request, invalid_request(error.errors()[:ERRORS_MAX]))
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """The problem of a body that doesn't fit the schema, from pydantic's errors."""
+    # The deepest error is the one that helps: a list with a wrong item, or with too many, is also "not a text".
+    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
+    if first["type"] == "json_invalid":
+        return ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
+    if first["type"] == "too_long":
+        limit = int(first["ctx"]["max_length"])
+        inputs = [part for part in first["loc"] if isinstance(part, int)]
+        if inputs:
+            message = f"input {inputs[0]} has more than {limit} words: send fewer"
+            return ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": inputs[0], "limit": limit})
+        message = f"more than {limit} inputs: send fewer in one request"
+        return ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": limit})
+    found = [{"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in errors]
+    detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found})
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:

@@ -10,18 +10,26 @@ from typing import Any, Never
 
 from cloze_api.deployment import ModelDeploymentSpec, Runtime
 from cloze_api.names import (
+    ENV_DRAIN_SECONDS,
+    ENV_MAX_BATCH_TOKENS,
+    ENV_MAX_QUEUE_TOKENS,
     ENV_MLFLOW_URI,
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
+    ENV_THREADS,
+    ENV_TIMEOUT_SECONDS,
     MODEL_CACHE_MOUNT,
     SERVER_PORT,
     TERMINATION_LOG,
 )
+from cloze_server.bounds import INPUTS_MAX
 from cloze_server.exits import ExitCode, FatalError
 
 ENV_TERMINATION_LOG = "CLOZE_TERMINATION_LOG"
 
+_SECONDS_MAX = 86_400
+_COUNT_MAX = 1 << 31
 _RUNTIME = Runtime()
 _SPEC_FIELDS = ModelDeploymentSpec.model_fields
 
@@ -54,7 +62,7 @@ class Settings:
 class Flag:
     """One setting on the command line and in the environment.
 
-    minimum: the smallest allowed number; None for text.
+    minimum, maximum: the smallest and the largest allowed number; None for text.
     """
 
     field: str
@@ -62,6 +70,7 @@ class Flag:
     parse: Callable[[str], Any]
     help: str
     minimum: float | None = None
+    maximum: float = _SECONDS_MAX
 
     @property
     def option(self) -> str:
@@ -82,12 +91,19 @@ FLAGS: tuple[Flag, ...] = (
     Flag("mlflow_uri", ENV_MLFLOW_URI, str, "MLflow's address; needed for models:/ unless the cache has the digest"),
     Flag("cache", ENV_MODEL_CACHE, Path, "folder for verified artifacts; the only one that is written to"),
     Flag("host", "CLOZE_LISTEN_HOST", str, "address to listen on"),
-    Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0),
-    Flag("threads", "CLOZE_THREADS", int, "compute threads; give the pod as many CPUs", 1),
-    Flag("max_batch_tokens", "CLOZE_MAX_BATCH_TOKENS", int, "padded tokens in one batch", 1),
-    Flag("max_queue_tokens", "CLOZE_MAX_QUEUE_TOKENS", int, "tokens that may wait; beyond them a request gets 429", 1),
-    Flag("timeout_seconds", "CLOZE_TIMEOUT_SECONDS", float, "from a request's arrival until it gets 504", 0.001),
-    Flag("drain_seconds", "CLOZE_DRAIN_SECONDS", float, "after the lame-duck time: to finish accepted requests", 0),
+    Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0, 65_535),
+    Flag("threads", ENV_THREADS, int, "compute threads; give the pod as many CPUs", 1, 1024),
+    Flag("max_batch_tokens", ENV_MAX_BATCH_TOKENS, int, "padded tokens in one batch", 1, _COUNT_MAX),
+    Flag(
+        "max_queue_tokens",
+        ENV_MAX_QUEUE_TOKENS,
+        int,
+        "tokens that may wait; beyond them a request gets 429",
+        1,
+        _COUNT_MAX,
+    ),
+    Flag("timeout_seconds", ENV_TIMEOUT_SECONDS, float, "from a request's arrival until it gets 504", 0.001),
+    Flag("drain_seconds", ENV_DRAIN_SECONDS, float, "after the lame-duck time: to finish accepted requests", 0),
     Flag(
         "lame_duck_seconds",
         "CLOZE_LAME_DUCK_SECONDS",
@@ -95,9 +111,9 @@ FLAGS: tuple[Flag, ...] = (
         "after SIGTERM: unready but still serving, until endpoints have noticed",
         0,
     ),
-    Flag("max_body_bytes", "CLOZE_MAX_BODY_BYTES", int, "largest request body", 1),
-    Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1),
-    Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1),
+    Flag("max_body_bytes", "CLOZE_MAX_BODY_BYTES", int, "largest request body", 1, _COUNT_MAX),
+    Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1, INPUTS_MAX),
+    Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1, _COUNT_MAX),
     Flag("log_level", "CLOZE_LOG_LEVEL", str, "debug, info, warning or error"),
     Flag("termination_log", ENV_TERMINATION_LOG, Path, "where a fatal error's reason is left"),
 )
@@ -155,6 +171,9 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         raise _invalid(f"--digest is {settings.digest!r}: give sha256: and 64 hexadecimal digits")
     if settings.max_queue_tokens < settings.max_batch_tokens:
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
+    if settings.drain_seconds < settings.timeout_seconds:
+        message = "--drain-seconds is smaller than --timeout-seconds, so accepted requests get lost: raise it"
+        raise _invalid(message)
     return settings
 
 
@@ -166,6 +185,8 @@ def _value(flag: Flag, text: str, origin: str) -> Any:
         raise _invalid(f"{origin} is {text!r}: give {kind}") from error
     if flag.minimum is not None and not value >= flag.minimum:
         raise _invalid(f"{origin} is {text}: give {flag.minimum:g} or more")
+    if flag.minimum is not None and value > flag.maximum:
+        raise _invalid(f"{origin} is {text}: give {flag.maximum:.10g} or less")
     return value
 
 

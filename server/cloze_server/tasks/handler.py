@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from cloze_api.task import Task
 from cloze_server.backend import Logits
+from cloze_server.bounds import INPUTS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.tokenization import Encoded, Inputs
 
-Texts = str | Annotated[list[str], Field(min_length=1)]
+# Checking stops at the first wrong item: a body of wrong items must not make an error for each.
+Texts = str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
 
 
 class TaskRequest(BaseModel):
@@ -22,6 +25,15 @@ class TaskRequest(BaseModel):
 
     truncate: Literal["error", "right"] = "error"
     """An input with more tokens than the model takes: `error` refuses the request, `right` drops the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        """One error for all unknown fields, which doesn't repeat their names: a client may have put text there."""
+        if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
+            fields = ", ".join(cls.model_fields)
+            raise PydanticCustomError("unknown_field", "unknown field; the fields are {fields}", {"fields": fields})
+        return data
 
 
 class InputResult(BaseModel):

@@ -10,21 +10,22 @@ from pydantic import BaseModel, Field, model_validator
 
 from cloze_api.task import Task
 from cloze_server.backend import Logits
+from cloze_server.bounds import INPUTS_MAX, WORDS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, best, softmax
 from cloze_server.tokenization import Encoded, Inputs
 
 OUTSIDE = "O"
 
+Words = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=WORDS_MAX, fail_fast=True)]
+"""One input that is split into words."""
+
 
 class TokenClassifyRequest(TaskRequest):
     """Texts, or texts already split into words: exactly one of `inputs` and `words`."""
 
     inputs: Texts | None = Field(default=None, examples=["Ada Lovelace lived in London."])
-    words: (
-        Annotated[list[Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]], Field(min_length=1)]
-        | None
-    ) = None
+    words: Annotated[list[Words], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)] | None = None
     """One list of words for each input; the reply has one tag for each word."""
     aggregation: Literal["none", "first"] = "first"
     """For `inputs`: `none` gives a tag for each sub-word; `first` one for each word, by its first sub-word, and joins

@@ -1,0 +1,10 @@
+"""Bounds of requests that the schema states; what a flag can lower, it can't raise above them."""
+
+INPUTS_MAX = 1024
+"""Inputs in one request; `--max-inputs` is at most this."""
+
+WORDS_MAX = 8192
+"""Words of one input that the request has split itself."""
+
+ERRORS_MAX = 16
+"""Errors of a request that its problem document lists."""
