@@ -13,15 +13,18 @@ BATCH = st.integers(1, 17)
 SEED = st.integers(0, 2**31 - 1)
 
 
+def lengths_of(samples: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 100, size=samples)
+
+
 @given(SAMPLES, BATCH, SEED, st.integers(1, 3), st.data())
 def test_every_sample_once_an_epoch_at_any_world_size(
     samples: int, batch: int, seed: int, epochs: int, data: st.DataObject
 ) -> None:
     """All ranks together see each sample once an epoch, though the number of ranks changes at every step."""
-    limit = samples * epochs
-    order = Order(samples, batch, seed, limit=limit)
+    order = Order(samples, batch, seed, lengths=lengths_of(samples, seed))
     seen: Counter[tuple[int, int]] = Counter()
-    for step in range(-(-limit // batch)):
+    for step in range(epochs * order.steps_per_epoch):
         world = data.draw(st.integers(1, 4))
         for rank in range(world):
             indices, epoch_of = order.share(step, rank, world)
@@ -29,23 +32,56 @@ def test_every_sample_once_an_epoch_at_any_world_size(
     assert seen == Counter({(epoch, sample): 1 for epoch in range(epochs) for sample in range(samples)})
 
 
+@given(SAMPLES, BATCH, SEED, st.integers(1, 3), st.data())
+def test_a_stream_has_full_batches_and_every_sample_once_an_epoch(
+    samples: int, batch: int, seed: int, epochs: int, data: st.DataObject
+) -> None:
+    """Samples of one length: no batch is short, and epochs follow each other within one, at any number of ranks."""
+    order = Order(samples, batch, seed)
+    seen: Counter[tuple[int, int]] = Counter()
+    for step in range(-(-samples * epochs // batch)):
+        world = data.draw(st.integers(1, 4))
+        shares = [order.share(step, rank, world) for rank in range(world)]
+        assert sum(len(indices) for indices, _ in shares) == batch
+        for indices, epoch_of in shares:
+            seen.update(zip(epoch_of.tolist(), indices.tolist(), strict=True))
+    whole = {key: count for key, count in seen.items() if key[0] < epochs}
+    assert whole == {(epoch, sample): 1 for epoch in range(epochs) for sample in range(samples)}
+
+
 @given(SAMPLES, BATCH, SEED, st.integers(0, 50))
 def test_a_step_depends_on_its_number_alone(samples: int, batch: int, seed: int, step: int) -> None:
     """A resumed run, which starts at this step, gets what an undisturbed one got."""
-    undisturbed = Order(samples, batch, seed)
-    for earlier in range(step):
-        undisturbed.step(earlier)
-    resumed = Order(samples, batch, seed)
-    assert np.array_equal(undisturbed.step(step)[0], resumed.step(step)[0])
+    for lengths in (None, lengths_of(samples, seed)):
+        undisturbed = Order(samples, batch, seed, lengths=lengths)
+        for earlier in range(step):
+            undisturbed.step(earlier)
+        resumed = Order(samples, batch, seed, lengths=lengths)
+        assert np.array_equal(undisturbed.step(step)[0], resumed.step(step)[0])
 
 
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=300), BATCH, SEED)
-def test_sorting_by_length_loses_nothing(lengths: list[int], batch: int, seed: int) -> None:
-    """Batches of similar length still hold every sample exactly once."""
-    samples = len(lengths)
-    order = Order(samples, batch, seed, lengths=np.array(lengths), limit=samples)
-    seen = np.concatenate([order.step(step)[0] for step in range(-(-samples // batch))])
-    assert sorted(seen.tolist()) == list(range(samples))
+@given(SAMPLES, BATCH, SEED, st.integers(0, 3))
+def test_an_epoch_of_lengths_is_whole_batches_and_one_short_one_at_its_end(
+    samples: int, batch: int, seed: int, epoch: int
+) -> None:
+    """No batch spans two epochs, and only an epoch's last one may be short."""
+    order = Order(samples, batch, seed, lengths=lengths_of(samples, seed))
+    first = epoch * order.steps_per_epoch
+    batches = [order.step(step) for step in range(first, first + order.steps_per_epoch)]
+    assert all((epochs == epoch).all() for _, epochs in batches)
+    assert [len(indices) for indices, _ in batches[:-1]] == [batch] * (order.steps_per_epoch - 1)
+    assert len(batches[-1][0]) == samples - batch * (order.steps_per_epoch - 1)
+
+
+def test_every_epoch_pads_little() -> None:
+    """Batches are of similar length in the first epoch and in each later one, though the last batch is short."""
+    lengths = lengths_of(2003, 5)
+    order = Order(2003, 16, seed=1, lengths=lengths)
+    for epoch in range(4):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        batches = [lengths[order.step(step)[0]] for step in steps]
+        padded = sum(len(batch) * batch.max() for batch in batches)
+        assert padded / lengths.sum() < 1.12, epoch
 
 
 def test_seeds_give_other_orders() -> None:

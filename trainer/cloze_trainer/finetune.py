@@ -159,20 +159,14 @@ class FineTuning:
         self.train = Examples(prepared.folder, "train", per_token=per_token)
         self.test = Examples(prepared.folder, "test", per_token=per_token)
         optimization = spec.optimization
-        positions = len(self.train) * optimization.epochs
-        self._steps = -(-positions // optimization.batch_sequences)
         self._order = Order(
-            len(self.train),
-            optimization.batch_sequences,
-            optimization.seed,
-            lengths=self.train.lengths,
-            limit=positions,
+            len(self.train), optimization.batch_sequences, optimization.seed, lengths=self.train.lengths
         )
 
     @property
     def total_steps(self) -> int:
-        """Steps of all epochs; the last may have a smaller batch."""
-        return self._steps
+        """Steps of all epochs; the last of each may have a smaller batch."""
+        return self._spec.optimization.epochs * self._order.steps_per_epoch
 
     def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
         """A rank's part of a step's batch; a stand-in of weight 0 when the last batch has none for it."""
@@ -207,7 +201,7 @@ class FineTuning:
 
     def evaluate_after(self, step: int) -> bool:
         """Whether an epoch ended with this step."""
-        return step % -(-len(self.train) // self._spec.optimization.batch_sequences) == 0
+        return step % self._order.steps_per_epoch == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
         """`accuracy`, `macro_f1` and, with two labels, `f1` on the test examples; over words for their classifier.

@@ -1,9 +1,10 @@
 """The global order of samples: a function of seed and position alone.
 
-Position p of the run is position p mod N of epoch p div N, each epoch a permutation of all N samples. The global batch
-of step s is the positions [s·B, (s + 1)·B), and rank r of W takes every W-th of them from the r-th on. What a step
-trains on depends on neither the number of ranks nor on what happened before, so a resumed run sees every sample
-exactly once, at any number of ranks.
+Each epoch is a permutation of all N samples. Samples of one length are a stream: the global batch of step s is the
+positions [s·B, (s + 1)·B), position p being place p mod N of epoch p div N. Samples of different lengths are batched
+with their like, so an epoch is ceil(N / B) steps of its own, the last of them short. Rank r of W takes every W-th
+sample of a batch from the r-th on. What a step trains on depends on neither the number of ranks nor on what happened
+before, so a resumed run sees every sample exactly once, at any number of ranks.
 """
 
 from functools import lru_cache
@@ -31,43 +32,46 @@ class Order:
     """Order of `samples` in global batches of `batch`.
 
     lengths: when given, batches hold samples of similar length: within windows of 32 batches of an epoch's
-        permutation the samples are sorted by length, then the batches are shuffled.
-    limit: number of positions in the whole run; the last batch ends there. Unlimited when None.
+        permutation the samples are sorted by length, then the batches are shuffled. What is left over for the short
+        batch is drawn before the sorting, so that no length is preferred in it. Without, no batch is ever short.
     """
 
     def __init__(
-        self,
-        samples: int,
-        batch: int,
-        seed: int,
-        *,
-        lengths: npt.NDArray[np.integer[Any]] | None = None,
-        limit: int | None = None,
+        self, samples: int, batch: int, seed: int, *, lengths: npt.NDArray[np.integer[Any]] | None = None
     ) -> None:
         assert samples > 0
-        self.samples, self.batch, self.seed, self.limit = samples, batch, seed, limit
+        self.samples, self.batch, self.seed = samples, batch, seed
         self._lengths = lengths
         self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, rounded up: with lengths the epoch ends with the last of them."""
+        return -(-self.samples // self.batch)
 
     def _permutation(self, epoch: int) -> Indices:
         random = generator(self.seed, _DOMAIN, epoch)
         order = random.permutation(self.samples).astype(np.int64)
         if self._lengths is None:
             return order
+        whole = self.samples - self.samples % self.batch
         parts = []
-        for start in range(0, self.samples, self.batch * _WINDOW):
-            window = order[start : start + self.batch * _WINDOW]
+        for start in range(0, whole, self.batch * _WINDOW):
+            window = order[start : min(start + self.batch * _WINDOW, whole)]
             window = window[np.argsort(self._lengths[window], kind="stable")]
-            batches = [window[at : at + self.batch] for at in range(0, len(window), self.batch)]
-            parts += [batches[place] for place in random.permutation(len(batches))]
-        return np.concatenate(parts)
+            batches = window.reshape(-1, self.batch)
+            parts.append(batches[random.permutation(len(batches))].reshape(-1))
+        return np.concatenate([*parts, order[whole:]])
 
     def step(self, step: int) -> tuple[Indices, Indices]:
         """Sample indices of a step's global batch, and the epoch of each."""
-        end = (step + 1) * self.batch
-        positions = np.arange(step * self.batch, end if self.limit is None else min(end, self.limit))
-        epochs, within = np.divmod(positions, self.samples)
-        indices = np.empty(len(positions), dtype=np.int64)
+        if self._lengths is not None:
+            epoch, within_epoch = divmod(step, self.steps_per_epoch)
+            start = within_epoch * self.batch
+            indices = self._epoch(epoch)[start : start + self.batch]
+            return indices, np.full(len(indices), epoch)
+        epochs, within = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), self.samples)
+        indices = np.empty(self.batch, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             indices[here] = self._epoch(int(epoch))[within[here]]
