@@ -8,3 +8,6 @@ WORDS_MAX = 8192
 
 ERRORS_MAX = 16
 """Errors of a request that its problem document lists."""
+
+PREDICTIONS_MAX = 50_000
+"""Predicted tokens in one reply of a fill-mask model: masks of all inputs × `top_k`."""

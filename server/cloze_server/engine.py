@@ -9,8 +9,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,35 +28,35 @@ _RETRY_MAX_SECONDS = 60
 class QueueFullError(Exception):
     """No room for the request now. `retry_after_seconds`: when there should be, at the measured rate."""
 
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__(f"the queue is full; try again in {retry_after_seconds} s")
+    def __init__(self, why: str, retry_after_seconds: int) -> None:
+        super().__init__(f"{why}: try again in {retry_after_seconds} s")
         self.retry_after_seconds = retry_after_seconds
 
 
 class InferenceError(Exception):
-    """The backend failed on the batch that this request was in."""
+    """The model failed on this request's input, or on the batch that it was in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One sequence for the model.
 
-    ids: token ids. positions: rows of the logits to keep, for models that answer for each token; None keeps the
-    single row of a model that answers for the whole sequence.
+    ids: token ids. keep: makes of the sequence's logits, (length, classes) or (classes,), what the answer needs. It
+    runs in the inference thread as the batch ends, on the batch's own memory, of which it must keep nothing.
     """
 
     ids: list[int]
-    positions: list[int] | None
+    keep: Callable[[Logits], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Logits of a request's pieces, in their order, and where the time went.
+    """What was kept of a request's pieces, in their order, and where the time went.
 
-    logits: for each piece (positions, classes) or (classes,). queue_seconds, infer_seconds: of the piece answered last.
+    queue_seconds, infer_seconds: of the piece answered last.
     """
 
-    logits: list[Logits]
+    kept: list[Any]
     queue_seconds: float
     infer_seconds: float
 
@@ -65,7 +66,7 @@ class _Request:
     future: asyncio.Future[Answer]
     loop: asyncio.AbstractEventLoop
     arrived: float
-    logits: list[Logits | None]
+    kept: list[Any]
     missing: int
 
 
@@ -109,13 +110,17 @@ class Engine:
         """Tokens that wait for a batch."""
         return self._queued_tokens
 
-    def refuse_when_full(self, tokens: int = 1) -> None:
+    def refuse_when_full(self, tokens: int) -> None:
         """Raises QueueFullError when so many more tokens don't fit."""
-        if self._queued_tokens + tokens > self.max_queue_tokens:
+        excess = self._queued_tokens + tokens - self.max_queue_tokens
+        if excess > 0:
             # Until the first batch is measured there is no rate: ask for a second's patience.
-            excess = self._queued_tokens + tokens - self.max_queue_tokens
             seconds = math.ceil(excess / self._tokens_per_second) if self._tokens_per_second else 1
-            raise QueueFullError(min(max(seconds, 1), _RETRY_MAX_SECONDS))
+            raise QueueFullError(
+                f"the request needs room for {tokens} tokens, {self._queued_tokens} of at most {self.max_queue_tokens} "
+                "wait",
+                min(max(seconds, 1), _RETRY_MAX_SECONDS),
+            )
 
     async def submit(self, pieces: Sequence[Piece]) -> Answer:
         """Queue the pieces of one request and wait for all of them.
@@ -157,24 +162,36 @@ class Engine:
         while (batch := self._take()) is not None:
             started = time.monotonic()
             try:
-                logits = self._run(batch)
+                logits = self._infer(batch)
             except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
                 _log.exception("inference failed")
                 for request in {entry.request for entry in batch}:
                     self._settle(request, InferenceError("the model failed on this batch"))
                 continue
             seconds = time.monotonic() - started
-            rate = sum(entry.length for entry in batch) / max(seconds, 1e-6)
+            for row, entry in enumerate(batch):
+                self._keep(entry, logits[row, : entry.length] if logits.ndim == 3 else logits[row], started, seconds)
+            rate = sum(entry.length for entry in batch) / max(time.monotonic() - started, 1e-6)
             self._tokens_per_second += (rate - self._tokens_per_second) * (
                 _RATE_WEIGHT if self._tokens_per_second else 1.0
             )
-            for entry, rows in zip(batch, logits, strict=True):
-                request = entry.request
-                request.logits[entry.index] = rows
-                request.missing -= 1
-                if request.missing == 0:
-                    found = [rows for rows in request.logits if rows is not None]
-                    self._settle(request, Answer(found, started - request.arrived, seconds))
+            # Else they stay until the next batch has its own.
+            del logits, batch
+
+    def _keep(self, entry: _Entry, logits: Logits, started: float, seconds: float) -> None:
+        """Note what the answer needs of one sequence; only its own request fails with it."""
+        request = entry.request
+        if request.future.done():
+            return
+        try:
+            request.kept[entry.index] = entry.piece.keep(logits)
+        except Exception:  # noqa: BLE001 - the request gets a problem document, the others of the batch go on
+            _log.exception("an output of the model can't be used")
+            self._settle(request, InferenceError("the model gave no usable answer for an input"))
+            return
+        request.missing -= 1
+        if request.missing == 0:
+            self._settle(request, Answer(request.kept, started - request.arrived, seconds))
 
     def _take(self) -> list[_Entry] | None:
         """Wait for work and take the next batch off the queue; None when closing."""
@@ -190,8 +207,8 @@ class Engine:
             self._queue_changed(-sum(entry.length for entry in batch))
             return batch
 
-    def _run(self, batch: list[_Entry]) -> list[Logits]:
-        """Logits that each entry asked for, copied out so that the batch's own memory can go."""
+    def _infer(self, batch: list[_Entry]) -> Logits:
+        """Logits of a batch, padded to its longest sequence."""
         longest = max(entry.length for entry in batch)
         ids_BL = np.full((len(batch), longest), self._pad, np.int64)  # noqa: N806 - B batch, L length
         mask_BL = np.zeros((len(batch), longest), np.int64)  # noqa: N806
@@ -200,13 +217,7 @@ class Engine:
             mask_BL[row, : entry.length] = 1
         logits = self._backend.infer(ids_BL, mask_BL)
         self._telemetry.batch((entry.length for entry in batch), ids_BL.size)
-        rows = [
-            logits[row].copy() if entry.piece.positions is None else logits[row, entry.piece.positions]
-            for row, entry in enumerate(batch)
-        ]
-        if not all(np.isfinite(kept).all() for kept in rows):
-            raise FloatingPointError("the model gave a logit that is not finite")
-        return rows
+        return logits
 
     @staticmethod
     def _settle(request: _Request, outcome: Answer | Exception) -> None:

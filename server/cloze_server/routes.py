@@ -146,7 +146,7 @@ async def _answer(service: Service, body: TaskRequest, request: Request) -> Resp
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise ClientLeftError
-        return Response(work.result().model_dump_json(), media_type="application/json")
+        return Response(work.result(), media_type="application/json")
     finally:
         work.cancel()
         gone.cancel()

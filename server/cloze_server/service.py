@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cloze_api.task import Task
@@ -11,7 +12,7 @@ from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.settings import Settings
 from cloze_server.tasks import handler_for
-from cloze_server.tasks.handler import Item, TaskReply, TaskRequest
+from cloze_server.tasks.handler import Item, TaskRequest
 from cloze_server.telemetry import Telemetry
 from cloze_server.tokenization import Encoded, Inputs, TokenizerPool
 
@@ -59,8 +60,8 @@ class Service:
         self._engine.close()
         self._tokenizers.close()
 
-    async def answer(self, request: TaskRequest) -> TaskReply:
-        """The reply. Raises ProblemError. Cancelling withdraws the request from the queue."""
+    async def answer(self, request: TaskRequest) -> bytes:
+        """The reply as JSON. Raises ProblemError. Cancelling withdraws the request from the queue."""
         limit = self._settings.timeout_seconds
         try:
             async with asyncio.timeout(limit):
@@ -69,50 +70,60 @@ class Service:
             raise ProblemError(ProblemType.TIMEOUT, f"no answer within {limit:g} s: send less, or later") from error
         except QueueFullError as error:
             raise ProblemError(
-                ProblemType.QUEUE_FULL,
-                f"{self._engine.queued_tokens} tokens wait, at most {self._engine.max_queue_tokens} may: try again in "
-                f"{error.retry_after_seconds} s",
-                retry_after_seconds=error.retry_after_seconds,
+                ProblemType.QUEUE_FULL, str(error), retry_after_seconds=error.retry_after_seconds
             ) from error
         except InferenceError as error:
             raise ProblemError(ProblemType.INTERNAL, str(error)) from error
 
-    async def _answer(self, request: TaskRequest) -> TaskReply:
+    async def _answer(self, request: TaskRequest) -> bytes:
         inputs = self.handler.inputs(request)
         self._check_size(inputs)
         # Before work is spent on tokens that couldn't wait anyway.
-        self._engine.refuse_when_full()
-        if self._tokenizers.pending_characters > self._engine.max_queue_tokens * _CHARACTERS_PER_QUEUE_TOKEN:
-            raise QueueFullError(1)
+        self._engine.refuse_when_full(1)
+        waiting = self._tokenizers.pending_characters
+        if waiting > (most := self._engine.max_queue_tokens * _CHARACTERS_PER_QUEUE_TOKEN):
+            raise QueueFullError(f"{waiting} characters wait to be tokenized, at most {most} may", 1)
 
         started = time.monotonic()
-        encoded = await self._tokenizers.encode(inputs, offsets=self.handler.needs_offsets)
+        items = await self._tokenizers.encode(
+            inputs, offsets=self.handler.needs_offsets, then=lambda encoded: self._prepare(request, encoded)
+        )
         self._telemetry.stage("tokenize", time.monotonic() - started)
-        encoded = self._truncate(request, encoded)
-        items = [Item(index, each) for index, each in enumerate(encoded)]
-        items = [replace(item, positions=self.handler.positions(request, item)) for item in items]
-        self._count_tokens(encoded)
 
-        answer = await self._engine.submit([Piece(item.encoded.ids, item.positions) for item in items])
+        answer = await self._engine.submit(
+            [Piece(item.encoded.ids, partial(self.handler.keep, request, item)) for item in items]
+        )
         self._telemetry.stage("queue", answer.queue_seconds)
         self._telemetry.stage("infer", answer.infer_seconds)
 
         started = time.monotonic()
-        results: list[Any] = await self._tokenizers.run(
-            lambda: [
-                self.handler.result(request, item, logits) for item, logits in zip(items, answer.logits, strict=True)
-            ]
-        )
+        reply = await self._tokenizers.run(lambda: self._reply(request, items, answer.kept))
         self._telemetry.stage("post", time.monotonic() - started)
-        return self.handler.reply.model_validate(
+        unknown = self.model.special_tokens.unk
+        self._telemetry.unknown_tokens(sum(item.encoded.ids.count(unknown) for item in items))
+        self._telemetry.truncated_inputs(sum(item.encoded.truncated for item in items))
+        return reply
+
+    def _prepare(self, request: TaskRequest, encoded: list[Encoded]) -> list[Item]:
+        """What the model reads, and where it answers. Not for the event loop: it looks at every token."""
+        items = [Item(index, each) for index, each in enumerate(self._truncate(request, encoded))]
+        items = [replace(item, positions=self.handler.positions(request, item)) for item in items]
+        self.handler.check(request, items)
+        return items
+
+    def _reply(self, request: TaskRequest, items: list[Item], kept: list[Any]) -> bytes:
+        """The reply. Not for the event loop: it may be a megabyte of JSON."""
+        results = [self.handler.result(request, item, each) for item, each in zip(items, kept, strict=True)]
+        reply = self.handler.reply.model_validate(
             {
                 "model": self.model.name,
                 "version": self.model.version,
                 "digest": self.model.digest,
-                "tokens": sum(len(each.ids) for each in encoded),
+                "tokens": sum(len(item.encoded.ids) for item in items),
                 "results": results,
             }
         )
+        return reply.model_dump_json().encode()
 
     def _check_size(self, inputs: Inputs) -> None:
         """Bounds that cost nothing to check, before any token is made."""
@@ -131,6 +142,11 @@ class Service:
             if characters > limit:
                 message = f"input {index} has {characters} characters: send at most {limit}"
                 raise ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": index, "limit": limit})
+        # A word of control characters has no token, and yet its tag in the reply.
+        words = sum(len(text) for text in inputs if not isinstance(text, str))
+        if words > self._engine.max_queue_tokens:
+            message = f"{words} words: a request may have at most {self._engine.max_queue_tokens}"
+            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": self._engine.max_queue_tokens})
 
     def _truncate(self, request: TaskRequest, encoded: list[Encoded]) -> list[Encoded]:
         limit = self.model.max_length
@@ -149,8 +165,3 @@ class Service:
             message = f"{tokens} tokens: a request may have at most {self._engine.max_queue_tokens}"
             raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": self._engine.max_queue_tokens})
         return cut
-
-    def _count_tokens(self, encoded: list[Encoded]) -> None:
-        unknown = self.model.special_tokens.unk
-        self._telemetry.unknown_tokens(sum(each.ids.count(unknown) for each in encoded))
-        self._telemetry.truncated_inputs(sum(each.truncated for each in encoded))

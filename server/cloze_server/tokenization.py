@@ -89,12 +89,15 @@ class TokenizerPool:
     def _prepare(self) -> None:
         self._local.tokenizer = build_tokenizer(self._serialized)
 
-    async def encode(self, inputs: Inputs, *, offsets: bool) -> list[Encoded]:
-        """Tokenize texts, or texts split into words. `offsets` also gives offsets and word indexes, at some cost."""
+    async def encode(self, inputs: Inputs, *, offsets: bool, then: Callable[[list[Encoded]], Result]) -> Result:
+        """Tokenize texts, or texts split into words, and go on with `then` in the same thread.
+
+        `offsets` also gives offsets and word indexes, at some cost.
+        """
         characters = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in inputs)
         self.pending_characters += characters
         try:
-            return await self.run(lambda: self._encode(inputs, offsets))
+            return await self.run(lambda: then(self._encode(inputs, offsets)))
         finally:
             self.pending_characters -= characters
 

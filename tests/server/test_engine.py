@@ -61,35 +61,35 @@ def test_every_request_gets_its_own_answer(requests: list[list[list[int]]]) -> N
         running = engine(backend)
         try:
             answers = await asyncio.gather(
-                *(running.submit([Piece(ids, None) for ids in request]) for request in requests)
+                *(running.submit([Piece(ids, np.copy) for ids in request]) for request in requests)
             )
         finally:
             running.close()
         for request, answer in zip(requests, answers, strict=True):
             expected = [backend.hashed(np.array(ids, np.int64), 0) for ids in request]
-            np.testing.assert_array_equal(answer.logits, expected)
+            np.testing.assert_array_equal(answer.kept, expected)
 
     asyncio.run(run())
 
 
-async def test_only_the_asked_positions_come_back() -> None:
+async def test_only_what_a_piece_keeps_comes_back() -> None:
     """A model that answers for each token is cut to the rows that matter."""
     backend = DummyBackend(classes=4, per_token=True)
     running = engine(backend)
-    answer = await running.submit([Piece([5, 6, 7], [2, 0])])
+    answer = await running.submit([Piece([5, 6, 7], lambda logits: logits[[2, 0]])])
     running.close()
     ids = np.array([5, 6, 7], np.int64)
-    np.testing.assert_array_equal(answer.logits[0], [backend.hashed(ids, 2), backend.hashed(ids, 0)])
+    np.testing.assert_array_equal(answer.kept[0], [backend.hashed(ids, 2), backend.hashed(ids, 0)])
 
 
 async def test_a_cancelled_request_is_withdrawn_before_its_batch() -> None:
     """The model never sees text whose client has left."""
     gate = Gate()
     running = engine(gate, batch=1)
-    first = asyncio.create_task(running.submit([Piece([1], None)]))
+    first = asyncio.create_task(running.submit([Piece([1], np.copy)]))
     await until(gate.entered.is_set)
-    second = asyncio.create_task(running.submit([Piece([2], None), Piece([3], None)]))
-    third = asyncio.create_task(running.submit([Piece([4], None)]))
+    second = asyncio.create_task(running.submit([Piece([2], np.copy), Piece([3], np.copy)]))
+    third = asyncio.create_task(running.submit([Piece([4], np.copy)]))
     await until(lambda: running.queued_tokens == 3)
     second.cancel()
     await until(lambda: running.queued_tokens == 1)
@@ -104,12 +104,12 @@ async def test_a_request_that_does_not_fit_is_refused_with_a_wait() -> None:
     """The queue is bounded in tokens, and says when to come back."""
     gate = Gate()
     running = engine(gate, batch=4, queue=10)
-    first = asyncio.create_task(running.submit([Piece([1], None)]))
+    first = asyncio.create_task(running.submit([Piece([1], np.copy)]))
     await until(gate.entered.is_set)
-    second = asyncio.create_task(running.submit([Piece([2] * 8, None)]))
+    second = asyncio.create_task(running.submit([Piece([2] * 8, np.copy)]))
     await until(lambda: running.queued_tokens == 8)
     with pytest.raises(QueueFullError) as refused:
-        await running.submit([Piece([3] * 3, None)])
+        await running.submit([Piece([3] * 3, np.copy)])
     assert refused.value.retry_after_seconds >= 1
     gate.go.set()
     await asyncio.gather(first, second)
@@ -127,19 +127,50 @@ async def test_a_failing_batch_fails_its_requests_and_no_others() -> None:
 
     running = engine(Flaky(classes=2, per_token=False), batch=1)
     with pytest.raises(InferenceError):
-        await running.submit([Piece([13], None)])
-    await running.submit([Piece([1], None)])
+        await running.submit([Piece([13], np.copy)])
+    await running.submit([Piece([1], np.copy)])
     running.close()
 
 
-async def test_a_score_that_is_not_finite_is_an_error() -> None:
-    """Never an answer made of nonsense."""
+async def test_an_output_that_cannot_be_used_fails_its_own_request_alone() -> None:
+    """The others of the batch get their answer."""
+
+    def careful(logits: Logits) -> Logits:
+        if not np.isfinite(logits).all():
+            raise FloatingPointError
+        return logits.copy()
 
     class Broken(DummyBackend):
         def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
-            return super().infer(ids_BL, mask_BL) * np.float32("nan")
+            logits = super().infer(ids_BL, mask_BL)
+            logits[ids_BL[:, 0] == 13] = np.nan
+            return logits
 
-    running = engine(Broken(classes=2, per_token=False))
-    with pytest.raises(InferenceError):
-        await running.submit([Piece([1], None)])
+    backend = Broken(classes=2, per_token=False)
+    running = engine(backend)
+    first, second, third = await asyncio.gather(
+        running.submit([Piece([1], careful)]),
+        running.submit([Piece([2], careful), Piece([13], careful), Piece([3], careful)]),
+        running.submit([Piece([4], careful)]),
+        return_exceptions=True,
+    )
     running.close()
+    assert isinstance(second, InferenceError)
+    for answer, token in ((first, 1), (third, 4)):
+        assert not isinstance(answer, BaseException)
+        np.testing.assert_array_equal(answer.kept[0], backend.hashed(np.array([token], np.int64), 0))
+
+
+async def test_what_is_kept_is_made_as_each_batch_ends() -> None:
+    """A request of many batches holds the logits of one at a time."""
+    order: list[str] = []
+
+    class Noted(DummyBackend):
+        def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+            order.append("run")
+            return super().infer(ids_BL, mask_BL)
+
+    running = engine(Noted(classes=2, per_token=False), batch=1)
+    await running.submit([Piece([token], lambda _: order.append("keep")) for token in range(3)])
+    running.close()
+    assert order == ["run", "keep"] * 3

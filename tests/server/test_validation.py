@@ -1,6 +1,7 @@
 """Bodies that don't fit the schema: little work, little memory, and no text of the user in the answer."""
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from cloze_server.model import dummy_model
 from cloze_server.tasks.classify import ClassifyRequest
 from cloze_server.tasks.fill_mask import FillMaskRequest
 from cloze_server.tasks.handler import TaskRequest
-from cloze_server.tasks.token_classify import TokenClassifyRequest
+from cloze_server.tasks.token_classify import TokenClassify, TokenClassifyRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +68,37 @@ async def test_a_list_beyond_its_bound_is_a_problem_of_its_own(
     assert len(response.content) < 1000
     if kind == "input-too-long":
         assert (response.json()["input"], response.json()["limit"]) == (1, WORDS_MAX)
+
+
+async def test_words_without_tokens_are_bounded_too(serving: Any) -> None:
+    """Each has a tag in the reply, though the model reads nothing of it."""
+    body = {"words": [["\u0007"] * 9] * 2}
+    async with serving(
+        lambda: dummy_model(Task.TOKEN_CLASSIFICATION), max_batch_tokens=16, max_queue_tokens=17
+    ) as client:
+        response = await client.post("/v1/token-classify", json=body)
+    assert response.status_code == 413
+    assert response.json()["type"].endswith("request-too-large")
+
+
+async def test_work_for_each_token_is_not_done_in_the_event_loop(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before the model runs nor after it."""
+    threads = {}
+
+    def noting(name: str) -> Any:
+        method = getattr(TokenClassify, name)
+
+        def noted(*arguments: Any) -> Any:
+            threads[name] = threading.current_thread().name
+            return method(*arguments)
+
+        return noted
+
+    for name in ("positions", "keep", "result"):
+        monkeypatch.setattr(TokenClassify, name, noting(name))
+    async with serving(lambda: dummy_model(Task.TOKEN_CLASSIFICATION)) as client:
+        assert (await client.post("/v1/token-classify", json={"inputs": "Ada"})).status_code == 200
+    assert threads == {"positions": "tokenize_0", "keep": "inference", "result": "tokenize_0"}
 
 
 async def test_the_innermost_error_is_told(serving: Any) -> None:

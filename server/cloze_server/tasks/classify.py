@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from cloze_api.task import Task
 from cloze_server.backend import Logits
-from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, best, softmax
+from cloze_server.tasks.handler import Handler, InputResult, Item, Ranking, TaskReply, TaskRequest, Texts, rank
 from cloze_server.tokenization import Inputs
 
 
@@ -51,15 +51,17 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
     def positions(self, request: ClassifyRequest, item: Item) -> None:
         """The model answers for the whole sequence."""
 
-    def result(self, request: ClassifyRequest, item: Item, logits: Logits) -> ClassifyResult:
+    def keep(self, request: ClassifyRequest, item: Item, logits: Logits) -> Ranking:  # noqa: ARG002 - as in Handler
         """The best labels."""
-        scores = softmax(logits)
-        labels = self.model.labels
+        return rank(logits, request.top_k or len(logits))
+
+    def result(self, request: ClassifyRequest, item: Item, kept: Ranking) -> ClassifyResult:  # noqa: ARG002
+        """The best labels by name."""
         return ClassifyResult(
             tokens=len(item.encoded.ids),
             truncated=item.encoded.truncated,
             predictions=[
-                LabelPrediction(label=labels[label], score=float(scores[label]))
-                for label in best(scores, request.top_k or len(labels))
+                LabelPrediction(label=self.model.labels[label], score=score)
+                for label, score in zip(kept.classes, kept.scores, strict=True)
             ],
         )

@@ -6,9 +6,10 @@ from pydantic import BaseModel, Field
 
 from cloze_api.task import Task
 from cloze_server.backend import Logits
+from cloze_server.bounds import PREDICTIONS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
-from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, best, softmax
+from cloze_server.tasks.handler import Handler, InputResult, Item, Ranking, TaskReply, TaskRequest, Texts, rank
 from cloze_server.tokenization import Inputs
 
 
@@ -63,7 +64,7 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
         return [request.inputs] if isinstance(request.inputs, str) else request.inputs
 
     def positions(self, request: FillMaskRequest, item: Item) -> list[int]:  # noqa: ARG002 - as in Handler
-        """Where the masks are. Only there is a distribution over the vocabulary computed."""
+        """Where the masks are."""
         mask = self.model.special_tokens.mask
         found = [position for position, token_id in enumerate(item.encoded.ids) if token_id == mask]
         if not found:
@@ -75,13 +76,24 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
             )
         return found
 
-    def result(self, request: FillMaskRequest, item: Item, logits: Logits) -> FillMaskResult:
+    def check(self, request: FillMaskRequest, items: list[Item]) -> None:
+        """Raises ProblemError for more predictions than a reply may have."""
+        predictions = sum(len(item.positions or []) for item in items) * request.top_k
+        if predictions > PREDICTIONS_MAX:
+            message = f"{predictions} predictions (masks × top_k): a request may have at most {PREDICTIONS_MAX}"
+            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": PREDICTIONS_MAX})
+
+    def keep(self, request: FillMaskRequest, item: Item, logits: Logits) -> list[Ranking]:
+        """The best tokens for each mask. One mask after the other: each has a score for the whole vocabulary."""
+        return [rank(logits[position], request.top_k) for position in item.positions or []]
+
+    def result(self, request: FillMaskRequest, item: Item, kept: list[Ranking]) -> FillMaskResult:  # noqa: ARG002 - as in Handler
         """The `top_k` tokens for each mask."""
         masks = []
-        for position, scores in zip(item.positions or [], softmax(logits), strict=True):
+        for position, ranking in zip(item.positions or [], kept, strict=True):
             predictions = [
-                TokenPrediction(token=self._tokens.get(token_id, ""), token_id=token_id, score=float(scores[token_id]))
-                for token_id in best(scores, request.top_k)
+                TokenPrediction(token=self._tokens.get(token_id, ""), token_id=token_id, score=score)
+                for token_id, score in zip(ranking.classes, ranking.scores, strict=True)
             ]
             masks.append(Mask(position=position, predictions=predictions))
         return FillMaskResult(tokens=len(item.encoded.ids), truncated=item.encoded.truncated, masks=masks)

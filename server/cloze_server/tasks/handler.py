@@ -61,7 +61,7 @@ class TaskReply(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input of a request: its place, its tokens, and the rows of logits it needs (see `Handler.positions`)."""
+    """One input of a request: its place, its tokens, and where the model's answers are (see `Handler.positions`)."""
 
     index: int
     encoded: Encoded
@@ -88,22 +88,49 @@ class Handler(ABC, Generic[RequestT, ResultT]):
 
     @abstractmethod
     def positions(self, request: RequestT, item: Item) -> list[int] | None:
-        """Rows of logits that an input needs; None for a model that answers for the whole sequence.
+        """Tokens that an input needs an answer for; None for a model that answers for the whole sequence.
 
         Raises ProblemError for an input that has nothing to answer.
         """
 
+    def check(self, request: RequestT, items: list[Item]) -> None:
+        """Raises ProblemError when the reply would be too large."""
+
     @abstractmethod
-    def result(self, request: RequestT, item: Item, logits: Logits) -> ResultT:
-        """The answer for one input; `logits` are (positions, classes) or (classes,)."""
+    def keep(self, request: RequestT, item: Item, logits: Logits) -> Any:
+        """What `result` needs of an input's logits, (length, classes) or (classes,); small, and a copy.
+
+        Raises FloatingPointError for logits that are not finite.
+        """
+
+    @abstractmethod
+    def result(self, request: RequestT, item: Item, kept: Any) -> ResultT:
+        """The answer for one input, from what `keep` made."""
 
 
 # Any: the request and result types go together, and the route has checked the request's.
 AnyHandler = Handler[Any, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The best classes, best first, with their probabilities over all classes."""
+
+    classes: list[int]
+    scores: list[float]
+
+
+def rank(logits: Logits, count: int) -> Ranking:
+    """The `count` most likely of (classes,). Raises FloatingPointError."""
+    scores = softmax(logits)
+    classes = best(scores, count)
+    return Ranking(classes, scores[classes].tolist())
+
+
 def softmax(logits: Logits) -> Logits:
-    """Softmax over the last axis."""
+    """Softmax over the last axis. Raises FloatingPointError for logits that are not finite."""
+    if not np.isfinite(logits).all():
+        raise FloatingPointError("the model gave a logit that is not finite")
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores: Logits = shifted / shifted.sum(axis=-1, keepdims=True)
     return scores

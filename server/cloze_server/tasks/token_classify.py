@@ -6,13 +6,14 @@ splits it into (white space and punctuation); a request may also bring its own w
 
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from cloze_api.task import Task
 from cloze_server.backend import Logits
 from cloze_server.bounds import INPUTS_MAX, WORDS_MAX
 from cloze_server.model import LoadedModel
-from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, best, softmax
+from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, softmax
 from cloze_server.tokenization import Encoded, Inputs
 
 OUTSIDE = "O"
@@ -126,13 +127,18 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
             return [position for position, word in enumerate(words) if word is not None]
         return first_subwords(words)
 
-    def result(self, request: TokenClassifyRequest, item: Item, logits: Logits) -> TokenClassifyResult:
+    def keep(self, request: TokenClassifyRequest, item: Item, logits: Logits) -> list[tuple[int, float]]:  # noqa: ARG002 - as in Handler
+        """The most likely label at each position, and its probability."""
+        if not item.positions:
+            return []
+        scores = softmax(logits[item.positions])
+        labels = scores.argmax(axis=-1)
+        return list(zip(labels.tolist(), scores[np.arange(len(labels)), labels].tolist(), strict=True))
+
+    def result(self, request: TokenClassifyRequest, item: Item, kept: list[tuple[int, float]]) -> TokenClassifyResult:
         """Tags in the order of the text."""
         encoded, positions = item.encoded, item.positions or []
-        predictions = []
-        for scores in softmax(logits) if positions else ():
-            label = best(scores, 1)[0]
-            predictions.append((self.model.labels[label], float(scores[label])))
+        predictions = [(self.model.labels[label], score) for label, score in kept]
         if request.words is not None:
             tags = self._given_words(request.words[item.index], encoded, positions, predictions)
         else:
