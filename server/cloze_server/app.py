@@ -12,19 +12,18 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from cloze_server import logs
+from cloze_server import logs, paths
 from cloze_server.bounds import ERRORS_MAX
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.middleware import RequestMiddleware
 from cloze_server.model import LoadedModel, Loader
-from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.problems import ProblemError, ProblemType, with_problem_type
 from cloze_server.reference import RegisteredVersion, parse_reference
-from cloze_server.routes import MODELS_ROUTE, Room, build_router
+from cloze_server.routes import Room, build_router
 from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.source import StoppedError
-from cloze_server.tasks import ROUTES
 from cloze_server.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -51,19 +50,27 @@ def create_app(settings: Settings, load: Loader, lifecycle: Lifecycle | None = N
             room.service.close()
 
     # The documentation pages load scripts from other hosts, which a cluster may not reach; the schema is enough.
-    app = FastAPI(title="Cloze inference server", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.state.room = room
+    app = FastAPI(
+        title="Cloze inference server",
+        openapi_url=paths.SCHEMA,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.include_router(build_router(room))
+    describe = app.openapi
+    # The framework knows one media type for all replies of a route.
+    app.openapi = lambda: with_problem_type(describe())  # type: ignore[method-assign]
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_middleware(
         RequestMiddleware,
+        settings=settings,
         telemetry=room.telemetry,
         lifecycle=lifecycle,
         identity=room.identity,
-        routes=frozenset({*ROUTES.values(), MODELS_ROUTE}),
-        max_body_bytes=settings.max_body_bytes,
     )
     return app
 
@@ -131,9 +138,8 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            problem = ProblemError(
-                ProblemType.NOT_FOUND, f"the routes are {', '.join(ROUTES.values())}, {MODELS_ROUTE}"
-            )
+            known = ", ".join((*paths.TASK_PATHS.values(), paths.MODELS))
+            problem = ProblemError(ProblemType.NOT_FOUND, f"the routes are {known}")
         case 405:
             problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")
         case _:

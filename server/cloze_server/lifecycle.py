@@ -15,11 +15,15 @@ class State(StrEnum):
 
 
 class Lifecycle:
-    """The present state. It only moves forward: a model that is loaded while the process drains isn't ready."""
+    """The present state. It only moves forward: what comes of loading while the process drains doesn't matter any more.
+
+    abandoned: accepted requests that got no answer of the model because the process ended first.
+    """
 
     def __init__(self) -> None:
         self.state = State.LOADING
         self.failure: FatalError | None = None
+        self.abandoned = 0
 
     def loaded(self) -> None:
         """The model answers."""
@@ -33,5 +37,6 @@ class Lifecycle:
 
     def fail(self, error: FatalError) -> None:
         """Loading failed for good."""
-        self.state = State.FAILED
-        self.failure = error
+        if self.state is State.LOADING:
+            self.state = State.FAILED
+            self.failure = error

@@ -23,9 +23,12 @@ class ProblemType(StrEnum):
     REQUEST_TOO_LARGE = "request-too-large"
     NOT_FOUND = "not-found"
     METHOD_NOT_ALLOWED = "method-not-allowed"
+    BODY_TIMEOUT = "body-timeout"
+    MEDIA_TYPE_UNSUPPORTED = "media-type-unsupported"
     TASK_MISMATCH = "task-mismatch"
     QUEUE_FULL = "queue-full"
     MODEL_LOADING = "model-loading"
+    SHUTTING_DOWN = "shutting-down"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
 
@@ -40,16 +43,19 @@ TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.BODY_INVALID: _Entry(400, "The body is not JSON"),
     ProblemType.NOT_FOUND: _Entry(404, "There is no such route"),
     ProblemType.METHOD_NOT_ALLOWED: _Entry(405, "The route doesn't take this method"),
+    ProblemType.BODY_TIMEOUT: _Entry(408, "The body took too long to arrive"),
     ProblemType.TASK_MISMATCH: _Entry(409, "The loaded model has another task"),
     ProblemType.BODY_TOO_LARGE: _Entry(413, "The body is too large"),
     ProblemType.TOO_MANY_INPUTS: _Entry(413, "The request has too many inputs"),
-    ProblemType.REQUEST_TOO_LARGE: _Entry(413, "The request has more tokens than the queue holds"),
+    ProblemType.REQUEST_TOO_LARGE: _Entry(413, "The request asks for too much at once"),
+    ProblemType.MEDIA_TYPE_UNSUPPORTED: _Entry(415, "The body is not declared as JSON"),
     ProblemType.INPUT_INVALID: _Entry(422, "The request doesn't fit the schema"),
     ProblemType.INPUT_TOO_LONG: _Entry(422, "An input is too long"),
     ProblemType.MASK_MISSING: _Entry(422, "An input has no mask token"),
-    ProblemType.QUEUE_FULL: _Entry(429, "The queue is full"),
+    ProblemType.QUEUE_FULL: _Entry(429, "The server has too much to do"),
     ProblemType.INTERNAL: _Entry(500, "The server failed"),
     ProblemType.MODEL_LOADING: _Entry(503, "The model is not loaded yet"),
+    ProblemType.SHUTTING_DOWN: _Entry(503, "The server ends"),
     ProblemType.TIMEOUT: _Entry(504, "The request took too long"),
 }
 
@@ -104,3 +110,12 @@ class ProblemError(Exception):
             **self.members,
         )
         return JSONResponse(problem.model_dump(), entry.status, sent, media_type=MEDIA_TYPE)
+
+
+def with_problem_type(schema: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document whose errors have the media type of problem documents."""
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        for status, response in operation["responses"].items():
+            if status[0] in "45" and "application/json" in response.get("content", {}):
+                response["content"] = {MEDIA_TYPE: response["content"].pop("application/json")}
+    return schema

@@ -1,6 +1,7 @@
 """The HTTP routes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,23 +11,21 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive
 
 from cloze_api.task import Task
+from cloze_server import paths
 from cloze_server.lifecycle import Lifecycle, State
 from cloze_server.middleware import ClientLeftError
-from cloze_server.problems import Problem, ProblemError, ProblemType
+from cloze_server.problems import TABLE, Problem, ProblemError, ProblemType
 from cloze_server.service import Service
-from cloze_server.tasks import ROUTES
-from cloze_server.tasks.classify import ClassifyReply, ClassifyRequest
-from cloze_server.tasks.fill_mask import FillMaskReply, FillMaskRequest
-from cloze_server.tasks.handler import TaskRequest
-from cloze_server.tasks.token_classify import TokenClassifyReply, TokenClassifyRequest
+from cloze_server.tasks import HANDLERS
+from cloze_server.tasks.handler import AnyHandler, TaskRequest
 from cloze_server.telemetry import Telemetry
 
-MODELS_ROUTE = "/v1/models"
 _LOADING_RETRY_SECONDS = 5
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": "A problem document (RFC 9457)"}
-    for status in (400, 409, 413, 422, 429, 500, 503, 504)
+    entry.status: {"model": Problem, "description": "A problem document (RFC 9457)"}
+    for kind, entry in TABLE.items()
+    if kind not in (ProblemType.NOT_FOUND, ProblemType.METHOD_NOT_ALLOWED)
 }
 
 
@@ -74,8 +73,8 @@ class Room:
         if loaded is not task:
             raise ProblemError(
                 ProblemType.TASK_MISMATCH,
-                f"this server has a {loaded} model and answers at {ROUTES[loaded]}",
-                members={"loaded_task": loaded, "route": ROUTES[loaded]},
+                f"this server has a {loaded} model and answers at {paths.TASK_PATHS[loaded]}",
+                members={"loaded_task": loaded, "route": paths.TASK_PATHS[loaded]},
             )
         return self.service
 
@@ -84,22 +83,18 @@ def build_router(room: Room) -> APIRouter:
     """All routes, bound to one process's state."""
     router = APIRouter()
 
-    @router.post(ROUTES[Task.FILL_MASK], response_model=FillMaskReply, responses=_PROBLEMS)
-    async def fill_mask(body: FillMaskRequest, request: Request) -> Response:
-        """The most likely tokens at each mask of each input."""
-        return await _answer(room.service_for(Task.FILL_MASK), body, request)
+    for task, handler in HANDLERS.items():
+        router.add_api_route(
+            paths.TASK_PATHS[task],
+            _endpoint(room, handler),
+            methods=["POST"],
+            name=task.value,
+            description=handler.__doc__,
+            response_model=handler.reply,
+            responses=_PROBLEMS,
+        )
 
-    @router.post(ROUTES[Task.SEQUENCE_CLASSIFICATION], response_model=ClassifyReply, responses=_PROBLEMS)
-    async def classify(body: ClassifyRequest, request: Request) -> Response:
-        """Probabilities of labels for each input."""
-        return await _answer(room.service_for(Task.SEQUENCE_CLASSIFICATION), body, request)
-
-    @router.post(ROUTES[Task.TOKEN_CLASSIFICATION], response_model=TokenClassifyReply, responses=_PROBLEMS)
-    async def token_classify(body: TokenClassifyRequest, request: Request) -> Response:
-        """Labels of words, or the entities that they make up."""
-        return await _answer(room.service_for(Task.TOKEN_CLASSIFICATION), body, request)
-
-    @router.get(MODELS_ROUTE)
+    @router.get(paths.MODELS)
     async def models() -> Models:
         """What is loaded."""
         loaded = []
@@ -114,28 +109,39 @@ def build_router(room: Room) -> APIRouter:
                     architecture=model.architecture,
                     labels=model.labels,
                     max_length=model.max_length,
-                    route=ROUTES[model.task],
+                    route=paths.TASK_PATHS[model.task],
                 )
             )
         return Models(state=room.lifecycle.state, models=loaded)
 
-    @router.get("/healthz")
+    @router.get(paths.HEALTH)
     async def healthz() -> dict[str, str]:
         """200 while the process and its event loop live, whatever the model does."""
         return {"status": "alive"}
 
-    @router.get("/readyz")
+    @router.get(paths.READY)
     async def readyz() -> Response:
         """200 once the model is verified, loaded and warmed up, until the process is asked to end; else 503."""
         state = room.lifecycle.state
         return JSONResponse({"state": state}, 200 if state is State.READY else 503)
 
-    @router.get("/metrics", include_in_schema=False)
+    @router.get(paths.METRICS, include_in_schema=False)
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(room.telemetry.registry), media_type=content_type)
 
     return router
+
+
+def _endpoint(room: Room, handler: type[AnyHandler]) -> Callable[..., Awaitable[Response]]:
+    """The function that answers for one task."""
+
+    async def endpoint(body: TaskRequest, request: Request) -> Response:
+        return await _answer(room.service_for(handler.task), body, request)
+
+    # The framework reads there how to check the body.
+    endpoint.__annotations__["body"] = handler.request
+    return endpoint
 
 
 async def _answer(service: Service, body: TaskRequest, request: Request) -> Response:

@@ -23,6 +23,7 @@ from cloze_api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
 )
+from cloze_server import paths
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.exits import ExitCode, FatalError
 
@@ -52,6 +53,7 @@ class Settings:
     drain_seconds: float = float(_SPEC_FIELDS["drain_seconds"].default)
     lame_duck_seconds: float = 5.0
     max_body_bytes: int = 1 << 20
+    max_bodies_bytes: int = 32 << 20
     max_inputs: int = 256
     max_characters: int = 65_536
     log_level: str = "info"
@@ -112,6 +114,14 @@ FLAGS: tuple[Flag, ...] = (
         0,
     ),
     Flag("max_body_bytes", "CLOZE_MAX_BODY_BYTES", int, "largest request body", 1, _COUNT_MAX),
+    Flag(
+        "max_bodies_bytes",
+        "CLOZE_MAX_BODIES_BYTES",
+        int,
+        "bytes of the bodies of all requests at a time; beyond them a request gets 429",
+        1,
+        1 << 40,
+    ),
     Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1, INPUTS_MAX),
     Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1, _COUNT_MAX),
     Flag("log_level", "CLOZE_LOG_LEVEL", str, "debug, info, warning or error"),
@@ -134,8 +144,8 @@ def parser() -> argparse.ArgumentParser:
         prog="cloze-server",
         description="Serve one model version over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
-        epilog="Endpoints: POST /v1/fill-mask, /v1/classify, /v1/token-classify; GET /v1/models, /healthz, /readyz, "
-        "/metrics, /openapi.json. Exit codes: "
+        epilog=f"Endpoints: POST {', '.join(paths.TASK_PATHS.values())}; GET {paths.MODELS}, {paths.HEALTH}, "
+        f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. Exit codes: "
         + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
         + ".",
     )
@@ -171,6 +181,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         raise _invalid(f"--digest is {settings.digest!r}: give sha256: and 64 hexadecimal digits")
     if settings.max_queue_tokens < settings.max_batch_tokens:
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
+    if settings.max_bodies_bytes < settings.max_body_bytes:
+        raise _invalid("--max-bodies-bytes is smaller than --max-body-bytes: raise it")
     if settings.drain_seconds < settings.timeout_seconds:
         message = "--drain-seconds is smaller than --timeout-seconds, so accepted requests get lost: raise it"
         raise _invalid(message)

@@ -157,8 +157,9 @@ async def serving(
         httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client,
     ):
         # Loading is a thread of the application, which tells nobody but the lifecycle.
-        while lifecycle.state is State.LOADING:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(60):
+            while lifecycle.state is State.LOADING:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
         yield client
 
 

@@ -32,6 +32,9 @@ def classifier(seconds: float = 0.0) -> Any:
     return lambda: dummy_model(Task.SEQUENCE_CLASSIFICATION, seconds)
 
 
+JSON = {"content-type": "application/json"}
+
+
 def problem(response: httpx.Response) -> tuple[int, str]:
     """Status and type, once the document is well formed."""
     assert response.headers["content-type"] == "application/problem+json"
@@ -100,8 +103,105 @@ async def test_a_body_without_a_length_is_cut_off_at_the_limit(serving: Any) -> 
             yield b" " * 1000
 
     async with serving(classifier(), max_body_bytes=2048) as client:
-        response = await client.post("/v1/classify", content=chunks())
+        response = await client.post("/v1/classify", content=chunks(), headers=JSON)
     assert problem(response) == (413, "body-too-large")
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/jsonx"}])
+async def test_a_body_that_is_not_declared_as_json_is_refused(serving: Any, headers: dict[str, str]) -> None:
+    """As a media type, not as a text that doesn't fit the schema."""
+    async with serving(classifier()) as client:
+        response = await client.post("/v1/classify", content=b'{"inputs": "x"}', headers=headers)
+        accepted = await client.post(
+            "/v1/classify",
+            content=b'{"inputs": "x"}',
+            headers={"content-type": "application/vnd.x+json; charset=utf-8"},
+        )
+    assert problem(response) == (415, "media-type-unsupported")
+    assert accepted.status_code == 200
+
+
+async def test_a_body_that_comes_too_slowly_is_a_timeout_of_its_own(serving: Any) -> None:
+    """The deadline begins with the request, not with its last byte; the connection is given up."""
+
+    async def chunks() -> Any:
+        yield b'{"inputs": '
+        await asyncio.sleep(10)
+
+    async with serving(classifier(), timeout_seconds=0.05) as client:
+        response = await client.post("/v1/classify", content=chunks(), headers=JSON)
+    assert problem(response) == (408, "body-timeout")
+    assert response.headers["connection"] == "close"
+
+
+async def test_body_and_answer_share_one_deadline(serving: Any) -> None:
+    """What the body took is not left for the answer."""
+
+    async def chunks() -> Any:
+        yield b'{"inputs": '
+        await asyncio.sleep(0.3)
+        yield b'"x"}'
+
+    async with serving(classifier(seconds=0.3), timeout_seconds=0.5) as client:
+        whole = await client.post("/v1/classify", json={"inputs": "x"})
+        late = await client.post("/v1/classify", content=chunks(), headers=JSON)
+    assert whole.status_code == 200
+    assert problem(late) == (504, "timeout")
+
+
+async def test_bodies_of_all_requests_are_bounded_together(serving: Any) -> None:
+    """Many that are each allowed can't fill the memory; who is through leaves room."""
+    first_is_in, go = asyncio.Event(), asyncio.Event()
+
+    async def chunks() -> Any:
+        yield b'{"inputs": "' + b" " * 1500
+        first_is_in.set()
+        await go.wait()
+        yield b'x"}'
+
+    body = b'{"inputs": "' + b" " * 1000 + b'"}'
+    async with serving(classifier(), max_body_bytes=2048, max_bodies_bytes=2048) as client:
+        first = asyncio.create_task(client.post("/v1/classify", content=chunks(), headers=JSON))
+        async with asyncio.timeout(10):
+            await first_is_in.wait()
+        refused = await client.post("/v1/classify", content=body, headers=JSON)
+        go.set()
+        assert (await first).status_code == 200
+        assert (await client.post("/v1/classify", content=body, headers=JSON)).status_code == 200
+    assert problem(refused) == (429, "queue-full")
+    assert refused.headers["retry-after"]
+    assert "2048" in refused.json()["detail"]
+    assert "bodies" in refused.json()["detail"]
+
+
+async def test_a_request_that_draining_cuts_off_is_told_so(serving: Any) -> None:
+    """It is counted as 503, not as a client that left."""
+    lifecycle = Lifecycle()
+    async with serving(classifier(seconds=0.5), lifecycle) as client:
+        request = asyncio.create_task(client.post("/v1/classify", json={"inputs": "x"}))
+        async with asyncio.timeout(10):
+            while (
+                'cloze_in_flight_requests{model="dummy",version="local"} 1.0' not in (await client.get("/metrics")).text
+            ):
+                await asyncio.sleep(0.005)
+        lifecycle.drain()
+        request.cancel()
+        response = await request
+        counted = (await client.get("/metrics")).text
+    assert problem(response) == (503, "shutting-down")
+    assert response.headers["retry-after"]
+    assert lifecycle.abandoned == 1
+    assert 'cloze_requests_total{model="dummy",route="/v1/classify",status="503",version="local"} 1.0' in counted
+    assert 'status="499"' not in counted
+
+
+async def test_a_failure_to_load_while_draining_is_no_failure() -> None:
+    """The process was asked to end; that it would have failed doesn't matter any more."""
+    lifecycle = Lifecycle()
+    lifecycle.drain()
+    lifecycle.fail(FatalError(ExitCode.INTERNAL, "LoadFailed", "too late"))
+    assert lifecycle.state is State.DRAINING
+    assert lifecycle.failure is None
 
 
 async def test_another_tasks_route_says_which_task_is_loaded(serving: Any) -> None:
@@ -121,6 +221,13 @@ async def test_unknown_routes_and_methods_are_problems(serving: Any) -> None:
         counted = (await client.get("/metrics")).text
     assert "poetry" not in counted
     assert 'route="unmatched",status="404"' in counted
+
+
+async def test_a_path_with_a_slash_too_many_is_unknown(serving: Any) -> None:
+    """Not redirected: a client that follows would send its body twice, or lose it."""
+    async with serving(classifier()) as client:
+        response = await client.post("/v1/classify/", json={"inputs": "x"})
+    assert problem(response) == (404, "not-found")
 
 
 async def test_token_classification_takes_exactly_one_form(serving: Any) -> None:
@@ -257,6 +364,13 @@ async def test_the_schema_is_served_without_pages_from_elsewhere(serving: Any) -
         assert (await client.get("/docs")).status_code == 404
     assert {"/v1/fill-mask", "/v1/classify", "/v1/token-classify", "/v1/models"} <= set(schema["paths"])
     assert "truncate" in json.dumps(schema["components"]["schemas"]["ClassifyRequest"])
+    replies = schema["paths"]["/v1/classify"]["post"]["responses"]
+    assert replies["200"]["content"]["application/json"]["schema"]["$ref"].endswith("ClassifyReply")
+    assert set(replies) >= {"408", "413", "415", "422", "429", "503", "504"}
+    for status in set(replies) - {"200"}:
+        assert replies[status]["content"] == {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+        }
 
 
 async def test_an_unexpected_error_is_a_problem_without_its_text(

@@ -48,6 +48,7 @@ def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
         (["--model", "x", "--max-queue-tokens", "20"], {}, "--max-queue-tokens"),
         (["--model", "x", "--drain-seconds", "29"], {}, "--drain-seconds"),
         (["--model", "x"], {"CLOZE_TIMEOUT_SECONDS": "31"}, "--drain-seconds"),
+        (["--model", "x", "--max-body-bytes", "99999999"], {}, "--max-bodies-bytes"),
         (["--model", "x", "--max-inputs", "1025"], {}, "--max-inputs"),
         (["--model", "x", "--timeout-seconds", "inf"], {}, "--timeout-seconds"),
         (["--model", "x", "--log-level", "loud"], {}, "--log-level"),

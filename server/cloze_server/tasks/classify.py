@@ -39,9 +39,10 @@ class ClassifyReply(TaskReply):
 
 
 class Classify(Handler[ClassifyRequest, ClassifyResult]):
-    """Answers `/v1/classify`."""
+    """Probabilities of labels for each input."""
 
     task = Task.SEQUENCE_CLASSIFICATION
+    request = ClassifyRequest
     reply = ClassifyReply
 
     def inputs(self, request: ClassifyRequest) -> Inputs:

@@ -50,9 +50,10 @@ class FillMaskReply(TaskReply):
 
 
 class FillMask(Handler[FillMaskRequest, FillMaskResult]):
-    """Answers `/v1/fill-mask`."""
+    """The most likely tokens at each mask of each input."""
 
     task = Task.FILL_MASK
+    request = FillMaskRequest
     reply = FillMaskReply
 
     def __init__(self, model: LoadedModel) -> None:

@@ -76,6 +76,7 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     """One task for one loaded model. Pure: no I/O, and safe to call from several threads."""
 
     task: Task
+    request: type[TaskRequest]
     reply: type[TaskReply]
     needs_offsets: bool = False
 

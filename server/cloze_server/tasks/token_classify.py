@@ -104,9 +104,10 @@ def join_entities(tags: list[Tag], text: str) -> list[Tag]:
 
 
 class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
-    """Answers `/v1/token-classify`."""
+    """Labels of words, or the entities that they make up."""
 
     task = Task.TOKEN_CLASSIFICATION
+    request = TokenClassifyRequest
     reply = TokenClassifyReply
     needs_offsets = True
 

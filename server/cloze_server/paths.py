@@ -1,0 +1,17 @@
+"""Paths of the HTTP interface, for routes, metrics, messages and `--help`."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from cloze_api.task import Task
+
+TASK_PATHS: Final[Mapping[Task, str]] = {
+    Task.FILL_MASK: "/v1/fill-mask",
+    Task.SEQUENCE_CLASSIFICATION: "/v1/classify",
+    Task.TOKEN_CLASSIFICATION: "/v1/token-classify",
+}
+MODELS: Final = "/v1/models"
+HEALTH: Final = "/healthz"
+READY: Final = "/readyz"
+METRICS: Final = "/metrics"
+SCHEMA: Final = "/openapi.json"
