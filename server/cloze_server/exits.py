@@ -21,6 +21,8 @@ class ExitCode(IntEnum):
     """A flag, an environment variable or the registry's permissions are wrong."""
     STORAGE = 20
     """The model cache is full or can't be written."""
+    REQUESTS_ABANDONED = 30
+    """Ended by a signal before all accepted requests were answered."""
 
 
 class FatalError(Exception):

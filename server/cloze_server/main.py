@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -23,9 +24,9 @@ from cloze_server.source import fetch, open_folder
 
 _log = logging.getLogger(__name__)
 
-# Longer than the idle time-outs of common clients and gateways: whoever closes an idle connection first can lose no
-# request, the other side can.
-_KEEP_ALIVE_SECONDS = 75
+# Longer than gateways and load balancers keep an idle connection to a backend (up to 600 s): whoever closes it first
+# can lose no request, the other side can.
+_KEEP_ALIVE_SECONDS = 620
 
 
 def load_model(settings: Settings, stop: threading.Event) -> LoadedModel:
@@ -71,10 +72,14 @@ def serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     listener = listen(settings.host, settings.port)
-    server = DrainingServer(config, lifecycle, lame_duck_seconds=settings.lame_duck_seconds)
+    server = DrainingServer(
+        config,
+        lifecycle,
+        lame_duck_seconds=settings.lame_duck_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
     _log.info("listening", extra=logs.fields(host=settings.host, port=listener.getsockname()[1]))
     try:
         server.run(sockets=[listener])
@@ -82,10 +87,19 @@ def serve(settings: Settings) -> None:
         stop.set()
     if lifecycle.failure is not None:
         raise lifecycle.failure
+    if lifecycle.abandoned:
+        message = (
+            f"{lifecycle.abandoned} accepted requests were not answered within the time for draining: "
+            f"raise drainSeconds, which is {settings.drain_seconds:g}"
+        )
+        raise FatalError(ExitCode.REQUESTS_ABANDONED, "RequestsAbandoned", message)
 
 
 def main() -> None:
     """Run the server; the exit code is an `ExitCode`."""
+    # The first process of a container has no default handler. Until the server has its own, nothing is lost by ending.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(ExitCode.SUCCESS))
     # Each tokenizer thread tokenizes alone; the library's own threads would compete with the model's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logs.configure("info")

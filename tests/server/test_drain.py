@@ -6,6 +6,8 @@
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,10 +46,7 @@ async def keep_asking(port: int, tally: Tally) -> None:
                 return
         try:
             writer.write(REQUEST)
-            head = await reader.readuntil(b"\r\n\r\n")
-            lines = head.decode().lower().split("\r\n")
-            length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
-            await reader.readexactly(length)
+            lines = (await reply(reader)).decode().lower().split("\r\n")
         except (ConnectionError, asyncio.IncompleteReadError) as error:
             tally.failures.append(repr(error))
             reader = None
@@ -93,11 +92,7 @@ async def test_accepted_requests_are_finished_after_the_port_closed(start_server
             asyncio.create_task(client.post(server.url + "/v1/classify", json={"inputs": "some words"}))
             for _ in range(8)
         ]
-        while (
-            'cloze_in_flight_requests{model="dummy",version="local"} 8.0'
-            not in (await client.get(server.url + "/metrics")).text
-        ):
-            await asyncio.sleep(0.005)
+        await metrics_hold(client, server.url, 'cloze_in_flight_requests{model="dummy",version="local"} 8.0')
         server.process.send_signal(signal.SIGTERM)
         replies = await asyncio.gather(*asked)
     assert [reply.status_code for reply in replies] == [200] * 8
@@ -125,21 +120,92 @@ async def test_a_client_that_leaves_is_withdrawn_and_counted(start_server: Any) 
     server.wait_for_event("ready")
     port = urlsplit(server.url).port
     async with httpx.AsyncClient() as client:
-
-        async def metrics_hold(line: str) -> None:
-            async with asyncio.timeout(10):
-                while line not in (await client.get(server.url + "/metrics")).text:
-                    await asyncio.sleep(0.005)
-
         writers = []
         for _ in range(3):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(REQUEST)
             writers.append(writer)
-        await metrics_hold('cloze_in_flight_requests{model="dummy",version="local"} 3.0')
+        await metrics_hold(client, server.url, 'cloze_in_flight_requests{model="dummy",version="local"} 3.0')
         for writer in writers:
             writer.close()
-        await metrics_hold('cloze_requests_total{model="dummy",route="/v1/classify",status="499",version="local"} 3.0')
-        await metrics_hold('cloze_queue_tokens{model="dummy",version="local"} 0.0')
-        await metrics_hold('cloze_in_flight_requests{model="dummy",version="local"} 0.0')
-        await metrics_hold('cloze_batch_tokens_count{model="dummy",version="local"} 1.0')
+        await metrics_hold(
+            client,
+            server.url,
+            'cloze_requests_total{model="dummy",route="/v1/classify",status="499",version="local"} 3.0',
+        )
+        await metrics_hold(client, server.url, 'cloze_queue_tokens{model="dummy",version="local"} 0.0')
+        await metrics_hold(client, server.url, 'cloze_in_flight_requests{model="dummy",version="local"} 0.0')
+        await metrics_hold(client, server.url, 'cloze_batch_tokens_count{model="dummy",version="local"} 1.0')
+
+
+async def test_a_second_signal_ends_at_once_and_tells_whom_it_abandons(start_server: Any) -> None:
+    """The client gets a problem document, the operator the count."""
+    server = start_server("--model", "dummy:?seconds=4")
+    server.wait_for_event("ready")
+    async with httpx.AsyncClient(timeout=30) as client:
+        request = asyncio.create_task(client.post(server.url + "/v1/classify", json={"inputs": "x"}))
+        await metrics_hold(client, server.url, 'cloze_in_flight_requests{model="dummy",version="local"} 1.0')
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while (await client.get(server.url + "/readyz")).status_code != 503:
+                await asyncio.sleep(0.005)
+        server.process.send_signal(signal.SIGTERM)
+        response = await request
+    assert response.status_code == 503
+    assert response.json()["type"].endswith("shutting-down")
+    assert await asyncio.to_thread(server.process.wait, 10) == 30
+    assert time.monotonic() - started < 3
+    assert server.wait_for_event("drained")["abandoned"] == 1
+    left = json.loads(server.termination_log.read_text())
+    assert left["reason"] == "RequestsAbandoned"
+    assert left["message"].startswith("1 accepted request")
+
+
+async def test_an_idle_kept_connection_is_served_while_lame_and_closed_in_order(start_server: Any) -> None:
+    """Gateways keep connections for minutes: one gets its reply with a farewell, the other an end without a reset."""
+    server = start_server("--model", "dummy:", "--lame-duck-seconds", "1")
+    server.wait_for_event("ready")
+    port = urlsplit(server.url).port
+    busy_reader, busy_writer = await asyncio.open_connection("127.0.0.1", port)
+    idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(20):
+        for reader, writer in ((busy_reader, busy_writer), (idle_reader, idle_writer)):
+            writer.write(REQUEST)
+            assert b" 200 " in await reply(reader)
+        server.process.send_signal(signal.SIGTERM)
+        async with httpx.AsyncClient() as client:
+            while (await client.get(server.url + "/readyz")).status_code != 503:
+                await asyncio.sleep(0.005)
+        busy_writer.write(REQUEST)
+        farewell = await reply(busy_reader)
+        assert b" 200 " in farewell
+        assert b"connection: close" in farewell.lower()
+        assert await busy_reader.read() == b""
+        assert await idle_reader.read() == b"", "closed, not reset"
+        assert await asyncio.to_thread(server.process.wait, 10) == 0
+
+
+def test_a_signal_before_the_server_is_up_ends_the_process() -> None:
+    """A container's first process has no handler but its own, and would ignore the signal."""
+    code = (
+        "import os, signal, time; from cloze_server import main;"
+        "main.read = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5));"
+        "main.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
+
+
+async def reply(reader: asyncio.StreamReader) -> bytes:
+    """Head of the next reply; its body is read too."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length:" in line)
+    await reader.readexactly(length)
+    return head
+
+
+async def metrics_hold(client: httpx.AsyncClient, url: str, line: str) -> None:
+    """Wait until the metrics say so."""
+    async with asyncio.timeout(10):
+        while line not in (await client.get(url + "/metrics")).text:
+            await asyncio.sleep(0.005)
