@@ -77,6 +77,16 @@ def test_roles_name_each_verb_and_resource() -> None:
             assert set(rule["verbs"]) <= {"get", "list", "watch", "delete"}
 
 
+def test_role_can_replace_what_is_outdated() -> None:
+    """Before a run starts, its Job and its claim are deleted and made anew when the spec changes."""
+    (role,) = [d for d in render() if d["kind"] == "ClusterRole"]
+    verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
+    for resource in ("jobs", "persistentvolumeclaims", "pretrainjobs", "finetunejobs"):
+        assert "delete" in verbs[resource]
+    for resource in ("modeldeployments", "deployments", "services", "configmaps", "pods"):
+        assert "delete" not in verbs[resource]
+
+
 def test_named_namespaces_need_no_cluster_role() -> None:
     """With `operator.namespaces` the operator has rights there only."""
     documents = render('operator.namespaces=["team-a","team-b"]')

@@ -21,7 +21,9 @@ import yaml
 from kubernetes import client, config, dynamic
 from kubernetes.dynamic.exceptions import ConflictError, NotFoundError
 
-CRDS = Path(__file__).parents[2] / "crds"
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "crds"
+CHART = ROOT / "charts" / "cloze"
 
 Document = dict[str, Any]
 
@@ -225,13 +227,42 @@ def _port() -> int:
         return int(probe.server_address[1])
 
 
+def rights_of_the_chart(namespace: str) -> list[Document]:
+    """The role and its binding as the chart renders them for one namespace."""
+    command = ["helm", "template", "cloze", str(CHART), "--namespace", namespace, "--kube-version", "1.31.0"]
+    settings = ["--show-only", "templates/operator.yaml", "--set", f"operator.namespaces={{{namespace}}}"]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kinds = ("ServiceAccount", "Role", "RoleBinding")
+    return [document for document in yaml.safe_load_all(done.stdout) if document and document["kind"] in kinds]
+
+
+def operator_kubeconfig(kubeconfig: str, namespace: str) -> Document:
+    """A kubeconfig of the chart's ServiceAccount in a namespace: a right that the chart forgets is missed by a test."""
+    api = config.new_client_from_config(config_file=kubeconfig)
+    cluster = dynamic.DynamicClient(api)
+    for document in rights_of_the_chart(namespace):
+        resource = cluster.resources.get(api_version=document["apiVersion"], kind=document["kind"])
+        cluster.server_side_apply(
+            resource, body=document, namespace=namespace, field_manager="cloze-tests", force_conflicts=True
+        )
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    reply = client.CoreV1Api(api).create_namespaced_service_account_token("cloze-operator", namespace, request)
+    document: Document = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
+    chosen = next(entry for entry in document["contexts"] if entry["name"] == document["current-context"])
+    chosen["context"]["user"] = "operator"
+    return {**document, "users": [{"name": "operator", "user": {"token": reply.status.token}}]}
+
+
 @contextmanager
 def running_operator(kubeconfig: str, namespace: str, registry_uri: str, log: Path) -> Iterator[str]:
-    """`cloze-operator` as a process of its own, for one namespace; yields the address of its HTTP port."""
+    """`cloze-operator` as a process with the chart's rights, for one namespace; yields the address of its HTTP port."""
     port = _port()
+    own = log.with_name(f"{log.name}.kubeconfig")
+    own.write_text(yaml.safe_dump(operator_kubeconfig(kubeconfig, namespace)), encoding="utf-8")
     environment = {
         **os.environ,
-        "KUBECONFIG": kubeconfig,
+        "KUBECONFIG": str(own),
         "CLOZE_NAMESPACES": namespace,
         "CLOZE_TRAIN_IMAGE": "cloze.invalid/train:1",
         "CLOZE_SERVE_IMAGE": "cloze.invalid/serve:1",
