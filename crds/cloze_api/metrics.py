@@ -16,6 +16,8 @@ class Metric:
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Requests may wait, and be allowed to: as far as the longest timeout.
+_REQUEST_SECONDS = (*_SECONDS, 30.0, 60.0, 120.0, 300.0, 600.0)
 _MODEL = ("model", "version")
 
 # Inference server.
@@ -25,16 +27,16 @@ REQUESTS = Metric(
 REQUEST_DURATION = Metric(
     "cloze_request_duration_seconds",
     "histogram",
-    "From the request's arrival to its reply.",
-    (*_MODEL, "route"),
-    _SECONDS,
+    "From the request's arrival to its reply, by class of HTTP status: 2xx, 4xx or 5xx.",
+    (*_MODEL, "route", "status_class"),
+    _REQUEST_SECONDS,
 )
 STAGE_DURATION = Metric(
     "cloze_stage_duration_seconds",
     "histogram",
     "Time in one stage of a request: tokenize, queue, infer or post.",
     (*_MODEL, "stage"),
-    _SECONDS,
+    _REQUEST_SECONDS,
 )
 BATCH_TOKENS = Metric(
     "cloze_batch_tokens",
@@ -43,10 +45,15 @@ BATCH_TOKENS = Metric(
     _MODEL,
     (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
 )
-TOKENS = Metric("cloze_tokens", "counter", "Tokens processed; kind is real, padding or unknown.", (*_MODEL, "kind"))
+TOKENS = Metric("cloze_tokens", "counter", "Tokens that the model ran on; kind is real or padding.", (*_MODEL, "kind"))
+UNKNOWN_TOKENS = Metric(
+    "cloze_unknown_tokens", "counter", "Tokens of answered inputs that the vocabulary doesn't have.", _MODEL
+)
 QUEUE_TOKENS = Metric("cloze_queue_tokens", "gauge", "Tokens that wait for a batch.", _MODEL)
 IN_FLIGHT = Metric("cloze_in_flight_requests", "gauge", "Requests accepted and not yet answered.", _MODEL)
-TRUNCATED = Metric("cloze_truncated_inputs", "counter", "Inputs cut to the model's longest sequence.", _MODEL)
+TRUNCATED = Metric(
+    "cloze_truncated_inputs", "counter", "Answered inputs that were cut to the longest sequence.", _MODEL
+)
 MODEL_INFO = Metric("cloze_model", "info", "The loaded model.", ("model", "version", "digest", "task"))
 
 # Trainer.

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from cloze_server import logs, paths
 from cloze_server.bounds import ERRORS_MAX
 from cloze_server.exits import ExitCode, FatalError
-from cloze_server.lifecycle import Lifecycle
+from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
 from cloze_server.model import LoadedModel, Loader
 from cloze_server.problems import ProblemError, ProblemType, with_problem_type
@@ -80,7 +81,9 @@ def _load(load: Loader, settings: Settings, room: Room, loop: asyncio.AbstractEv
     try:
         model = load()
         service = Service(model, settings, room.telemetry)
-    except StoppedError:
+        room.lifecycle.report(Stage.WARMING_UP)
+        asyncio.run_coroutine_threadsafe(service.warm_up(), loop).result()
+    except (StoppedError, CancelledError):
         return
     except FatalError as error:
         failure = error

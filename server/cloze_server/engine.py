@@ -102,6 +102,7 @@ class Engine:
         self._queued_tokens = 0
         self._closing = False
         self._tokens_per_second = 0.0
+        self._batch_began: float | None = None
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
 
@@ -141,6 +142,15 @@ class Engine:
             if request.missing:
                 self._withdraw(request)
 
+    def failure(self, patience_seconds: float) -> str | None:
+        """Why nothing will be answered any more: the thread is dead, or its batch runs for longer than that."""
+        if not self._thread.is_alive() and not self._closing:
+            return "the inference thread is dead"
+        began = self._batch_began
+        if began is not None and (seconds := time.monotonic() - began) > patience_seconds:
+            return f"a batch has been running for {seconds:.0f} s"
+        return None
+
     def close(self) -> None:
         """Stop the thread after the batch that is running; what still waits is never answered."""
         with self._changed:
@@ -160,10 +170,11 @@ class Engine:
 
     def _work(self) -> None:
         while (batch := self._take()) is not None:
-            started = time.monotonic()
+            started = self._batch_began = time.monotonic()
             try:
                 logits = self._infer(batch)
             except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
+                self._batch_began = None
                 _log.exception("inference failed")
                 for request in {entry.request for entry in batch}:
                     self._settle(request, InferenceError("the model failed on this batch"))
@@ -171,6 +182,7 @@ class Engine:
             seconds = time.monotonic() - started
             for row, entry in enumerate(batch):
                 self._keep(entry, logits[row, : entry.length] if logits.ndim == 3 else logits[row], started, seconds)
+            self._batch_began = None
             rate = sum(entry.length for entry in batch) / max(time.monotonic() - started, 1e-6)
             self._tokens_per_second += (rate - self._tokens_per_second) * (
                 _RATE_WEIGHT if self._tokens_per_second else 1.0

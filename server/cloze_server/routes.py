@@ -115,9 +115,10 @@ def build_router(room: Room) -> APIRouter:
         return Models(state=room.lifecycle.state, models=loaded)
 
     @router.get(paths.HEALTH)
-    async def healthz() -> dict[str, str]:
-        """200 while the process and its event loop live, whatever the model does."""
-        return {"status": "alive"}
+    async def healthz() -> Response:
+        """200 while the process can do its work; 503 when only a restart helps, as with a model that hangs."""
+        failure = room.service.failure() if room.service else None
+        return JSONResponse({"status": failure or "alive"}, 503 if failure else 200)
 
     @router.get(paths.READY)
     async def readyz() -> Response:

@@ -1,5 +1,6 @@
 """One request's way: limits, tokens, truncation, queue, model, answer."""
 
+import logging
 import time
 from dataclasses import replace
 from functools import partial
@@ -7,6 +8,8 @@ from typing import Any
 
 from cloze_api.task import Task
 from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
+from cloze_server.exits import ExitCode, FatalError
+from cloze_server.logs import fields
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.settings import Settings
@@ -15,9 +18,15 @@ from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
 from cloze_server.telemetry import Telemetry
 from cloze_server.tokenization import Encoded, Inputs, TokenizerPool
 
+_log = logging.getLogger(__name__)
+
 _LOGITS_BYTES = 64 << 20
 _TOKENIZER_THREADS_MAX = 4
 _CHARACTERS_PER_QUEUE_TOKEN = 16
+_WARM_UP_LENGTHS = (8, 32, 128, 512)
+_FULL_BATCH_LENGTH = 64
+# By then every request that a batch could belong to has got its timeout long ago.
+_HANGING_TIMEOUTS = 3
 
 
 def batch_budget(model: LoadedModel, max_batch_tokens: int) -> int:
@@ -46,13 +55,48 @@ class Service:
             sep=model.special_tokens.sep,
             threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
         )
+        self._budget = batch_budget(model, settings.max_batch_tokens)
+        if model.max_length > self._budget:
+            # It runs alone then; what the budget promises about memory doesn't hold for it.
+            _log.warning(
+                "the longest input exceeds a batch",
+                extra=fields(max_length=model.max_length, batch_tokens=self._budget),
+            )
         self._engine = Engine(
             model.backend,
             telemetry,
             pad=model.special_tokens.pad,
-            max_batch_tokens=batch_budget(model, settings.max_batch_tokens),
+            max_batch_tokens=self._budget,
             max_queue_tokens=settings.max_queue_tokens,
         )
+
+    async def warm_up(self) -> None:
+        """Answer a request of each length and one full batch, so that no client pays for memory and threads.
+
+        Raises FatalError (ARTIFACT_INVALID) when the model fails.
+        """
+        settings = self._settings
+        # A request that the bounds refuse warms nothing.
+        longest = min(self.model.max_length, settings.max_queue_tokens, settings.max_characters // 4)
+        lengths = sorted({min(length, longest) for length in (*_WARM_UP_LENGTHS, longest)})
+        requests = [[length] for length in lengths]
+        length = min(_FULL_BATCH_LENGTH, longest)
+        inputs = min(self._budget, settings.max_queue_tokens) // max(length, 1)
+        requests.append([length] * max(1, min(inputs, settings.max_inputs)))
+        with self._telemetry.muted():
+            for each in requests:
+                try:
+                    await self.answer(self.handler.sample(each))
+                except ProblemError as problem:
+                    if problem.kind is not ProblemType.INTERNAL:
+                        _log.warning("warm-up skipped", extra=fields(detail=problem.detail))
+                        continue
+                    message = f"the model fails on {len(each)} sequences of {each[0]} tokens: {problem.detail}"
+                    raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", message) from problem
+
+    def failure(self) -> str | None:
+        """Why the process can't answer any more and must be started anew; None while it can."""
+        return self._engine.failure(_HANGING_TIMEOUTS * self._settings.timeout_seconds)
 
     def close(self) -> None:
         """Stop the threads; call when no request is left."""
@@ -95,8 +139,10 @@ class Service:
         reply = await self._tokenizers.run(lambda: self._reply(request, items, answer.kept))
         self._telemetry.stage("post", time.monotonic() - started)
         unknown = self.model.special_tokens.unk
-        self._telemetry.unknown_tokens(sum(item.encoded.ids.count(unknown) for item in items))
-        self._telemetry.truncated_inputs(sum(item.encoded.truncated for item in items))
+        self._telemetry.answered(
+            unknown=sum(item.encoded.ids.count(unknown) for item in items),
+            truncated=sum(item.encoded.truncated for item in items),
+        )
         return reply
 
     def _prepare(self, request: TaskRequest, encoded: list[Encoded]) -> list[Item]:

@@ -1,15 +1,21 @@
 """The server's metrics: the contract's declarations turned into Prometheus objects, with cached label children."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 from cloze_api import metrics
 from cloze_api.metrics import Metric
+from cloze_api.task import Task
+from cloze_server.paths import TASK_PATHS
+from cloze_server.problems import TABLE
 
 STAGES = ("tokenize", "queue", "infer", "post")
-_TOKEN_KINDS = ("real", "padding", "unknown")
+_TOKEN_KINDS = ("real", "padding")
+# Series of errors exist from the start: a rate over one that appears with its first error doesn't see that error.
+_STATUSES = sorted({200, 499, *(entry.status for entry in TABLE.values())})
 
 
 def instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram | Info:
@@ -46,71 +52,91 @@ class Telemetry:
         self._queue_tokens: Any = make(metrics.QUEUE_TOKENS)
         self._in_flight: Any = make(metrics.IN_FLIGHT)
         self._truncated: Any = make(metrics.TRUNCATED)
+        self._unknown: Any = make(metrics.UNKNOWN_TOKENS)
         self._info: Any = make(metrics.MODEL_INFO)
+        self._active = 0
+        self._muted = False
         self.bind(model, version)
 
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)
 
-    def bind(self, model: str, version: str, *, digest: str = "", task: str = "") -> None:
-        """Count under this model from now on; with a digest, the model is reported as loaded."""
-        self._labels = (model, version)
+    def bind(self, model: str, version: str, *, digest: str = "", task: Task | None = None) -> None:
+        """Count under this model from now on; with a digest and a task, the model is reported as loaded."""
+        labels = self._labels = (model, version)
         # Requests keep what was counted under the former name; the rest has counted nothing yet.
-        for untouched in (self._stage_duration, self._batch_tokens, self._tokens, self._queue_tokens, self._truncated):
+        for untouched in (
+            *(self._stage_duration, self._batch_tokens, self._tokens, self._queue_tokens),
+            *(self._truncated, self._unknown, self._in_flight),
+        ):
             untouched.clear()
         self._by_status: dict[tuple[str, int], Any] = {}
-        self._by_route: dict[str, Any] = {}
-        self._stages = {stage: self._stage_duration.labels(*self._labels, stage) for stage in STAGES}
-        self._kinds = {kind: self._tokens.labels(*self._labels, kind) for kind in _TOKEN_KINDS}
-        self._batch = self._batch_tokens.labels(*self._labels)
-        self._waiting = self._queue_tokens.labels(*self._labels)
-        self._cut = self._truncated.labels(*self._labels)
+        self._by_class: dict[tuple[str, str], Any] = {}
+        self._stages = {stage: self._stage_duration.labels(*labels, stage) for stage in STAGES}
+        self._kinds = {kind: self._tokens.labels(*labels, kind) for kind in _TOKEN_KINDS}
+        self._batch = self._batch_tokens.labels(*labels)
+        self._waiting = self._queue_tokens.labels(*labels)
+        self._cut = self._truncated.labels(*labels)
+        self._unread = self._unknown.labels(*labels)
         # A request that began before the name was known must leave the gauge that it entered.
-        self._active = getattr(self, "_active", 0)
-        self._in_flight.clear()
-        self._in_flight.labels(*self._labels).set(self._active)
-        if digest:
+        self._flight = self._in_flight.labels(*labels)
+        self._flight.set(self._active)
+        if task is not None:
             self._info.info({"model": model, "version": version, "digest": digest, "task": task})
+            for status in _STATUSES:
+                self._count(TASK_PATHS[task], status)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Count nothing of what the model does meanwhile: warming up is nobody's request."""
+        self._muted = True
+        try:
+            yield
+        finally:
+            self._muted = False
 
     def request_started(self) -> None:
         """One more request in flight."""
         self._active += 1
-        self._in_flight.labels(*self._labels).set(self._active)
+        self._flight.set(self._active)
 
     def request_finished(self, route: str, status: int, seconds: float) -> None:
         """One request less in flight, answered with `status` (499: the client left first)."""
         self._active -= 1
-        self._in_flight.labels(*self._labels).set(self._active)
-        key = (route, status)
-        counter = self._by_status.get(key)
-        if counter is None:
-            counter = self._by_status[key] = self._requests.labels(*self._labels, route, str(status))
-        counter.inc()
-        histogram = self._by_route.get(route)
+        self._flight.set(self._active)
+        self._count(route, status).inc()
+        key = (route, f"{status // 100}xx")
+        histogram = self._by_class.get(key)
         if histogram is None:
-            histogram = self._by_route[route] = self._request_duration.labels(*self._labels, route)
+            histogram = self._by_class[key] = self._request_duration.labels(*self._labels, *key)
         histogram.observe(seconds)
+
+    def _count(self, route: str, status: int) -> Any:
+        """The counter of a route's replies with a status."""
+        counter = self._by_status.get((route, status))
+        if counter is None:
+            counter = self._by_status[route, status] = self._requests.labels(*self._labels, route, str(status))
+        return counter
 
     def stage(self, name: str, seconds: float) -> None:
         """Time that one request spent in a stage."""
-        self._stages[name].observe(seconds)
+        if not self._muted:
+            self._stages[name].observe(seconds)
 
     def batch(self, lengths: Iterable[int], padded: int) -> None:
         """One batch went to the model: real tokens by sequence, and tokens with padding."""
+        if self._muted:
+            return
         real = sum(lengths)
         self._batch.observe(padded)
         self._kinds["real"].inc(real)
         self._kinds["padding"].inc(padded - real)
 
-    def unknown_tokens(self, count: int) -> None:
-        """Tokens that the vocabulary doesn't have."""
-        if count:
-            self._kinds["unknown"].inc(count)
-
-    def truncated_inputs(self, count: int) -> None:
-        """Inputs that were cut."""
-        if count:
-            self._cut.inc(count)
+    def answered(self, *, unknown: int, truncated: int) -> None:
+        """One request was answered: its tokens that the vocabulary doesn't have, and its inputs that were cut."""
+        if not self._muted:
+            self._unread.inc(unknown)
+            self._cut.inc(truncated)
 
     def queue_tokens(self, tokens: int) -> None:
         """Tokens that wait now."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import TypeVar
 
 from tokenizers import Encoding, Tokenizer
@@ -75,19 +76,22 @@ class TokenizerPool:
         `[CLS] … [SEP]`, on which truncation relies.
         """
         try:
-            self.tokenizer = build_tokenizer(serialized)
+            tokenizer = build_tokenizer(serialized)
         except ValueError as error:
             raise FatalError(ExitCode.ARTIFACT_INVALID, "TokenizerInvalid", str(error)) from error
-        if (framed := self.tokenizer.encode("").ids) != [cls, sep]:
+        if (framed := tokenizer.encode("").ids) != [cls, sep]:
             message = f"the tokenizer turns an empty text into {framed}, expected [CLS] [SEP]: [{cls}, {sep}]"
             raise FatalError(ExitCode.ARTIFACT_INVALID, "TokenizerInvalid", message)
         self.pending_characters = 0
-        self._serialized = serialized
+        # All of them now: building one takes longer than a request, and the first requests must not wait for that.
+        self._spare: SimpleQueue[Tokenizer] = SimpleQueue()
+        for _ in range(threads):
+            self._spare.put(build_tokenizer(serialized))
         self._local = threading.local()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize", initializer=self._prepare)
 
     def _prepare(self) -> None:
-        self._local.tokenizer = build_tokenizer(self._serialized)
+        self._local.tokenizer = self._spare.get_nowait()
 
     async def encode(self, inputs: Inputs, *, offsets: bool, then: Callable[[list[Encoded]], Result]) -> Result:
         """Tokenize texts, or texts split into words, and go on with `then` in the same thread.

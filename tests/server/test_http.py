@@ -192,7 +192,7 @@ async def test_a_request_that_draining_cuts_off_is_told_so(serving: Any) -> None
     assert response.headers["retry-after"]
     assert lifecycle.abandoned == 1
     assert 'cloze_requests_total{model="dummy",route="/v1/classify",status="503",version="local"} 1.0' in counted
-    assert 'status="499"' not in counted
+    assert 'status="499",version="local"} 0.0' in counted
 
 
 async def test_a_failure_to_load_while_draining_is_no_failure() -> None:
@@ -328,10 +328,40 @@ async def test_metrics_are_those_of_the_contract(serving: Any) -> None:
         assert f"# TYPE {metric.name}" in text
     for stage in ("tokenize", "queue", "infer", "post"):
         assert f'cloze_stage_duration_seconds_count{{model="dummy",stage="{stage}",version="local"}} 1.0' in text
-    assert 'cloze_tokens_total{kind="unknown",model="dummy",version="local"} 1.0' in text
+    assert 'cloze_unknown_tokens_total{model="dummy",version="local"} 1.0' in text
+    assert (
+        'cloze_request_duration_seconds_bucket{le="60.0",model="dummy",route="/v1/classify",status_class="2xx"' in text
+    )
     assert 'task="sequence-classification",version="local"} 1.0' in text
     assert 'model=""' not in text
     assert "process_resident_memory_bytes" in text
+
+
+async def test_series_of_errors_exist_before_the_first_error(serving: Any) -> None:
+    """A rate over a series that appears with its first error would miss it; durations of errors are kept apart."""
+    async with serving(classifier()) as client:
+        before = (await client.get("/metrics")).text
+        await client.post("/v1/classify", json={})
+        after = (await client.get("/metrics")).text
+    for status in (200, 422, 429, 499, 500, 503, 504):
+        assert (
+            f'cloze_requests_total{{model="dummy",route="/v1/classify",status="{status}",version="local"}} 0.0'
+            in before
+        )
+    assert 'route="/v1/fill-mask"' not in before, "the loaded model doesn't answer there"
+    count = 'cloze_request_duration_seconds_count{model="dummy",route="/v1/classify",status_class="%s",version="local"}'
+    assert count % "4xx" + " 1.0" in after
+    assert count % "2xx" not in after
+
+
+async def test_only_answered_inputs_count_as_unknown_or_truncated(serving: Any) -> None:
+    """A refused text says nothing about what the model is asked."""
+    async with serving(lambda: dummy_model(Task.FILL_MASK)) as client:
+        refused = await client.post("/v1/fill-mask", json={"inputs": "☃ " * 200, "truncate": "right"})
+        text = (await client.get("/metrics")).text
+    assert problem(refused) == (422, "mask-missing")
+    assert 'cloze_unknown_tokens_total{model="dummy",version="local"} 0.0' in text
+    assert 'cloze_truncated_inputs_total{model="dummy",version="local"} 0.0' in text
 
 
 def test_every_declared_metric_can_be_made() -> None:
@@ -381,8 +411,8 @@ async def test_an_unexpected_error_is_a_problem_without_its_text(
     def fail(*_: Any) -> Any:
         raise ValueError("the user's secret")
 
-    monkeypatch.setattr(Classify, "result", fail)
     async with serving(classifier()) as client:
+        monkeypatch.setattr(Classify, "result", fail)
         response = await client.post("/v1/classify", json={"inputs": "x"})
     assert problem(response) == (500, "internal")
     assert "secret" not in response.text

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -79,6 +79,8 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     request: type[TaskRequest]
     reply: type[TaskReply]
     needs_offsets: bool = False
+    prefix: str = ""
+    """The token that a text needs for the task to have something to answer, and a space."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
@@ -86,6 +88,12 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     @abstractmethod
     def inputs(self, request: RequestT) -> Inputs:
         """The texts to tokenize, in order."""
+
+    def sample(self, lengths: list[int]) -> RequestT:
+        """A request with one text of about each length in tokens, for warming up."""
+        framing = 3 if self.prefix else 2
+        texts = [self.prefix + "a " * (length - framing) for length in lengths]
+        return cast(RequestT, self.request.model_validate({"inputs": texts, "truncate": "right"}))
 
     @abstractmethod
     def positions(self, request: RequestT, item: Item) -> list[int] | None:
