@@ -129,7 +129,7 @@ def definition(resource: type[Resource]) -> dict[str, Any]:
                             "type": "object",
                             "description": (resource.__doc__ or "").strip(),
                             "required": ["spec"],
-                            "x-kubernetes-validations": validations(resource.root_rules),
+                            "x-kubernetes-validations": validations(resource.rules),
                             "properties": {
                                 "apiVersion": {"type": "string"},
                                 "kind": {"type": "string"},

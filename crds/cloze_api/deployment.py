@@ -1,12 +1,12 @@
 """ModelDeployment: a registered model version, served."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from cloze_api.names import CANDIDATE_ALIAS, PROMOTED_ALIAS
-from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema
-from cloze_api.training import Condition, Resources
+from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
+from cloze_api.training import Condition, Resources, resource_rules
 
 
 class Follow(Schema):
@@ -21,6 +21,8 @@ class Follow(Schema):
             message="spec.model.follow.candidateAlias and spec.model.follow.alias are the same: give them two names",
             check=lambda follow: follow.candidate_alias != follow.alias,
         ),
+        alias_rule("spec.model.follow.candidateAlias"),
+        alias_rule("spec.model.follow.alias"),
     )
 
 
@@ -74,6 +76,7 @@ class ModelDeploymentSpec(Schema):
     """How long a pod that is going away may take to finish the requests it has accepted."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
+        *resource_rules("spec.resources"),
         Rule(
             cel="self.drainSeconds >= self.runtime.timeoutSeconds",
             message="spec.drainSeconds is smaller than spec.runtime.timeoutSeconds, so accepted requests get lost: "
@@ -91,10 +94,13 @@ class ResolvedVersion(Reported):
     digest: Digest
 
 
-class LoadedVersion(Reported):
-    """A version that pods report as loaded, and how many of them."""
+VERSION_MAX: Final = 32
 
-    version: Annotated[str, Field(max_length=32)]
+
+class LoadedVersion(Reported):
+    """A version that ready pods themselves report as loaded, and how many of them; a silent pod counts for none."""
+
+    version: Annotated[str, Field(max_length=VERSION_MAX)]
     ready_pods: int
 
 

@@ -1,11 +1,12 @@
 """FineTuneJob: a registered encoder and labelled examples to a registered task model."""
 
+from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema
-from cloze_api.source import SourceURI
+from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema, alias_rule
+from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import Task
 from cloze_api.training import BATCH_COVERS_RANKS, Optimization, TrainingSpec, immutable_after_start
 
@@ -23,6 +24,7 @@ class BaseModelVersion(Schema):
             message="spec.base.model needs exactly one of version and alias: set one, remove the other",
             check=lambda model: (model.version is None) != (model.alias is None),
         ),
+        alias_rule("spec.base.model.alias"),
     )
 
 
@@ -58,6 +60,8 @@ class Dataset(Schema):
     test: SourceURI
     """Examples for the evaluation; none of them is trained on."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.dataset.train"), uri_rule("spec.dataset.test"))
+
 
 class FineTuneOptimization(Optimization):
     """Optimization over whole passes through the training examples."""
@@ -66,13 +70,24 @@ class FineTuneOptimization(Optimization):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
 
 
+def _distinct(labels: list[str]) -> list[str]:
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)}: named more than once, name each label once")
+    return labels
+
+
 class FineTuneJobSpec(TrainingSpec):
     """Desired state of a FineTuneJob."""
 
     base: Base
     task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION]
     dataset: Dataset
-    labels: Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=1000)] = []
+    labels: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]],
+        AfterValidator(_distinct),
+        Field(max_length=1000, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = []
     """The label schema, in order. When empty: the sorted labels of the training examples."""
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""

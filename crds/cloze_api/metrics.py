@@ -79,7 +79,7 @@ RECONCILE_DURATION = Metric(
     ("kind",),
     _SECONDS,
 )
-QUEUE_DEPTH = Metric("cloze_operator_queue_depth", "gauge", "Objects that wait to be reconciled.")
+QUEUE_DEPTH = Metric("cloze_operator_queue_depth", "gauge", "Objects that are due and wait for a worker.")
 RESOURCE_STATE = Metric(
     "cloze_resource_state",
     "gauge",
@@ -88,5 +88,6 @@ RESOURCE_STATE = Metric(
 )
 JOB_FAILURES = Metric("cloze_job_failures", "counter", "Training jobs that failed for good.", ("kind", "reason"))
 REGISTRY_ERRORS = Metric("cloze_registry_errors", "counter", "Calls to the registry that failed.", ("operation",))
+EVENT_ERRORS = Metric("cloze_operator_event_errors", "counter", "Kubernetes events that couldn't be recorded.")
 
 ALL: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))

@@ -6,8 +6,9 @@ GROUP: Final = "cloze.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 
-# Field manager of every server-side apply by the operator.
+# Field manager of every server-side apply by the operator, but for the condition that a reconciliation has failed.
 FIELD_MANAGER: Final = "cloze-operator"
+ERROR_FIELD_MANAGER: Final = "cloze-operator-errors"
 
 # Labels on every child object.
 LABEL_NAME: Final = "app.kubernetes.io/name"

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from cloze_api.schema import Rule, Schema
-from cloze_api.source import SourceURI
+from cloze_api.source import SourceURI, uri_rule
 from cloze_api.training import BATCH_COVERS_RANKS, Optimization, TrainingSpec, immutable_after_start
 
 
@@ -27,6 +27,8 @@ class Corpus(Schema):
     uri: SourceURI
     format: CorpusFormat = CorpusFormat.PARAGRAPHS
     text_field: Annotated[str, Field(min_length=1, max_length=128)] = "text"
+
+    rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.corpus[].uri"),)
 
 
 class Deduplication(StrEnum):

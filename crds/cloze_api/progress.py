@@ -23,14 +23,17 @@ class ExitCode(IntEnum):
     STORAGE = 20
     """The volume is full or can't be written; retried."""
     REGISTRY = 21
-    """MLflow didn't answer within the retry budget; the artifact is kept and registration is retried."""
+    """MLflow didn't answer within the retry budget; the artifact is kept and registration is retried, not counted."""
     PEER_LOST = 22
-    """Another rank or the rendezvous is gone; retried."""
+    """Another rank or the rendezvous is gone; retried, not counted."""
     SUSPENDED = 23
-    """Stopped by SIGTERM after a checkpoint; retried."""
+    """Stopped by SIGTERM after a checkpoint; retried, not counted."""
 
 
 FINAL_EXIT_CODES: tuple[ExitCode, ...] = (ExitCode.INVALID_INPUT, ExitCode.DIVERGED, ExitCode.BASE_MISMATCH)
+
+#: Codes of pods that stopped because of something else: they don't count against `failurePolicy.maxRestarts`.
+BLAMELESS_EXIT_CODES: tuple[ExitCode, ...] = (ExitCode.REGISTRY, ExitCode.PEER_LOST, ExitCode.SUSPENDED)
 
 
 class Progress(Reported):

@@ -1,13 +1,14 @@
 """The three resources as a whole: kind, names, columns, spec and status."""
 
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from cloze_api.deployment import ModelDeploymentSpec, ModelDeploymentStatus
 from cloze_api.finetune import FINE_TUNE_RULES, FineTuneJobSpec
 from cloze_api.pretrain import PRETRAIN_RULES, PretrainJobSpec
-from cloze_api.schema import NAME_MAX, Rule, Schema
+from cloze_api.schema import NAME_MAX, NAME_PATTERN, Rule, Schema
 from cloze_api.training import TrainingStatus
 
 
@@ -25,7 +26,7 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: Annotated[str, Field(min_length=1, max_length=NAME_MAX)]
+    name: str
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
@@ -36,9 +37,19 @@ class Metadata(BaseModel):
     annotations: dict[str, str] = {}
 
 
-SHORT_NAME = Rule(
-    cel=f"self.metadata.name.size() <= {NAME_MAX}",
-    message=f"metadata.name is longer than {NAME_MAX} characters: shorten it, its children's names are built from it",
+_NAME_RULES = (
+    Rule(
+        cel=f"self.metadata.name.size() <= {NAME_MAX}",
+        message=f"metadata.name is longer than {NAME_MAX} characters: "
+        "shorten it, its children's names are built from it",
+        check=lambda resource: len(resource.metadata.name) <= NAME_MAX,
+    ),
+    Rule(
+        cel=f"self.metadata.name.matches('{NAME_PATTERN}')",
+        message="metadata.name has a dot or begins with a digit, which its Service's name can't: "
+        "rename it, with lower-case letters, digits and hyphens, a letter first",
+        check=lambda resource: re.match(NAME_PATTERN, resource.metadata.name) is not None,
+    ),
 )
 
 _READY_OR_DONE = '.status.conditions[?(@.type=="{}")].reason'
@@ -52,7 +63,6 @@ class Resource(Schema):
     plural: ClassVar[str]
     short_names: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[Column, ...]]
-    root_rules: ClassVar[tuple[Rule, ...]]
     scale: ClassVar[bool] = False
 
     api_version: Literal["cloze.dev/v1alpha1"] = "cloze.dev/v1alpha1"
@@ -79,7 +89,7 @@ class PretrainJob(Resource):
         Column(name="Reason", path=_READY_OR_DONE.format("Succeeded"), wide=True),
         Column(name="Age", path=".metadata.creationTimestamp", type="date"),
     )
-    root_rules: ClassVar[tuple[Rule, ...]] = (SHORT_NAME, *PRETRAIN_RULES)
+    rules: ClassVar[tuple[Rule, ...]] = (*_NAME_RULES, *PRETRAIN_RULES)
 
     kind: Literal["PretrainJob"] = "PretrainJob"
     spec: PretrainJobSpec
@@ -102,7 +112,7 @@ class FineTuneJob(Resource):
         Column(name="Reason", path=_READY_OR_DONE.format("Succeeded"), wide=True),
         Column(name="Age", path=".metadata.creationTimestamp", type="date"),
     )
-    root_rules: ClassVar[tuple[Rule, ...]] = (SHORT_NAME, *FINE_TUNE_RULES)
+    rules: ClassVar[tuple[Rule, ...]] = (*_NAME_RULES, *FINE_TUNE_RULES)
 
     kind: Literal["FineTuneJob"] = "FineTuneJob"
     spec: FineTuneJobSpec
@@ -124,7 +134,7 @@ class ModelDeployment(Resource):
         Column(name="URL", path=".status.url", wide=True),
         Column(name="Age", path=".metadata.creationTimestamp", type="date"),
     )
-    root_rules: ClassVar[tuple[Rule, ...]] = (SHORT_NAME,)
+    rules: ClassVar[tuple[Rule, ...]] = _NAME_RULES
     scale: ClassVar[bool] = True
 
     kind: Literal["ModelDeployment"] = "ModelDeployment"

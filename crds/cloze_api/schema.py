@@ -4,19 +4,12 @@ A rule that relates several fields is written twice in one place: as the CEL exp
 evaluates and as the Python predicate that `cloze-train FILE` evaluates outside a cluster. Both give the same message.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -77,30 +70,30 @@ class Reported(Schema):
     model_config = ConfigDict(extra="ignore")
 
 
-def _quantity(value: object) -> object:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-QUANTITY_PATTERN = r"^([0-9]+|[0-9]*\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-
-Quantity = Annotated[
-    str,
-    BeforeValidator(_quantity),
-    Field(pattern=QUANTITY_PATTERN, max_length=32),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
-]
-"""A Kubernetes quantity such as `500m`, `2Gi` or `4`."""
-
-#: A name within Kubernetes (RFC 1123 subdomain without dots), short enough for the children's suffixes.
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+#: A name that a Service can have too (RFC 1035 label), short enough for the children's suffixes.
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_MAX = 40
 
-ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=63)]
+ObjectName = Annotated[str, Field(pattern=NAME_PATTERN, min_length=1, max_length=NAME_MAX)]
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", min_length=1, max_length=63)]
 """A registered model's name: what MLflow, a label value and a URL path all accept."""
 
 Alias = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
+
+_RESERVED_ALIAS = r"^(latest|v[0-9]+)$"
+
+
+def alias_rule(path: str) -> Rule:
+    """The rule on the alias at this path, for the model that has it as its own field."""
+    name = path.rsplit(".", 1)[1]
+    field = re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+    return Rule(
+        cel=f"!has(self.{name}) || !self.{name}.matches('{_RESERVED_ALIAS}')",
+        message=f"{path} is a word that MLflow keeps for itself (latest, v1, v2 and so on): choose another one",
+        check=lambda model: not re.match(_RESERVED_ALIAS, getattr(model, field) or ""),
+    )
+
 
 ModelVersion = Annotated[str, Field(pattern=r"^[1-9][0-9]*$", max_length=10)]
 

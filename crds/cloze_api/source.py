@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cloze_api.schema import Rule
+
 SOURCE_PATTERN = (
     r"^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+|configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
     r"|https?://.+|file:///.+)$"
@@ -14,6 +16,20 @@ SOURCE_PATTERN = (
 
 SourceURI = Annotated[str, Field(pattern=SOURCE_PATTERN, max_length=1024)]
 """`pvc://claim/path`, `configmap://name/key`, `https://…` or `file:///path`. A path may hold `*` to name many files."""
+
+
+#: A step upwards in a path: it would lead out of the claim that the URI names.
+_UPWARDS = r"/\.\.(/|$)"
+
+
+def uri_rule(path: str) -> Rule:
+    """The rule on the URI at this path, for the model that has it as its own field."""
+    name = path.rsplit(".", 1)[1]
+    return Rule(
+        cel=f"!self.{name}.matches('{_UPWARDS}')".replace("\\", "\\\\"),
+        message=f"{path} has `..` in its path: name the file from the claim's own root",
+        check=lambda model: not re.search(_UPWARDS, getattr(model, name)),
+    )
 
 
 class SourceKind(StrEnum):
@@ -50,7 +66,7 @@ class Source:
 
 def parse_source(uri: str) -> Source:
     """Take a source URI apart. Raises ValueError, saying which schemes exist, for any other text."""
-    if re.match(SOURCE_PATTERN, uri):
+    if re.match(SOURCE_PATTERN, uri) and not re.search(_UPWARDS, uri):
         scheme, _, rest = uri.partition("://")
         if scheme in ("pvc", "configmap"):
             container, _, path = rest.partition("/")
@@ -60,5 +76,6 @@ def parse_source(uri: str) -> Source:
         if scheme == "file":
             return Source(SourceKind.FILE, "", rest)
     raise ValueError(
-        f"{uri!r} is no source: use pvc://claim/path, configmap://name/key, https://host/path or file:///path"
+        f"{uri!r} is no source: use pvc://claim/path, configmap://name/key, https://host/path or file:///path, "
+        "without `..` in the path"
     )

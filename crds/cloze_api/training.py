@@ -1,12 +1,19 @@
 """What PretrainJob and FineTuneJob share: topology, storage, checkpoints, failure policy, registry, progress."""
 
+import re
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
 from cloze_api.names import CANDIDATE_ALIAS
-from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Quantity, Reported, Rule, Schema
+from cloze_api.quantity import Quantity, quantity
+from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
+
+#: Bounds of what a status can hold: what pods say is clipped to them.
+REASON_MAX: Final = 128
+STAGE_MAX: Final = 64
+METRICS_MAX: Final = 64
 
 
 class Resources(Schema):
@@ -14,6 +21,50 @@ class Resources(Schema):
 
     requests: Annotated[dict[str, Quantity], Field(max_length=8)] = {}
     limits: Annotated[dict[str, Quantity], Field(max_length=8)] = {}
+
+
+_RESOURCE_NAME = (
+    "^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i"
+    "|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$"
+)
+
+
+def resource_rules(path: str) -> tuple[Rule, ...]:
+    """The rules on the compute resources at this path, for the model that has them as its `resources`."""
+
+    def fits(resources: Resources) -> bool:
+        wanted = ((quantity(text), quantity(resources.limits.get(name))) for name, text in resources.requests.items())
+        return all(request is None or limit is None or request <= limit for request, limit in wanted)
+
+    return (
+        Rule(
+            cel=f"self.resources.requests.all(name, name.matches('{_RESOURCE_NAME}')) && "
+            f"self.resources.limits.all(name, name.matches('{_RESOURCE_NAME}'))",
+            message=f"{path} names a resource that Kubernetes doesn't have: "
+            "use cpu, memory, ephemeral-storage, hugepages-2Mi or a device such as nvidia.com/gpu",
+            check=lambda model: all(
+                re.match(_RESOURCE_NAME, name) for name in (*model.resources.requests, *model.resources.limits)
+            ),
+        ),
+        Rule(
+            cel="self.resources.requests.all(name, !(name in self.resources.limits) || "
+            "quantity(string(self.resources.requests[name]))"
+            ".compareTo(quantity(string(self.resources.limits[name]))) <= 0)",
+            message=f"{path}.requests asks for more than {path}.limits allows: lower the request or raise the limit",
+            check=lambda model: fits(model.resources),
+        ),
+    )
+
+
+def size_rule(path: str, example: str) -> Rule:
+    """The rule on the size at this path, for the model that has it as its own field."""
+    name = path.rsplit(".", 1)[1]
+    field = re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
+    return Rule(
+        cel=f"quantity(string(self.{name})).isGreaterThan(quantity('0'))",
+        message=f"{path} is nothing at all: give a size such as {example}",
+        check=lambda model: bool(quantity(getattr(model, field))),
+    )
 
 
 class Topology(Schema):
@@ -29,6 +80,11 @@ class Topology(Schema):
     shared_memory: Quantity = "64Mi"
     """Size of `/dev/shm`."""
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *resource_rules("spec.topology.resources"),
+        size_rule("spec.topology.sharedMemory", "64Mi"),
+    )
 
     @property
     def world_size(self) -> int:
@@ -51,6 +107,8 @@ class Storage(Schema):
     access_mode: AccessMode = AccessMode.READ_WRITE_ONCE
     """With ReadWriteOnce all pods of the run are pinned to one machine."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (size_rule("spec.storage.size", "10Gi"),)
+
 
 class Checkpoint(Schema):
     """When the training state is saved, and how much of it is kept."""
@@ -72,6 +130,8 @@ class Registry(Schema):
     """The registered model in MLflow; created when missing."""
     alias: Alias = CANDIDATE_ALIAS
     """Alias that the operator points to the new version. It only ever moves to a higher version."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (alias_rule("spec.registry.alias"),)
 
 
 class Schedule(StrEnum):
@@ -139,7 +199,7 @@ class Condition(Reported):
 
     type: Annotated[str, Field(max_length=64)]
     status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, Field(min_length=1, max_length=128)]
+    reason: Annotated[str, Field(min_length=1, max_length=REASON_MAX)]
     message: Annotated[str, Field(max_length=4096)] = ""
     observed_generation: int = 0
     last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -148,7 +208,7 @@ class Condition(Reported):
 class ProgressStatus(Reported):
     """Progress as last reported by rank 0."""
 
-    stage: Annotated[str, Field(max_length=64)] = ""
+    stage: Annotated[str, Field(max_length=STAGE_MAX)] = ""
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
@@ -184,8 +244,12 @@ class TrainingStatus(Reported):
     start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     restarts: int = 0
-    """Pods that failed and were replaced, disruptions not counted."""
+    """How often the gang was restarted after a failure of its own, disruptions not counted."""
+    last_failure_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """End of the last failure that `restarts` counts."""
+    interruptions: int = 0
+    """How often the gang was restarted because a peer or the registry was gone; not limited by `maxRestarts`."""
     progress: ProgressStatus | None = None
     model: RegisteredVersion | None = None
-    metrics: Annotated[dict[str, float], Field(max_length=64)] = {}
+    metrics: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
     """Evaluation figures of the finished run."""

@@ -89,6 +89,34 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (P, put("metadata.name", "x" * 41), ("metadata.name", "shorten it")),
     (P, put("spec.ttlSecondsAfterFinished", -1), ("spec.ttlSecondsAfterFinished",)),
     (P, put("spec.optimisation", {}), ("spec.optimisation", "unknown field")),
+    (P, put("metadata.name", "my.encoder"), ("metadata.name", "rename it")),
+    (P, put("metadata.name", "2nd-try"), ("metadata.name", "rename it")),
+    (P, put("spec.corpus.0.uri", "pvc://books/../../etc/passwd"), ("spec.corpus", "claim's own root")),
+    (P, put("spec.corpus.0.uri", "pvc://books/a/.."), ("spec.corpus", "claim's own root")),
+    (P, put("spec.registry.alias", "latest"), ("spec.registry.alias", "MLflow", "choose another")),
+    (P, put("spec.registry.alias", "v12"), ("spec.registry.alias", "MLflow", "choose another")),
+    (P, put("spec.storage.size", 0), ("spec.storage.size", "give a size such as 10Gi")),
+    (P, put("spec.storage.size", "0Gi"), ("spec.storage.size", "give a size such as 10Gi")),
+    (P, put("spec.storage.size", "-1Gi"), ("spec.storage.size",)),
+    (P, put("spec.topology.sharedMemory", "0"), ("spec.topology.sharedMemory", "give a size such as 64Mi")),
+    (P, put("spec.topology.sharedMemory", -1), ("spec.topology.sharedMemory", "greater than or equal to 0")),
+    (P, put("spec.topology.resources", {"requests": {"cpu": -1}}), ("spec.topology.resources.requests.cpu", "0")),
+    (P, put("spec.topology.resources", {"limits": {"memory": -1}}), ("spec.topology.resources.limits.memory", "0")),
+    (
+        P,
+        put("spec.topology.resources", {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}),
+        ("spec.topology.resources.requests", "lower the request or raise the limit"),
+    ),
+    (
+        P,
+        put("spec.topology.resources", {"requests": {"memory": "1Gi"}, "limits": {"memory": "1000M"}}),
+        ("spec.topology.resources.requests", "lower the request or raise the limit"),
+    ),
+    (
+        P,
+        put("spec.topology.resources", {"limits": {"gpu": 1}}),
+        ("spec.topology.resources", "such as nvidia.com/gpu"),
+    ),
     (F, put("spec.base", {}), ("spec.base", "exactly one", "set one")),
     (F, put("spec.base.model", {"name": "encoder", "version": "1"}), ("spec.base", "exactly one")),
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
@@ -96,12 +124,27 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
     (F, put("spec.labels", ["only"]), ("spec.labels", "at least two")),
     (F, put("spec.labels", ["a", ""]), ("spec.labels[1]",)),
+    (F, put("spec.labels", ["a", "b", "a"]), ("spec.labels[2]", "Duplicate value")),
+    (F, put("spec.base", {"pretrainJob": {"name": "my.encoder"}}), ("spec.base.pretrainJob.name",)),
+    (F, put("spec.base", {"model": {"name": "encoder", "alias": "v1"}}), ("spec.base.model.alias", "choose another")),
+    (F, put("spec.dataset.train", "pvc://data/../x"), ("spec.dataset.train", "claim's own root")),
+    (F, put("spec.dataset.test", "pvc://data/../x"), ("spec.dataset.test", "claim's own root")),
+    (F, put("spec.registry.alias", "latest"), ("spec.registry.alias", "choose another")),
     (F, put("spec.dataset.test", "pvc://data/train.jsonl"), ("spec.dataset.test", "not trained on")),
     (F, drop("spec.dataset.test"), ("spec.dataset.test", "Required")),
     (F, put("spec.failurePolicy.maxRestarts", -1), ("spec.failurePolicy.maxRestarts",)),
     (M, put("spec.model", {"name": "spam"}), ("spec.model", "exactly one", "follow: {}")),
     (M, put("spec.model.version", "3"), ("spec.model", "exactly one", "remove the other")),
     (M, put("spec.model.follow", {"alias": "challenger"}), ("spec.model.follow", "two names")),
+    (M, put("metadata.name", "spam.v2"), ("metadata.name", "rename it")),
+    (M, put("spec.model.follow", {"alias": "latest"}), ("spec.model.follow.alias", "choose another")),
+    (M, put("spec.model.follow", {"candidateAlias": "v3"}), ("spec.model.follow.candidateAlias", "choose another")),
+    (
+        M,
+        put("spec.resources", {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}),
+        ("spec.resources.requests", "raise the limit"),
+    ),
+    (M, put("spec.resources", {"limits": {"disk": 1}}), ("spec.resources", "such as nvidia.com/gpu")),
     (M, put("spec.replicas", -1), ("spec.replicas",)),
     (M, put("spec.runtime", {"maxQueueTokens": 100}), ("spec.runtime.maxQueueTokens", "raise it")),
     (M, put("spec.drainSeconds", 0), ("spec.drainSeconds",)),
@@ -126,6 +169,26 @@ def create(kubernetes_client: dynamic.DynamicClient, body: Document, *, dry_run:
 def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind: str) -> None:
     """The smallest object of each kind is enough; every other field has a default."""
     create(kubernetes_client, document(kind), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("spec.topology.resources", {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1024Mi"}}),
+        put("spec.topology.resources", {"limits": {"nvidia.com/gpu": 8, "hugepages-2Mi": "64Mi"}}),
+        put("spec.topology.resources", {"requests": {"cpu": 0, "ephemeral-storage": "0.5Gi"}}),
+        put("spec.corpus.0.uri", "pvc://books/a..b/*.txt"),
+        put("spec.registry.alias", "v1beta"),
+        put("metadata.name", "a-2"),
+    ],
+)
+def test_what_is_close_to_a_mistake_is_accepted(
+    kubernetes_client: dynamic.DynamicClient, change: Callable[[Document], None]
+) -> None:
+    """The rules refuse what can't work, and nothing else."""
+    body = document(P)
+    change(body)
+    create(kubernetes_client, body, dry_run=True)
 
 
 @pytest.mark.parametrize(

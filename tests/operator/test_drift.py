@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from cloze_operator.decide.drift import has_drifted, quantity
+from cloze_api.quantity import quantity
+from cloze_operator.decide.drift import has_drifted
 
 WANTED: dict[str, Any] = {"spec": {"ports": [{"port": 80}], "cpu": "1000m", "empty": {}, "image": "a:1"}}
 

@@ -1,30 +1,12 @@
 """Whether a child is still what it should be."""
 
-import re
 from collections.abc import Mapping
-from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 from cloze_api.names import ANNOTATION_CONTENT_DIGEST
+from cloze_api.quantity import quantity
 from cloze_operator.decide.fields import Object, dig
 from cloze_operator.desired.metadata import Manifest
-
-_SUFFIXES: Final = {
-    "m": Decimal("0.001"),
-    "": Decimal(1),
-    **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
-    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)},
-}
-_QUANTITY: Final = re.compile(r"([0-9]+|[0-9]*\.[0-9]+)(m|[kMGTPE]|[KMGTPE]i)?")
-
-
-def quantity(text: object) -> Decimal | None:
-    """The number that a Kubernetes quantity stands for; None for anything else.
-
-    The API server respells quantities: 1000m comes back as 1, 10000 as 10k.
-    """
-    match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
-    return Decimal(match[1]) * _SUFFIXES[match[2] or ""] if match else None
 
 
 def content_digest(child: Object | None) -> str | None:

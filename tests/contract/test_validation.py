@@ -1,0 +1,100 @@
+"""What the models refuse outside a cluster, with the same sentences as the API server; and what our examples are."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cloze_api.resources import KINDS, ModelDeployment, Resource, parse_job
+from cloze_api.source import parse_source
+
+Document = dict[str, Any]
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+GOOD: dict[str, Document] = {
+    "PretrainJob": {"corpus": [{"uri": "pvc://books/a.txt"}], "registry": {"name": "encoder"}},
+    "FineTuneJob": {
+        "base": {"model": {"name": "encoder", "alias": "champion"}},
+        "task": "sequence-classification",
+        "dataset": {"train": "pvc://data/train.jsonl", "test": "pvc://data/test.jsonl"},
+        "registry": {"name": "spam"},
+    },
+    "ModelDeployment": {"model": {"name": "spam", "follow": {}}},
+}
+MODELS = {kind.kind_name(): kind for kind in KINDS}
+
+
+def validate(body: Document) -> Resource:
+    return MODELS[body["kind"]].model_validate(body)
+
+
+def with_spec(kind: str, name: str = "run", **spec: Any) -> Document:
+    body = {"apiVersion": "cloze.dev/v1alpha1", "kind": kind, "metadata": {"name": name}}
+    return {**body, "spec": {**copy.deepcopy(GOOD[kind]), **spec}}
+
+
+def examples() -> list[tuple[str, Document]]:
+    paths = sorted(EXAMPLES.glob("*.yaml"))
+    return [(path.name, document) for path in paths for document in yaml.safe_load_all(path.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize(("file", "document"), examples(), ids=lambda value: value if isinstance(value, str) else "")
+def test_examples_are_valid(file: str, document: Document) -> None:
+    """What people copy is accepted as it stands."""
+    assert validate(document).kind_name() == document["kind"], file
+
+
+def test_there_are_examples_of_every_kind() -> None:
+    """A check of no examples would always pass."""
+    assert {document["kind"] for _, document in examples()} == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (with_spec("PretrainJob", "my.encoder"), "metadata.name"),
+        (with_spec("PretrainJob", "2nd"), "metadata.name"),
+        (with_spec("PretrainJob", "x" * 41), "shorten it"),
+        (with_spec("PretrainJob", registry={"name": "e", "alias": "latest"}), "spec.registry.alias"),
+        (with_spec("FineTuneJob", base={"model": {"name": "e", "alias": "v1"}}), "spec.base.model.alias"),
+        (with_spec("FineTuneJob", labels=["a", "b", "a"]), "a: named more than once"),
+        (with_spec("ModelDeployment", model={"name": "e", "follow": {"candidateAlias": "v1"}}), "candidateAlias"),
+        (with_spec("PretrainJob", storage={"size": 0}), "spec.storage.size"),
+        (with_spec("PretrainJob", topology={"sharedMemory": "0Mi"}), "spec.topology.sharedMemory"),
+        (with_spec("PretrainJob", topology={"resources": {"limits": {"gpu": 1}}}), "spec.topology.resources"),
+        (
+            with_spec("ModelDeployment", resources={"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}),
+            "spec.resources.requests asks for more",
+        ),
+        (with_spec("ModelDeployment", resources={"requests": {"cpu": -1}}), "spec.resources.requests.cpu"),
+        (with_spec("PretrainJob", corpus=[{"uri": "pvc://books/../x"}]), "spec.corpus[].uri"),
+    ],
+)
+def test_models_refuse_what_the_api_server_refuses(body: Document, said: str) -> None:
+    """A job file is as good outside a cluster as inside."""
+    with pytest.raises(ValueError, match=r".") as refusal:
+        validate(body)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize("uri", ["pvc://claim/..", "pvc://claim/../other", "pvc://claim/a/../../b", "file:///a/../b"])
+def test_source_never_leads_upwards(uri: str) -> None:
+    """A path out of the claim's mount would read the container's own files."""
+    with pytest.raises(ValueError, match="without"):
+        parse_source(uri)
+
+
+@pytest.mark.parametrize("uri", ["pvc://claim/a..b", "pvc://claim/..a/*.txt", "pvc://claim/a.../b"])
+def test_dots_in_names_are_names(uri: str) -> None:
+    """Only a step upwards is refused."""
+    assert parse_source(uri).container == "claim"
+
+
+@pytest.mark.parametrize("parse", [parse_job, ModelDeployment.model_validate])
+def test_wrong_kind_is_refused(parse: Callable[[Document], Resource]) -> None:
+    """A document of another kind isn't taken for ours."""
+    with pytest.raises(ValueError, match="kind"):
+        parse({**with_spec("PretrainJob"), "kind": "Job"})
