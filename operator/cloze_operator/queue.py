@@ -20,7 +20,7 @@ class Limits:
 
     interval: between two starts of the same key, however many events there are.
     base, cap: wait after the first failure, which doubles with each one up to the cap.
-    nudge: earliest retry of a failing key when an event tells that its object has changed.
+    nudge: earliest retry of a failing key when an event tells that somebody has changed its object.
     """
 
     interval: float = 0.1
@@ -39,17 +39,28 @@ class Schedule(Generic[Key]):
         self._turn = itertools.count()
         self._running: dict[Key, float] = {}
         self._later: dict[Key, float] = {}
+        self._echoes: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
         self._earliest: dict[Key, float] = {}
 
     def __len__(self) -> int:
         return len(self._due)
 
-    def add(self, key: Key, now: float, delay: float = 0.0) -> None:
-        """Run the key after `delay`, or at the earlier time that it already has."""
+    def depth(self, now: float) -> int:
+        """How many keys are due and wait."""
+        return sum(at <= now for at in self._due.values())
+
+    def add(self, key: Key, now: float, delay: float = 0.0, *, news: bool = True) -> None:
+        """Run the key after `delay`, or at the earlier time that it already has.
+
+        news: False for an event that is no reason to retry a failing key earlier than it would be.
+        """
         at = max(now + delay, self._earliest.get(key, now))
         if key in self._running:
-            self._later[key] = min(at, self._later.get(key, at))
+            later = self._later if news else self._echoes
+            later[key] = min(at, later.get(key, at))
+        elif key in self._failures and key in self._due and not news:
+            return
         elif key not in self._due or at < self._due[key]:
             self._due[key] = at
             heapq.heappush(self._heap, (at, next(self._turn), key))
@@ -69,7 +80,7 @@ class Schedule(Generic[Key]):
     def done(self, key: Key, now: float, *, failed: bool, again: float | None = None) -> None:
         """The key's run is over. A failed one is added again; another one if `again` says so or an event came."""
         del self._running[key]
-        later = self._later.pop(key, None)
+        later, echo = self._later.pop(key, None), self._echoes.pop(key, None)
         if failed:
             failures = self._failures.get(key, 0)
             self._failures[key] = failures + 1
@@ -78,17 +89,20 @@ class Schedule(Generic[Key]):
             self.add(key, now, wait)
         else:
             self._failures.pop(key, None)
-        if again is not None and not failed:
-            self.add(key, now, again)
+            for at in (echo, None if again is None else now + again):
+                if at is not None:
+                    self.add(key, now, at - now)
         if later is not None:
             self.add(key, now, later - now)
         if key not in self._due and self._earliest.get(key, now) <= now:
             self._earliest.pop(key, None)
 
     def forget(self, key: Key) -> None:
-        """The key's object is gone: it is due no more, and a new object of the same name starts afresh."""
+        """The key's object is gone: it is due no more, and a new object of the same name starts afresh.
+
+        What was told of while the key was running stays: it may be of the new object.
+        """
         self._due.pop(key, None)
-        self._later.pop(key, None)
         self._failures.pop(key, None)
         self._earliest.pop(key, None)
 
@@ -114,9 +128,13 @@ class Queue(Generic[Key]):
     def __len__(self) -> int:
         return len(self._schedule)
 
-    def add(self, key: Key, delay: float = 0.0) -> None:
-        """Run the key after a delay, or earlier if it is due earlier."""
-        self._schedule.add(key, self._clock(), delay)
+    def depth(self) -> int:
+        """How many keys are due and wait for a worker."""
+        return self._schedule.depth(self._clock())
+
+    def add(self, key: Key, delay: float = 0.0, *, news: bool = True) -> None:
+        """Run the key after a delay, or earlier if it is due earlier; see Schedule.add."""
+        self._schedule.add(key, self._clock(), delay, news=news)
         self._changed.set()
 
     async def get(self) -> Key:

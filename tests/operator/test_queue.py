@@ -101,6 +101,39 @@ def test_event_shortens_the_backoff_but_not_to_nothing() -> None:
     assert schedule.next_due() == 31.0
 
 
+@pytest.mark.parametrize("during", [True, False])
+def test_echo_of_ones_own_write_does_not_shorten_the_backoff(during: bool) -> None:
+    """What isn't news leaves a failing key's wait alone, whether it comes while the key runs or afterwards."""
+    schedule: Schedule[str] = Schedule(LIMITS)
+    for now in (0.0, 10.0, 20.0, 30.0):
+        schedule.add("a", now)
+        assert schedule.pop(now) == "a"
+        if during:
+            schedule.add("a", now, news=False)
+        schedule.done("a", now, failed=True)
+        if not during:
+            schedule.add("a", now + 0.2, news=False)
+    assert schedule.next_due() == 38.0
+
+
+def test_echo_leads_to_another_look_at_a_key_that_does_not_fail() -> None:
+    """A success is followed by a look at what it has written."""
+    schedule: Schedule[str] = Schedule(LIMITS)
+    schedule.add("a", 0.0)
+    assert schedule.pop(0.0) == "a"
+    schedule.add("a", 0.0, news=False)
+    schedule.done("a", 0.0, failed=False)
+    assert schedule.next_due() == pytest.approx(0.1)
+
+
+def test_depth_counts_what_is_due() -> None:
+    """A key that waits for its time isn't waiting for a worker."""
+    schedule: Schedule[str] = Schedule(LIMITS)
+    schedule.add("a", 0.0)
+    schedule.add("b", 0.0, 5.0)
+    assert (len(schedule), schedule.depth(0.0), schedule.depth(5.0)) == (2, 1, 2)
+
+
 def test_event_during_a_run_leads_to_another_run() -> None:
     """What changes while a key is worked on isn't missed, and keeps its distance."""
     schedule: Schedule[str] = Schedule(LIMITS)
@@ -138,6 +171,17 @@ def test_forgotten_key_is_gone() -> None:
     schedule.add("a", 0.0, 3.0)
     schedule.forget("a")
     assert (len(schedule), schedule.next_due()) == (0, None)
+
+
+def test_new_object_of_a_forgotten_name_is_looked_at() -> None:
+    """An object that is made again while its predecessor is found to be gone isn't left to the resync."""
+    schedule: Schedule[str] = Schedule(LIMITS)
+    schedule.add("a", 0.0)
+    assert schedule.pop(0.0) == "a"
+    schedule.add("a", 0.05)
+    schedule.forget("a")
+    schedule.done("a", 0.1, failed=False)
+    assert schedule.next_due() is not None
 
 
 @settings(deadline=None, max_examples=20)
