@@ -92,14 +92,17 @@ class Cluster:
         # Members of a list don't say what they are.
         return tuple({"apiVersion": version, "kind": kind, **item} for item in found["items"])
 
-    async def apply(self, manifest: Manifest, subresource: str = "") -> Object:
-        """Server-side apply. With a resourceVersion in its metadata, only to the object as it was then."""
+    async def apply(
+        self, manifest: Manifest, subresource: str = "", *, manager: str = FIELD_MANAGER, dry_run: bool = False
+    ) -> None:
+        """Server-side apply. With a uid or resourceVersion in its metadata, only to that object, or as it was then.
+
+        dry_run: the API server checks everything and changes nothing.
+        """
         metadata = manifest["metadata"]
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        kind = "application/apply-patch+yaml"
-        applied: Object = await self._request("PATCH", path, manifest, query=query, content_type=kind)
-        return applied
+        query = {"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        await self._request("PATCH", path, manifest, query=query, content_type="application/apply-patch+yaml")
 
     async def change(self, namespace: str, target: Target, spec: Mapping[str, Any]) -> None:
         """Set fields of the spec of exactly this object; None removes one."""
@@ -117,18 +120,18 @@ class Cluster:
             if error.status not in (_NOT_FOUND, _CONFLICT):
                 raise
 
-    async def create_event(self, event: Manifest) -> None:
-        """Create an event; one of the same name says the same and is left."""
+    async def record(self, event: Manifest) -> None:
+        """Create an event; if there is one of the same name, it has happened once more."""
+        namespace, name = event["metadata"]["namespace"], event["metadata"]["name"]
         try:
-            await self._request("POST", _path("Event", event["metadata"]["namespace"]), event)
+            await self._request("POST", _path("Event", namespace), event)
         except ClusterError as error:
             if error.status != _CONFLICT:
                 raise
-
-    async def through_proxy(self, namespace: str, pod: str, port: int, path: str, seconds: float) -> Any:
-        """JSON from a pod's HTTP port, by way of the API server."""
-        url = _path("Pod", namespace, f"{pod}:{port}", f"proxy{path}")
-        return await self._request("GET", url, timeout=seconds)
+            old = await self.get("Event", namespace, name) or {}
+            again = {"count": int(old.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
+            path, kind = _path("Event", namespace, name), "application/merge-patch+json"
+            await self._request("PATCH", path, again, content_type=kind)
 
     async def has_definitions(self) -> bool:
         """Whether the API server knows our resources."""
@@ -148,7 +151,6 @@ class Cluster:
         *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
-        timeout: float = _TIMEOUT_SECONDS,  # noqa: ASYNC109 - handed to aiohttp, which knows which phase timed out
     ) -> Any:
         target = f"{path}?{urlencode(query)}" if query else path
         headers = {"Accept": "application/json", "Content-Type": content_type}
@@ -156,7 +158,9 @@ class Cluster:
             method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            response = await self._client.call_api(*call, _request_timeout=aiohttp.ClientTimeout(total=timeout))
+            response = await self._client.call_api(
+                *call, _request_timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+            )
             text = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ClusterError(0, "Unreachable", f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from cloze_api.resources import KINDS
-from cloze_operator.act import Actor
+from cloze_operator.act import Actor, fields_of
 from cloze_operator.cluster import Cluster, ClusterError
 from cloze_operator.decide.fields import Object, dig
 from cloze_operator.decide.serving import decide_serving
@@ -20,12 +20,18 @@ from cloze_operator.queue import Queue
 from cloze_operator.registry import AliasMovedError, Registry, RegistryError
 from cloze_operator.reports import Reports
 from cloze_operator.settings import Settings
-from cloze_operator.telemetry import QUEUE_DEPTH, RECONCILE_DURATION, RECONCILES, StateGauge
+from cloze_operator.telemetry import RECONCILE_DURATION, RECONCILES, StateGauge
 
 logger = logging.getLogger(__name__)
 
 #: One look at one resource; a call that hangs must not hold a worker for ever.
 RECONCILE_SECONDS: Final = 90.0
+
+#: State of a resource that nothing could be decided about yet.
+_UNDECIDED: Final = "Pending"
+
+#: Fields of the metadata that change with what others do to a resource.
+_FACE: Final = ("uid", "generation", "labels", "annotations", "deletionTimestamp")
 
 _CONFLICT: Final = 409
 
@@ -35,7 +41,11 @@ class Key(NamedTuple):
 
     kind: str
     namespace: str
-    name: str
+    object: str
+
+
+class ConflictError(Exception):
+    """What a decision was made from has changed: decide again."""
 
 
 def utc_now() -> datetime:
@@ -67,15 +77,20 @@ class Controller:
         self._states = StateGauge()
         #: FineTuneJobs by the PretrainJob that they wait for.
         self._dependents: dict[Key, set[Key]] = {}
+        #: What others have made of each resource, as last seen.
+        self._faces: dict[Key, list[object]] = {}
 
     def notice(self, resource: Object) -> None:
-        """Something happened to one of our resources."""
+        """Somebody tells of one of our resources."""
         metadata = resource["metadata"]
         key = Key(resource["kind"], metadata["namespace"], metadata["name"])
         base = dig(resource, "spec", "base", "pretrainJob", "name")
         if base:
             self._dependents.setdefault(Key("PretrainJob", key.namespace, base), set()).add(key)
-        self.queue.add(key)
+        # The status is ours: what it says is no news, and no reason to retry earlier what has just failed.
+        face = [metadata.get(field) for field in _FACE]
+        self.queue.add(key, news=self._faces.get(key) != face)
+        self._faces[key] = face
         for dependent in self._dependents.get(key, ()):
             self.queue.add(dependent)
 
@@ -103,43 +118,63 @@ class Controller:
     async def _work(self) -> None:
         while True:
             key = await self.queue.get()
-            QUEUE_DEPTH.set(len(self.queue))
             result, again = "error", None
             with RECONCILE_DURATION.labels(key.kind).time():
                 try:
-                    async with asyncio.timeout(RECONCILE_SECONDS):
-                        again = await self._reconcile(key)
+                    again = await self._reconcile(key)
                     result = "success"
-                except AliasMovedError as error:
-                    logger.info("%s", error, extra=_fields(key))
-                    result, again = "conflict", 1.0
+                except ConflictError as error:
+                    logger.info("%s", error, extra=key._asdict())
+                    result = "conflict"
                 except Exception:
                     # Whatever went wrong with one resource must not end the worker: it is logged and tried again.
-                    logger.exception("reconciliation failed", extra=_fields(key))
+                    logger.exception("reconciliation failed", extra=key._asdict())
                 finally:
                     RECONCILES.labels(key.kind, result).inc()
-                    self.queue.done(key, failed=result == "error", again=again)
+                    self.queue.done(key, failed=result != "success", again=again)
 
     async def _reconcile(self, key: Key) -> float | None:
-        """Seconds until the next look; None when something will tell."""
-        resource = await self._cluster.get(key.kind, key.namespace, key.name)
+        """Seconds until the next look; None when something will tell.
+
+        Raises ConflictError when something has changed meanwhile, and what went wrong otherwise, which stands in the
+        resource's status by then.
+        """
+        resource = await self._cluster.get(key.kind, key.namespace, key.object)
         if resource is None:
             self._forget(key)
             return None
+        state = str(dig(resource, "status", "state") or _UNDECIDED)
         try:
-            verdict, state = await self._decide(resource)
-            await self._actor.act(resource, verdict, state)
+            async with asyncio.timeout(RECONCILE_SECONDS):
+                verdict, state = await self._decide(resource)
+                await self._actor.act(resource, verdict, state)
+        except AliasMovedError as error:
+            raise ConflictError(str(error)) from error
+        except RegistryError:
+            # Its own condition tells of it.
+            raise
         except ClusterError as error:
             if error.status == _CONFLICT:
-                # Somebody changed the resource meanwhile; what it says now is looked at next.
-                return 0.2
-            await self._actor.report_failure(resource, error.reason, str(error))
+                raise ConflictError(str(error)) from error
+            await self._report(resource, error.reason, str(error), state)
             raise
-        except RegistryError as error:
-            await self._actor.report_failure(resource, "RegistryError", str(error))
+        except TimeoutError:
+            text = f"one look took longer than {RECONCILE_SECONDS:g} s: the API server or the registry is slow"
+            await self._report(resource, "Timeout", text, state)
             raise
-        self._states.show(key, state)
+        except Exception as error:
+            text = f"a mistake of the operator's, see its log: {type(error).__name__}: {error}"
+            await self._report(resource, "InternalError", text, state)
+            raise
+        finally:
+            self._states.show(key, state)
         return verdict.requeue
+
+    async def _report(self, resource: Object, reason: str, message: str, state: str) -> None:
+        try:
+            await self._actor.report_failure(resource, reason, message, state)
+        except ClusterError as error:
+            logger.warning("the failure can't be shown in the status: %s", error, extra=fields_of(resource))
 
     async def _decide(self, resource: Object) -> tuple[Verdict, str]:
         if resource["kind"] == "ModelDeployment":
@@ -148,10 +183,7 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         self._states.show(key, None)
+        self._faces.pop(key, None)
         self.queue.forget(key)
         for dependents in self._dependents.values():
             dependents.discard(key)
-
-
-def _fields(key: Key) -> dict[str, str]:
-    return {"kind": key.kind, "namespace": key.namespace, "object": key.name}

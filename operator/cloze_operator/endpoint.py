@@ -6,6 +6,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from cloze_operator.controller import RECONCILE_SECONDS, Controller
+from cloze_operator.telemetry import QUEUE_DEPTH
 
 
 def illness(controller: Controller, resync_seconds: float) -> str | None:
@@ -24,6 +25,7 @@ async def serve(controller: Controller, port: int, resync_seconds: float) -> web
     """Start serving. The caller cleans the runner up."""
 
     async def metrics(_: web.Request) -> web.Response:
+        QUEUE_DEPTH.set(controller.queue.depth())
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:

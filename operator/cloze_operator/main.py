@@ -10,7 +10,7 @@ from cloze_operator.cluster import Cluster, ClusterError
 from cloze_operator.controller import Controller
 from cloze_operator.endpoint import serve
 from cloze_operator.registry import Registry
-from cloze_operator.reports import Direct, Proxied, Reports
+from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import VARIABLES, Settings, SettingsError, read
 from cloze_operator.telemetry import configure_logs
 from cloze_operator.watch import watch
@@ -50,8 +50,8 @@ async def _await_definitions(cluster: Cluster) -> None:
 async def operate(settings: Settings) -> None:
     """Run until a signal ends kopf, or until something that must not fail has failed."""
     cluster = await Cluster.connect()
-    registry = Registry(settings.registry_uri)
-    reports = Reports(Proxied(cluster) if settings.proxy else Direct())
+    registry = Registry(settings.platform.tracking_uri)
+    reports = Reports(Direct())
     controller = Controller(cluster, registry, reports, settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)

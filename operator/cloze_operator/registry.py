@@ -12,6 +12,7 @@ from cloze_operator.telemetry import REGISTRY_ERRORS
 
 _API: Final = "/api/2.0/mlflow"
 _TIMEOUT_SECONDS: Final = 10.0
+_GET_ALIAS: Final = "get-alias"
 
 
 class AliasMovedError(Exception):
@@ -20,6 +21,10 @@ class AliasMovedError(Exception):
 
 class RegistryError(Exception):
     """The registry refused or didn't answer."""
+
+
+class _NoSuchThingError(RegistryError):
+    """The registry answered that what it was asked for doesn't exist."""
 
 
 class Registry:
@@ -41,7 +46,7 @@ class Registry:
     async def behind(self, name: str, alias: str) -> Version | NotFound | Unavailable:
         """The version that an alias points to."""
         missing = NotFound(f"the registry has no alias {alias} of model {name}")
-        return await self._ask("get-alias", "registered-models/alias", {"name": name, "alias": alias}, missing)
+        return await self._ask(_GET_ALIAS, "registered-models/alias", {"name": name, "alias": alias}, missing)
 
     async def of_job(self, name: str, uid: str) -> Version | NotFound | Unavailable:
         """The newest version of a model that carries a job's uid."""
@@ -81,10 +86,14 @@ class Registry:
         return _version(found["model_version"]) if found else missing
 
     async def _get(self, operation: str, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
-        return await self._send(operation, "GET", path, params=query)
-
-    async def _send(self, operation: str, method: str, path: str, **content: Any) -> dict[str, Any] | None:
         """The reply; None when the registry says that there is no such thing."""
+        try:
+            return await self._send(operation, "GET", path, params=query)
+        except _NoSuchThingError:
+            return None
+
+    async def _send(self, operation: str, method: str, path: str, **content: Any) -> dict[str, Any]:
+        """The reply. Raises RegistryError."""
         try:
             response = await self._client.request(method, f"{_API}/{path}", **content)
             if response.is_success:
@@ -94,15 +103,18 @@ class Registry:
             REGISTRY_ERRORS.labels(operation).inc()
             text = f"the registry at {self._uri} doesn't answer: {type(error).__name__} {error}".rstrip()
             raise RegistryError(text) from error
-        message = str(said.get("message", ""))
-        # An alias that isn't set is an invalid parameter to MLflow, not a missing resource.
-        if said.get("error_code") == "RESOURCE_DOES_NOT_EXIST" or "not found" in message:
-            return None
-        REGISTRY_ERRORS.labels(operation).inc()
-        raise RegistryError(
+        said = said if isinstance(said, dict) else {}
+        message, code = str(said.get("message", "")), said.get("error_code")
+        text = (
             f"the registry at {self._uri} refused {operation} with HTTP {response.status_code}: "
             f"{message or response.text[:200]}"
         )
+        # MLflow's own word, not just any 404 on the way to it. An alias that isn't set is an invalid parameter to it.
+        unset = operation == _GET_ALIAS and code == "INVALID_PARAMETER_VALUE" and "not found" in message
+        if method == "GET" and (unset or code == "RESOURCE_DOES_NOT_EXIST"):
+            raise _NoSuchThingError(text)
+        REGISTRY_ERRORS.labels(operation).inc()
+        raise RegistryError(text)
 
 
 def _version(entry: Mapping[str, Any]) -> Version:

@@ -11,9 +11,10 @@ from typing import Any, Final, Protocol
 import httpx
 from pydantic import ValidationError
 
+from cloze_api.deployment import VERSION_MAX
 from cloze_api.names import PROGRESS_PORT, SERVER_PORT
 from cloze_api.progress import Progress
-from cloze_operator.cluster import Cluster, ClusterError
+from cloze_api.training import STAGE_MAX
 from cloze_operator.decide.answers import Loaded
 from cloze_operator.decide.fields import Object, dig
 from cloze_operator.decide.pods import is_ready, name_of, phase
@@ -34,7 +35,7 @@ class Reach(Protocol):
 
 
 class Direct:
-    """By the pod's address: for an operator on the cluster's network."""
+    """By the pod's address."""
 
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False)
@@ -53,22 +54,6 @@ class Direct:
             return None
 
 
-class Proxied:
-    """Through the API server: for an operator that runs elsewhere."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    async def fetch(self, pod: Object, port: int, path: str) -> Any:
-        """JSON from a pod; None when it doesn't answer with any."""
-        try:
-            namespace = pod["metadata"]["namespace"]
-            return await self._cluster.through_proxy(namespace, name_of(pod), port, path, _TIMEOUT_SECONDS)
-        except (ClusterError, ValueError) as error:
-            logger.debug("pod %s doesn't answer %s: %s", name_of(pod), path, error)
-            return None
-
-
 class Reports:
     """The pods' answers, in the contract's terms."""
 
@@ -81,9 +66,10 @@ class Reports:
         running = [pod for pod in pods if phase(pod) == "Running"]
         for answer in await self._ask(running, PROGRESS_PORT, "/progress"):
             try:
-                return Progress.model_validate(answer)
+                progress = Progress.model_validate(answer)
             except ValidationError:
                 continue
+            return progress.model_copy(update={"stage": progress.stage[:STAGE_MAX]})
         return None
 
     async def loaded(self, pods: Iterable[Object]) -> dict[str, Loaded]:
@@ -94,7 +80,8 @@ class Reports:
         for pod, answer in zip(ready, answers, strict=True):
             models = dig(answer, "models")
             if isinstance(models, list) and models:
-                found[name_of(pod)] = Loaded(str(dig(models[0], "version")), str(dig(models[0], "digest")))
+                version = str(dig(models[0], "version"))[:VERSION_MAX]
+                found[name_of(pod)] = Loaded(version, str(dig(models[0], "digest")))
         return found
 
     async def _ask(self, pods: list[Object], port: int, path: str) -> list[Any]:

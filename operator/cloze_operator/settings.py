@@ -9,7 +9,7 @@ from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, OP
 from cloze_operator.desired.platform import Platform
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-REACH: Final = ("direct", "proxy")
+PULL_POLICIES: Final = ("", "Always", "IfNotPresent", "Never")
 
 
 class SettingsError(ValueError):
@@ -28,26 +28,26 @@ class Variable:
 TRAIN_IMAGE = Variable(ENV_TRAIN_IMAGE, "image of training pods whose resource names none")
 SERVE_IMAGE = Variable(ENV_SERVE_IMAGE, "image of serving pods whose resource names none")
 TRACKING_URI = Variable(ENV_MLFLOW_URI, "MLflow's address, for the operator and for the pods: http://host:port")
-REGISTRY_URI = Variable("CLOZE_REGISTRY_URI", "MLflow's address for the operator, where it isn't the pods' one", "")
+PULL_POLICY = Variable(
+    "CLOZE_IMAGE_PULL_POLICY", "of those pods: Always, IfNotPresent or Never; empty: Kubernetes'", ""
+)
+PULL_SECRETS = Variable("CLOZE_IMAGE_PULL_SECRETS", "comma-separated secrets in the namespaces of those pods", "")
 NAMESPACES = Variable("CLOZE_NAMESPACES", "comma-separated namespaces to serve; empty for all", "")
 LOG_LEVEL = Variable("CLOZE_LOG_LEVEL", "debug, info, warning or error", "info")
 RESYNC = Variable("CLOZE_RESYNC_SECONDS", "between two looks at every resource, whatever the watches say", "60")
 WORKERS = Variable("CLOZE_OPERATOR_WORKERS", "resources that are reconciled at the same time", "8")
-PROGRESS = Variable(
-    "CLOZE_OPERATOR_PROGRESS", "how pods are asked: direct (by address) or proxy (through the API server)", "direct"
-)
 PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz", str(OPERATOR_PORT))
 
 VARIABLES: Final = (
     TRAIN_IMAGE,
     SERVE_IMAGE,
+    PULL_POLICY,
+    PULL_SECRETS,
     TRACKING_URI,
-    REGISTRY_URI,
     NAMESPACES,
     LOG_LEVEL,
     RESYNC,
     WORKERS,
-    PROGRESS,
     PORT,
 )
 
@@ -58,15 +58,11 @@ class Settings:
 
     platform: Platform
     """What ends up in manifests."""
-    registry_uri: str
-    """MLflow's address as the operator reaches it."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; empty for the whole cluster."""
     log_level: str = "info"
     resync_seconds: float = 60.0
     workers: int = 8
-    proxy: bool = False
-    """Pods are asked through the API server: for an operator outside the cluster's network."""
     port: int = OPERATOR_PORT
 
 
@@ -80,14 +76,14 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         platform=Platform(
             train_image=_text(TRAIN_IMAGE, environment),
             serve_image=_text(SERVE_IMAGE, environment),
+            pull_policy=_one_of(PULL_POLICY, environment, PULL_POLICIES),
+            pull_secrets=_list(PULL_SECRETS, environment),
             tracking_uri=tracking_uri,
         ),
-        registry_uri=_text(REGISTRY_URI, environment).rstrip("/") or tracking_uri,
-        namespaces=tuple(part.strip() for part in _text(NAMESPACES, environment).split(",") if part.strip()),
+        namespaces=_list(NAMESPACES, environment),
         log_level=log_level,
         resync_seconds=_number(RESYNC, environment, 1),
         workers=int(_number(WORKERS, environment, 1)),
-        proxy=_one_of(PROGRESS, environment, REACH) == "proxy",
         port=int(_number(PORT, environment, 0)),
     )
 
@@ -101,10 +97,15 @@ def _text(variable: Variable, environment: Mapping[str, str]) -> str:
 
 
 def _one_of(variable: Variable, environment: Mapping[str, str], allowed: tuple[str, ...]) -> str:
-    value = _text(variable, environment).lower()
-    if value not in allowed:
-        raise SettingsError(f"{variable.name} is {value!r}: use one of {', '.join(allowed)}")
-    return value
+    value = _text(variable, environment)
+    for choice in allowed:
+        if choice.lower() == value.lower():
+            return choice
+    raise SettingsError(f"{variable.name} is {value!r}: use one of {', '.join(filter(None, allowed))}")
+
+
+def _list(variable: Variable, environment: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(part.strip() for part in _text(variable, environment).split(",") if part.strip())
 
 
 def _number(variable: Variable, environment: Mapping[str, str], minimum: float) -> float:

@@ -32,6 +32,7 @@ QUEUE_DEPTH = _gauge(metrics.QUEUE_DEPTH)
 RESOURCE_STATE = _gauge(metrics.RESOURCE_STATE)
 JOB_FAILURES = _counter(metrics.JOB_FAILURES)
 REGISTRY_ERRORS = _counter(metrics.REGISTRY_ERRORS)
+EVENT_ERRORS = _counter(metrics.EVENT_ERRORS)
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 

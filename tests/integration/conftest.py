@@ -159,6 +159,7 @@ class StubRegistry:
     versions: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     aliases: dict[tuple[str, str], str] = field(default_factory=dict)
     up: bool = True
+    writable: bool = True
     uri: str = ""
 
     def register(self, name: str, version: str, **tags: str) -> None:
@@ -171,6 +172,8 @@ class StubRegistry:
             found = [self._entry(*key) for key, uid in uids.items() if uid and uid in query["filter"]]
             return 200, {"model_versions": found}
         if method == "POST":
+            if not self.writable:
+                return 403, {"error_code": "PERMISSION_DENIED", "message": "this account may not move aliases"}
             self.aliases[query["name"], query["alias"]] = query["version"]
             return 200, {}
         if path.endswith("registered-models/alias"):

@@ -1,5 +1,6 @@
 """The operator as a process: metrics, restarts, and what it leaves behind when it is gone."""
 
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,18 @@ def suspended_job(name: str) -> Document:
     }
 
 
+def exported(address: str) -> str:
+    """The operator's metrics."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=5) as reply:  # noqa: S310 - our own address
+        return str(reply.read().decode())
+
+
+def errors(address: str) -> float:
+    """How often the operator has failed to reconcile a PretrainJob."""
+    name = 'cloze_operator_reconciles_total{kind="PretrainJob",result="error"}'
+    return sum(float(line.rsplit(" ", 1)[1]) for line in exported(address).splitlines() if line.startswith(name))
+
+
 def test_restart_repeats_nothing_and_loses_nothing(
     brief: Any, operate: Any, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:
@@ -40,13 +53,8 @@ def test_restart_repeats_nothing_and_loses_nothing(
     labels = f'kind="PretrainJob",name="calm",namespace="{brief.namespace}",state="Suspended"'
     state = f"cloze_resource_state{{{labels}}}"
     with operate(brief.namespace, "http://127.0.0.1:1", tmp_path / "second") as address:
-
-        def exported() -> str:
-            with urllib.request.urlopen(f"{address}/metrics", timeout=5) as reply:  # noqa: S310 - our own address
-                return str(reply.read().decode())
-
-        eventually(lambda: f"{state} 1.0" in exported(), "the state's metric", 30)
-        text = exported()
+        eventually(lambda: f"{state} 1.0" in exported(address), "the state's metric", 30)
+        text = exported(address)
         with urllib.request.urlopen(f"{address}/healthz", timeout=5) as reply:  # noqa: S310 - our own address
             assert reply.status == 200
     assert 'cloze_operator_reconciles_total{kind="PretrainJob",result="error"}' not in text
@@ -87,12 +95,17 @@ def test_poisoned_object_shows_its_error_and_blocks_nobody(
     core = client.CoreV1Api(api_client)
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"persistentvolumeclaims": "1"}}}
     core.create_namespaced_resource_quota(brief.namespace, quota)
-    with operate(brief.namespace, "http://127.0.0.1:1", tmp_path / "log"):
+    with operate(brief.namespace, "http://127.0.0.1:1", tmp_path / "log") as address:
         brief.create(suspended_job("first"))
         brief.wait_for_reason("PretrainJob", "first", "Running", "Suspended")
         brief.create(suspended_job("second"))
         found = brief.wait_for_reason("PretrainJob", "second", "ReconcileFailed", "Forbidden")
         assert "exceeded quota" in found["message"]
+        assert brief.get("PretrainJob", "second")["status"]["state"] == "Pending"
+        before = errors(address)
+        time.sleep(10)
+        # Each wait is twice as long as the one before: the failure's own condition doesn't wake the operator up.
+        assert errors(address) - before <= 4
         third = {**suspended_job("third"), "kind": "FineTuneJob"}
         third["spec"] = {
             "base": {"pretrainJob": {"name": "first"}},

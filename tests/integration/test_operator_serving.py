@@ -46,12 +46,13 @@ def test_missing_model_is_waited_for_then_served(objects: Any, registry: Any, ku
     for kind, name in (("Deployment", "fixed-server"), ("Service", "fixed")):
         references = objects.get(kind, name)["metadata"]["ownerReferences"]
         assert [(o["uid"], o["controller"]) for o in references] == [(owner["metadata"]["uid"], True)]
-    found = objects.condition("ModelDeployment", "fixed", "Ready")
-    assert (found["status"], found["reason"]) == ("False", "Unschedulable")
+    found = objects.wait_for_reason("ModelDeployment", "fixed", "Ready", "Unschedulable")
+    assert found["status"] == "False"
     kubelet.run(pod)
     objects.wait_for_reason("ModelDeployment", "fixed", "Ready", "AllReplicasReady")
     status = objects.get("ModelDeployment", "fixed")["status"]
-    assert status["loaded"] == [{"version": "1", "readyPods": 1}]
+    # Nothing listens where the pod would: it hasn't said what it has loaded.
+    assert status["loaded"] == []
     assert status["desired"] == {"name": "fixed", "version": "1", "digest": DIGESTS["1"]}
     assert status["url"] == f"http://fixed.{objects.namespace}.svc"
     assert (status["state"], status["readyReplicas"]) == ("Ready", 1)
@@ -78,6 +79,48 @@ def test_followed_alias_rolls_out_then_promotes(
     kubelet.run(new)
     objects.wait_for_reason("ModelDeployment", "followed", "AliasMoved", "Version2")
     assert registry.aliases["followed", "champion"] == "2"
+
+
+def test_refused_alias_is_said_and_hides_nothing(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A registry that refuses the move keeps nobody from seeing that the model is served; later it is moved."""
+    registry.register("refused", "1", digest=DIGESTS["1"])
+    registry.aliases["refused", "challenger"] = "1"
+    registry.writable = False
+    try:
+        objects.create(model_deployment("refused", kubelet, {"name": "refused", "follow": {}}))
+        kubelet.run(*kubelet.pods("refused", 1))
+        found = objects.wait_for_reason("ModelDeployment", "refused", "AliasMoved", "AliasRefused")
+        assert "may not move aliases" in found["message"]
+        live = objects.get("ModelDeployment", "refused")
+        assert live["status"]["state"] == "Ready"
+        assert objects.condition("ModelDeployment", "refused", "ReconcileFailed") == {}
+        events = [e for e in objects.list("Event") if e["involvedObject"]["name"] == "refused"]
+        assert "AliasRefused" in {event["reason"] for event in events if event["type"] == "Warning"}
+    finally:
+        registry.writable = True
+    objects.wait_for_reason("ModelDeployment", "refused", "AliasMoved", "Version1", 60)
+    assert registry.aliases["refused", "champion"] == "1"
+
+
+def test_tampered_digest_is_put_right(
+    objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
+) -> None:
+    """What somebody writes into the live Deployment isn't taken for what was decided."""
+    registry.register("tampered", "1", digest=DIGESTS["1"])
+    objects.create(model_deployment("tampered", kubelet, {"name": "tampered", "version": "1"}))
+    kubelet.pods("tampered", 1)
+    template = objects.get("Deployment", "tampered-server")["spec"]["template"]["spec"]
+    for entry in template["containers"][0]["env"]:
+        if entry["name"] == "CLOZE_MODEL_DIGEST":
+            entry["value"] = DIGESTS["3"]
+    objects.patch("Deployment", "tampered-server", {"spec": {"template": {"spec": template}}})
+
+    def digest() -> str:
+        containers = objects.get("Deployment", "tampered-server")["spec"]["template"]["spec"]["containers"]
+        return str({entry["name"]: entry["value"] for entry in containers[0]["env"]}["CLOZE_MODEL_DIGEST"])
+
+    eventually(lambda: digest() == DIGESTS["1"], "the digest to be put back", 20)
+    assert objects.get("ModelDeployment", "tampered")["status"]["desired"]["digest"] == DIGESTS["1"]
 
 
 def test_crash_loop_is_never_ready_and_says_why(objects: Any, registry: Any, kubelet: Any) -> None:

@@ -218,6 +218,51 @@ def test_lost_peers_are_not_counted(objects: Any, kubelet: Any) -> None:
     assert objects.get("PretrainJob", "peers")["status"]["restarts"] == 0
 
 
+def test_registry_outage_at_the_end_is_waited_out(objects: Any, registry: Any, kubelet: Any) -> None:
+    """A run that has done its work uses no restart while MLflow is away, and says what it waits for."""
+    objects.create(pretrain_job("patient", kubelet, nodes=1, failurePolicy={"maxRestarts": 0}))
+    (pod,) = kubelet.pods("patient", 1)
+    kubelet.run(pod)
+    kubelet.end(pod, 21, reason="RegistryUnavailable", message="MLflow didn't answer for 300 s")
+    objects.wait_for_reason("PretrainJob", "patient", "Running", "WaitingForRegistry")
+    status = objects.get("PretrainJob", "patient")["status"]
+    assert (status["state"], status["restarts"], status["interruptions"]) == ("Waiting", 0, 1)
+    succeed(registry, kubelet, "patient")
+    objects.wait_for_reason("PretrainJob", "patient", "Registered", "AliasSet")
+
+
+def test_refused_job_can_be_corrected(objects: Any, kubelet: Any) -> None:
+    """What only the API server can know about a Job is known before the spec is frozen."""
+    topology = {"nodeSelector": kubelet.NOWHERE, "resources": {"limits": {"example.com/part": "500m"}}}
+    objects.create(pretrain_job("half", kubelet, topology=topology))
+    found = objects.wait_for_reason("PretrainJob", "half", "ReconcileFailed", "Invalid")
+    assert "must be an integer" in found["message"]
+    status = objects.get("PretrainJob", "half")["status"]
+    assert status["state"] == "Pending"
+    assert "startTime" not in status
+    objects.patch("PretrainJob", "half", {"spec": {"topology": {"resources": {"limits": {"example.com/part": "1"}}}}})
+    objects.wait_for_reason("PretrainJob", "half", "Running", "Unschedulable")
+    assert objects.condition("PretrainJob", "half", "ReconcileFailed") == {}
+
+
+def test_job_of_the_same_name_waits_for_the_old_ones_children(objects: Any, kubelet: Any) -> None:
+    """Deleting a job and creating it again is no conflict of names."""
+    objects.create(pretrain_job("again", kubelet, nodes=1))
+    objects.wait_for_reason("PretrainJob", "again", "Running", "Unschedulable")
+    objects.delete("PretrainJob", "again")
+    new = objects.create(pretrain_job("again", kubelet, nodes=1))
+    states = set()
+    end = time.monotonic() + 60
+    while (
+        time.monotonic() < end and objects.condition("PretrainJob", "again", "Running").get("reason") != "Unschedulable"
+    ):
+        states.add((objects.get("PretrainJob", "again").get("status") or {}).get("state"))
+        time.sleep(0.1)
+    assert "Invalid" not in states
+    owners = objects.get("Job", "again-pretrain")["metadata"]["ownerReferences"]
+    assert [owner["uid"] for owner in owners] == [new["metadata"]["uid"]]
+
+
 def test_time_to_live_deletes_the_resource_and_its_children(objects: Any, registry: Any, kubelet: Any) -> None:
     """`ttlSecondsAfterFinished` is the resource's, and its children go with it."""
     objects.create(pretrain_job("brief", kubelet, nodes=1, ttlSecondsAfterFinished=1))

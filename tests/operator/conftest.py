@@ -121,6 +121,7 @@ def pod() -> Callable[..., Document]:
         created: float = -60,
         going: bool = False,
         annotations: dict[str, str] | None = None,
+        index: int | None = None,
         **status: Any,
     ) -> Document:
         entries = [
@@ -134,7 +135,10 @@ def pod() -> Callable[..., Document]:
                 "name": name,
                 "namespace": "ml",
                 "creationTimestamp": at(created),
-                "annotations": annotations or {},
+                "annotations": {
+                    **(annotations or {}),
+                    **({} if index is None else {"batch.kubernetes.io/job-completion-index": str(index)}),
+                },
                 **({"deletionTimestamp": at(0)} if going else {}),
             },
             "status": {

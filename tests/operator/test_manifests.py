@@ -1,6 +1,7 @@
 """Children as dict literals: what reaches the API server, to the last field."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -14,7 +15,7 @@ Document = dict[str, Any]
 Make = Callable[..., Any]
 
 DIGEST = "sha256:" + "a" * 64
-BASE = ResolvedBase("encoder", "4", DIGEST, "{}")
+BASE = ResolvedBase("encoder", "4", DIGEST)
 
 
 def labels(kind: str, component: str) -> Document:
@@ -135,7 +136,10 @@ def test_indexed_job(training: Make) -> None:
                     "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [10, 11, 12]},
                 },
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                {"action": "Ignore", "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [22, 23]}},
+                {
+                    "action": "Ignore",
+                    "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [21, 22, 23]},
+                },
             ]
         },
     }
@@ -305,6 +309,30 @@ def test_every_pod_meets_the_restricted_standard(training: Make, serving: Make) 
             assert context["capabilities"] == {"drop": ["ALL"]}
             assert context["readOnlyRootFilesystem"]
             assert not context["allowPrivilegeEscalation"]
+
+
+def test_images_are_pulled_as_the_installation_says(training: Make, serving: Make) -> None:
+    """Pull policy and secrets of the installation reach training and serving pods."""
+    platform = replace(training().platform, pull_policy="Always", pull_secrets=("one", "two"))
+    job, one = training(), serving()
+    served = ServedVersion("spam", "3", DIGEST)
+    for manifest in (
+        indexed_job(job.resource, job.job, None, platform),
+        server_deployment(one.resource, one.deployment, served, platform),
+    ):
+        spec = manifest["spec"]["template"]["spec"]
+        assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+        assert [container["imagePullPolicy"] for container in spec["containers"]] == ["Always"]
+
+
+def test_server_that_never_gets_ready_is_restarted(serving: Make) -> None:
+    """Its process answers at once, so that only readiness tells that the model is loaded."""
+    one = serving()
+    manifest = server_deployment(one.resource, one.deployment, ServedVersion("spam", "3", DIGEST), one.platform)
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    probe = container["startupProbe"]
+    assert probe["httpGet"]["path"] == "/readyz"
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 600
 
 
 def test_digest_follows_the_content() -> None:

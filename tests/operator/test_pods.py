@@ -70,6 +70,51 @@ def test_attempts_count_gangs(ended: Make, pod: Make) -> None:
     ]
 
 
+def test_an_attempt_is_over_once_its_first_failure_is_replaced(ended: Make) -> None:
+    """A pod that outlives an attempt and fails by itself hours later is a failure of the next one."""
+    hour = 3600
+    gang = [
+        ended("run-1-a", 20, -2 * hour, created=-3 * hour, index=1, message=message("DiskFull")),
+        ended("run-0-a", 20, -5, created=-3 * hour, index=0, message=message("TooLarge")),
+        ended("run-1-b", 22, -4, created=-2 * hour + 5, index=1, message=message("PeerLost")),
+    ]
+    assert [[end.pod for end in attempt] for attempt in pods.failed_attempts(gang)] == [["run-1-a"], ["run-0-a"]]
+    found = pods.culprit(gang)
+    assert found is not None
+    assert found.outcome.reason == "TooLarge"
+
+
+def test_a_late_peer_of_the_same_attempt_is_no_attempt_of_its_own(ended: Make, pod: Make) -> None:
+    """The replacement of another pod closes nothing."""
+    gang = [
+        ended("run-0-a", 20, -50, created=-90, index=0),
+        ended("run-1-a", 1, -38, created=-90, index=1),
+        pod("run-0-b", created=-35, index=0),
+        pod("run-1-b", created=-30, index=1),
+    ]
+    assert len(pods.failed_attempts(gang)) == 1
+
+
+@pytest.mark.parametrize(("code", "counted"), [(22, 1), (21, 1), (23, 0), (0, 0), (20, 0)])
+def test_interruptions_count_gangs_that_did_not_fail_by_themselves(ended: Make, code: int, counted: int) -> None:
+    """A lost peer or registry interrupts the gang once, however many pods say so; suspension is none."""
+    gang = [ended("run-0", code, -12), ended("run-1", code, -10)]
+    assert len(pods.interruptions(gang)) == counted
+
+
+def test_peers_of_a_failure_are_no_interruption(ended: Make) -> None:
+    """Pods that stop because one of the gang has failed are part of that failure."""
+    gang = [ended("run-0", 22, -12), ended("run-1", 20, -10)]
+    assert (len(pods.interruptions(gang)), len(pods.failed_attempts(gang))) == (0, 1)
+
+
+@pytest.mark.parametrize(("code", "told"), [(10, True), (20, False)])
+def test_final_failure_of_a_going_pod_still_counts(ended: Make, code: int, told: bool) -> None:
+    """The Job's controller removes the pods of a failed run: what they had to say isn't lost with them."""
+    found = pods.culprit([ended("run-0", code, going=True, message=message("LabelUnknown"))])
+    assert (found is not None) == told
+
+
 def test_out_of_memory_is_the_kernels_word(ended: Make) -> None:
     """A killed process can't say that it was killed; the kubelet can."""
     found = pods.culprit([ended("run-0", 137, reason="OOMKilled", message="loading")])
@@ -95,6 +140,20 @@ def test_any_termination_message_is_readable(text: str, reason: str, part: str) 
     assert part in outcome.message
 
 
+@pytest.mark.parametrize(("reason", "read"), [("R" * 500, "R" * 128), ("", "Error")])
+def test_reason_fits_a_condition(reason: str, read: str) -> None:
+    """A reason that no condition can hold would make the whole status unwritable."""
+    assert pods.read_termination({"exitCode": 1, "reason": "Error", "message": message(reason)}).reason == read
+
+
+@pytest.mark.parametrize("broken", [{"model_version": "v1"}, {"model_digest": "md5:1"}, {"model_name": "a b"}])
+def test_version_that_cannot_be_is_none(ended: Make, broken: Document) -> None:
+    """A message whose version the status can't hold is as good as none: the registry is asked instead."""
+    good = {"model_name": "m", "model_version": "3", "model_digest": "sha256:" + "a" * 64}
+    assert pods.registered([ended("run-0", 0, message=message("Completed", **good))])
+    assert pods.registered([ended("run-0", 0, message=message("Completed", **{**good, **broken}))]) is None
+
+
 def test_evicted_pod_has_an_end_without_a_container(pod: Make) -> None:
     """A pod that never ran is described by the kubelet's words."""
     found = pods.ends([pod("run-0", "Failed", reason="Evicted", message="The node was low on resource: memory.")])
@@ -105,7 +164,7 @@ def test_evicted_pod_has_an_end_without_a_container(pod: Make) -> None:
 
 def test_registering_rank_is_found(ended: Make) -> None:
     """One rank of many registers; only its message has the version."""
-    told = message("Completed", model_name="m", model_version="3", model_digest="sha256:x")
+    told = message("Completed", model_name="m", model_version="3", model_digest="sha256:" + "a" * 64)
     gang = [ended("run-0", 0, -9, message=message("Completed")), ended("run-1", 0, -12, message=told)]
     found = pods.registered(gang)
     assert found is not None
@@ -114,22 +173,32 @@ def test_registering_rank_is_found(ended: Make) -> None:
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"])
-def test_waiting_container_is_trouble(pod: Make, reason: str) -> None:
+def test_waiting_container_is_trouble(pod: Make, now: datetime, reason: str) -> None:
     """The kubelet's reason and words are passed on."""
-    found = pods.trouble(pod(state={"waiting": {"reason": reason, "message": "cannot pull x"}}, phase="Pending"))
+    waiting = {"waiting": {"reason": reason, "message": "cannot pull x"}}
+    found = pods.trouble(pod(state=waiting, phase="Pending"), now)
     assert found == (reason, "run-0: cannot pull x")
 
 
-def test_unschedulable_is_the_schedulers_word(pod: Make) -> None:
+def test_unschedulable_is_the_schedulers_word(pod: Make, now: datetime) -> None:
     """The scheduler's message is passed on."""
     scheduled = {"status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
-    found = pods.trouble(pod(phase="Pending", conditions={"PodScheduled": scheduled}))
+    found = pods.trouble(pod(phase="Pending", conditions={"PodScheduled": scheduled}), now)
     assert found == ("Unschedulable", "run-0: 0/3 nodes are available")
 
 
-def test_starting_pod_is_no_trouble(pod: Make) -> None:
-    """ContainerCreating is on the way, not in the way."""
-    assert pods.trouble(pod(phase="Pending", state={"waiting": {"reason": "ContainerCreating"}})) is None
+@pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])
+@pytest.mark.parametrize(("scheduled", "said"), [(-59, False), (-61, True)])
+def test_slow_creation_is_trouble(
+    pod: Make, now: datetime, moment: Callable[[float], str], *, reason: str, scheduled: float, said: bool
+) -> None:
+    """A container that is being created is on the way; after a minute it is said where to look."""
+    conditions = {"PodScheduled": {"status": "True", "lastTransitionTime": moment(scheduled)}}
+    found = pods.trouble(pod(phase="Pending", state={"waiting": {"reason": reason}}, conditions=conditions), now)
+    assert (found is not None) == said
+    if found:
+        assert found[0] == reason
+        assert "kubectl describe pod run-0" in found[1]
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,11 @@ def test_versions_and_aliases_of_a_real_server(mlflow: httpx.ASGITransport) -> N
 
 def test_alias_moves_only_from_where_it_was_seen(mlflow: httpx.ASGITransport) -> None:
     """A move that was decided on older knowledge is refused."""
-    ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "1", None)))
+    ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "1", None, "Registered")))
     assert ask(mlflow, lambda registry: registry.behind("encoder", "challenger")) == Version("encoder", "1", DIGEST)
     with pytest.raises(AliasMovedError, match="points to 1, not to nothing"):
-        ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "2", None)))
-    ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "2", "1")))
+        ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "2", None, "Registered")))
+    ask(mlflow, lambda registry: registry.move(AliasMove("encoder", "challenger", "2", "1", "Registered")))
     assert ask(mlflow, lambda registry: registry.behind("encoder", "challenger")) == Version("encoder", "2", DIGEST)
 
 
@@ -88,6 +88,8 @@ def test_alias_moves_only_from_where_it_was_seen(mlflow: httpx.ASGITransport) ->
         (httpx.Response(403, text="Invalid Host header"), "HTTP 403: Invalid Host header"),
         (httpx.Response(500, json={"error_code": "INTERNAL_ERROR", "message": "boom"}), "HTTP 500: boom"),
         (httpx.Response(200, text="<html>"), "doesn't answer"),
+        (httpx.Response(404, json={"message": "route not found"}), "HTTP 404: route not found"),
+        (httpx.Response(404, json=["not found"]), "HTTP 404"),
     ],
 )
 def test_refusal_is_no_answer(reply: httpx.Response, said: str) -> None:
@@ -98,10 +100,18 @@ def test_refusal_is_no_answer(reply: httpx.Response, said: str) -> None:
     assert said in found.message
 
 
+def test_refused_move_is_an_error() -> None:
+    """A version that is gone can't get an alias: pretending that it has one would never end."""
+    missing = httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no version 1"})
+    transport = httpx.MockTransport(lambda _: missing)
+    with pytest.raises(RegistryError, match="refused set-alias with HTTP 404: no version 1"):
+        ask(transport, lambda registry: registry.move(AliasMove("m", "a", "1", None, "Registered")))
+
+
 def test_unreachable_registry_is_no_answer() -> None:
     """Neither reads nor moves pretend that nothing is there."""
     address = "http://127.0.0.1:1"
     for question in (lambda r: r.version("m", "1"), lambda r: r.behind("m", "a"), lambda r: r.of_job("m", "u")):
         assert isinstance(ask(None, question, address), Unavailable)
     with pytest.raises(RegistryError, match="doesn't answer"):
-        ask(None, lambda registry: registry.move(AliasMove("m", "a", "1", None)), address)
+        ask(None, lambda registry: registry.move(AliasMove("m", "a", "1", None, "Registered")), address)

@@ -54,6 +54,16 @@ def test_loaded_versions(pod: Make) -> None:
     assert len(reach.asked) == 3
 
 
+def test_words_are_clipped_to_what_a_status_holds(pod: Make) -> None:
+    """A pod that says too much must not make the whole status unwritable."""
+    ready = pod("s-0", conditions={"Ready": "True"})
+    reach = Answers(s_0={"models": [{"version": "9" * 99, "digest": "d"}], "stage": "s" * 99})
+    assert asyncio.run(Reports(reach).loaded([ready]))["s-0"].version == "9" * 32
+    found = asyncio.run(Reports(reach).progress([ready]))
+    assert found is not None
+    assert found.stage == "s" * 64
+
+
 def test_pod_without_an_address_is_not_asked(pod: Make) -> None:
     """A pod gets its address late; an address nobody listens at is silence."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cloze_operator.decide.answers import Answer, Loaded, NotFound, Unavailable, Version
-from cloze_operator.decide.serving import decide_serving
+from cloze_operator.decide.serving import decide_serving, intact_version
 from cloze_operator.decide.verdict import AliasMove
 from cloze_operator.desired.serving import ServedVersion, server_deployment, server_service
 
@@ -140,6 +140,34 @@ def test_foreign_service_is_a_conflict(serving: Make, children: Make) -> None:
     assert verdict.apply == ()
 
 
+def test_children_of_an_earlier_deployment_are_waited_for(serving: Make, children: Make) -> None:
+    """A ModelDeployment that is made again under its old name isn't in conflict with what is left of the old one."""
+    made = children()
+    made["Service"]["metadata"]["ownerReferences"][0]["uid"] = "uid-0"
+    verdict, state = decide_serving(serving(children=made, model=FIXED))
+    assert (findings(verdict)["Ready"], state) == (("False", "WaitingForCleanup"), "Waiting")
+    assert (verdict.apply, verdict.requeue) == ((), 2)
+
+
+@pytest.mark.parametrize("field", ["digest", "version", "none"])
+def test_only_what_we_made_is_believed_unasked(serving: Make, children: Make, field: str) -> None:
+    """A digest that somebody put into the live Deployment isn't taken for one that was decided on."""
+    live = children()["Deployment"]
+    (container,) = live["spec"]["template"]["spec"]["containers"]
+    changed = {"digest": ("CLOZE_MODEL_DIGEST", OTHER), "version": ("CLOZE_MODEL_URI", "models:/spam/4")}.get(field)
+    container["env"] = [
+        {**entry, "value": changed[1]} if changed and entry["name"] == changed[0] else entry
+        for entry in container["env"]
+    ]
+    snapshot = serving()
+    found = intact_version(live, snapshot.resource, snapshot.deployment, snapshot.platform)
+    assert found == (ServedVersion("spam", "3", DIGEST) if field == "none" else None)
+    if field == "digest":
+        verdict, _ = decide_serving(serving(children={**children(), "Deployment": live}, model=FIXED))
+        assert [manifest["kind"] for manifest in verdict.apply] == ["Deployment"]
+        assert verdict.status["desired"]["digest"] == DIGEST
+
+
 def test_drift_is_put_right(serving: Make, children: Make) -> None:
     """What somebody changed by hand is applied again."""
     made = children()
@@ -195,6 +223,13 @@ def test_pod_that_has_loaded_something_else_is_not_ready(
     assert verdict.status["loaded"] == [{"version": loaded.version, "readyPods": 1}]
 
 
+def test_silent_pod_claims_nothing(serving: Make, children: Make, server: Make) -> None:
+    """A ready pod that doesn't answer serves what it was made for; that it has loaded it, nobody has said."""
+    verdict, state = decide_serving(serving(children=children(), pods=(server(),)))
+    assert (state, verdict.status["loaded"]) == ("Ready", [])
+    assert "1 didn't say so" in verdict.findings["Ready"].message
+
+
 @pytest.mark.parametrize(
     "status",
     [{"observedGeneration": 0}, {"updatedReplicas": 0}, {"availableReplicas": 0}, {"replicas": 2}],
@@ -231,6 +266,21 @@ def test_trouble_of_a_pod_is_passed_on(serving: Make, children: Make, server: Ma
     assert findings(verdict)["Ready"] == ("False", "ImagePullBackOff")
 
 
+def test_refused_pods_are_said(serving: Make, children: Make) -> None:
+    """A quota shows in the Deployment's own condition alone."""
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+    verdict, _ = decide_serving(serving(children=children(up=0, status={"conditions": [refused]})))
+    found = verdict.findings["Ready"]
+    assert (found.status, found.reason, found.message) == ("False", "FailedCreate", "exceeded quota")
+
+
+def test_pod_that_is_being_created_is_looked_at_again(serving: Make, children: Make, server: Make, pod: Make) -> None:
+    """Time alone makes it one that hangs, and no event tells of time."""
+    stuck = pod("s-1", "Pending", state={"waiting": {"reason": "ContainerCreating"}})
+    verdict, _ = decide_serving(serving(children=children(up=0), pods=(stuck,)))
+    assert verdict.requeue == 10.0
+
+
 def test_stuck_rollout_is_said(serving: Make, children: Make) -> None:
     """The Deployment's own deadline ends Progressing."""
     stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "too slow"}
@@ -251,9 +301,9 @@ def test_nothing_is_ready_at_zero_replicas(serving: Make, children: Make) -> Non
 @pytest.mark.parametrize(
     ("alias", "moved", "move"),
     [
-        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", None)),
-        (Version("spam", "2", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", "2")),
-        (Version("spam", "8", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", "8")),
+        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", None, "AliasMoved")),
+        (Version("spam", "2", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", "2", "AliasMoved")),
+        (Version("spam", "8", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", "8", "AliasMoved")),
         (Version("spam", "3", ""), ("True", "Version3"), None),
         (Unavailable("down"), ("Unknown", "RegistryUnavailable"), None),
         (None, None, None),

@@ -10,8 +10,9 @@ GOOD = {"CLOZE_TRAIN_IMAGE": "train", "CLOZE_SERVE_IMAGE": "serve", "MLFLOW_TRAC
 def test_defaults() -> None:
     """Three variables are enough, and an empty one is not set."""
     settings = read({**GOOD, "CLOZE_NAMESPACES": "", "CLOZE_LOG_LEVEL": ""})
-    assert settings.platform.tracking_uri == settings.registry_uri == "http://mlflow:5000"
-    assert (settings.namespaces, settings.workers, settings.proxy, settings.port) == ((), 8, False, 8081)
+    assert settings.platform.tracking_uri == "http://mlflow:5000"
+    assert (settings.platform.pull_policy, settings.platform.pull_secrets) == ("", ())
+    assert (settings.namespaces, settings.workers, settings.port) == ((), 8, 8081)
 
 
 def test_everything_can_be_set() -> None:
@@ -20,20 +21,17 @@ def test_everything_can_be_set() -> None:
         {
             **GOOD,
             "CLOZE_NAMESPACES": "a, b,",
-            "CLOZE_REGISTRY_URI": "http://localhost:1",
+            "CLOZE_IMAGE_PULL_POLICY": "always",
+            "CLOZE_IMAGE_PULL_SECRETS": "one,two",
             "CLOZE_RESYNC_SECONDS": "5",
             "CLOZE_OPERATOR_WORKERS": "2",
-            "CLOZE_OPERATOR_PROGRESS": "proxy",
             "CLOZE_OPERATOR_PORT": "9",
             "CLOZE_LOG_LEVEL": "DEBUG",
         }
     )
-    assert (settings.namespaces, settings.registry_uri, settings.resync_seconds) == (
-        ("a", "b"),
-        "http://localhost:1",
-        5,
-    )
-    assert (settings.workers, settings.proxy, settings.port, settings.log_level) == (2, True, 9, "debug")
+    assert (settings.namespaces, settings.resync_seconds) == (("a", "b"), 5)
+    assert (settings.platform.pull_policy, settings.platform.pull_secrets) == ("Always", ("one", "two"))
+    assert (settings.workers, settings.port, settings.log_level) == (2, 9, "debug")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_everything_can_be_set() -> None:
         ("CLOZE_RESYNC_SECONDS", "soon"),
         ("CLOZE_RESYNC_SECONDS", "nan"),
         ("CLOZE_OPERATOR_WORKERS", "0"),
-        ("CLOZE_OPERATOR_PROGRESS", "telepathy"),
+        ("CLOZE_IMAGE_PULL_POLICY", "sometimes"),
         ("CLOZE_LOG_LEVEL", "loud"),
     ],
 )

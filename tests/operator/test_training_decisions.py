@@ -8,10 +8,9 @@ import pytest
 
 from cloze_api.progress import Progress
 from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
-from cloze_operator.decide.registration import moves_up
-from cloze_operator.decide.training import decide_training
-from cloze_operator.decide.verdict import AliasMove, render_status, transition_events
-from cloze_operator.desired.base import ResolvedBase, base_source
+from cloze_operator.decide.training import decide_training, expire
+from cloze_operator.decide.verdict import AliasMove, Finding, Verdict, event_of, render_status, transition_events
+from cloze_operator.desired.base import ResolvedBase
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.training import claim, config_map, indexed_job, service
 
@@ -20,6 +19,7 @@ Make = Callable[..., Any]
 
 DIGEST = "sha256:" + "a" * 64
 STARTED = {"startTime": "2026-03-01T11:30:00Z"}
+ALIAS_MOVE = AliasMove("encoder", "challenger", "4", None, "Registered")
 
 
 def condition(kind: str, status: str, reason: str = "Reason") -> Document:
@@ -51,7 +51,7 @@ def children(training: Make, live: Make) -> Make:
         owner, job, platform = snapshot.resource, snapshot.job, snapshot.platform
         base = None
         if kind == "FineTuneJob":
-            base = ResolvedBase("encoder", "4", DIGEST, base_source(owner["spec"]))
+            base = ResolvedBase("encoder", "4", DIGEST)
         made = [
             claim(owner, job),
             config_map(owner, job, base),
@@ -112,6 +112,22 @@ def test_foreign_child_is_a_conflict(training: Make) -> None:
     verdict, state = decide_training(training(children={"Service": foreign}))
     assert findings(verdict)["Accepted"] == ("False", "NameConflict")
     assert (verdict.apply, state) == ((), "Invalid")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"deletionTimestamp": "2026-03-01T11:59:00Z"},
+        {"ownerReferences": [{"kind": "PretrainJob", "name": "run", "uid": "uid-0", "controller": True}]},
+    ],
+)
+def test_children_of_an_earlier_resource_are_waited_for(training: Make, metadata: Document) -> None:
+    """A resource that is made again under its old name isn't at fault: what is left of the old one goes by itself."""
+    old = {"kind": "Service", "metadata": {"name": "run-pretrain", "uid": "x", **metadata}}
+    verdict, state = decide_training(training(children={"Service": old}))
+    assert findings(verdict)["Running"] == ("False", "WaitingForCleanup")
+    assert "Service run-pretrain" in verdict.findings["Running"].message
+    assert (verdict.apply, verdict.delete, state, verdict.requeue) == ((), (), "Waiting", 2)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +193,17 @@ def test_resolution_is_read_back(training: Make, children: Make) -> None:
     verdict, _ = decide_training(training("FineTuneJob", children=children("FineTuneJob"), status=STARTED))
     assert findings(verdict)["BaseReady"] == ("True", "BaseResolved")
     assert verdict.apply == ()
+
+
+def test_alias_is_not_frozen_before_the_start(training: Make, children: Make) -> None:
+    """A suspended job that is let go later starts from what its alias points to by then."""
+    spec = {"suspend": True, "base": {"model": {"name": "hub", "alias": "champion"}}}
+    made = children("FineTuneJob", spec=spec)
+    verdict, _ = decide_training(
+        training("FineTuneJob", children=made, spec=spec, base=Version("hub", "5", DIGEST), alias=None)
+    )
+    assert "version 5" in verdict.findings["BaseReady"].message
+    assert [target.kind for target in verdict.delete] == ["Job"]
 
 
 def test_changed_base_is_resolved_anew_before_the_start(training: Make, children: Make) -> None:
@@ -274,6 +301,20 @@ def test_job_without_pods_is_noticed(training: Make, children: Make) -> None:
     assert findings(verdict)["Running"] == ("False", "NoPods")
 
 
+@pytest.mark.parametrize(
+    ("gang", "reason", "part"),
+    [((0,), "NoPods", "created 1 of 2 pods"), ((0, 1), "PodsPending", "0 of 2"), ((), "NoPods", "created no pods")],
+)
+def test_refused_pods_are_noticed(
+    training: Make, children: Make, pod: Make, *, gang: tuple[int, ...], reason: str, part: str
+) -> None:
+    """Neither a gang that lacks all its pods nor one that lacks some is merely pending."""
+    pods = tuple(pod(f"run-{index}", "Pending", index=index) for index in gang)
+    verdict, _ = decide_training(training(children=children(), status=STARTED, pods=pods))
+    assert findings(verdict)["Running"] == ("False", reason)
+    assert part in verdict.findings["Running"].message
+
+
 def test_restarts_are_counted_told_and_limited(training: Make, children: Make, ended: Make) -> None:
     """A failed gang uses one restart, with an event; a gang that has used them up makes the Job end."""
     failed = (ended("a", 20, -40, created=-90), ended("b", 20, -39, created=-90))
@@ -291,6 +332,65 @@ def test_reported_restarts_are_not_forgotten(training: Make, children: Make, pod
     status = {**STARTED, "restarts": 2}
     verdict, _ = decide_training(training(children=children(), status=status, pods=(pod("a"), pod("b"))))
     assert (verdict.status["restarts"], verdict.events) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("counted", "restarts"),
+    [(None, 3), (-60, 3), (-39, 2)],
+)
+def test_each_failure_is_counted_once(
+    training: Make, children: Make, ended: Make, moment: Make, *, counted: float | None, restarts: int
+) -> None:
+    """A failure adds to those whose pods, or whose Job, are gone; one that was counted before doesn't."""
+    status = {**STARTED, "restarts": 2, **({} if counted is None else {"lastFailureTime": moment(counted)})}
+    failed = (ended("a", 20, -40, created=-50), ended("b", 20, -39, created=-50))
+    verdict, _ = decide_training(training(children=children(), status=status, pods=failed))
+    assert verdict.status["restarts"] == restarts
+    assert verdict.status["lastFailureTime"] == moment(-39)
+
+
+def test_used_up_restarts_stay_used_up(training: Make, children: Make, ended: Make) -> None:
+    """The failure that is one too many goes on ending the Job at each further look."""
+    spec, status = (
+        {"failurePolicy": {"maxRestarts": 1}},
+        {**STARTED, "restarts": 1, "lastFailureTime": "2026-03-01T11:50:00Z"},
+    )
+    failed = (ended("a", 20, -40, created=-50), ended("b", 20, -39, created=-50))
+    for _ in range(2):
+        snapshot = training(children=children(spec=spec), status=status, pods=failed, spec=spec)
+        verdict, _ = decide_training(snapshot)
+        assert [change.spec for change in verdict.change] == [{"backoffLimit": 0}]
+        status = {**STARTED, **verdict.status}
+
+
+def test_interruptions_are_shown_and_told(training: Make, children: Make, ended: Make, pod: Make) -> None:
+    """A gang that loses its peers over and over doesn't look like one that simply runs."""
+    text = json.dumps({"reason": "PeerLost", "message": "rank 1 is gone"})
+    gang = (
+        ended("a-1", 22, -90, created=-120, index=0, message=text),
+        ended("a-2", 22, -30, created=-80, index=0, message=text),
+        pod("a-3", index=0),
+        pod("b-1", created=-120, index=1),
+    )
+    verdict, state = decide_training(training(children=children(), status={**STARTED, "interruptions": 1}, pods=gang))
+    assert (state, verdict.status["interruptions"], verdict.status["restarts"]) == ("Running", 2, 0)
+    assert "interrupted 2 times (not counted as restarts), the last by PeerLost in a-2" in (
+        verdict.findings["Running"].message
+    )
+    assert [(event.type, event.reason) for event in verdict.events] == [("Warning", "PeerLost")]
+    again, _ = decide_training(training(children=children(), status={**STARTED, **verdict.status}, pods=gang))
+    assert again.events == ()
+
+
+def test_registry_that_is_away_at_the_end_is_waited_for(training: Make, children: Make, ended: Make) -> None:
+    """The work is done and kept: no restart is used, and the condition says what is waited for."""
+    spec = {"failurePolicy": {"maxRestarts": 0}, "topology": {"nodes": 1}}
+    text = json.dumps({"reason": "RegistryUnavailable", "message": "MLflow doesn't answer"})
+    gang = (ended("a", 21, -5, message=text, index=0),)
+    verdict, state = decide_training(training(children=children(spec=spec), status=STARTED, pods=gang, spec=spec))
+    assert findings(verdict)["Running"] == ("False", "WaitingForRegistry")
+    assert findings(verdict)["Succeeded"] == ("Unknown", "WaitingForRegistry")
+    assert (state, verdict.status["restarts"], verdict.change) == ("Waiting", 0, ())
 
 
 @pytest.mark.parametrize(
@@ -372,6 +472,7 @@ def test_success_reports_the_version(training: Make, children: Make, ended: Make
     ("answer", "registered"),
     [
         (Version("encoder", "5", DIGEST, "r"), ("False", "MovingAlias")),
+        (Version("encoder", "5", ""), ("False", "DigestMissing")),
         (NotFound("none"), ("False", "VersionNotFound")),
         (Unavailable("down"), ("False", "RegistryUnavailable")),
     ],
@@ -428,8 +529,12 @@ def test_finished_run_is_never_started_again(training: Make) -> None:
     ("alias", "registered", "move"),
     [
         (None, None, None),
-        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("encoder", "challenger", "4", None)),
-        (Version("encoder", "3", ""), ("False", "MovingAlias"), AliasMove("encoder", "challenger", "4", "3")),
+        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("encoder", "challenger", "4", None, "Registered")),
+        (
+            Version("encoder", "3", ""),
+            ("False", "MovingAlias"),
+            AliasMove("encoder", "challenger", "4", "3", "Registered"),
+        ),
         (Version("encoder", "4", ""), ("True", "AliasSet"), None),
         (Version("encoder", "10", ""), ("True", "AliasNewer"), None),
         (Unavailable("down"), ("False", "RegistryUnavailable"), None),
@@ -447,28 +552,53 @@ def test_alias_after_success(
     assert verdict.requeue == (None if registered and registered[0] == "True" else verdict.requeue)
 
 
+def test_alias_that_does_not_stay_is_not_set_in_a_hot_loop(training: Make) -> None:
+    """A registry that says yes and does nothing is asked again at leisure."""
+    model = {"name": "encoder", "version": "4", "digest": DIGEST, "runId": ""}
+    old = [condition("Succeeded", "True"), condition("Registered", "False", "MovingAlias")]
+    verdict, _ = decide_training(
+        training(status={**STARTED, "model": model, "conditions": old}, alias=NotFound("unset"))
+    )
+    assert (verdict.alias, verdict.requeue) == (ALIAS_MOVE, 10.0)
+
+
 @pytest.mark.parametrize(
-    ("current", "version", "up"),
+    ("succeeded", "registered", "ago", "deleted", "requeue"),
     [
-        (NotFound(""), 1, True),
-        (Version("m", "9", ""), 10, True),
-        (Version("m", "10", ""), 9, False),
-        (Version("m", "2", ""), 2, False),
-        (Unavailable(""), 5, False),
-        (None, 5, False),
+        ("False", None, 100, True, None),
+        ("False", None, 40, False, 20.0),
+        # 11:00, an hour ago.
+        ("True", "True", 100, True, None),
+        ("True", "True", 40, False, 20.0),
+        ("True", "False", 100, False, None),
+        ("True", None, 100, False, None),
+        ("Unknown", None, 100, False, None),
     ],
 )
-def test_alias_moves_up_by_number(current: Answer, version: int, up: bool) -> None:
-    """Versions are compared as numbers, and without an answer nothing moves."""
-    assert moves_up(current, version) == up
-
-
-@pytest.mark.parametrize(("ago", "deleted", "requeue"), [(100, True, None), (40, False, 20.0)])
-def test_time_to_live(training: Make, moment: Make, ago: float, deleted: bool, requeue: float | None) -> None:
-    """The resource is deleted so many seconds after its end, and looked at exactly then."""
-    status = {"completionTime": moment(-ago), "conditions": [condition("Succeeded", "False")]}
-    verdict, _ = decide_training(training(status=status, spec={"ttlSecondsAfterFinished": 60}))
+def test_time_to_live(
+    training: Make,
+    moment: Make,
+    *,
+    succeeded: str,
+    registered: str | None,
+    ago: float,
+    deleted: bool,
+    requeue: float | None,
+) -> None:
+    """The resource is deleted so long after nothing is left to do: a success has its alias to set first."""
+    conditions = [condition("Succeeded", succeeded)] + ([condition("Registered", registered)] if registered else [])
+    status = {"completionTime": moment(-ago), "conditions": conditions}
+    snapshot = training(status=status, spec={"ttlSecondsAfterFinished": 60})
+    verdict = expire(snapshot, Verdict())
     assert (verdict.delete_resource, verdict.requeue) == (deleted, requeue)
+
+
+def test_time_to_live_counts_from_the_registration(training: Make, moment: Make) -> None:
+    """A version that was registered long after the end of the training is there for as long as any other."""
+    registered = {**condition("Registered", "True"), "lastTransitionTime": moment(-10)}
+    status = {"completionTime": moment(-1000), "conditions": [condition("Succeeded", "True"), registered]}
+    verdict, _ = decide_training(training(status=status, spec={"ttlSecondsAfterFinished": 60}))
+    assert (verdict.delete_resource, verdict.requeue) == (False, 50.0)
 
 
 # ---------------------------------------------------------------- the status as a whole
@@ -494,6 +624,63 @@ def test_transition_time_moves_with_the_status_alone(training: Make, children: M
     assert found["Running"]["lastTransitionTime"] == "2026-03-01T11:00:00Z"
     assert found["Accepted"]["lastTransitionTime"] == "2026-03-01T12:00:00Z"
     assert found["Running"]["observedGeneration"] == 2
+
+
+def observed(snapshot: Any, now: Any) -> dict[str, int]:
+    """Generation of each condition of the status that is decided on."""
+    status = render_status(snapshot.resource, *decide_training(snapshot), now)
+    return {entry["type"]: entry["observedGeneration"] for entry in status["conditions"]}
+
+
+def test_condition_that_is_not_decided_anew_keeps_its_generation(training: Make, now: Any) -> None:
+    """A spec that can't be read says nothing about the pods: what was observed before wasn't observed now."""
+    old = {**condition("Running", "True"), "observedGeneration": 1}
+    snapshot = training(job=None, invalid="spec.corpus: Field required", status={**STARTED, "conditions": [old]})
+    assert observed(snapshot, now) == {"Accepted": 2, "Running": 1}
+
+
+def test_end_stands_at_every_generation(training: Make, now: Any) -> None:
+    """`kubectl wait` on a finished job goes on answering after its TTL was changed."""
+    old = [{**condition(kind, "True"), "observedGeneration": 1} for kind in ("Succeeded", "Registered")]
+    assert observed(training(status={**STARTED, "conditions": old}), now) == {"Succeeded": 2, "Registered": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason", "level"),
+    [
+        ("Running", "False", "Unschedulable", "Warning"),
+        ("Running", "False", "ImagePullBackOff", "Warning"),
+        ("Running", "False", "NoPods", "Warning"),
+        ("Running", "False", "ContainerCreating", "Warning"),
+        ("Running", "False", "PodsPending", None),
+        ("Running", "False", "Suspended", None),
+        ("Running", "False", "WaitingForRegistry", "Normal"),
+        ("BaseReady", "False", "WaitingForPretrainJob", "Normal"),
+        ("BaseReady", "False", "PretrainJobFailed", "Warning"),
+        ("SourcesReady", "False", "SourceNotFound", "Normal"),
+        ("ModelResolved", "False", "ModelNotFound", "Normal"),
+        ("ModelResolved", "False", "DigestMissing", "Warning"),
+        ("Ready", "False", "CrashLoopBackOff", "Warning"),
+        ("Ready", "False", "VersionMismatch", "Warning"),
+        ("Ready", "False", "NameConflict", "Warning"),
+        ("Ready", "False", "RollingOut", None),
+        ("Ready", "False", "ModelNotFound", None),
+        ("Progressing", "False", "ProgressDeadlineExceeded", "Warning"),
+        ("Progressing", "False", "RolloutComplete", None),
+        ("AliasMoved", "False", "AliasRefused", "Warning"),
+        ("AliasMoved", "False", "MovingAlias", None),
+        ("Registered", "False", "MovingAlias", None),
+        ("ReconcileFailed", "True", "Forbidden", "Warning"),
+    ],
+)
+def test_events_tell_of_trouble_and_not_of_everyday_life(
+    resource: Make, kind: str, status: str, reason: str, level: str | None
+) -> None:
+    """What needs somebody is a Warning, what takes its time is Normal, and what passes is no event."""
+    told = event_of(resource("PretrainJob"), kind, Finding(status, reason, "text"))
+    assert (told.type if told else None) == level
+    before = {"conditions": [condition(kind, status, reason)]}
+    assert event_of(resource("PretrainJob", status=before), kind, Finding(status, reason, "another text")) is None
 
 
 def test_success_takes_the_reconcile_error_away(training: Make, children: Make) -> None:

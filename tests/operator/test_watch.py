@@ -15,7 +15,7 @@ from cloze_operator.watch import handlers, key_of_child, kopf_settings
 @pytest.fixture
 def controller() -> Controller:
     platform = Platform(train_image="t", serve_image="s", tracking_uri="http://m")
-    settings = Settings(platform=platform, registry_uri="http://m")
+    settings = Settings(platform=platform)
     # Neither is asked anything here.
     cluster: Cluster = object()  # type: ignore[assignment]
     return Controller(cluster, Registry("http://m"), Reports(Direct()), settings)

@@ -37,6 +37,11 @@ Answer = Version | NotFound | Unavailable | None
 """None: nobody asked, since the snapshot didn't need it."""
 
 
+def current_version(answer: Version | NotFound) -> str | None:
+    """The version behind an alias; None for an alias that isn't set."""
+    return answer.version if isinstance(answer, Version) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What a serving pod says it has loaded."""

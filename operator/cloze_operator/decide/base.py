@@ -5,17 +5,14 @@ from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
 from cloze_operator.decide.fields import dig
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
 from cloze_operator.decide.verdict import Verdict
-from cloze_operator.desired.base import ResolvedBase, base_source, read_base
+from cloze_operator.desired.base import ResolvedBase, read_base
 
 
 def frozen_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
-    """The base as it was resolved before, read back from a child. It holds for as long as `spec.base` is the same."""
-    source = base_source(snapshot.resource["spec"])
-    for kind in ("ConfigMap", "Job"):
-        base = read_base(snapshot.children.get(kind))
-        if base and (base.source == source or snapshot.has_started):
-            return base
-    return None
+    """The base that the run has started from, read back from a child. Before the start nothing is frozen."""
+    if not snapshot.has_started:
+        return None
+    return read_base(snapshot.children.get("ConfigMap")) or read_base(snapshot.children.get("Job"))
 
 
 def resolved_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
@@ -26,7 +23,7 @@ def resolved_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
         return frozen
     answer = _answer(snapshot)
     if isinstance(answer, Version) and answer.digest:
-        return ResolvedBase(answer.name, answer.version, answer.digest, base_source(snapshot.resource["spec"]))
+        return ResolvedBase(answer.name, answer.version, answer.digest)
     return None
 
 

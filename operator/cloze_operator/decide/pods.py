@@ -1,28 +1,37 @@
 """What pods say about themselves: how they ended, and why they don't run."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
+from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode, Outcome
+from cloze_api.training import REASON_MAX, RegisteredVersion
 from cloze_operator.decide.fields import Object, condition, dig, is_going, is_true, parse_time
 
-#: Exit codes that say nothing about why a gang failed: these pods stopped because of something else.
-_BYSTANDERS = (ExitCode.SUCCESS, ExitCode.PEER_LOST, ExitCode.SUSPENDED)
+#: Exit codes of pods that something else has interrupted: a peer, or the registry.
+_INTERRUPTED = (ExitCode.REGISTRY, ExitCode.PEER_LOST)
 
 #: A container that has died twice and died a moment ago is crash-looping, though it may run right now.
 _CRASH_LOOP_RESTARTS = 2
 CRASH_LOOP_SECONDS = 120.0
 
+#: A container that is being created for longer hangs on something that no condition tells of.
+CREATING_SECONDS = 60.0
+
+_ON_THE_WAY = ("ContainerCreating", "PodInitializing")
+
+_INDEX = "batch.kubernetes.io/job-completion-index"
+
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one pod's container ended. `began` is when the pod was created."""
+    """How one pod's container ended. `began` is when the pod was created, `index` is its place in the gang."""
 
     pod: str
+    index: str
     began: datetime
     at: datetime
     exit_code: int
@@ -33,10 +42,35 @@ class End:
         """For a message: what, where."""
         return f"{self.outcome.reason} in {self.pod}: {self.outcome.message}".rstrip(": ")
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the same input would fail again."""
+        return self.exit_code in FINAL_EXIT_CODES
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the pod failed by itself."""
+        return self.exit_code != ExitCode.SUCCESS and self.exit_code not in BLAMELESS_EXIT_CODES
+
+
+Attempt = Sequence[End]
+"""What ended one attempt of the gang, oldest first."""
+
 
 def name_of(pod: Object) -> str:
     """The pod's name."""
     return str(pod["metadata"]["name"])
+
+
+def index_of(pod: Object) -> str:
+    """The pod's place in its gang; a replacement has the same one."""
+    return str((pod["metadata"].get("annotations") or {}).get(_INDEX, ""))
+
+
+def _began(pod: Object) -> datetime:
+    began = parse_time(pod["metadata"].get("creationTimestamp"))
+    assert began is not None, "a pod without a creation time doesn't come from an API server"
+    return began
 
 
 def phase(pod: Object) -> str:
@@ -79,7 +113,8 @@ def read_termination(terminated: Object) -> Outcome:
             message="the container used more memory than spec resources.limits.memory allows: raise it",
         )
     if found:
-        return found
+        # A reason that no condition could hold would make the whole status unwritable.
+        return found.model_copy(update={"reason": found.reason[:REASON_MAX] or reason})
     detail = " ".join(text.strip().splitlines()[-1:])[:512]
     return Outcome(reason=reason, exit_code=code, message=f"exit code {code}{': ' + detail if detail else ''}")
 
@@ -88,42 +123,60 @@ def ends(pods: Iterable[Object]) -> list[End]:
     """How the pods' containers ended, oldest first. A pod that never ran a container but failed has an end too."""
     found = []
     for pod in pods:
-        began = parse_time(pod["metadata"].get("creationTimestamp"))
-        assert began is not None, "a pod without a creation time doesn't come from an API server"
+        name, index, began = name_of(pod), index_of(pod), _began(pod)
         states = [state for entry in _containers(pod) if (state := dig(entry, "state", "terminated"))]
         for terminated in states:
             at = parse_time(terminated.get("finishedAt")) or began
             code = int(terminated.get("exitCode", 0))
-            found.append(End(name_of(pod), began, at, code, read_termination(terminated)))
+            found.append(End(name, index, began, at, code, read_termination(terminated)))
         if not states and dig(pod, "status", "phase") == "Failed":
             reason = str(dig(pod, "status", "reason") or "Failed")
             message = str(dig(pod, "status", "message") or "")
-            found.append(End(name_of(pod), began, began, -1, Outcome(reason=reason, message=message)))
+            found.append(End(name, index, began, began, -1, Outcome(reason=reason, message=message)))
     return sorted(found, key=lambda end: (end.at, end.pod))
 
 
-def failed_attempts(pods: Iterable[Object]) -> list[list[End]]:
-    """The run's own failures, grouped by attempt of the gang, oldest first.
+def attempts(pods: Iterable[Object]) -> list[list[End]]:
+    """The ends that were not a success, grouped by attempt of the gang, oldest first.
 
-    A gang fails once, however many of its pods do: a failure belongs to the attempt whose first failure its pod was
-    there to see. Evictions, preemptions, pods that were told to go and pods that stopped because of a peer are
-    nobody's failure.
+    A gang ends once, however many of its pods do: an end belongs to the attempt whose first end its pod was there to
+    see, unless that one had been replaced by then. Evictions, preemptions and suspensions end nothing, and neither
+    does a pod that was told to go, unless it has a final failure to tell of.
     """
-    own = [pod for pod in pods if not is_true(pod, "DisruptionTarget") and not is_going(pod)]
-    attempts: list[list[End]] = []
-    for end in ends(own):
-        if end.exit_code in _BYSTANDERS:
+    every = list(pods)
+    told = [
+        end
+        for pod in every
+        if not is_true(pod, "DisruptionTarget")
+        for end in ends([pod])
+        if end.exit_code not in (ExitCode.SUCCESS, ExitCode.SUSPENDED) and (end.is_final or not is_going(pod))
+    ]
+    found: list[list[End]] = []
+    replaced: datetime | None = None
+    for end in sorted(told, key=lambda end: (end.at, end.pod)):
+        if found and end.began <= found[-1][0].at and (replaced is None or end.at < replaced):
+            found[-1].append(end)
             continue
-        if attempts and end.began <= attempts[-1][0].at:
-            attempts[-1].append(end)
-        else:
-            attempts.append([end])
-    return attempts
+        found.append([end])
+        later = (_began(pod) for pod in every if index_of(pod) == end.index and _began(pod) > end.at)
+        replaced = min(later, default=None)
+    return found
 
 
-def is_final(attempt: Iterable[End]) -> bool:
+def failed_attempts(pods: Iterable[Object]) -> list[list[End]]:
+    """The run's own failures, grouped by attempt, oldest first: those of pods that stopped for others are left out."""
+    own = ([end for end in attempt if end.is_own] for attempt in attempts(pods))
+    return [attempt for attempt in own if attempt]
+
+
+def interruptions(pods: Iterable[Object]) -> list[list[End]]:
+    """Attempts that ended although no pod of the gang failed by itself: a peer's machine is gone, or the registry."""
+    return [attempt for attempt in attempts(pods) if all(end.exit_code in _INTERRUPTED for end in attempt)]
+
+
+def is_final(attempt: Attempt) -> bool:
     """Whether the same input would fail again, so that the run isn't restarted."""
-    return any(end.exit_code in FINAL_EXIT_CODES for end in attempt)
+    return any(end.is_final for end in attempt)
 
 
 def culprit(pods: Iterable[Object]) -> End | None:
@@ -131,22 +184,31 @@ def culprit(pods: Iterable[Object]) -> End | None:
 
     A final exit code tells most. Otherwise it is the first failure of the last attempt: the others follow from it.
     """
-    attempts = failed_attempts(pods)
-    final = [end for attempt in attempts for end in attempt if end.exit_code in FINAL_EXIT_CODES]
+    failed = failed_attempts(pods)
+    final = [end for attempt in failed for end in attempt if end.is_final]
     if final:
         return final[0]
-    return attempts[-1][0] if attempts else None
+    return failed[-1][0] if failed else None
 
 
 def registered(pods: Iterable[Object]) -> Outcome | None:
-    """The outcome of the rank that registered the model version."""
+    """The outcome of the rank that registered the model version, if it names one that can exist."""
     for end in reversed(ends(pods)):
-        if end.exit_code == ExitCode.SUCCESS and end.outcome.model_version and end.outcome.model_digest:
+        if end.exit_code == ExitCode.SUCCESS and _names_version(end.outcome):
             return end.outcome
     return None
 
 
-def trouble(pod: Object) -> tuple[str, str] | None:
+def _names_version(outcome: Outcome) -> bool:
+    fields = {"name": outcome.model_name or "model", "version": outcome.model_version, "digest": outcome.model_digest}
+    try:
+        RegisteredVersion.model_validate({**fields, "runId": outcome.run_id or ""})
+    except ValidationError:
+        return False
+    return True
+
+
+def trouble(pod: Object, now: datetime) -> tuple[str, str] | None:
     """Why a pod doesn't run, in the words of who prevents it: (reason, message). None for one that runs or may soon."""
     name = name_of(pod)
     scheduled = condition(pod, "PodScheduled")
@@ -154,11 +216,20 @@ def trouble(pod: Object) -> tuple[str, str] | None:
         return str(scheduled.get("reason") or "Unschedulable"), f"{name}: {scheduled.get('message', '')}"
     for entry in (*(dig(pod, "status", "initContainerStatuses") or ()), *_containers(pod)):
         waiting = dig(entry, "state", "waiting")
-        if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            ended = dig(entry, "lastState", "terminated")
-            outcome = read_termination(ended) if ended else None
-            said = f"{outcome.reason}: {outcome.message}" if outcome else str(waiting.get("message") or "")
-            return str(waiting["reason"]), f"{name}: {said}".rstrip(": ")
+        if not waiting or not waiting.get("reason"):
+            continue
+        if waiting["reason"] in _ON_THE_WAY:
+            since = parse_time(scheduled.get("lastTransitionTime"))
+            if since is None or now - since < timedelta(seconds=CREATING_SECONDS):
+                continue
+            return str(waiting["reason"]), (
+                f"{name} has had a machine for more than {CREATING_SECONDS:.0f} s and no container yet: its image is "
+                f"large, or a volume can't be mounted; `kubectl describe pod {name}` says which"
+            )
+        ended = dig(entry, "lastState", "terminated")
+        outcome = read_termination(ended) if ended else None
+        said = f"{outcome.reason}: {outcome.message}" if outcome else str(waiting.get("message") or "")
+        return str(waiting["reason"]), f"{name}: {said}".rstrip(": ")
     return None
 
 

@@ -2,16 +2,9 @@
 
 from typing import Any
 
-from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
+from cloze_operator.decide.answers import NotFound, Unavailable, Version, current_version
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import AliasMove, Verdict
-
-
-def moves_up(current: Answer, version: int) -> bool:
-    """Whether an alias may be pointed to this version: it only ever moves to a higher one."""
-    if isinstance(current, Version):
-        return current.number < version
-    return isinstance(current, NotFound)
 
 
 def name_version(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
@@ -20,6 +13,9 @@ def name_version(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     if verdict.status.get("model") or succeeded is None or succeeded.status != "True":
         return verdict
     match snapshot.registered:
+        case Version(name=name, version=version, digest=""):
+            text = f"{name} version {version} has no digest tag, so nobody can verify it: run the job again"
+            return verdict.find("Registered", "False", "DigestMissing", text).again(snapshot.platform.wait_seconds)
         case Version(name=name, version=version, digest=digest, run_id=run_id):
             return verdict.report(model={"name": name, "version": version, "digest": digest, "runId": run_id})
         case NotFound():
@@ -34,7 +30,10 @@ def name_version(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
 
 
 def point_alias(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """`registry.alias` of a run that has registered its version. The registry's own answer makes it Registered."""
+    """`registry.alias` of a run that has registered its version. The registry's own answer makes it Registered.
+
+    The alias only ever moves to a higher version.
+    """
     model: Any = verdict.status.get("model")
     succeeded = verdict.findings.get("Succeeded")
     if not model or snapshot.job is None or succeeded is None or succeeded.status != "True":
@@ -53,7 +52,5 @@ def point_alias(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
             text = f"{title}; alias {alias} stays at the newer version {current.version}"
             return verdict.find("Registered", "True", "AliasNewer", text)
         case current:
-            assert moves_up(current, version)
-            expected = current.version if isinstance(current, Version) else None
-            verdict = verdict.find("Registered", "False", "MovingAlias", f"{title}: pointing alias {alias} to it")
-            return verdict.moving(AliasMove(model["name"], alias, str(version), expected)).again(0.5)
+            move = AliasMove(model["name"], alias, str(version), current_version(current), "Registered")
+            return verdict.pointing(move, f"{title}: pointing alias {alias} to it", snapshot.platform.wait_seconds)

@@ -11,11 +11,10 @@ from cloze_operator.decide.snapshot import ServingSnapshot
 from cloze_operator.decide.verdict import Verdict
 
 
-def loaded_by(snapshot: ServingSnapshot, pod: Object) -> Loaded:
-    """What a ready pod has loaded: its own word, else the version that it was made to accept and no other."""
+def made_for(pod: Object) -> Loaded:
+    """What a pod was made to load: its server accepts nothing else."""
     annotations = dig(pod, "metadata", "annotations") or {}
-    made_for = Loaded(annotations.get(ANNOTATION_MODEL_VERSION, ""), annotations.get(ANNOTATION_MODEL_DIGEST, ""))
-    return snapshot.loaded.get(pods.name_of(pod), made_for)
+    return Loaded(annotations.get(ANNOTATION_MODEL_VERSION, ""), annotations.get(ANNOTATION_MODEL_DIGEST, ""))
 
 
 def report_rollout(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
@@ -23,7 +22,7 @@ def report_rollout(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     live = snapshot.children.get("Deployment")
     status = dig(live, "status") or {}
     ready = [pod for pod in snapshot.pods if pods.is_ready(pod)]
-    versions = Counter(loaded_by(snapshot, pod).version for pod in ready)
+    versions = Counter(said.version for pod in ready if (said := snapshot.loaded.get(pods.name_of(pod))))
     verdict = verdict.report(
         replicas=int(status.get("replicas") or 0),
         readyReplicas=len(ready),
@@ -33,6 +32,9 @@ def report_rollout(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
             for version, count in sorted(versions.items(), key=lambda entry: (len(entry[0]), entry[0]))
         ],
     )
+    if any(pods.phase(pod) == "Pending" for pod in snapshot.pods):
+        # Time alone makes a pod that is being created one that hangs.
+        verdict = verdict.again(snapshot.platform.wait_seconds)
     loops = [text for pod in snapshot.pods if not is_going(pod) and (text := pods.crash_loop(pod, snapshot.now))]
     if loops:
         # Time alone ends a crash loop: no event tells of it.
@@ -77,16 +79,23 @@ def _readiness(
 ) -> tuple[str, str, str]:
     wanted = snapshot.parsed.spec.replicas
     desired = verdict.status["desired"]
-    wrong = [pod for pod in ready if loaded_by(snapshot, pod) != Loaded(desired["version"], desired["digest"])]
+    # A pod that doesn't answer is taken for what it was made for: it wouldn't be ready with anything else.
+    serves = {pods.name_of(pod): snapshot.loaded.get(pods.name_of(pod), made_for(pod)) for pod in ready}
+    wrong = {name: loaded for name, loaded in serves.items() if loaded != Loaded(desired["version"], desired["digest"])}
     if complete and wrong:
-        names = ", ".join(f"{pods.name_of(pod)} has version {loaded_by(snapshot, pod).version}" for pod in wrong)
-        return "False", "VersionMismatch", f"version {desired['version']} is wanted, but {names}"
+        names = ", ".join(f"{name} has version {loaded.version}, {loaded.digest}" for name, loaded in wrong.items())
+        return "False", "VersionMismatch", f"version {desired['version']}, {desired['digest']} is wanted, but {names}"
     if complete and wanted == 0:
         return "False", "NoReplicas", "spec.replicas is 0: nothing is served"
     if complete and len(ready) == wanted:
-        return "True", "AllReplicasReady", f"{wanted} of {wanted} replicas serve version {desired['version']}"
+        silent = sum(name not in snapshot.loaded for name in serves)
+        text = f"{wanted} of {wanted} replicas serve version {desired['version']}"
+        return "True", "AllReplicasReady", text + (f"; {silent} didn't say so when asked" if silent else "")
     for pod in snapshot.pods:
-        if not is_going(pod) and (found := pods.trouble(pod)):
+        if not is_going(pod) and (found := pods.trouble(pod, snapshot.now)):
             return "False", found[0], found[1]
+    refused = condition(snapshot.children.get("Deployment"), "ReplicaFailure")
+    if refused.get("status") == "True":
+        return "False", str(refused.get("reason") or "ReplicaFailure"), str(refused.get("message", ""))
     up_to_date = len(ready) - len(wrong)
     return "False", "RollingOut", f"{up_to_date} of {wanted} replicas are ready with version {desired['version']}"

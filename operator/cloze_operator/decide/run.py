@@ -4,7 +4,8 @@ import math
 from datetime import timedelta
 from typing import Any
 
-from cloze_api.progress import Progress
+from cloze_api.progress import ExitCode, Progress
+from cloze_api.training import METRICS_MAX
 from cloze_operator.decide import pods
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.snapshot import TrainingSnapshot
@@ -13,7 +14,7 @@ from cloze_operator.decide.verdict import Verdict
 #: Progress changes with every step; the status is written this often at most.
 _PROGRESS_INTERVAL = timedelta(seconds=2)
 
-#: A Job without pods for this long has been refused them: by a quota, by admission.
+#: A Job that lacks pods for this long has been refused them: by a quota, by admission.
 _NO_PODS = timedelta(seconds=10)
 
 
@@ -55,37 +56,57 @@ def report_progress(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     return verdict.report(progress=new)
 
 
-def restarts(snapshot: TrainingSnapshot) -> int:
-    """How often the gang has failed by its own fault and may be started again.
+def _new_attempts(snapshot: TrainingSnapshot) -> list[list[pods.End]]:
+    """The gang's own failures that haven't been counted yet and don't end the run."""
+    counted = parse_time(dig(snapshot.resource, "status", "lastFailureTime"))
+    failed = (attempt for attempt in pods.failed_attempts(snapshot.pods) if not pods.is_final(attempt))
+    return [attempt for attempt in failed if counted is None or attempt[0].at > counted]
 
-    Never less than what was reported: pods and their stories are deleted in time.
+
+def count_restarts(snapshot: TrainingSnapshot) -> tuple[int, str | None]:
+    """How often the gang has been restarted after a failure of its own, and until when failures have been counted.
+
+    What was counted stays so: pods, and Jobs too, are deleted in time, and their stories with them.
     """
-    failed = [attempt for attempt in pods.failed_attempts(snapshot.pods) if not pods.is_final(attempt)]
-    return max(len(failed), int(dig(snapshot.resource, "status", "restarts") or 0))
+    before = int(dig(snapshot.resource, "status", "restarts") or 0)
+    limit = snapshot.parsed.spec.failure_policy.max_restarts
+    counted = _new_attempts(snapshot)[: max(0, limit - before)]
+    until = format_time(counted[-1][-1].at) if counted else dig(snapshot.resource, "status", "lastFailureTime")
+    return min(before + len(counted), limit), until
 
 
 def is_exhausted(snapshot: TrainingSnapshot) -> bool:
     """Whether the gang has failed more often than it may be restarted."""
-    return restarts(snapshot) > snapshot.parsed.spec.failure_policy.max_restarts
+    before = int(dig(snapshot.resource, "status", "restarts") or 0)
+    return before + len(_new_attempts(snapshot)) > snapshot.parsed.spec.failure_policy.max_restarts
 
 
 def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Condition Running, and the number of restarts."""
+    """Condition Running, the number of restarts, and that of interruptions."""
     live = snapshot.children.get("Job")
     if live is None or verdict.delete:
         return verdict.find("Running", "False", "PodsPending", "the Job is being created").find(
             "Succeeded", "Unknown", "PodsPending", "the Job is being created"
         )
-    before = int(dig(snapshot.resource, "status", "restarts") or 0)
     limit = snapshot.parsed.spec.failure_policy.max_restarts
-    used = min(restarts(snapshot), limit)
-    verdict = verdict.report(restarts=used)
+    before = dig(snapshot.resource, "status") or {}
+    used, until = count_restarts(snapshot)
     guilty = pods.culprit(snapshot.pods)
-    if used > before and guilty:
+    if used > int(before.get("restarts") or 0) and guilty:
         verdict = verdict.telling("Warning", "PodFailed", guilty.text)
+    stopped = pods.interruptions(snapshot.pods)
+    times = max(len(stopped), int(before.get("interruptions") or 0))
+    if times > int(before.get("interruptions") or 0):
+        verdict = verdict.telling("Warning", stopped[-1][0].outcome.reason, stopped[-1][0].text)
+    verdict = verdict.report(restarts=used, lastFailureTime=until, interruptions=times)
     status, reason, message = _running(snapshot, live)
-    if used and guilty and not snapshot.parsed.spec.suspend:
-        message = f"{message}; {used} of {limit} restarts used, the last after {guilty.text}"
+    if not snapshot.parsed.spec.suspend:
+        if used and guilty:
+            message = f"{message}; {used} of {limit} restarts used, the last after {guilty.text}"
+        if stopped:
+            message = (
+                f"{message}; interrupted {times} times (not counted as restarts), the last by {stopped[-1][0].text}"
+            )
     verdict = verdict.find("Running", status, reason, message).find("Succeeded", "Unknown", reason, message)
     return verdict if reason == "Suspended" else verdict.again(snapshot.platform.poll_seconds)
 
@@ -103,14 +124,24 @@ def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
     if up + done == nodes:
         return "True", "PodsRunning", f"{up} of {nodes} pods run" + (f", {done} are done" if done else "")
     for pod in snapshot.pods:
-        if not is_going(pod) and (found := pods.trouble(pod)):
+        if not is_going(pod) and (found := pods.trouble(pod, snapshot.now)):
             return "False", found[0], found[1]
-    if not snapshot.pods:
-        begun = parse_time(dig(live, "status", "startTime") or live["metadata"].get("creationTimestamp"))
-        if begun and snapshot.now - begun > _NO_PODS:
-            name = live["metadata"]["name"]
-            return "False", "NoPods", f"Kubernetes has created no pods: `kubectl describe job {name}` says why"
+    begun = parse_time(dig(live, "status", "startTime") or live["metadata"].get("creationTimestamp"))
+    made = len({pods.index_of(pod) or pods.name_of(pod) for pod in snapshot.pods})
+    if made < nodes and begun and snapshot.now - begun > _NO_PODS:
+        some = f"{made} of {nodes} pods" if made else "no pods"
+        name = live["metadata"]["name"]
+        return "False", "NoPods", f"Kubernetes has created {some}: `kubectl describe job {name}` says why"
+    if _waits_for_registry(snapshot):
+        text = "MLflow didn't answer; the finished artifact is on the run's volume and is registered once it does"
+        return "False", "WaitingForRegistry", text
     return "False", "PodsPending", f"{up} of {nodes} pods run"
+
+
+def _waits_for_registry(snapshot: TrainingSnapshot) -> bool:
+    """Whether the last thing that happened to the gang is that its work was done and the registry away."""
+    last = pods.attempts(snapshot.pods)[-1:]
+    return any(end.exit_code == ExitCode.REGISTRY for attempt in last for end in attempt)
 
 
 def conclude(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
@@ -132,7 +163,7 @@ def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> V
         model |= {"digest": outcome.model_digest, "runId": outcome.run_id or ""}
         verdict = verdict.report(
             model=model,
-            metrics={key: value for key, value in sorted(outcome.metrics.items()) if math.isfinite(value)},
+            metrics=dict([item for item in sorted(outcome.metrics.items()) if math.isfinite(item[1])][:METRICS_MAX]),
         )
         total = dig(verdict.status, "progress", "totalSteps")
         if total:

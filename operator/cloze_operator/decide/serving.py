@@ -1,14 +1,16 @@
 """Decisions about a ModelDeployment: which version, is it rolled out, may the alias follow."""
 
 from cloze_api.deployment import ModelDeploymentStatus
-from cloze_operator.decide.answers import NotFound, Unavailable, Version
-from cloze_operator.decide.drift import has_drifted
-from cloze_operator.decide.fields import dig, is_going
-from cloze_operator.decide.ownership import foreign
+from cloze_api.resources import ModelDeployment
+from cloze_operator.decide.answers import NotFound, Unavailable, Version, current_version
+from cloze_operator.decide.drift import has_drifted, is_current
+from cloze_operator.decide.fields import Object, is_going
+from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.rollout import report_rollout
 from cloze_operator.decide.snapshot import ServingSnapshot
-from cloze_operator.decide.verdict import AliasMove, Steps, Verdict, previous_findings
+from cloze_operator.decide.verdict import AliasMove, Steps, Verdict, carried
 from cloze_operator.desired.metadata import selector
+from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.serving import ServedVersion, read_served_version, server_deployment, server_service
 
 
@@ -36,6 +38,24 @@ def claim_alias(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     return verdict.find("AliasConflict", "True", "AliasOwnedByAnother", text)
 
 
+def intact_version(
+    live: Object | None, owner: Object, resource: ModelDeployment, platform: Platform
+) -> ServedVersion | None:
+    """The version in a Deployment that is what we made of it; None when somebody may have put another one there.
+
+    Versions never change, so there is nothing to ask the registry about such a one.
+    """
+    served = read_served_version(live)
+    if (
+        live is None
+        or served is None
+        or (served.name, served.version) != (resource.spec.model.name, resource.spec.model.version)
+    ):
+        return None
+    made = server_deployment(owner, resource, served, platform)
+    return served if is_current(live, made) else None
+
+
 def decided_version(snapshot: ServingSnapshot) -> ServedVersion | None:
     """The version to serve: what the registry says, else what is being served already."""
     if isinstance(snapshot.model, Version) and snapshot.model.digest:
@@ -50,8 +70,9 @@ def decided_version(snapshot: ServingSnapshot) -> ServedVersion | None:
 def resolve_model(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     """Condition ModelResolved. Without an answer, what was resolved before is served on."""
     served = decided_version(snapshot)
-    if snapshot.parsed.spec.model.follow is not None or served is None:
-        # Nothing tells when an alias moves or a version appears.
+    unanswered = isinstance(snapshot.model, NotFound | Unavailable)
+    if snapshot.parsed.spec.model.follow is not None or served is None or unanswered:
+        # Nothing tells when an alias moves, a version appears, or the registry is back.
         verdict = verdict.again(snapshot.platform.wait_seconds)
     kept = f"; serving version {served.version} as before" if served else ""
     match snapshot.model:
@@ -79,9 +100,11 @@ def resolve_model(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
 def provide_children(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     """The Deployment and the Service, unless somebody else has their names."""
     served = decided_version(snapshot)
-    if conflict := foreign(snapshot.children, snapshot.uid):
+    if conflict := foreign(snapshot.children, snapshot.resource):
         verdict = verdict.find("Ready", "False", "NameConflict", conflict)
         return verdict.again(snapshot.platform.wait_seconds).settle()
+    if leaving := left_over(snapshot.children, snapshot.resource):
+        return verdict.find("Ready", "False", "WaitingForCleanup", leaving).again(2).settle()
     if served is None:
         return verdict
     owner = snapshot.resource
@@ -120,16 +143,22 @@ def promote(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
         case Version() as current if current.version == version:
             return verdict.find("AliasMoved", "True", f"Version{version}", f"alias {alias} points to version {version}")
         case current:
-            expected = current.version if isinstance(current, Version) else None
-            verdict = verdict.find("AliasMoved", "False", "MovingAlias", f"pointing alias {alias} to version {version}")
-            return verdict.moving(AliasMove(model.name, alias, version, expected)).again(0.5)
+            move = AliasMove(model.name, alias, version, current_version(current), "AliasMoved")
+            return verdict.pointing(
+                move, f"pointing alias {alias} to version {version}", snapshot.platform.wait_seconds
+            )
 
 
 def serving_state(verdict: Verdict) -> str:
     """`status.state`: derived from the conditions, for people."""
     found = {kind: (finding.status, finding.reason) for kind, finding in verdict.findings.items()}
     ready, reason = found.get("Ready", ("False", ""))
-    special = {"NoReplicas": "Stopped", "CrashLoopBackOff": "Failing", "NameConflict": "Invalid"}
+    special = {
+        "NoReplicas": "Stopped",
+        "CrashLoopBackOff": "Failing",
+        "NameConflict": "Invalid",
+        "WaitingForCleanup": "Waiting",
+    }
     if found.get("Accepted", ("True", ""))[0] == "False":
         return "Invalid"
     if ready == "True":
@@ -154,15 +183,7 @@ SERVING = Steps(
     state=serving_state,
 )
 
-_CARRIED = tuple(
-    field.alias or name
-    for name, field in ModelDeploymentStatus.model_fields.items()
-    if name not in ("observed_generation", "state", "conditions")
-)
-
 
 def decide_serving(snapshot: ServingSnapshot) -> tuple[Verdict, str]:
     """What is to happen to a ModelDeployment, and its state."""
-    status = dig(snapshot.resource, "status") or {}
-    carried = {key: status[key] for key in _CARRIED if key in status}
-    return SERVING.decide(snapshot, Verdict(findings=previous_findings(snapshot.resource), status=carried))
+    return SERVING.decide(snapshot, carried(snapshot.resource, ModelDeploymentStatus))

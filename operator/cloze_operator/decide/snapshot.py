@@ -45,20 +45,9 @@ class TrainingSnapshot:
         return self.job
 
     @property
-    def uid(self) -> str:
-        """The resource's uid."""
-        return str(self.resource["metadata"]["uid"])
-
-    @property
     def has_started(self) -> bool:
         """Whether a pod of this run has ever been wanted: from then on, what defines the result stands."""
         return bool(dig(self.resource, "status", "startTime") or dig(self.children.get("Job"), "status", "startTime"))
-
-    @property
-    def has_finished(self) -> bool:
-        """Whether the run's end has been reported."""
-        status = finished_status(self.resource)
-        return status is not None
 
 
 def finished_status(resource: Object) -> bool | None:
@@ -97,8 +86,3 @@ class ServingSnapshot:
         """The ModelDeployment, for steps that come after the one that checked it."""
         assert self.deployment is not None, "a step needs the ModelDeployment before its validity was decided"
         return self.deployment
-
-    @property
-    def uid(self) -> str:
-        """The resource's uid."""
-        return str(self.resource["metadata"]["uid"])

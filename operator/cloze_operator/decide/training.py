@@ -5,12 +5,12 @@ from datetime import timedelta
 from cloze_api.training import TrainingStatus
 from cloze_operator.decide.base import resolve_base, resolved_base
 from cloze_operator.decide.drift import has_drifted, is_current
-from cloze_operator.decide.fields import dig, format_time, is_going, is_true, parse_time
-from cloze_operator.decide.ownership import foreign
+from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
+from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.registration import name_version, point_alias
 from cloze_operator.decide.run import conclude, follow_run, is_exhausted, report_progress
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
-from cloze_operator.decide.verdict import Change, Steps, Target, Verdict, previous_findings
+from cloze_operator.decide.verdict import Change, Steps, Target, Verdict, carried
 from cloze_operator.desired.metadata import Manifest
 from cloze_operator.desired.trainer import is_pinned
 from cloze_operator.desired.training import claim, config_map, indexed_job, mutable_job_fields, service
@@ -25,12 +25,21 @@ def leave_when_going(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
 
 
 def expire(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """`ttlSecondsAfterFinished`. Only the resource has a TTL; its children go with it."""
+    """`ttlSecondsAfterFinished`, from the moment on which nothing is left to do: a success has its alias to set yet.
+
+    Only the resource has a TTL; its children go with it.
+    """
     ttl = dig(snapshot.resource, "spec", "ttlSecondsAfterFinished")
-    finished = parse_time(dig(snapshot.resource, "status", "completionTime"))
-    if ttl is None or finished is None:
+    ended = parse_time(dig(snapshot.resource, "status", "completionTime"))
+    finished = finished_status(snapshot.resource)
+    if ttl is None or ended is None or finished is None:
         return verdict
-    left = (finished + timedelta(seconds=ttl) - snapshot.now).total_seconds()
+    if finished:
+        registered = condition(snapshot.resource, "Registered")
+        if registered.get("status") != "True":
+            return verdict
+        ended = max(ended, parse_time(registered.get("lastTransitionTime")) or ended)
+    left = (ended + timedelta(seconds=ttl) - snapshot.now).total_seconds()
     if left <= 0:
         return verdict.expiring().settle()
     return verdict.again(left)
@@ -40,9 +49,11 @@ def accept(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     """The spec is one that this operator understands, and its children's names are free."""
     if snapshot.job is None:
         return verdict.find("Accepted", "False", "InvalidSpec", snapshot.invalid).settle()
-    if conflict := foreign(snapshot.children, snapshot.uid):
+    if conflict := foreign(snapshot.children, snapshot.resource):
         verdict = verdict.find("Accepted", "False", "NameConflict", conflict)
         return verdict.again(snapshot.platform.wait_seconds).settle()
+    if leaving := left_over(snapshot.children, snapshot.resource):
+        return _waiting(verdict, "WaitingForCleanup", leaving).again(2).settle()
     pinned = (
         f"storage.accessMode is ReadWriteOnce: all {snapshot.job.spec.topology.nodes} pods are pinned to one machine"
     )
@@ -54,6 +65,8 @@ def rest_when_finished(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     finished = finished_status(snapshot.resource)
     if finished is None:
         return verdict
+    # Whatever has become of the spec since: the end stands.
+    verdict = verdict.confirmed()
     if finished and not is_true(snapshot.resource, "Registered"):
         verdict = point_alias(snapshot, name_version(snapshot, verdict))
     return verdict.settle()
@@ -84,8 +97,8 @@ def wait_for_base(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
 def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     """Children that are missing are made; before the start, outdated ones are made anew.
 
-    The start is written into the status before the first pod is wanted: from then on the API server refuses changes of
-    what defines the result, so no pod can run with another spec than the one that is shown.
+    The start is written into the status right before the Job: from then on the API server refuses changes of what
+    defines the result, so no pod can run with another spec than the one that is shown.
     """
     job, owner, base = snapshot.parsed, snapshot.resource, resolved_base(snapshot)
     manifests = (
@@ -132,7 +145,7 @@ def _must_go(snapshot: TrainingSnapshot, manifest: Manifest) -> bool:
 def target_of(child: object) -> Target:
     """A live child as something to change or delete."""
     metadata = dig(child, "metadata")
-    return Target(str(dig(child, "apiVersion")), str(dig(child, "kind")), metadata["name"], metadata["uid"])
+    return Target(str(dig(child, "kind")), metadata["name"], metadata["uid"])
 
 
 def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
@@ -185,15 +198,7 @@ TRAINING = Steps(
     state=training_state,
 )
 
-_CARRIED = tuple(
-    field.alias or name
-    for name, field in TrainingStatus.model_fields.items()
-    if name not in ("observed_generation", "state", "conditions")
-)
-
 
 def decide_training(snapshot: TrainingSnapshot) -> tuple[Verdict, str]:
     """What is to happen to a training job, and its state."""
-    status = dig(snapshot.resource, "status") or {}
-    carried = {key: status[key] for key in _CARRIED if key in status}
-    return TRAINING.decide(snapshot, Verdict(findings=previous_findings(snapshot.resource), status=carried))
+    return TRAINING.decide(snapshot, carried(snapshot.resource, TrainingStatus))

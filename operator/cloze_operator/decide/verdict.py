@@ -5,38 +5,73 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
-from cloze_operator.decide.fields import Object, format_time
+from cloze_api.schema import Reported
+from cloze_operator.decide.fields import Object, condition, format_time
 from cloze_operator.desired.metadata import Manifest
 
-#: Condition of a resource whose last reconciliation failed. It is set outside of decisions, and each decision drops it.
+#: Condition of a resource whose last reconciliation failed. It is set outside of decisions, by a field manager of its
+#: own, so that it can be added to whatever the status says by then.
 RECONCILE_FAILED: Final = "ReconcileFailed"
 
-#: Transitions that are worth an event, and the event's type.
+#: Reason of a condition while its alias is being moved.
+_MOVING: Final = "MovingAlias"
+
+#: Conditions whose becoming True, or False, is worth an event, and the event's type.
 _EVENTS: Final[Mapping[tuple[str, str], str]] = {
     ("Accepted", "False"): "Warning",
     ("BaseReady", "False"): "Warning",
     ("SourcesReady", "False"): "Warning",
     ("Running", "True"): "Normal",
+    ("Running", "False"): "Warning",
     ("Succeeded", "True"): "Normal",
     ("Succeeded", "False"): "Warning",
     ("Registered", "True"): "Normal",
+    ("Registered", "False"): "Warning",
     ("ModelResolved", "False"): "Warning",
     ("ModelResolved", "True"): "Normal",
     ("Ready", "True"): "Normal",
+    ("Ready", "False"): "Warning",
+    ("Progressing", "False"): "Warning",
     ("AliasConflict", "True"): "Warning",
     ("AliasMoved", "True"): "Normal",
+    ("AliasMoved", "False"): "Warning",
+    (RECONCILE_FAILED, "True"): "Warning",
 }
+
+#: Reasons that are an ordinary part of a life: somebody else is still at work.
+_WAITING: Final = frozenset(
+    {"ModelNotFound", "PretrainJobNotFound", "SourceNotFound", "WaitingForPretrainJob", "WaitingForRegistry"}
+)
+
+#: Conditions and reasons that somebody who has them before their eyes anyway needs no event for: the passing ones, and
+#: those of which another condition tells.
+_UNTOLD: Final = frozenset(
+    {
+        *(("Running", reason) for reason in ("PodsPending", "ReplacingChildren", "WaitingForCleanup")),
+        *(("Running", reason) for reason in ("Suspended", "Completed", "Failed")),
+        *(("Running", reason) for reason in ("WaitingForBase", "WaitingForSources")),
+        *(("Ready", reason) for reason in ("RollingOut", "NoReplicas", "WaitingForCleanup")),
+        *(("Ready", reason) for reason in ("ModelNotFound", "DigestMissing", "RegistryUnavailable")),
+        ("Progressing", "RolloutComplete"),
+        ("Registered", _MOVING),
+        ("AliasMoved", _MOVING),
+    }
+)
 
 _MESSAGE_LIMIT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One condition without its bookkeeping."""
+    """One condition without its bookkeeping.
+
+    generation: of the resource when this was found; None for what is found now.
+    """
 
     status: str
     reason: str
     message: str = ""
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +87,6 @@ class Event:
 class Target:
     """A child to delete, exactly the one that was looked at."""
 
-    api_version: str
     kind: str
     name: str
     uid: str
@@ -68,12 +102,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class AliasMove:
-    """Point an alias to a version, provided that it still points to `expected` (None: to nothing)."""
+    """Point an alias to a version, provided that it still points to `expected` (None: to nothing).
+
+    condition: the one that tells of the move, and of a refusal.
+    """
 
     model: str
     alias: str
     version: str
     expected: str | None
+    condition: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +119,8 @@ class Verdict:
     """Everything that is to happen to one resource now.
 
     status: all fields of the status but `conditions`, `state` and `observedGeneration`.
-    start: the status is written before the children, and only if the resource is still the one that was observed.
+    start: the status is written before there is a Job to run, and only if the resource is still the one that was
+        observed.
     requeue: seconds until the next look; None leaves it to watches and to the resync.
     settled: the remaining steps are skipped.
     """
@@ -107,6 +146,10 @@ class Verdict:
         """Without these conditions."""
         return replace(self, findings={kind: found for kind, found in self.findings.items() if kind not in kinds})
 
+    def confirmed(self) -> "Verdict":
+        """With every condition found again as it is."""
+        return replace(self, findings={kind: replace(found, generation=None) for kind, found in self.findings.items()})
+
     def report(self, **fields: Any) -> "Verdict":
         """With these status fields; None removes one."""
         return replace(self, status={**self.status, **fields})
@@ -127,9 +170,11 @@ class Verdict:
         """Without a next look of its own: whatever was polled has come to an end."""
         return replace(self, requeue=None)
 
-    def moving(self, alias: AliasMove) -> "Verdict":
-        """With this alias moved."""
-        return replace(self, alias=alias)
+    def pointing(self, move: AliasMove, text: str, patience: float) -> "Verdict":
+        """With this alias moved, and looked at again to see that it is: soon, then every `patience` seconds."""
+        old = self.findings.get(move.condition)
+        seconds = patience if old and old.reason == _MOVING else 0.5
+        return replace(self.find(move.condition, "False", _MOVING, text).again(seconds), alias=move)
 
     def failing(self, reason: str) -> "Verdict":
         """With the run counted as failed for good."""
@@ -144,7 +189,7 @@ class Verdict:
         return replace(self, delete=targets, apply=(), change=())
 
     def starting(self, at: str) -> "Verdict":
-        """With the start of the run written before anything else happens."""
+        """With the start of the run written before there is a Job to run."""
         return replace(self, status={**self.status, "startTime": at}, start=True)
 
     def expiring(self) -> "Verdict":
@@ -178,47 +223,69 @@ class Steps(Generic[Snapshot]):
         return verdict, self.state(verdict)
 
 
+def carried(resource: Object, status: type[Reported]) -> Verdict:
+    """The verdict that everything is as the resource's status has it: what decisions start from."""
+    said = resource.get("status") or {}
+    own = {field.alias or name for name, field in status.model_fields.items()} - {
+        "observedGeneration",
+        "state",
+        "conditions",
+    }
+    return Verdict(findings=previous_findings(resource), status={key: said[key] for key in said if key in own})
+
+
 def previous_findings(resource: Object) -> dict[str, Finding]:
-    """The conditions that the resource has now."""
+    """The conditions that the resource has now, but for the one that isn't decided."""
     conditions = (resource.get("status") or {}).get("conditions") or ()
     return {
-        entry["type"]: Finding(entry["status"], entry["reason"], entry.get("message", ""))
+        entry["type"]: Finding(
+            entry["status"], entry["reason"], entry.get("message", ""), entry.get("observedGeneration", 0)
+        )
         for entry in conditions
         if entry["type"] != RECONCILE_FAILED
     }
 
 
+def render_condition(resource: Object, kind: str, found: Finding, now: datetime) -> dict[str, Any]:
+    """One entry of `status.conditions`. It keeps its transition time for as long as its status stays the same."""
+    old = condition(resource, kind)
+    same = old.get("status") == found.status
+    generation = resource["metadata"].get("generation", 0)
+    return {
+        "type": kind,
+        "status": found.status,
+        "reason": found.reason,
+        "message": found.message,
+        "observedGeneration": generation if found.generation is None else found.generation,
+        "lastTransitionTime": old["lastTransitionTime"] if same else format_time(now),
+    }
+
+
 def render_status(resource: Object, verdict: Verdict, state: str, now: datetime) -> dict[str, Any]:
-    """The whole status. A condition keeps its transition time for as long as its status stays the same."""
-    old = {entry["type"]: entry for entry in (resource.get("status") or {}).get("conditions") or ()}
-    conditions = [
-        {
-            "type": kind,
-            "status": found.status,
-            "reason": found.reason,
-            "message": found.message,
-            "observedGeneration": resource["metadata"].get("generation", 0),
-            "lastTransitionTime": old[kind]["lastTransitionTime"]
-            if kind in old and old[kind]["status"] == found.status
-            else format_time(now),
-        }
-        for kind, found in sorted(verdict.findings.items())
-    ]
+    """The whole status."""
     status = {
         **verdict.status,
         "observedGeneration": resource["metadata"].get("generation", 0),
         "state": state,
-        "conditions": conditions,
+        "conditions": [
+            render_condition(resource, kind, found, now) for kind, found in sorted(verdict.findings.items())
+        ],
     }
     return {key: value for key, value in status.items() if value is not None}
 
 
+def event_of(resource: Object, kind: str, found: Finding) -> Event | None:
+    """The event of a condition that has become something worth telling; None otherwise."""
+    before = condition(resource, kind)
+    if (before.get("status"), before.get("reason")) == (found.status, found.reason):
+        return None
+    level = _EVENTS.get((kind, found.status))
+    if level is None or (kind, found.reason) in _UNTOLD:
+        return None
+    return Event("Normal" if found.reason in _WAITING else level, found.reason, found.message)
+
+
 def transition_events(resource: Object, verdict: Verdict) -> tuple[Event, ...]:
     """One event for each condition that has become something worth telling."""
-    before = previous_findings(resource)
-    return tuple(
-        Event(_EVENTS[kind, found.status], found.reason, found.message)
-        for kind, found in sorted(verdict.findings.items())
-        if (kind, found.status) in _EVENTS
-        and (kind not in before or (before[kind].status, before[kind].reason) != (found.status, found.reason))
-    )
+    events = (event_of(resource, kind, found) for kind, found in sorted(verdict.findings.items()))
+    return tuple(event for event in events if event is not None)

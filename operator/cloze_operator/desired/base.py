@@ -2,34 +2,26 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from cloze_api.names import GROUP
 
 ANNOTATION_BASE: Final = f"{GROUP}/base"
-"""On a fine-tuning run's ConfigMap and Job: the base as it was resolved, and the part of the spec it came from."""
+"""On a fine-tuning run's ConfigMap and Job: the base as it was resolved."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedBase:
-    """The exact version that a fine-tuning run starts from. `source` is the `spec.base` that it was resolved from."""
+    """The exact version that a fine-tuning run starts from."""
 
     name: str
     version: str
     digest: str
-    source: str
 
     def annotation(self) -> str:
         """Text of ANNOTATION_BASE."""
-        return json.dumps(
-            {"name": self.name, "version": self.version, "digest": self.digest, "source": self.source}, sort_keys=True
-        )
-
-
-def base_source(spec: Mapping[str, Any]) -> str:
-    """Canonical text of `spec.base`."""
-    return json.dumps(spec["base"], sort_keys=True)
+        return json.dumps(asdict(self), sort_keys=True)
 
 
 def read_base(child: Mapping[str, Any] | None) -> ResolvedBase | None:

@@ -1,6 +1,7 @@
 """What the installation says, as opposed to the resource: default images, registry address, how pods are reached."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,8 +11,20 @@ class Platform:
     train_image: str
     serve_image: str
     tracking_uri: str
-    """MLflow's address as the pods reach it."""
+    """MLflow's address."""
+    pull_policy: str = ""
+    """When a pod's image is pulled; empty leaves it to Kubernetes."""
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets, in the namespaces of the pods, that give access to the images."""
     poll_seconds: float = 3.0
     """Between two looks at a run in progress."""
     wait_seconds: float = 10.0
     """Between two looks at something that no watch tells about: a registry alias, a user's claim."""
+
+    def pull_secret_references(self) -> dict[str, Any]:
+        """The part of a pod's spec that names the secrets; empty without any."""
+        return {"imagePullSecrets": [{"name": name} for name in self.pull_secrets]} if self.pull_secrets else {}
+
+    def container_image(self, image: str) -> dict[str, Any]:
+        """The part of a container that names its image."""
+        return {"image": image, **({"imagePullPolicy": self.pull_policy} if self.pull_policy else {})}

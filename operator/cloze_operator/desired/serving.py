@@ -98,6 +98,7 @@ def server_deployment(
                         "enableServiceLinks": False,
                         "terminationGracePeriodSeconds": resource.spec.drain_seconds + EXIT_MARGIN_SECONDS,
                         "securityContext": pod_security(),
+                        **platform.pull_secret_references(),
                         "containers": [_container(resource, served, platform)],
                         "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
                     },
@@ -123,16 +124,17 @@ def _container(resource: ModelDeployment, served: ServedVersion, platform: Platf
     }
     return {
         "name": SERVER,
-        "image": runtime.image or platform.serve_image,
+        **platform.container_image(runtime.image or platform.serve_image),
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
         "resources": resource.spec.resources.model_dump(exclude_defaults=True),
         "securityContext": container_security(),
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        # Download, verification and warm-up take as long as the model is big: ten minutes, then it's a failure.
+        # Download, verification and warm-up take as long as the model is big: ten minutes, then it's a failure, and the
+        # restarts show it.
         "startupProbe": {
-            "httpGet": {"path": "/healthz", "port": "http"},
+            "httpGet": {"path": "/readyz", "port": "http"},
             "periodSeconds": 2,
             "timeoutSeconds": 2,
             "failureThreshold": 300,

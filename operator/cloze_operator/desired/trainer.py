@@ -73,6 +73,7 @@ def pod_template(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platfor
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": pod_security(),
+        **platform.pull_secret_references(),
         "containers": [_container(owner, job, gang, platform)],
         "volumes": _volumes(job, gang),
     }
@@ -119,7 +120,7 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
         environment[ENV_BASE_DIGEST] = gang.base.digest
     return {
         "name": TRAINER,
-        "image": job.spec.image or platform.train_image,
+        **platform.container_image(job.spec.image or platform.train_image),
         "args": ["run", JOB_FILE],
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],

@@ -6,7 +6,7 @@ from typing import Any, Final
 import yaml
 
 from cloze_api.names import API_VERSION, JOB_FILE, RENDEZVOUS_PORT
-from cloze_api.progress import FINAL_EXIT_CODES, ExitCode
+from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode
 from cloze_api.resources import PretrainJob, TrainingJob
 from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase
 from cloze_operator.desired.metadata import Manifest, child_metadata, sealed, selector
@@ -108,8 +108,8 @@ def service(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
 def pod_failure_policy() -> dict[str, Any]:
     """Which failures end the run, which are nobody's fault, and (all others) which count against maxRestarts.
 
-    Order matters: the first rule that matches is taken. A pod that stops because a peer died, or because it was told
-    to, isn't counted.
+    Order matters: the first rule that matches is taken. A pod that stops because a peer died, because it was told to,
+    or because the registry is away after all the work is done, isn't counted.
     """
 
     def codes(*values: ExitCode) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def pod_failure_policy() -> dict[str, Any]:
         "rules": [
             {"action": "FailJob", "onExitCodes": codes(*FINAL_EXIT_CODES)},
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "Ignore", "onExitCodes": codes(ExitCode.PEER_LOST, ExitCode.SUSPENDED)},
+            {"action": "Ignore", "onExitCodes": codes(*BLAMELESS_EXIT_CODES)},
         ]
     }
 

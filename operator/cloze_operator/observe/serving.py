@@ -5,14 +5,14 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
-from cloze_api.deployment import ServedModel
 from cloze_api.resources import ModelDeployment
 from cloze_operator.cluster import Cluster
 from cloze_operator.decide.answers import Answer
 from cloze_operator.decide.fields import Object, dig, is_going
+from cloze_operator.decide.serving import intact_version
 from cloze_operator.decide.snapshot import ServingSnapshot
 from cloze_operator.desired.platform import Platform
-from cloze_operator.desired.serving import deployment_name, read_served_version
+from cloze_operator.desired.serving import deployment_name
 from cloze_operator.observe.children import read_children, read_pods
 from cloze_operator.observe.validity import explain
 from cloze_operator.registry import Registry
@@ -65,19 +65,19 @@ class ServingObserver:
             deployment=deployment,
             children=children,
             pods=pods,
-            model=await self._model(deployment.spec.model, children.get("Deployment")),
+            model=await self._model(resource, deployment, children.get("Deployment")),
             alias=await self._registry.behind(deployment.spec.model.name, follow.alias) if follow else None,
             loaded=await self._reports.loaded(pods),
             rivals=await self._rivals(resource) if follow else (),
         )
 
-    async def _model(self, model: ServedModel, live: Object | None) -> Answer:
+    async def _model(self, resource: Object, deployment: ModelDeployment, live: Object | None) -> Answer:
+        model = deployment.spec.model
         if model.follow is not None:
             return await self._registry.behind(model.name, model.follow.candidate_alias)
         assert model.version is not None, "spec.model has neither version nor follow"
-        served = read_served_version(live)
-        if served and (served.name, served.version) == (model.name, model.version):
-            # Versions never change: nothing to ask, and nothing that a registry's outage could disturb.
+        if intact_version(live, resource, deployment, self._platform):
+            # Nothing to ask, and nothing that a registry's outage could disturb.
             return None
         return await self._registry.version(model.name, model.version)
 

@@ -1,0 +1,252 @@
+"""What a verdict becomes: which writes, in which order, and what is left when one of them fails."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from cloze_operator.act import Actor
+from cloze_operator.cluster import Cluster, ClusterError
+from cloze_operator.decide.answers import NotFound, Version
+from cloze_operator.decide.serving import decide_serving
+from cloze_operator.decide.training import decide_training
+from cloze_operator.decide.verdict import Finding, Verdict
+from cloze_operator.registry import AliasMovedError, RegistryError
+
+Document = dict[str, Any]
+Make = Callable[..., Any]
+
+DIGEST = "sha256:" + "a" * 64
+FOLLOW = {"model": {"name": "spam", "follow": {}}}
+
+
+class Recorder(Cluster):
+    """An API server that takes everything down, and refuses what it is told to."""
+
+    def __init__(self, *refused: str) -> None:
+        self.refused = refused
+        self.writes: list[str] = []
+        self.bodies: list[Document] = []
+
+    async def apply(self, manifest: Any, subresource: str = "", *, manager: str = "", dry_run: bool = False) -> None:
+        what = " ".join(filter(None, ["dry-run" if dry_run else "", manifest["kind"], subresource]))
+        if what in self.refused:
+            raise ClusterError(422, "Invalid", "no")
+        self.writes.append(what)
+        self.bodies.append({**manifest, "manager": manager})
+
+    async def record(self, event: Any) -> None:
+        if "Event" in self.refused:
+            raise ClusterError(403, "Forbidden", "no events here")
+        self.writes.append("Event")
+        self.bodies.append(event)
+
+
+class StubRegistry:
+    """A registry whose one write may fail."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def move(self, move: Any) -> None:
+        if self.error:
+            raise self.error
+
+
+def act(now: datetime, cluster: Cluster, resource: Any, verdict: Verdict, state: str, error: Any = None) -> None:
+    actor = Actor(cluster, StubRegistry(error), lambda: now)  # type: ignore[arg-type] # all of a registry that is used
+    asyncio.run(actor.act(resource, verdict, state))
+
+
+def report(now: datetime, cluster: Cluster, resource: Any, state: str = "Pending") -> None:
+    actor = Actor(cluster, StubRegistry(), lambda: now)  # type: ignore[arg-type] # it isn't used
+    asyncio.run(actor.report_failure(resource, "Forbidden", "exceeded quota", state))
+
+
+def failures(reason: str) -> float:
+    labels = {"kind": "PretrainJob", "reason": reason}
+    return REGISTRY.get_sample_value("cloze_job_failures_total", labels) or 0.0
+
+
+# ---------------------------------------------------------------- the start of a run
+
+
+def test_start_is_written_right_before_the_job(training: Make, now: datetime) -> None:
+    """All that the run needs is there, and the API server has said that it takes the Job."""
+    snapshot, cluster = training(), Recorder()
+    act(now, cluster, snapshot.resource, *decide_training(snapshot))
+    expected = ["PersistentVolumeClaim", "ConfigMap", "Service", "dry-run Job", "PretrainJob status", "Job"]
+    assert cluster.writes == expected
+    assert cluster.bodies[4]["metadata"]["resourceVersion"] == "7"
+    assert cluster.bodies[4]["status"]["startTime"] == "2026-03-01T12:00:00Z"
+
+
+@pytest.mark.parametrize("refused", ["PersistentVolumeClaim", "dry-run Job"])
+def test_refused_child_does_not_freeze_the_spec(training: Make, now: datetime, refused: str) -> None:
+    """As long as there can be no run, no start is written, and what is wrong can be corrected."""
+    snapshot, cluster = training(), Recorder(refused)
+    with pytest.raises(ClusterError):
+        act(now, cluster, snapshot.resource, *decide_training(snapshot))
+    assert "PretrainJob status" not in cluster.writes
+    assert "Job" not in cluster.writes
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_event_that_is_refused_is_missed_and_nothing_else(resource: Make, now: datetime) -> None:
+    """Events are a courtesy: the status is written, the failure is counted once, and nothing is raised."""
+    cluster, before = Recorder("Event"), failures("Diverged")
+    missed = REGISTRY.get_sample_value("cloze_operator_event_errors_total") or 0.0
+    verdict = Verdict().find("Succeeded", "False", "Diverged", "the loss is nan").failing("Diverged")
+    act(now, cluster, resource("PretrainJob"), verdict, "Failed")
+    assert cluster.writes == ["PretrainJob status"]
+    assert failures("Diverged") == before + 1
+    assert REGISTRY.get_sample_value("cloze_operator_event_errors_total") == missed + 1
+
+
+def test_what_happens_again_is_counted_in_one_event() -> None:
+    """The second time, the event that is there gets a higher count and a later time."""
+    requests: list[tuple[str, str, Any]] = []
+
+    class Server(Cluster):
+        def __init__(self) -> None:
+            pass
+
+        async def _request(self, method: str, path: str, body: Any = None, **_: Any) -> Any:
+            requests.append((method, path, body))
+            if method == "POST":
+                raise ClusterError(409, "AlreadyExists", "there is one")
+            return {"count": 4}
+
+    event = {"metadata": {"name": "run.1", "namespace": "ml"}, "count": 1, "lastTimestamp": "2026-03-01T12:00:00Z"}
+    asyncio.run(Server().record(event))
+    assert requests[-1] == (
+        "PATCH",
+        "/api/v1/namespaces/ml/events/run.1",
+        {"count": 5, "lastTimestamp": "2026-03-01T12:00:00Z"},
+    )
+
+
+# ---------------------------------------------------------------- the alias
+
+
+def test_refused_alias_does_not_hide_that_the_model_is_served(
+    serving: Make, now: datetime, server: Document, deployment: Document
+) -> None:
+    """The status is written with the refusal in the alias's own condition; then the error asks for another try."""
+    answers = {"model": Version("spam", "3", DIGEST), "alias": NotFound("unset")}
+    snapshot = serving(spec=FOLLOW, children=deployment, pods=(server,), **answers)
+    cluster = Recorder()
+    with pytest.raises(RegistryError):
+        act(now, cluster, snapshot.resource, *decide_serving(snapshot), error=RegistryError("HTTP 403: not yours"))
+    (status,) = [body["status"] for body in cluster.bodies if "status" in body]
+    found = {entry["type"]: (entry["status"], entry["reason"]) for entry in status["conditions"]}
+    assert (status["state"], found["Ready"]) == ("Ready", ("True", "AllReplicasReady"))
+    assert found["AliasMoved"] == ("False", "AliasRefused")
+    assert ("Warning", "AliasRefused") in [(body.get("type"), body.get("reason")) for body in cluster.bodies]
+
+
+def test_alias_that_was_moved_meanwhile_is_looked_at_again(serving: Make, now: datetime) -> None:
+    """A move that was decided on older knowledge is no refusal."""
+    cluster, snapshot = Recorder(), serving(spec=FOLLOW)
+    verdict, state = decide_serving(serving(spec=FOLLOW, model=NotFound("none")))
+    with pytest.raises(AliasMovedError):
+        act(now, cluster, snapshot.resource, _moving(verdict), state, error=AliasMovedError("it has moved"))
+    assert "ModelDeployment status" in cluster.writes
+
+
+def _moving(verdict: Verdict) -> Verdict:
+    from cloze_operator.decide.verdict import AliasMove  # noqa: PLC0415 - this one test's
+
+    return verdict.pointing(AliasMove("spam", "champion", "3", None, "AliasMoved"), "pointing", 10.0)
+
+
+@pytest.fixture
+def deployment(serving: Make, live: Make) -> Document:
+    """The children of a ModelDeployment that is completely rolled out."""
+    from cloze_operator.desired.serving import (  # noqa: PLC0415 - this one fixture's
+        ServedVersion,
+        server_deployment,
+        server_service,
+    )
+
+    one = serving(spec=FOLLOW)
+    made = server_deployment(one.resource, one.deployment, ServedVersion("spam", "3", DIGEST), one.platform)
+    counts = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+    return {"Service": live(server_service(one.resource)), "Deployment": live(made, status=counts)}
+
+
+@pytest.fixture
+def server(pod: Make) -> Document:
+    """A ready pod of that Deployment."""
+    made_for = {"cloze.dev/model-version": "3", "cloze.dev/model-digest": DIGEST}
+    made: Document = pod("s-0", conditions={"Ready": "True"}, annotations=made_for)
+    return made
+
+
+# ---------------------------------------------------------------- failed reconciliations
+
+
+def test_failure_touches_nothing_but_its_own_condition(resource: Make, now: datetime) -> None:
+    """What was observed may be old by now: a failure adds one condition, as a field manager of its own."""
+    status = {"state": "Running", "restarts": 2, "conditions": [_condition("Running", "True")]}
+    cluster = Recorder()
+    report(now, cluster, resource("PretrainJob", status=status))
+    applied, event = cluster.bodies
+    assert applied["manager"] == "cloze-operator-errors"
+    assert applied["metadata"]["uid"] == "uid-1"
+    assert "resourceVersion" not in applied["metadata"]
+    assert applied["status"] == {
+        "conditions": [
+            {
+                "type": "ReconcileFailed",
+                "status": "True",
+                "reason": "Forbidden",
+                "message": "exceeded quota",
+                "observedGeneration": 2,
+                "lastTransitionTime": "2026-03-01T12:00:00Z",
+            }
+        ]
+    }
+    assert (event["type"], event["reason"]) == ("Warning", "Forbidden")
+
+
+def test_failure_that_is_shown_already_is_not_written_again(resource: Make, now: datetime) -> None:
+    """A write that says nothing new would only wake everybody up."""
+    old = {**_condition("ReconcileFailed", "True", "Forbidden"), "message": "exceeded quota", "observedGeneration": 2}
+    cluster = Recorder()
+    report(now, cluster, resource("PretrainJob", status={"state": "Pending", "conditions": [old]}))
+    assert cluster.writes == []
+
+
+def test_first_failure_gives_the_resource_a_state(resource: Make, now: datetime) -> None:
+    """An object that could never be reconciled doesn't look as if nobody had seen it."""
+    cluster = Recorder()
+    report(now, cluster, resource("PretrainJob"), "Pending")
+    assert cluster.bodies[0]["status"]["state"] == "Pending"
+    assert "observedGeneration" not in cluster.bodies[0]["status"]
+
+
+def test_success_takes_the_failure_away(resource: Make, now: datetime) -> None:
+    """The errors' field manager gives its condition up; the rest of the status isn't written if nothing has changed."""
+    old = [_condition("Running", "True"), _condition("ReconcileFailed", "True")]
+    status = {"state": "Running", "observedGeneration": 2, "conditions": old}
+    cluster = Recorder()
+    verdict = Verdict(findings={"Running": Finding("True", "Reason", "", 2)})
+    act(now, cluster, resource("PretrainJob", status=status), verdict, "Running")
+    assert [(body["manager"], body["status"]) for body in cluster.bodies] == [("cloze-operator-errors", {})]
+
+
+def _condition(kind: str, status: str, reason: str = "Reason") -> Document:
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": "",
+        "observedGeneration": 2,
+        "lastTransitionTime": "2026-03-01T11:00:00Z",
+    }
