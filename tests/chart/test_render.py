@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cloze_api import crd
+from cloze_operator import settings
 
 # Helm comes with the local cluster's tools.
 pytestmark = pytest.mark.cluster
@@ -20,8 +21,8 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["helm", *arguments], capture_output=True, text=True, check=False)
 
 
-def render(*settings: str) -> list[dict[str, Any]]:
-    flags = [flag for setting in settings for flag in ("--set-json", setting)]
+def render(*values: str) -> list[dict[str, Any]]:
+    flags = [flag for value in values for flag in ("--set-json", value)]
     done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", "--kube-version", "1.31.0", *flags)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
@@ -102,6 +103,28 @@ def test_own_mlflow_replaces_the_charts() -> None:
     assert environment["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
 
 
+def test_images_of_workloads_are_pulled_like_the_charts_own() -> None:
+    """Pull policy and secrets go to the operator, which puts them into the pods that it makes."""
+    documents = render('images.pullPolicy="Always"', 'images.pullSecrets=["one","two"]')
+    (operator,) = [spec for spec in pod_specs(documents) if spec["containers"][0]["name"] == "operator"]
+    environment = {entry["name"]: entry["value"] for entry in operator["containers"][0]["env"]}
+    assert environment["CLOZE_IMAGE_PULL_POLICY"] == "Always"
+    assert environment["CLOZE_IMAGE_PULL_SECRETS"] == "one,two"
+
+
+def test_operators_variables_are_its_own() -> None:
+    """A variable that the operator doesn't read would have no effect, and say nothing."""
+    (operator,) = [spec for spec in pod_specs(render()) if spec["containers"][0]["name"] == "operator"]
+    known = {variable.name for variable in settings.VARIABLES}
+    assert {entry["name"] for entry in operator["containers"][0]["env"]} <= known
+
+
+def test_upgrade_does_not_restart_mlflow() -> None:
+    """The pod template carries no version of the chart: SQLite's one writer goes on through an upgrade."""
+    (mlflow,) = [d for d in render() if d["kind"] == "Deployment" and d["metadata"]["name"].endswith("mlflow")]
+    assert mlflow["spec"]["template"]["metadata"]["labels"] == mlflow["spec"]["selector"]["matchLabels"]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -111,6 +134,8 @@ def test_own_mlflow_replaces_the_charts() -> None:
         ("operator.replicaCount=3", "replicaCount"),
         ('images.train=""', "images/train"),
         ("mlflow.enabled=false", "mlflow.uri must name your MLflow server"),
+        ('mlflow.uri="https://mlflow.example"', "mlflow/uri"),
+        ('images.pullSecrets=["Not a name"]', "images/pullSecrets"),
     ],
 )
 def test_bad_value_is_refused_by_name(setting: str, message: str) -> None:
