@@ -92,7 +92,7 @@ class Controller:
         self.queue.add(key, news=self._faces.get(key) != face)
         self._faces[key] = face
         for dependent in self._dependents.get(key, ()):
-            self.queue.add(dependent)
+            self.queue.add(dependent, news=False)
 
     async def run(self) -> None:
         """Work and resync until cancelled."""

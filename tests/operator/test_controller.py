@@ -130,3 +130,24 @@ def test_only_what_others_change_is_news(resource: Make, change: Document, *, ne
         return after < before
 
     assert asyncio.run(scenario()) == news
+
+
+def test_base_that_makes_progress_does_not_wake_a_failing_run(resource: Make) -> None:
+    """A status that is written every other second is no reason to retry what depends on it."""
+
+    async def scenario() -> tuple[float | None, float | None]:
+        one = controller(Server(resource("PretrainJob"), KeyError()))
+        one.notice(resource("FineTuneJob", name="tuned", base={"pretrainJob": {"name": "run"}}))
+        key = await one.queue.get()
+        for _ in range(6):
+            one.queue.done(key, failed=True)
+            one.queue._schedule._due[key] = 0.0
+            one.queue._schedule._heap = [(0.0, 0, key)]
+            assert await one.queue.get() == key
+        one.queue.done(key, failed=True)
+        before = one.queue._schedule._due[key]
+        one.notice(resource("PretrainJob"))
+        return before, one.queue._schedule._due[key]
+
+    before, after = asyncio.run(scenario())
+    assert before == after

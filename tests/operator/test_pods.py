@@ -95,6 +95,16 @@ def test_a_late_peer_of_the_same_attempt_is_no_attempt_of_its_own(ended: Make, p
     assert len(pods.failed_attempts(gang)) == 1
 
 
+def test_peer_that_notices_late_is_no_interruption(ended: Make, pod: Make) -> None:
+    """A rank that finds out about a failure after the failed pod was replaced has stopped because of that failure."""
+    gang = [
+        ended("run-0-a", 20, -50, created=-90, index=0),
+        ended("run-1-a", 22, -20, created=-90, index=1),
+        pod("run-0-b", created=-40, index=0),
+    ]
+    assert (len(pods.failed_attempts(gang)), pods.interruptions(gang)) == (1, [])
+
+
 @pytest.mark.parametrize(("code", "counted"), [(22, 1), (21, 1), (23, 0), (0, 0), (20, 0)])
 def test_interruptions_count_gangs_that_did_not_fail_by_themselves(ended: Make, code: int, counted: int) -> None:
     """A lost peer or registry interrupts the gang once, however many pods say so; suspension is none."""

@@ -349,6 +349,18 @@ def test_each_failure_is_counted_once(
     assert verdict.status["lastFailureTime"] == moment(-39)
 
 
+def test_late_end_of_a_counted_attempt_is_counted_with_it(
+    training: Make, children: Make, ended: Make, moment: Make
+) -> None:
+    """A pod that ends after its attempt was counted, and outlives the first one's object, is no attempt of its own."""
+    first, late = ended("a", 20, -40, created=-50), ended("b", 20, -35, created=-50)
+    status: Document = STARTED
+    for gang in ((first,), (first, late), (late,)):
+        verdict, _ = decide_training(training(children=children(), status=status, pods=gang))
+        status = {**STARTED, **verdict.status}
+    assert (status["restarts"], status["lastFailureTime"]) == (1, moment(-35))
+
+
 def test_used_up_restarts_stay_used_up(training: Make, children: Make, ended: Make) -> None:
     """The failure that is one too many goes on ending the Job at each further look."""
     spec, status = (

@@ -1,7 +1,7 @@
 """What pods say about themselves: how they ended, and why they don't run."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -53,7 +53,7 @@ class End:
         return self.exit_code != ExitCode.SUCCESS and self.exit_code not in BLAMELESS_EXIT_CODES
 
 
-Attempt = Sequence[End]
+Attempt = list[End]
 """What ended one attempt of the gang, oldest first."""
 
 
@@ -136,12 +136,12 @@ def ends(pods: Iterable[Object]) -> list[End]:
     return sorted(found, key=lambda end: (end.at, end.pod))
 
 
-def attempts(pods: Iterable[Object]) -> list[list[End]]:
+def attempts(pods: Iterable[Object]) -> list[Attempt]:
     """The ends that were not a success, grouped by attempt of the gang, oldest first.
 
     A gang ends once, however many of its pods do: an end belongs to the attempt whose first end its pod was there to
-    see, unless that one had been replaced by then. Evictions, preemptions and suspensions end nothing, and neither
-    does a pod that was told to go, unless it has a final failure to tell of.
+    see; one of its own failures, only if that one hadn't been replaced by then. Evictions, preemptions and suspensions
+    end nothing, and neither does a pod that was told to go, unless it has a final failure to tell of.
     """
     every = list(pods)
     told = [
@@ -151,10 +151,12 @@ def attempts(pods: Iterable[Object]) -> list[list[End]]:
         for end in ends([pod])
         if end.exit_code not in (ExitCode.SUCCESS, ExitCode.SUSPENDED) and (end.is_final or not is_going(pod))
     ]
-    found: list[list[End]] = []
+    found: list[Attempt] = []
     replaced: datetime | None = None
     for end in sorted(told, key=lambda end: (end.at, end.pod)):
-        if found and end.began <= found[-1][0].at and (replaced is None or end.at < replaced):
+        # A peer may notice late that it has lost another one; that isn't one more interruption.
+        in_time = replaced is None or end.at < replaced or not end.is_own
+        if found and end.began <= found[-1][0].at and in_time:
             found[-1].append(end)
             continue
         found.append([end])
@@ -163,13 +165,13 @@ def attempts(pods: Iterable[Object]) -> list[list[End]]:
     return found
 
 
-def failed_attempts(pods: Iterable[Object]) -> list[list[End]]:
+def failed_attempts(pods: Iterable[Object]) -> list[Attempt]:
     """The run's own failures, grouped by attempt, oldest first: those of pods that stopped for others are left out."""
     own = ([end for end in attempt if end.is_own] for attempt in attempts(pods))
     return [attempt for attempt in own if attempt]
 
 
-def interruptions(pods: Iterable[Object]) -> list[list[End]]:
+def interruptions(pods: Iterable[Object]) -> list[Attempt]:
     """Attempts that ended although no pod of the gang failed by itself: a peer's machine is gone, or the registry."""
     return [attempt for attempt in attempts(pods) if all(end.exit_code in _INTERRUPTED for end in attempt)]
 

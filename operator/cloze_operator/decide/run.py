@@ -56,11 +56,12 @@ def report_progress(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     return verdict.report(progress=new)
 
 
-def _new_attempts(snapshot: TrainingSnapshot) -> list[list[pods.End]]:
-    """The gang's own failures that haven't been counted yet and don't end the run."""
-    counted = parse_time(dig(snapshot.resource, "status", "lastFailureTime"))
-    failed = (attempt for attempt in pods.failed_attempts(snapshot.pods) if not pods.is_final(attempt))
-    return [attempt for attempt in failed if counted is None or attempt[0].at > counted]
+def _attempts(snapshot: TrainingSnapshot) -> tuple[list[pods.Attempt], list[pods.Attempt]]:
+    """The gang's own failures that don't end the run: those that have been counted, and the new ones."""
+    until = parse_time(dig(snapshot.resource, "status", "lastFailureTime"))
+    failed = [attempt for attempt in pods.failed_attempts(snapshot.pods) if not pods.is_final(attempt)]
+    old = [attempt for attempt in failed if until is not None and attempt[0].at <= until]
+    return old, failed[len(old) :]
 
 
 def count_restarts(snapshot: TrainingSnapshot) -> tuple[int, str | None]:
@@ -70,15 +71,18 @@ def count_restarts(snapshot: TrainingSnapshot) -> tuple[int, str | None]:
     """
     before = int(dig(snapshot.resource, "status", "restarts") or 0)
     limit = snapshot.parsed.spec.failure_policy.max_restarts
-    counted = _new_attempts(snapshot)[: max(0, limit - before)]
-    until = format_time(counted[-1][-1].at) if counted else dig(snapshot.resource, "status", "lastFailureTime")
-    return min(before + len(counted), limit), until
+    old, new = _attempts(snapshot)
+    counted = new[: max(0, limit - before)]
+    until = parse_time(dig(snapshot.resource, "status", "lastFailureTime"))
+    # A pod may end later than the first of its attempt: its end is counted along with that one.
+    ends = [end.at for attempt in (*old, *counted) for end in attempt] + ([until] if until else [])
+    return min(before + len(counted), limit), format_time(max(ends)) if ends else None
 
 
 def is_exhausted(snapshot: TrainingSnapshot) -> bool:
     """Whether the gang has failed more often than it may be restarted."""
     before = int(dig(snapshot.resource, "status", "restarts") or 0)
-    return before + len(_new_attempts(snapshot)) > snapshot.parsed.spec.failure_policy.max_restarts
+    return before + len(_attempts(snapshot)[1]) > snapshot.parsed.spec.failure_policy.max_restarts
 
 
 def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
