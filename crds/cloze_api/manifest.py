@@ -6,12 +6,14 @@ other file. Verifying the one verifies all.
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from cloze_api.schema import ModelName
 from cloze_api.task import Task
 
 MANIFEST_FILE = "manifest.json"
@@ -71,11 +73,17 @@ class Lineage(_Part):
     trainer_version: str
 
 
+def _inside(path: str) -> str:
+    if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("a file's path leads out of the folder")
+    return path
+
+
 class Manifest(_Part):
     """`manifest.json`. Unknown fields are refused: a newer schema has a higher `schema_version`."""
 
     schema_version: int = SCHEMA_VERSION
-    name: str
+    name: ModelName
     task: Task
     architecture: str
     labels: list[str] = []
@@ -91,7 +99,7 @@ class Manifest(_Part):
     """Name of the ONNX graph's output: logits, (batch, length, classes) or (batch, classes)."""
     evaluation: dict[str, float] = {}
     lineage: Lineage
-    files: dict[str, str]
+    files: dict[Annotated[str, AfterValidator(_inside)], str]
     """SHA-256 (hex) of each file, keyed by its path relative to the folder; the manifest itself is not among them."""
 
 
@@ -122,39 +130,47 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below the folder but the manifest, keyed by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST_FILE
-    }
+    """SHA-256 of every file below the folder but the manifest, keyed by relative path. Raises ArtifactError."""
+    return {name: file_sha256(folder / name) for name in _files(folder)}
+
+
+def _files(folder: Path) -> list[str]:
+    """Relative paths of all files but the manifest.
+
+    Raises ArtifactError for what is neither a file nor a folder: a link may lead to what nobody has verified, or be
+    changed after it was.
+    """
+    names = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            names.append(name)
+        elif not stat.S_ISDIR(mode):
+            raise ArtifactError("FileNotRegular", f"{name} is a link or a special file: put the file itself there")
+    return [name for name in names if name != MANIFEST_FILE]
 
 
 def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
-    """Check an artifact and return its manifest.
+    """Check an artifact and return its manifest. Raises ArtifactError: see `verify_with_digest`."""
+    return verify_with_digest(folder, expected_digest)[0]
+
+
+def verify_with_digest(folder: Path, expected_digest: str | None = None) -> tuple[Manifest, str]:
+    """Check an artifact; its manifest and digest.
 
     Raises ArtifactError with reason ManifestMissing, ManifestInvalid, SchemaVersionUnknown, DigestMismatch,
-    FileMissing, FileUnlisted, FileCorrupt or TokenizerMismatch.
+    FileNotRegular, FileMissing, FileUnlisted, FileCorrupt, TokenizerInvalid or TokenizerMismatch.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise ArtifactError("ManifestMissing", f"{folder} has no {MANIFEST_FILE}: it isn't a Cloze artifact")
     data = path.read_bytes()
-    actual = "sha256:" + hashlib.sha256(data).hexdigest()
-    if expected_digest is not None and actual != expected_digest:
-        raise ArtifactError("DigestMismatch", f"the artifact's digest is {actual}, expected {expected_digest}")
-    try:
-        document = json.loads(data)
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                "SchemaVersionUnknown",
-                f"{MANIFEST_FILE} has schema version {version}, this program reads {SCHEMA_VERSION}: upgrade it",
-            )
-        manifest = Manifest.model_validate(document)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        raise ArtifactError("ManifestInvalid", f"{MANIFEST_FILE} can't be read: {error}") from error
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST_FILE}
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    if expected_digest is not None and digest != expected_digest:
+        raise ArtifactError("DigestMismatch", f"the artifact's digest is {digest}, expected {expected_digest}")
+    manifest = _read_manifest(data)
+    present = set(_files(folder))
     for name, expected in manifest.files.items():
         if name not in present:
             raise ArtifactError("FileMissing", f"{name} is listed in {MANIFEST_FILE} but missing")
@@ -162,7 +178,42 @@ def verify(folder: Path, expected_digest: str | None = None) -> Manifest:
             raise ArtifactError("FileCorrupt", f"{name} doesn't have the SHA-256 listed in {MANIFEST_FILE}")
     if unlisted := sorted(present - manifest.files.keys()):
         raise ArtifactError("FileUnlisted", f"{unlisted[0]} isn't listed in {MANIFEST_FILE}")
-    tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    if TOKENIZER_FILE not in manifest.files:
+        raise ArtifactError("FileMissing", f"the artifact has no {TOKENIZER_FILE}")
+    try:
+        tokenizer = _json_object((folder / TOKENIZER_FILE).read_bytes())
+    except ValueError as error:
+        raise ArtifactError("TokenizerInvalid", f"{TOKENIZER_FILE} can't be read: {error}") from error
     if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
         raise ArtifactError("TokenizerMismatch", f"{TOKENIZER_FILE} doesn't have the fingerprint in {MANIFEST_FILE}")
-    return manifest
+    return manifest, digest
+
+
+def _read_manifest(data: bytes) -> Manifest:
+    try:
+        document = _json_object(data)
+    except ValueError as error:
+        raise ArtifactError("ManifestInvalid", f"{MANIFEST_FILE} can't be read: {error}") from error
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            "SchemaVersionUnknown",
+            f"{MANIFEST_FILE} has schema version {version}, this program reads {SCHEMA_VERSION}: upgrade it",
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError("ManifestInvalid", f"{MANIFEST_FILE} is wrong at {where}: {first['msg']}") from error
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    """Parse a JSON object in UTF-8. Raises ValueError."""
+    try:
+        document = json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+    if not isinstance(document, dict):
+        raise ValueError("it isn't a JSON object")  # noqa: TRY004 - wrong content, as any other
+    return document

@@ -1,4 +1,4 @@
-"""A model that is verified, loaded and warmed, and how it gets there."""
+"""A model that is verified and loaded, and how it gets there."""
 
 import logging
 import string
@@ -19,6 +19,7 @@ from cloze_api.task import Task
 from cloze_server.backend import Backend, DummyBackend, OnnxBackend
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.logs import fields
+from cloze_server.tokenization import build_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ LOCAL_VERSION = "local"
 """The version reported for an artifact that no registry has numbered."""
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_WARM_UP_LENGTHS = (8, 32, 128, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,25 @@ class LoadedModel:
 def load_artifact(
     folder: Path, manifest: Manifest, *, version: str, digest: str, name: str, threads: int
 ) -> LoadedModel:
-    """Load a verified artifact and warm it up. Raises FatalError (ARTIFACT_INVALID) when it can't be run."""
+    """Load a verified artifact. Raises FatalError (ARTIFACT_INVALID) when it can't be run."""
     started = time.monotonic()
     if manifest.task is not Task.FILL_MASK and not manifest.labels:
-        raise FatalError(ExitCode.ARTIFACT_INVALID, "LabelsMissing", f"the manifest of a {manifest.task} has no labels")
+        raise _invalid("LabelsMissing", f"the manifest of a {manifest.task} has no labels")
+    if not (folder / ONNX_FILE).is_file():
+        raise _invalid("FileMissing", f"the artifact has no {ONNX_FILE}")
     serialized = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+    try:
+        tokenizer = build_tokenizer(serialized)
+    except ValueError as error:
+        raise _invalid("TokenizerInvalid", str(error)) from error
+    check_vocabulary(tokenizer, manifest)
     backend = OnnxBackend(folder / ONNX_FILE, inputs=manifest.inputs, output=manifest.output, threads=threads)
-    model = LoadedModel(
+    check_graph(backend, manifest)
+    _log.info(
+        "model loaded",
+        extra=fields(seconds=round(time.monotonic() - started, 3), architecture=manifest.architecture),
+    )
+    return LoadedModel(
         name=name,
         version=version,
         digest=digest,
@@ -68,42 +80,62 @@ def load_artifact(
         max_length=manifest.limits.max_length,
         special_tokens=manifest.special_tokens,
         tokenizer=serialized,
-        vocabulary=Tokenizer.from_str(serialized).get_vocab(),
+        vocabulary=tokenizer.get_vocab(),
         backend=backend,
     )
-    loaded = time.monotonic()
-    warm_up(model, classes=len(manifest.labels) or manifest.limits.vocab_size)
-    _log.info(
-        "model loaded",
-        extra=fields(
-            load_seconds=round(loaded - started, 3),
-            warm_up_seconds=round(time.monotonic() - loaded, 3),
-            architecture=manifest.architecture,
-        ),
-    )
-    return model
 
 
-def warm_up(model: LoadedModel, *, classes: int) -> None:
-    """Run a few lengths, so that the first requests don't pay for memory; also proves the graph's output shape.
+def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
+    """Whether the manifest speaks of this tokenizer. Raises FatalError (ARTIFACT_INVALID).
 
-    Raises FatalError (ARTIFACT_INVALID) when a run fails or has another shape.
+    A special id that means another token gives answers that are wrong without being errors.
     """
-    special = model.special_tokens
-    lengths = {min(length, model.max_length) for length in (*_WARM_UP_LENGTHS, model.max_length)}
-    for length in sorted(lengths):
-        ids_BL = np.full((1, length), special.unk, np.int64)  # noqa: N806 - B batch, L length
-        ids_BL[0, 0] = special.cls
-        ids_BL[0, -1] = special.sep
-        expected = (1, classes) if model.task is Task.SEQUENCE_CLASSIFICATION else (1, length, classes)
+    size = manifest.limits.vocab_size
+    vocabulary = tokenizer.get_vocab()
+    token, highest = max(vocabulary.items(), key=lambda entry: entry[1])
+    if highest >= size:
+        raise _invalid("VocabularyInvalid", f"the tokenizer's token {token!r} has id {highest}, the limit is {size}")
+    special = manifest.special_tokens
+    added = tokenizer.get_added_tokens_decoder()
+    for role, number in special.model_dump().items():
+        if number not in added or not added[number].special:
+            raise _invalid("SpecialTokensInvalid", f"the {role} id {number} isn't a special token of the tokenizer")
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    if unknown is not None and vocabulary.get(unknown) != special.unk:
+        message = f"the tokenizer's unknown token is {unknown!r} with id {vocabulary.get(unknown)}, not {special.unk}"
+        raise _invalid("SpecialTokensInvalid", message)
+    framed = tokenizer.encode("").ids
+    if framed != [special.cls, special.sep]:
+        # Truncation relies on it.
+        expected = f"[CLS] [SEP]: [{special.cls}, {special.sep}]"
+        raise _invalid("TokenizerInvalid", f"the tokenizer turns an empty text into {framed}, expected {expected}")
+    if len(set(special.model_dump().values())) < len(SpecialTokens.model_fields):
+        raise _invalid("SpecialTokensInvalid", "two special tokens have one id")
+
+
+def check_graph(backend: Backend, manifest: Manifest) -> None:
+    """Run the shortest and the longest sequence, with every special token and the highest id that may come.
+
+    Raises FatalError (ARTIFACT_INVALID) when a run fails or its output has another shape than the manifest says.
+    """
+    special, limits = manifest.special_tokens, manifest.limits
+    classes = len(manifest.labels) or limits.vocab_size
+    ids = [special.cls, special.pad, special.unk, special.mask, limits.vocab_size - 1]
+    for length in sorted({min(len(ids) + 1, limits.max_length), limits.max_length}):
+        ids_BL = np.full((1, length), special.sep, np.int64)  # noqa: N806 - B batch, L length
+        ids_BL[0, : len(ids)] = ids[:length]
+        expected = (1, classes) if manifest.task is Task.SEQUENCE_CLASSIFICATION else (1, length, classes)
         try:
-            shape = model.backend.infer(ids_BL, np.ones_like(ids_BL)).shape
+            shape = backend.infer(ids_BL, np.ones_like(ids_BL)).shape
         except Exception as error:  # the runtime's exceptions share no base class
-            message = f"the graph fails on a sequence of {length} tokens: {error}"
-            raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", message) from error
+            raise _invalid("GraphInvalid", f"the graph fails on a sequence of {length} tokens: {error}") from error
         if shape != expected:
             message = f"the graph's output has the shape {shape} for {length} tokens, expected {expected}"
-            raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", message)
+            raise _invalid("GraphInvalid", message)
+
+
+def _invalid(reason: str, message: str) -> FatalError:
+    return FatalError(ExitCode.ARTIFACT_INVALID, reason, message)
 
 
 def dummy_model(task: Task, seconds: float = 0.0) -> LoadedModel:

@@ -44,17 +44,11 @@ class Service:
     """A loaded model behind its tokenizers and its queue."""
 
     def __init__(self, model: LoadedModel, settings: Settings, telemetry: Telemetry) -> None:
-        """Raises FatalError (ARTIFACT_INVALID) for a tokenizer that can't be used."""
         self.model = model
         self.handler: AnyHandler = HANDLERS[model.task](model)
         self._settings = settings
         self._telemetry = telemetry
-        self._tokenizers = TokenizerPool(
-            model.tokenizer,
-            cls=model.special_tokens.cls,
-            sep=model.special_tokens.sep,
-            threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
-        )
+        self._tokenizers = TokenizerPool(model.tokenizer, threads=min(settings.threads, _TOKENIZER_THREADS_MAX))
         self._budget = batch_budget(model, settings.max_batch_tokens)
         if model.max_length > self._budget:
             # It runs alone then; what the budget promises about memory doesn't hold for it.

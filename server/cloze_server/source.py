@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify
+from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify_with_digest
 from cloze_server.cache import Cache
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.logs import fields
@@ -44,10 +44,10 @@ def backoff_seconds(attempt: int) -> float:
 def open_folder(folder: Path, digest: str | None) -> VerifiedArtifact:
     """Verify an artifact that is already on disk. Raises FatalError (ARTIFACT_INVALID)."""
     try:
-        manifest = verify(folder, digest)
+        manifest, found = verify_with_digest(folder, digest)
     except ArtifactError as error:
         raise FatalError(ExitCode.ARTIFACT_INVALID, error.reason, str(error)) from error
-    return VerifiedArtifact(folder, manifest, _digest((folder / MANIFEST_FILE).read_bytes()))
+    return VerifiedArtifact(folder, manifest, found)
 
 
 def fetch(

@@ -14,8 +14,6 @@ from typing import TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
-from cloze_server.exits import ExitCode, FatalError
-
 Result = TypeVar("Result")
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
@@ -71,17 +69,8 @@ class TokenizerPool:
     pending_characters: characters of texts that wait for a thread or are being tokenized.
     """
 
-    def __init__(self, serialized: str, *, cls: int, sep: int, threads: int) -> None:
-        """Raises FatalError (ARTIFACT_INVALID) for a tokenizer that can't be read or frames texts otherwise than
-        `[CLS] … [SEP]`, on which truncation relies.
-        """
-        try:
-            tokenizer = build_tokenizer(serialized)
-        except ValueError as error:
-            raise FatalError(ExitCode.ARTIFACT_INVALID, "TokenizerInvalid", str(error)) from error
-        if (framed := tokenizer.encode("").ids) != [cls, sep]:
-            message = f"the tokenizer turns an empty text into {framed}, expected [CLS] [SEP]: [{cls}, {sep}]"
-            raise FatalError(ExitCode.ARTIFACT_INVALID, "TokenizerInvalid", message)
+    def __init__(self, serialized: str, *, threads: int) -> None:
+        """Raises ValueError for a tokenizer that can't be read."""
         self.pending_characters = 0
         # All of them now: building one takes longer than a request, and the first requests must not wait for that.
         self._spare: SimpleQueue[Tokenizer] = SimpleQueue()

@@ -140,26 +140,30 @@ async def test_a_client_that_leaves_is_withdrawn_and_counted(start_server: Any) 
 
 async def test_a_second_signal_ends_at_once_and_tells_whom_it_abandons(start_server: Any) -> None:
     """The client gets a problem document, the operator the count."""
-    server = start_server("--model", "dummy:?seconds=4")
+    server = start_server("--model", "dummy:?seconds=0.5", "--max-batch-tokens", "16")
     server.wait_for_event("ready")
     async with httpx.AsyncClient(timeout=30) as client:
-        request = asyncio.create_task(client.post(server.url + "/v1/classify", json={"inputs": "x"}))
-        await metrics_hold(client, server.url, 'cloze_in_flight_requests{model="dummy",version="local"} 1.0')
-        started = time.monotonic()
+        asked = [
+            asyncio.create_task(client.post(server.url + "/v1/classify", json={"inputs": "some words"}))
+            for _ in range(8)
+        ]
+        await metrics_hold(client, server.url, 'cloze_in_flight_requests{model="dummy",version="local"} 8.0')
         server.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             while (await client.get(server.url + "/readyz")).status_code != 503:
                 await asyncio.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
-        response = await request
-    assert response.status_code == 503
-    assert response.json()["type"].endswith("shutting-down")
+        replies = await asyncio.gather(*asked)
+    abandoned = [reply for reply in replies if reply.status_code != 200]
+    assert abandoned, "the second signal didn't wait for the queue"
+    for refused in abandoned:
+        assert refused.status_code == 503
+        assert refused.json()["type"].endswith("shutting-down")
     assert await asyncio.to_thread(server.process.wait, 10) == 30
-    assert time.monotonic() - started < 3
-    assert server.wait_for_event("drained")["abandoned"] == 1
+    assert server.wait_for_event("drained")["abandoned"] == len(abandoned)
     left = json.loads(server.termination_log.read_text())
     assert left["reason"] == "RequestsAbandoned"
-    assert left["message"].startswith("1 accepted request")
+    assert left["message"].startswith(f"{len(abandoned)} accepted request")
 
 
 async def test_an_idle_kept_connection_is_served_while_lame_and_closed_in_order(start_server: Any) -> None:
