@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from cloze_server import logs, paths
 from cloze_server.bounds import ERRORS_MAX
+from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
@@ -24,7 +25,6 @@ from cloze_server.reference import RegisteredVersion, parse_reference
 from cloze_server.routes import Room, build_router
 from cloze_server.service import Service
 from cloze_server.settings import Settings
-from cloze_server.source import StoppedError
 from cloze_server.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from cloze_server.app import create_app
 from cloze_server.cache import Cache
 from cloze_server.drain import DrainingServer
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
-from cloze_server.lifecycle import Lifecycle
+from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.listener import listen
 from cloze_server.model import LOCAL_VERSION, LoadedModel, dummy_model, load_artifact
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
@@ -29,8 +29,8 @@ _log = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 620
 
 
-def load_model(settings: Settings, stop: threading.Event) -> LoadedModel:
-    """Fetch, verify, load and warm up what the settings name. Raises FatalError and StoppedError."""
+def load_model(settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
+    """Fetch, verify and load what the settings name. Raises FatalError and StoppedError."""
     match parse_reference(settings.model):
         case Dummy(task, seconds):
             return dummy_model(task, seconds)
@@ -38,16 +38,18 @@ def load_model(settings: Settings, stop: threading.Event) -> LoadedModel:
             artifact = open_folder(path, settings.digest)
             name, number = artifact.manifest.name, LOCAL_VERSION
         case RegisteredVersion(name, number) as version:
-            from cloze_server.registry import Registry  # noqa: PLC0415 - httpx takes a third of a second to import
+            from cloze_server.registry import Registry  # noqa: PLC0415 - httpx, which a folder does without
 
             artifact = fetch(
                 version,
                 settings.digest,
-                cache=Cache(settings.cache),
+                cache=Cache(settings.cache.expanduser()),
                 connect=lambda: Registry(settings.mlflow_uri),
                 stop=stop,
+                lifecycle=lifecycle,
             )
     _log.info("artifact verified", extra=logs.fields(digest=artifact.digest))
+    lifecycle.report(Stage.LOADING)
     return load_artifact(
         artifact.folder,
         artifact.manifest,
@@ -62,7 +64,7 @@ def serve(settings: Settings) -> None:
     """Serve until a signal. Raises FatalError."""
     lifecycle = Lifecycle()
     stop = threading.Event()
-    app = create_app(settings, lambda: load_model(settings, stop), lifecycle)
+    app = create_app(settings, lambda: load_model(settings, stop, lifecycle), lifecycle)
     config = uvicorn.Config(
         app,
         loop="uvloop",

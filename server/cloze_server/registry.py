@@ -7,30 +7,31 @@ import httpx
 
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.reference import RegisteredVersion
+from cloze_server.source import RegistryUnreachableError
 
 _DOWNLOAD_URI = "/api/2.0/mlflow/model-versions/get-download-uri"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
 _CHUNK = 1 << 20
 
 
-class RegistryUnreachableError(Exception):
-    """MLflow can't be reached or is failing: worth another try."""
-
-
 class Registry:
     """One MLflow server that also serves artifacts (`mlflow server --serve-artifacts`, its default)."""
 
     def __init__(self, uri: str, *, timeout_seconds: float = 10.0) -> None:
-        """Raises FatalError (CONFIGURATION) when `uri` isn't an HTTP address."""
-        if urlsplit(uri).scheme not in ("http", "https"):
-            message = f"MLflow's address is {uri!r}: set MLFLOW_TRACKING_URI to its http:// or https:// address"
-            raise FatalError(ExitCode.CONFIGURATION, "RegistryInvalid", message)
-        self.uri = uri.rstrip("/")
-        self._client = httpx.Client(timeout=timeout_seconds)
+        """`uri` may hold a name and a password, which are sent and never told.
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        Raises FatalError (CONFIGURATION) when it isn't an HTTP address.
+        """
+        try:
+            parts = httpx.URL(uri)
+        except httpx.InvalidURL:
+            parts = httpx.URL()
+        if parts.scheme not in ("http", "https") or not parts.host:
+            message = "MLflow's address is none: set MLFLOW_TRACKING_URI to its http:// or https:// address"
+            raise FatalError(ExitCode.CONFIGURATION, "RegistryInvalid", message)
+        self._uri = uri.rstrip("/")
+        self._shown = str(parts.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")
+        self._client = httpx.Client(timeout=timeout_seconds)
 
     def artifact_root(self, version: RegisteredVersion) -> str:
         """Path of the version's folder among the artifacts that MLflow serves.
@@ -40,17 +41,17 @@ class Registry:
         """
         parameters = {"name": version.name, "version": version.version}
         try:
-            response = self._client.get(self.uri + _DOWNLOAD_URI, params=parameters)
-        except httpx.TransportError as error:
+            response = self._client.get(self._uri + _DOWNLOAD_URI, params=parameters)
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
         if response.status_code == httpx.codes.NOT_FOUND and b"RESOURCE_DOES_NOT_EXIST" in response.content:
-            message = f"{self.uri} has no version {version.version} of model {version.name}"
+            message = f"{self._shown} has no version {version.version} of model {version.name}"
             raise FatalError(ExitCode.MODEL_NOT_FOUND, "ModelNotFound", message)
         self._check(response)
         try:
             found = urlsplit(str(response.json()["artifact_uri"]))
         except (ValueError, KeyError, TypeError) as error:
-            message = f"{self.uri} doesn't answer like MLflow: check MLFLOW_TRACKING_URI"
+            message = f"{self._shown} doesn't answer like MLflow: check MLFLOW_TRACKING_URI"
             raise FatalError(ExitCode.CONFIGURATION, "RegistryInvalid", message) from error
         if found.scheme != "mlflow-artifacts":
             message = (
@@ -66,7 +67,7 @@ class Registry:
 
         Raises RegistryUnreachableError, FatalError, FileNotFoundError when the version has no such file, and OSError.
         """
-        url = self.uri + _ARTIFACTS + quote(f"{root}/{name}")
+        url = self._uri + _ARTIFACTS + quote(f"{root}/{name}")
         try:
             with self._client.stream("GET", url) as response:
                 if response.is_error:
@@ -80,18 +81,18 @@ class Registry:
                 with target.open("wb") as stream:
                     for chunk in response.iter_bytes(_CHUNK):
                         stream.write(chunk)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
     def _check(self, response: httpx.Response) -> None:
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            message = f"{self.uri} answers {response.status_code}: give the server read access to the model"
+            message = f"{self._shown} answers {response.status_code}: give the server read access to the model"
             raise FatalError(ExitCode.CONFIGURATION, "RegistryAccessDenied", message)
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
-            raise RegistryUnreachableError(f"{self.uri} answers {response.status_code}")
+            raise RegistryUnreachableError(f"{self._shown} answers {response.status_code}")
         if not response.is_success:
-            message = f"{self.uri} answers {response.status_code} to {response.request.url.path}: is this MLflow?"
+            message = f"{self._shown} answers {response.status_code} to {response.request.url.path}: is this MLflow?"
             raise FatalError(ExitCode.CONFIGURATION, "RegistryInvalid", message)
 
-    def _unreachable(self, error: httpx.TransportError) -> RegistryUnreachableError:
-        return RegistryUnreachableError(f"{self.uri}: {type(error).__name__}: {error}")
+    def _unreachable(self, error: httpx.RequestError) -> RegistryUnreachableError:
+        return RegistryUnreachableError(f"{self._shown}: {type(error).__name__}: {error}")

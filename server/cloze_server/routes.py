@@ -12,7 +12,7 @@ from starlette.types import Receive
 
 from cloze_api.task import Task
 from cloze_server import paths
-from cloze_server.lifecycle import Lifecycle, State
+from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError
 from cloze_server.problems import TABLE, Problem, ProblemError, ProblemType
 from cloze_server.service import Service
@@ -42,10 +42,19 @@ class ModelDescription(BaseModel):
     route: str
 
 
-class Models(BaseModel):
-    """The server's state and what it has loaded: nothing while loading, then one model."""
+class Status(BaseModel):
+    """The server's state; before it is ready, what it does, and what is in the way."""
 
     state: State
+    stage: Stage | None = None
+    reason: str = ""
+    """CamelCase, such as `RegistryUnavailable`; empty while nothing is in the way."""
+    message: str = ""
+
+
+class Models(Status):
+    """What is loaded: nothing before the server is ready, then one model."""
+
     models: list[ModelDescription]
 
 
@@ -60,6 +69,14 @@ class Room:
     def identity(self) -> tuple[str, str] | None:
         """Name and version of the loaded model."""
         return (self.service.model.name, self.service.model.version) if self.service else None
+
+    def status(self) -> Status:
+        """The state for probes and people."""
+        lifecycle = self.lifecycle
+        if lifecycle.state in (State.READY, State.DRAINING):
+            return Status(state=lifecycle.state)
+        progress = lifecycle.progress
+        return Status(state=lifecycle.state, stage=progress.stage, reason=progress.reason, message=progress.message)
 
     def service_for(self, task: Task) -> Service:
         """The service. Raises ProblemError while there is none, or when its model has another task."""
@@ -112,7 +129,7 @@ def build_router(room: Room) -> APIRouter:
                     route=paths.TASK_PATHS[model.task],
                 )
             )
-        return Models(state=room.lifecycle.state, models=loaded)
+        return Models(**dict(room.status()), models=loaded)
 
     @router.get(paths.HEALTH)
     async def healthz() -> Response:
@@ -123,8 +140,8 @@ def build_router(room: Room) -> APIRouter:
     @router.get(paths.READY)
     async def readyz() -> Response:
         """200 once the model is verified, loaded and warmed up, until the process is asked to end; else 503."""
-        state = room.lifecycle.state
-        return JSONResponse({"state": state}, 200 if state is State.READY else 503)
+        status = room.status()
+        return JSONResponse(status.model_dump(mode="json"), 200 if status.state is State.READY else 503)
 
     @router.get(paths.METRICS, include_in_schema=False)
     async def metrics(request: Request) -> Response:

@@ -19,7 +19,6 @@ from cloze_api.names import (
     ENV_MODEL_URI,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
-    MODEL_CACHE_MOUNT,
     SERVER_PORT,
     TERMINATION_LOG,
 )
@@ -42,7 +41,8 @@ class Settings:
     model: str
     digest: str | None = None
     mlflow_uri: str = ""
-    cache: Path = Path(MODEL_CACHE_MOUNT)
+    cache: Path = Path("~/.cache/cloze/models")
+    """A pod's is set by the image and by the operator."""
     # All addresses: in a pod the network policy, not the bind address, decides who may connect.
     host: str = "0.0.0.0"  # noqa: S104
     port: int = SERVER_PORT
@@ -174,6 +174,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
             values[flag.field] = _value(flag, text, origin)
     if "model" not in values:
         raise _invalid(f"no model: give --model or set {ENV_MODEL_URI} to models:/NAME/VERSION or a folder")
+    if "cache" not in values and (user_cache := environment.get("XDG_CACHE_HOME")):
+        values["cache"] = Path(user_cache, "cloze", "models")
     settings = Settings(**values)
     if settings.log_level not in _LOG_LEVELS:
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")

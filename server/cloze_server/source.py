@@ -8,15 +8,21 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify_with_digest
-from cloze_server.cache import Cache
+from cloze_server.cache import Cache, StoppedError
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.logs import fields
 from cloze_server.reference import RegisteredVersion
-from cloze_server.registry import Registry, RegistryUnreachableError
 
 _log = logging.getLogger(__name__)
+
+# What a new download mends. Anything else is in the artifact itself.
+_DAMAGE = frozenset(
+    {"ManifestMissing", "DigestMismatch", "FileMissing", "FileCorrupt", "FileUnlisted", "FileNotRegular"}
+)
 
 _BACKOFF_FIRST_SECONDS = 0.5
 _BACKOFF_MAX_SECONDS = 30.0
@@ -31,8 +37,20 @@ class VerifiedArtifact:
     digest: str
 
 
-class StoppedError(Exception):
-    """The process is asked to end while it waits for the registry."""
+class RegistryUnreachableError(Exception):
+    """The registry can't be reached or is failing: worth another try."""
+
+
+class ModelRegistry(Protocol):
+    """Where model versions are kept. Both methods raise RegistryUnreachableError and FatalError."""
+
+    def artifact_root(self, version: RegisteredVersion) -> str:
+        """Path of the version's folder."""
+        ...
+
+    def download(self, root: str, name: str, target: Path) -> None:
+        """Stream one file of a version to disk. Raises FileNotFoundError when there is none, and OSError."""
+        ...
 
 
 def backoff_seconds(attempt: int) -> float:
@@ -55,31 +73,33 @@ def fetch(
     digest: str | None,
     *,
     cache: Cache,
-    connect: Callable[[], Registry],
+    connect: Callable[[], ModelRegistry],
     stop: threading.Event,
+    lifecycle: Lifecycle,
     backoff: Callable[[int], float] = backoff_seconds,
 ) -> VerifiedArtifact:
     """Get a registered version, from the cache where possible, else from MLflow for as long as that takes.
 
     With a digest that the cache holds, MLflow isn't asked at all. Without a digest MLflow says which one the version
-    has; when it is down, the digest noted at an earlier start counts.
+    has; when it is down, the digest noted at an earlier start counts. What is in the way is reported to `lifecycle`.
     Raises FatalError, and StoppedError when `stop` is set meanwhile.
     """
     try:
-        if digest is not None and (cached := _cached(cache, digest)):
+        if digest is not None and (cached := _cached(cache, digest, stop)):
             return cached
         registry = connect()
         attempt = 0
         while True:
             try:
-                return _download(registry, version, digest, cache)
+                return _download(registry, version, digest, cache, stop)
             except RegistryUnreachableError as error:
                 noted = cache.recall(version) if digest is None else None
-                if noted is not None and (cached := _cached(cache, noted)):
+                if noted is not None and (cached := _cached(cache, noted, stop)):
                     _log.warning("registry unreachable: using the cached version", extra=fields(error=str(error)))
                     return cached
                 attempt += 1
                 delay = backoff(attempt)
+                lifecycle.report(Stage.FETCHING, "RegistryUnavailable", f"{error} ({attempt} times so far)")
                 _log.warning(
                     "registry unreachable: will try again",
                     extra=fields(error=str(error), attempt=attempt, delay_seconds=round(delay, 2)),
@@ -91,35 +111,53 @@ def fetch(
         raise FatalError(ExitCode.STORAGE, "CacheUnusable", message) from error
 
 
-def _cached(cache: Cache, digest: str) -> VerifiedArtifact | None:
-    """The cached artifact, verified; a damaged one is removed."""
+def _cached(cache: Cache, digest: str, stop: threading.Event) -> VerifiedArtifact | None:
+    """The cached artifact, verified; a damaged one is removed. Raises FatalError for one that can't be read at all."""
+    folder = cache.folder(digest)
+    try:
+        return open_folder(folder, digest) if folder.is_dir() else None
+    except FatalError as error:
+        if error.reason not in _DAMAGE:
+            raise
+    with cache.writing(stop):
+        return _cached_or_discarded(cache, digest)
+
+
+def _cached_or_discarded(cache: Cache, digest: str) -> VerifiedArtifact | None:
+    """As `_cached`, for who has the cache to itself: another server may have replaced a damaged artifact by now."""
     folder = cache.folder(digest)
     if not folder.is_dir():
         return None
     try:
         return open_folder(folder, digest)
     except FatalError as error:
+        if error.reason not in _DAMAGE:
+            raise
         _log.warning("cached artifact is damaged: removed", extra=fields(reason=error.reason, error=str(error)))
-        cache.discard(digest)
-        return None
+    cache.discard(digest)
+    return None
 
 
-def _download(registry: Registry, version: RegisteredVersion, digest: str | None, cache: Cache) -> VerifiedArtifact:
+def _download(
+    registry: ModelRegistry, version: RegisteredVersion, digest: str | None, cache: Cache, stop: threading.Event
+) -> VerifiedArtifact:
     root = registry.artifact_root(version)
-    with cache.staging() as staged:
+    with cache.writing(stop), cache.staging() as staged:
         try:
             registry.download(root, MANIFEST_FILE, staged / MANIFEST_FILE)
         except FileNotFoundError as error:
             message = f"{version} has no {MANIFEST_FILE}: it isn't a Cloze artifact"
             raise FatalError(ExitCode.ARTIFACT_INVALID, "ManifestMissing", message) from error
         data = (staged / MANIFEST_FILE).read_bytes()
-        actual = _digest(data)
+        actual = "sha256:" + hashlib.sha256(data).hexdigest()
         if digest is not None and actual != digest:
             message = f"the digest of {version} is {actual}, expected {digest}"
             raise FatalError(ExitCode.ARTIFACT_INVALID, "DigestMismatch", message)
-        found = _cached(cache, actual)
+        found = _cached_or_discarded(cache, actual)
         if found is None:
             for name in _listed_files(data):
+                if stop.is_set():
+                    raise StoppedError
                 try:
                     registry.download(root, name, staged / name)
                 except FileNotFoundError as error:
@@ -128,7 +166,7 @@ def _download(registry: Registry, version: RegisteredVersion, digest: str | None
             manifest = open_folder(staged, actual).manifest
             found = VerifiedArtifact(cache.publish(staged, actual), manifest, actual)
             _log.info("artifact downloaded", extra=fields(source=str(version), digest=actual))
-    cache.remember(version, actual)
+        cache.remember(version, actual)
     return found
 
 
@@ -147,7 +185,3 @@ def _listed_files(data: bytes) -> list[str]:
         if path.is_absolute() or ".." in path.parts:
             raise FatalError(ExitCode.ARTIFACT_INVALID, "ManifestInvalid", f"{name!r} leads out of the artifact")
     return names
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -16,7 +16,7 @@ from cloze_api import metrics
 from cloze_api.task import Task
 from cloze_server.app import create_app
 from cloze_server.exits import ExitCode, FatalError
-from cloze_server.lifecycle import Lifecycle, State
+from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.logs import JsonFormatter
 from cloze_server.model import dummy_model
 from cloze_server.problems import TABLE, ProblemType
@@ -279,8 +279,14 @@ async def test_before_the_model_is_loaded_probes_tell_it() -> None:
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client,
     ):
         assert (await client.get("/healthz")).status_code == 200
-        assert (await client.get("/readyz")).status_code == 503
-        assert (await client.get("/v1/models")).json() == {"state": "loading", "models": []}
+        expected = {"state": "loading", "stage": "fetching", "reason": "", "message": ""}
+        unready = await client.get("/readyz")
+        assert (unready.status_code, unready.json()) == (503, expected)
+        assert (await client.get("/v1/models")).json() == {**expected, "models": []}
+        lifecycle.report(Stage.FETCHING, "RegistryUnavailable", "http://mlflow: connection refused")
+        held_up = (await client.get("/readyz")).json()
+        assert (held_up["reason"], held_up["message"]) == ("RegistryUnavailable", "http://mlflow: connection refused")
+        assert (await client.get("/v1/models")).json() == {**held_up, "models": []}
         early = await client.post("/v1/classify", json={"inputs": "x"})
         assert problem(early) == (503, "model-loading")
         assert early.headers["retry-after"]
@@ -290,7 +296,8 @@ async def test_before_the_model_is_loaded_probes_tell_it() -> None:
         async with asyncio.timeout(10):
             while (await client.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.005)
-        assert (await client.get("/v1/models")).json()["state"] == "ready"
+        ready = (await client.get("/v1/models")).json()
+        assert (ready["state"], ready["stage"], ready["reason"]) == ("ready", None, "")
         lifecycle.drain()
         assert (await client.get("/readyz")).status_code == 503
         draining = await client.post("/v1/classify", json={"inputs": "x"})
@@ -312,7 +319,8 @@ async def test_a_failure_to_load_is_kept_for_the_exit(serving: Any, error: Excep
         raise error
 
     async with serving(load, lifecycle) as client:
-        assert (await client.get("/readyz")).status_code == 503
+        unready = await client.get("/readyz")
+    assert (unready.status_code, unready.json()["reason"]) == (503, reason)
     assert lifecycle.state is State.FAILED
     assert lifecycle.failure is not None
     assert lifecycle.failure.reason == reason

@@ -1,5 +1,7 @@
 """Flags, environment and model references."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,20 @@ def test_the_environment_sets_what_flags_do_not() -> None:
     assert (settings.model, settings.threads, settings.timeout_seconds) == ("models:/mails/7", 3, 12.0)
     assert settings.cache == Path("/somewhere")
     assert settings.digest is None
+
+
+def test_the_cache_is_the_users_where_nothing_else_is_said() -> None:
+    """Outside a pod nobody may write to the root."""
+    assert read(["--model", "x"], {}).cache == Path("~/.cache/cloze/models")
+    assert read(["--model", "x"], {"XDG_CACHE_HOME": "/caches"}).cache == Path("/caches/cloze/models")
+    assert read(["--model", "x"], {"XDG_CACHE_HOME": "/caches", "CLOZE_MODEL_CACHE": "/cache"}).cache == Path("/cache")
+
+
+def test_start_imports_nothing_that_only_some_models_need() -> None:
+    """`--help`, a folder and the stand-in don't wait for an HTTP client or the runtime."""
+    code = "import sys, cloze_server.main; print(*({'httpx', 'onnxruntime', 'mlflow', 'torch'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_every_flag_has_an_environment_twin_of_its_own() -> None:

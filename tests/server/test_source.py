@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import pytest
 
 from cloze_api.manifest import MANIFEST_FILE, ONNX_FILE, verify, write_manifest
 from cloze_api.task import Task
-from cloze_server.cache import Cache
+from cloze_server.cache import Cache, StoppedError
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.reference import RegisteredVersion
 from cloze_server.registry import Registry
-from cloze_server.source import StoppedError, backoff_seconds, fetch, open_folder
+from cloze_server.source import RegistryUnreachableError, backoff_seconds, fetch, open_folder
 
 V1 = RegisteredVersion("mails", "1")
 DEAD = "http://127.0.0.1:9"
@@ -103,6 +105,7 @@ def get(cache: Path, uri: str, version: RegisteredVersion = V1, digest: str | No
         cache=Cache(cache),
         connect=lambda: Registry(uri),
         stop=options.pop("stop", threading.Event()),
+        lifecycle=options.pop("lifecycle", Lifecycle()),
         backoff=options.pop("backoff", lambda _: 0.01),
     )
 
@@ -126,7 +129,7 @@ def test_a_version_is_downloaded_verified_and_cached_by_digest(mlflow: Mlflow, a
     assert found.digest == expected.digest
     assert found.folder == tmp_path / expected.digest.replace(":", "-")
     assert (found.folder / ONNX_FILE).read_bytes() == (expected.folder / ONNX_FILE).read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [found.folder.name, "versions"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", found.folder.name, "versions"]
 
 
 def test_a_cached_version_is_used_while_the_registry_is_down(mlflow: Mlflow, tmp_path: Path) -> None:
@@ -152,7 +155,7 @@ def test_another_digest_than_the_expected_is_refused(mlflow: Mlflow, tmp_path: P
     with pytest.raises(FatalError) as error:
         get(tmp_path, mlflow.uri, digest="sha256:" + "a" * 64)
     assert (error.value.code, error.value.reason) == (ExitCode.ARTIFACT_INVALID, "DigestMismatch")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_damaged_file_in_the_registry_is_refused(mlflow: Mlflow, artifacts: Any, tmp_path: Path) -> None:
@@ -213,6 +216,53 @@ def test_an_unreachable_registry_is_asked_again_and_logged_each_time(
     with pytest.raises(StoppedError):
         get(tmp_path, DEAD, stop=stop, backoff=backoff)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+
+
+def test_what_is_in_the_way_is_reported(tmp_path: Path) -> None:
+    """For the probe and the operator: the registry's address without its credentials, and how often it was tried."""
+    lifecycle = Lifecycle()
+    stop, backoff = stopping_after(2)
+    with pytest.raises(StoppedError):
+        get(tmp_path, "http://me:secret@127.0.0.1:9", stop=stop, backoff=backoff, lifecycle=lifecycle)
+    assert (lifecycle.progress.stage, lifecycle.progress.reason) == (Stage.FETCHING, "RegistryUnavailable")
+    assert "http://127.0.0.1:9" in lifecycle.progress.message
+    assert "2 times" in lifecycle.progress.message
+    assert "secret" not in lifecycle.progress.message
+
+
+@pytest.mark.parametrize("status", [401, 404, 418, 500])
+def test_credentials_of_the_registry_are_sent_and_never_told(status: int) -> None:
+    """Neither for an answer nor for the lack of one."""
+    seen: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["authorization"])
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Not to standard error."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = Registry(f"http://me:secret@127.0.0.1:{server.server_port}/mlflow/?token=secret")
+        with pytest.raises((FatalError, RegistryUnreachableError)) as error:
+            registry.artifact_root(V1)
+        server.shutdown()
+    assert seen == ["Basic bWU6c2VjcmV0"]
+    assert "secret" not in str(error.value)
+    assert f"http://127.0.0.1:{server.server_port}/mlflow" in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["", "me:secret@mlflow", "ftp://me:secret@mlflow", "http://me:secret@mlflow:x"])
+def test_an_address_that_is_wrong_is_not_told_either(address: str) -> None:
+    """It may hold a password all the same."""
+    with pytest.raises(FatalError) as error:
+        Registry(address)
+    assert (error.value.code, error.value.reason) == (ExitCode.CONFIGURATION, "RegistryInvalid")
+    assert "secret" not in str(error.value)
 
 
 def test_an_address_that_is_not_http_is_a_configuration_error(tmp_path: Path) -> None:
