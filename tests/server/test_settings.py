@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cloze_api.names import ENV_MODEL_CACHE, MODEL_CACHE_MOUNT
 from cloze_api.task import Task
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
@@ -34,6 +35,14 @@ def test_the_cache_is_the_users_where_nothing_else_is_said() -> None:
     assert read(["--model", "x"], {}).cache == Path("~/.cache/cloze/models")
     assert read(["--model", "x"], {"XDG_CACHE_HOME": "/caches"}).cache == Path("/caches/cloze/models")
     assert read(["--model", "x"], {"XDG_CACHE_HOME": "/caches", "CLOZE_MODEL_CACHE": "/cache"}).cache == Path("/cache")
+
+
+def test_the_image_has_a_cache_that_its_user_can_write() -> None:
+    """Where the operator mounts one, and of use without that."""
+    stage = (Path(__file__).resolve().parents[2] / "Dockerfile.serve").read_text().partition(" AS serve\n")[2]
+    stage = stage.partition("\nFROM ")[0]
+    assert f"ENV {ENV_MODEL_CACHE}={MODEL_CACHE_MOUNT}\n" in stage
+    assert f"--owner 65532 --group 65532 {MODEL_CACHE_MOUNT}\n" in stage
 
 
 def test_start_imports_nothing_that_only_some_models_need() -> None:
