@@ -66,11 +66,15 @@ e2e: $(VENV) images ## tests with real pods on the current cluster
 	@$(ON_CLUSTER) .venv/bin/pytest -m "e2e and not full" --durations=10 -q
 
 .PHONY: test-full
-test-full: full-cluster full-training full-chaos ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
+test-full: full-cluster full-statistics full-training full-chaos ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
 
 .PHONY: full-cluster
 full-cluster: $(VENV) ## part: life cycles of local clusters, with nothing left behind
 	@hack/test-full cluster tests/hack
+
+.PHONY: full-statistics
+full-statistics: $(VENV) ## part: false alarms and power of canary analysis over simulated rollouts
+	@hack/test-full statistics tests/operator
 
 .PHONY: full-training
 full-training: $(VENV) ## part: training runs killed at any moment, outside a cluster

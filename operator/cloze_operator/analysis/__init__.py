@@ -1,0 +1,1 @@
+"""What counts say about a canary: statistics as pure functions, with no client and no clock."""

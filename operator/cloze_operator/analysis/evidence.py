@@ -1,0 +1,190 @@
+"""Is a canary worse than the stable version? A sequential test on counts, with its false alarms bounded.
+
+In each interval both arms see requests (trials) and count some of them (events: errors, slow replies, unknown tokens).
+If the canary is no worse, then given all events of an interval each is the canary's with probability `w`, its share of
+the trials, whatever the events' rate was: an outage that hits both arms says nothing against the canary. If its events
+are `lift` times as frequent as the stable arm's, that probability is `lift·w / (lift·w + 1 - w)`. The likelihood ratio
+of the two, averaged over a prior on lifts, is a mixture sequential probability ratio test (Robbins, "Statistical
+methods related to the law of the iterated logarithm", 1970), and a supermartingale if the canary is no worse. By
+Ville's inequality it ever reaches 1/alpha with probability alpha at most, however often and whenever one looks: the
+bound holds for the whole rollout, over all of its steps and changes of weight.
+
+Real errors come in clusters (one client retries, one replica restarts), which a test for independent events would take
+for proof. Two measures, which can only lower the evidence, and so keep the bound: no interval adds more than a share of
+the evidence needed, so that a burst in one of them proves nothing, and the evidence is divided by the dispersion of the
+events between the arms (Pearson's statistic over its expectation, at the likeliest lift): 1 for independent events,
+about a cluster's size for clustered ones, and untouched by whatever hits both arms alike.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+#: Lifts of the prior, evenly spaced in their logarithm: from a fifth more to thirty times as many events.
+_LIFTS: Final = tuple(1.2 * 25 ** (step / 23) for step in range(24))
+
+#: No interval adds more than this share of the evidence needed: a proof takes three intervals at least.
+_LARGEST_SHARE: Final = 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests of one arm in one interval, and how many of them were of the counted kind."""
+
+    events: float
+    trials: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.events <= self.trials:
+            raise ValueError(f"{self.events} events of {self.trials} requests")
+
+    @property
+    def ratio(self) -> float:
+        """Events by request; 0 without requests."""
+        return self.events / self.trials if self.trials else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What both arms counted among requests of the same kind (one route, one class of lengths)."""
+
+    canary: Counts
+    stable: Counts
+
+
+Interval = Sequence[Pair]
+"""What was counted in one stretch of time: a pair for each kind of request. Kinds aren't compared with each other, so
+that a canary which gets more of the slow ones isn't called slow for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The state of one comparison.
+
+    evidence: the largest natural logarithm of the martingale so far; `needed` of it proves that the canary is worse.
+    dispersion: what the evidence was divided by. detectable: the canary's ratio that this many requests would prove on
+    average, at the stable arm's present ratio; None when no ratio would.
+    """
+
+    worse: bool
+    evidence: float
+    needed: float
+    canary: Counts
+    stable: Counts
+    dispersion: float
+    detectable: float | None
+
+
+def compare(
+    intervals: Sequence[Interval], *, alpha: float, tolerance: float = 1.0, least_difference: float = 0.0
+) -> Comparison:
+    """Weigh what was seen since the rollout began.
+
+    intervals: in order of time, over all steps so far. alpha: probability of calling an equal canary worse, ever.
+    tolerance: a canary whose events are up to so many times as frequent is still called equal (1 or more).
+    least_difference: the ratios must also differ by so much, since a proven difference may still be a harmless one.
+    Raises ValueError for an impossible setting.
+    """
+    if not 0 < alpha < 1 or tolerance < 1 or not 0 <= least_difference < 1:
+        raise ValueError("alpha and least_difference are probabilities, tolerance is at least 1")
+    needed = -math.log(alpha)
+    lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
+    equal = _Lift(tolerance)
+    evidence, spread, worse = 0.0, 1.0, False
+    canary, stable = Counts(0, 0), Counts(0, 0)
+    for interval in intervals:
+        pairs = [
+            (pair.canary.events, pair.stable.events, pair.canary.trials / (pair.canary.trials + pair.stable.trials))
+            for pair in interval
+            if pair.canary.trials and pair.stable.trials
+        ]
+        for lift in (equal, *lifts):
+            lift.see(pairs, against=tolerance, most=_LARGEST_SHARE * needed)
+        canary = total([canary, *(pair.canary for pair in interval)])
+        stable = total([stable, *(pair.stable for pair in interval)])
+        spread = max((equal, *lifts), key=lambda lift: lift.likelihood).dispersion
+        now = _mixture([lift.score for lift in lifts]) / spread
+        evidence = max(evidence, now)
+        worse = worse or (now >= needed and canary.ratio - stable.ratio >= least_difference)
+    return Comparison(
+        worse=worse,
+        evidence=evidence,
+        needed=needed,
+        canary=canary,
+        stable=stable,
+        dispersion=spread,
+        detectable=_detectable(canary.trials, stable, needed * spread, tolerance),
+    )
+
+
+def total(counts: Sequence[Counts]) -> Counts:
+    """All of them together."""
+    return Counts(sum(count.events for count in counts), sum(count.trials for count in counts))
+
+
+def canary_share(lift: float, share: float) -> float:
+    """Probability that an event is the canary's when its events are `lift` times as frequent."""
+    return lift * share / (lift * share + 1 - share)
+
+
+class _Lift:
+    """What the intervals so far say about one lift."""
+
+    def __init__(self, lift: float) -> None:
+        self.lift = lift
+        self.likelihood = 0.0
+        """Logarithm of the likelihood ratio of this lift to the one that is still called equal."""
+        self.score = 0.0
+        """The same, with what each interval adds to it limited."""
+        self._squares = 0.0
+        self._expected = 0.0
+        self._variance = 0.0
+
+    def see(self, pairs: Sequence[tuple[float, float, float]], *, against: float, most: float) -> None:
+        """Add an interval: for each kind the canary's events, the stable arm's, the canary's share of the trials."""
+        gain = 0.0
+        for canary_events, stable_events, share in pairs:
+            equal, lifted = canary_share(against, share), canary_share(self.lift, share)
+            gain += canary_events * math.log(lifted / equal) + stable_events * math.log((1 - lifted) / (1 - equal))
+            events, variance = canary_events + stable_events, lifted * (1 - lifted)
+            self._squares += (canary_events - events * lifted) ** 2
+            self._expected += events * variance
+            # The variance of a squared deviation of a binomial count.
+            self._variance += events * variance * ((1 - 2 * lifted) ** 2 + 2 * max(0.0, events - 1) * variance)
+        self.likelihood += gain
+        self.score += min(most, gain)
+
+    @property
+    def dispersion(self) -> float:
+        """Squared deviations over their expectation, less one standard error: chance alone isn't taken for clusters."""
+        if not self._expected:
+            return 1.0
+        return max(1.0, (self._squares - math.sqrt(self._variance)) / self._expected)
+
+
+def _mixture(scores: Sequence[float]) -> float:
+    """Logarithm of the mean of the exponentials."""
+    top = max(scores)
+    return top + math.log(sum(math.exp(score - top) for score in scores) / len(scores))
+
+
+def _detectable(trials: float, stable: Counts, needed: float, tolerance: float) -> float | None:
+    """The smallest canary ratio whose expected events would give the evidence needed, found by bisection."""
+    if not trials or not stable.trials:
+        return None
+
+    def proves(ratio: float) -> bool:
+        lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
+        for lift in lifts:
+            share = trials / (trials + stable.trials)
+            lift.see([(ratio * trials, stable.events, share)], against=tolerance, most=math.inf)
+        return _mixture([lift.score for lift in lifts]) >= needed
+
+    low, high = stable.ratio, 1.0
+    if not proves(high):
+        return None
+    while high - low > 1e-6 and high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if proves(middle) else (middle, high)
+    return high

@@ -1,0 +1,90 @@
+"""Latency as counts: how many requests took longer than the stable arm's quantile, within classes of token length.
+
+A quantile of a histogram is known to one bucket only, and its uncertainty is hard to state. How many requests are above
+a bucket's boundary is known exactly. So the boundary is chosen where the stable arm's quantile lies, and the question
+"is the canary's p95 higher?" becomes "are more than 5 % of its requests above it?", which `evidence.compare` answers
+with its errors bounded. Buckets are at most 15 % apart around an objective, and that is how fine the answer is.
+"""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cloze_operator.analysis.evidence import Counts, Interval, Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Requests by latency. bounds: ascending upper boundaries in seconds, the last one infinite.
+
+    counts: requests in each bucket (not cumulative), as many as there are bounds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.bounds) != len(self.counts) or list(self.bounds) != sorted(set(self.bounds)):
+            raise ValueError("a histogram has one count for each of its ascending boundaries")
+
+    @property
+    def total(self) -> float:
+        """All requests."""
+        return sum(self.counts)
+
+    def above(self, index: int) -> Counts:
+        """Requests that took longer than the boundary with this index."""
+        return Counts(sum(self.counts[index + 1 :]), self.total)
+
+    def boundary(self, quantile: float) -> int | None:
+        """Index of the lowest boundary that has this share of the requests at or below it; None without requests."""
+        seen = 0.0
+        for index, count in enumerate(self.counts):
+            seen += count
+            if seen and seen >= quantile * self.total:
+                return index
+        return None
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        if self.bounds != other.bounds:
+            raise ValueError("histograms with different boundaries can't be added")
+        return Histogram(self.bounds, tuple(one + two for one, two in zip(self.counts, other.counts, strict=True)))
+
+
+Classes = Mapping[str, Histogram]
+"""An arm's histograms in one interval, by class of token length."""
+
+
+def excesses(
+    canary: Sequence[Classes], stable: Sequence[Classes], *, quantile: float, tolerance: float, before: Classes
+) -> list[Interval]:
+    """The intervals of a rollout as counts of requests beyond the stable arm's quantile.
+
+    canary, stable: both arms' histograms, interval by interval. tolerance: the canary may take so many times as long (1
+    or more): its requests count from the first boundary that is so much higher. before: the stable arm's histograms
+    before the rollout. An interval's boundary is chosen from what was known before that interval, as the test needs.
+    """
+    if not 0 < quantile < 1 or tolerance < 1:
+        raise ValueError("a quantile is between 0 and 1, a tolerance at least 1")
+    known = dict(before)
+    found: list[Interval] = []
+    for ours, theirs in zip(canary, stable, strict=True):
+        found.append(
+            [
+                pair
+                for name in sorted(ours.keys() & theirs.keys() & known.keys())
+                if (pair := _pair(ours[name], theirs[name], known[name], quantile, tolerance))
+            ]
+        )
+        for name, histogram in theirs.items():
+            known[name] = known[name] + histogram if name in known else histogram
+    return found
+
+
+def _pair(canary: Histogram, stable: Histogram, known: Histogram, quantile: float, tolerance: float) -> Pair | None:
+    index = known.boundary(quantile)
+    if index is None:
+        return None
+    bounds = known.bounds
+    higher = bisect.bisect_left(bounds, bounds[index] * tolerance)
+    return Pair(canary.above(min(higher, len(bounds) - 1)), stable.above(index))
