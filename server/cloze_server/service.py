@@ -48,7 +48,11 @@ class Service:
         self.handler: AnyHandler = HANDLERS[model.task](model)
         self._settings = settings
         self._telemetry = telemetry
-        self._tokenizers = TokenizerPool(model.tokenizer, threads=min(settings.threads, _TOKENIZER_THREADS_MAX))
+        self._tokenizers = TokenizerPool(
+            model.tokenizer,
+            in_text=self.handler.special_in_text,
+            threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
+        )
         self._budget = batch_budget(model, settings.max_batch_tokens)
         if model.max_length > self._budget:
             # It runs alone then; what the budget promises about memory doesn't hold for it.

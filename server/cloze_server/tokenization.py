@@ -5,8 +5,9 @@ that could change its settings, so each thread has its own, with truncation and 
 """
 
 import asyncio
+import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -52,12 +53,21 @@ class Encoded:
         )
 
 
-def build_tokenizer(serialized: str) -> Tokenizer:
-    """A tokenizer with truncation and padding off. Raises ValueError for text that isn't one."""
+def build_tokenizer(serialized: str, in_text: Collection[int] = ()) -> Tokenizer:
+    """A tokenizer with truncation and padding off. Raises ValueError for text that isn't one.
+
+    in_text: ids of the special tokens that a text may hold. Any other that is spelt in a text is ordinary text: who
+    writes `[SEP]` in a mail must not be able to end the sequence.
+    """
     try:
-        tokenizer = Tokenizer.from_str(serialized)
+        document = json.loads(serialized)
+        for token in document["added_tokens"]:
+            # "Special" means to the library that the next setting turns it into text.
+            token["special"] = token["special"] and token["id"] not in in_text
+        tokenizer = Tokenizer.from_str(json.dumps(document))
     except Exception as error:  # the library raises plain Exception
         raise ValueError(f"not a tokenizer: {error}") from error
+    tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -69,13 +79,13 @@ class TokenizerPool:
     pending_characters: characters of texts that wait for a thread or are being tokenized.
     """
 
-    def __init__(self, serialized: str, *, threads: int) -> None:
-        """Raises ValueError for a tokenizer that can't be read."""
+    def __init__(self, serialized: str, *, in_text: Collection[int], threads: int) -> None:
+        """`in_text` is as in `build_tokenizer`. Raises ValueError for a tokenizer that can't be read."""
         self.pending_characters = 0
         # All of them now: building one takes longer than a request, and the first requests must not wait for that.
         self._spare: SimpleQueue[Tokenizer] = SimpleQueue()
         for _ in range(threads):
-            self._spare.put(build_tokenizer(serialized))
+            self._spare.put(build_tokenizer(serialized, in_text))
         self._local = threading.local()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize", initializer=self._prepare)
 

@@ -84,6 +84,69 @@ async def test_classification_scores_are_those_of_the_pipeline(artifacts: Any, s
     assert [p["label"] for p in one["results"][0]["predictions"]] == [reply["results"][0]["predictions"][0]["label"]]
 
 
+async def test_special_tokens_in_a_text_to_classify_are_text(artifacts: Any, serving: Any) -> None:
+    """As transformers reads it when told to split them; the writer of a mail can't end or empty the sequence."""
+    import torch  # noqa: PLC0415 - takes seconds, and most tests do without
+
+    artifact = artifacts(Task.SEQUENCE_CLASSIFICATION)
+    text = "my card [SEP] was [PAD][CLS] charged [MASK] twice [UNK]"
+    encoded = artifact.tokenizer(text, split_special_tokens=True, return_tensors="pt")
+    special = {artifact.tokenizer.convert_tokens_to_ids(name) for name in ("[SEP]", "[PAD]", "[CLS]", "[MASK]")}
+    assert not special & set(encoded["input_ids"][0, 1:-1].tolist())
+    with torch.no_grad():
+        scores = artifact.model(**encoded).logits[0].softmax(-1)
+    async with serving(loader(artifact)) as client:
+        result = (await client.post("/v1/classify", json={"inputs": text})).json()["results"][0]
+    assert result["tokens"] == encoded["input_ids"].shape[1]
+    assert {p["label"]: p["score"] for p in result["predictions"]} == pytest.approx(
+        {artifact.model.config.id2label[i]: float(score) for i, score in enumerate(scores)}, rel=1e-3
+    )
+
+
+async def test_special_tokens_in_a_text_to_tag_are_text(artifacts: Any, serving: Any) -> None:
+    """They are words like others, with offsets of their own."""
+    artifact = artifacts(Task.TOKEN_CLASSIFICATION)
+    text = "Ada [SEP] Lovelace [CLS]"
+    words = text.split()
+    given = artifact.tokenizer(words, is_split_into_words=True, split_special_tokens=True)
+    async with serving(loader(artifact)) as client:
+        found = (await client.post("/v1/token-classify", json={"inputs": text, "aggregation": "none"})).json()
+        brought = (await client.post("/v1/token-classify", json={"words": [words]})).json()
+    assert "".join(tag["word"] for tag in found["results"][0]["tags"]) == text.replace(" ", "")
+    assert brought["results"][0]["tokens"] == len(given["input_ids"])
+    assert all(tag["label"] is not None for tag in brought["results"][0]["tags"])
+
+
+async def test_of_the_special_tokens_only_the_mask_means_something_to_fill_mask(artifacts: Any, serving: Any) -> None:
+    """Left and right of it is text, whatever it spells."""
+    import torch  # noqa: PLC0415 - takes seconds, and most tests do without
+
+    artifact = artifacts(Task.FILL_MASK)
+    tokenizer = artifact.tokenizer
+
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        return found
+
+    expected = [
+        tokenizer.cls_token_id,
+        *ids("Ada [SEP] lived"),
+        tokenizer.mask_token_id,
+        *ids("[PAD] London"),
+        tokenizer.sep_token_id,
+    ]
+    with torch.no_grad():
+        logits = artifact.model(torch.tensor([expected])).logits[0]
+    async with serving(loader(artifact)) as client:
+        body = {"inputs": "Ada [SEP] lived [MASK] [PAD] London", "top_k": 3}
+        result = (await client.post("/v1/fill-mask", json=body)).json()["results"][0]
+    position = expected.index(tokenizer.mask_token_id)
+    assert (result["tokens"], [mask["position"] for mask in result["masks"]]) == (len(expected), [position])
+    best = logits[position].softmax(-1).topk(3)
+    assert [p["token_id"] for p in result["masks"][0]["predictions"]] == best.indices.tolist()
+    assert [p["score"] for p in result["masks"][0]["predictions"]] == pytest.approx(best.values.tolist(), rel=1e-3)
+
+
 async def test_word_labels_are_the_argmax_at_first_sub_words(artifacts: Any, serving: Any) -> None:
     """For words that the request brings: one label for each, in order."""
     artifact = artifacts(Task.TOKEN_CLASSIFICATION)

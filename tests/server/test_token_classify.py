@@ -1,6 +1,13 @@
 """Words and entities out of tags."""
 
-from cloze_server.tasks.token_classify import Tag, first_subwords, join_entities
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cloze_api.task import Task
+from cloze_server.model import dummy_model
+from cloze_server.tasks.token_classify import Tag, first_subwords, join_entities, joinable
 from cloze_server.tokenization import Encoded
 
 TEXT = "Ada Lovelace saw St. James"
@@ -39,6 +46,36 @@ def test_an_entitys_score_is_the_mean_over_its_words() -> None:
     """0.5 and 1.0."""
     entity = join_entities(tags("B-PER", "I-PER", "O", "O", "O"), TEXT)[0]
     assert (entity.score, entity.start, entity.end) == (0.75, 0, 12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["O", "B-PER", "I-PER"], True),
+        (["B-PER", "I-PER"], True),
+        (["O", "B-PER", "I-PER", "E-PER", "S-PER"], False),
+        (["O", "B-PER", "I-PER", "L-PER", "U-PER"], False),
+        (["NOUN", "VERB"], False),
+        (["O", "PER", "LOC"], False),
+        (["O", "B-PER", "MISC"], False),
+        (["O"], False),
+    ],
+)
+def test_words_are_joined_only_with_labels_that_joining_knows(labels: list[str], expected: bool) -> None:
+    """An S- or E- that joining doesn't know would vanish from the reply."""
+    assert joinable(labels) is expected
+
+
+@pytest.mark.anyio
+async def test_with_other_label_schemes_every_word_has_its_tag(serving: Any) -> None:
+    """As the model gives it."""
+    model = dummy_model(Task.TOKEN_CLASSIFICATION)
+    labels = ["O", "B-PER", "E-PER", "S-PER", "S-LOC"]
+    async with serving(lambda: replace(model, labels=labels)) as client:
+        reply = (await client.post("/v1/token-classify", json={"inputs": TEXT})).json()
+    tags = reply["results"][0]["tags"]
+    assert "".join(tag["word"] for tag in tags) == TEXT.replace(" ", "")
+    assert {tag["label"] for tag in tags} <= set(labels)
 
 
 def test_a_words_label_is_that_of_its_first_sub_word() -> None:

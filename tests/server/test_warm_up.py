@@ -103,7 +103,7 @@ async def test_probes_are_answered_while_warming_up(serving: Any) -> None:
 async def test_tokenizers_are_built_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each thread."""
     model = dummy_model(Task.SEQUENCE_CLASSIFICATION)
-    pool = TokenizerPool(model.tokenizer, threads=3)
+    pool = TokenizerPool(model.tokenizer, in_text=(), threads=3)
     monkeypatch.setattr(tokenization, "build_tokenizer", None)
     together = threading.Barrier(3)
 

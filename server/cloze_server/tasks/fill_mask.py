@@ -59,6 +59,7 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model)
         self._tokens = {token_id: token for token, token_id in model.vocabulary.items()}
+        self.special_in_text = frozenset({model.special_tokens.mask})
         self.prefix = self._tokens.get(model.special_tokens.mask, "") + " "
 
     def inputs(self, request: FillMaskRequest) -> Inputs:

@@ -79,6 +79,8 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     request: type[TaskRequest]
     reply: type[TaskReply]
     needs_offsets: bool = False
+    special_in_text: frozenset[int] = frozenset()
+    """Ids of the special tokens that mean something in a text; others in it are ordinary text."""
     prefix: str = ""
     """The token that a text needs for the task to have something to answer, and a space."""
 

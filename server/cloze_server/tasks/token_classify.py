@@ -30,7 +30,7 @@ class TokenClassifyRequest(TaskRequest):
     """One list of words for each input; the reply has one tag for each word."""
     aggregation: Literal["none", "first"] = "first"
     """For `inputs`: `none` gives a tag for each sub-word; `first` one for each word, by its first sub-word, and joins
-    words to entities when the model's labels are B-… and I-…, leaving out O."""
+    words to entities when all of the model's labels are O, B-… or I-…, leaving out O."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -80,6 +80,12 @@ def split_label(label: str) -> tuple[str, str]:
     return (prefix, name) if dash and prefix in ("B", "I") else ("", label)
 
 
+def joinable(labels: list[str]) -> bool:
+    """Whether labels are those of IOB2: O, B-… and I-…. With any other, joining would drop words."""
+    prefixes = [split_label(label)[0] for label in labels if label != OUTSIDE]
+    return bool(prefixes) and all(prefixes)
+
+
 def join_entities(tags: list[Tag], text: str) -> list[Tag]:
     """Entities from the tags of consecutive words (IOB2; an I- without its beginning starts one, as conlleval has it).
 
@@ -113,7 +119,7 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model)
-        self._has_entities = any(split_label(label)[0] for label in model.labels)
+        self._has_entities = joinable(model.labels)
 
     def inputs(self, request: TokenClassifyRequest) -> Inputs:
         """The texts or the words."""
