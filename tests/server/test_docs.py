@@ -1,0 +1,62 @@
+"""What the documents list is what the server does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cloze_server import bounds, paths
+from cloze_server.exits import ExitCode
+from cloze_server.lifecycle import Stage
+from cloze_server.problems import TABLE, ProblemType
+from cloze_server.settings import FLAGS, read
+
+ROOT = Path(__file__).resolve().parents[2]
+HTTP = (ROOT / "docs" / "http.md").read_text()
+EXITS = (ROOT / "docs" / "exit-codes.md").read_text().partition("## Serving")[2]
+NOT_READY = (ROOT / "docs" / "runbooks" / "deployment-not-ready.md").read_text()
+SOURCES = [*(ROOT / "server" / "cloze_server").rglob("*.py"), ROOT / "crds" / "cloze_api" / "manifest.py"]
+
+
+def test_every_problem_is_documented_with_its_status() -> None:
+    """In the row of its status."""
+    rows = re.findall(r"^\| ([0-9, ]+) \| (.*) \|$", HTTP, re.MULTILINE)
+    documented = {kind: codes for codes, text in rows for kind in re.findall(r"`([a-z-]+)`", text)}
+    for kind in ProblemType:
+        assert str(TABLE[kind].status) in documented[kind], kind
+
+
+def test_every_route_and_limit_is_documented() -> None:
+    """With its number."""
+    for path in (*paths.TASK_PATHS.values(), paths.MODELS, paths.HEALTH, paths.READY, paths.METRICS, paths.SCHEMA):
+        assert f"{path}`" in HTTP
+    settings = read(["--model", "x"], {})
+    for number in (
+        *(bounds.INPUTS_MAX, bounds.WORDS_MAX, bounds.PREDICTIONS_MAX),
+        *(settings.max_inputs, settings.max_characters, settings.max_queue_tokens),
+    ):
+        assert f"{number:,}" in HTTP
+    for option in re.findall(r"`(--[a-z-]+)", HTTP):
+        assert option in {flag.option for flag in FLAGS} | {"--model"}
+
+
+def test_every_reason_to_end_is_documented() -> None:
+    """Reasons are found in the sources, where they are literals."""
+    found = set()
+    for source in SOURCES:
+        text = source.read_text()
+        found |= set(re.findall(r'(?:FatalError\(\s*ExitCode\.\w+|ArtifactError\(|_invalid\()[,\s]*"([A-Z]\w+)"', text))
+    assert {"DigestMismatch", "GraphInvalid", "CacheUnusable", "RequestsAbandoned"} <= found
+    assert {reason for reason in found if f"`{reason}`" not in EXITS} == set()
+
+
+@pytest.mark.parametrize("code", list(ExitCode))
+def test_every_exit_code_is_documented(code: ExitCode) -> None:
+    """In a row of its own."""
+    assert re.search(rf"^\| {code.value} \|", EXITS, re.MULTILINE)
+
+
+def test_every_stage_is_in_the_runbook() -> None:
+    """For who asks a server that isn't ready."""
+    for stage in Stage:
+        assert f"| `{stage}` |" in NOT_READY
