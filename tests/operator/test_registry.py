@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from cloze_operator.decide.answers import NotFound, Unavailable, Version
 from cloze_operator.decide.verdict import AliasMove
@@ -101,11 +102,13 @@ def test_refusal_is_no_answer(reply: httpx.Response, said: str) -> None:
 
 
 def test_refused_move_is_an_error() -> None:
-    """A version that is gone can't get an alias: pretending that it has one would never end."""
+    """A version that is gone can't get an alias: pretending that it has one would never end. The refusal is counted."""
+    before = REGISTRY.get_sample_value("cloze_registry_errors_total", {"operation": "set-alias"}) or 0.0
     missing = httpx.Response(404, json={"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no version 1"})
     transport = httpx.MockTransport(lambda _: missing)
     with pytest.raises(RegistryError, match="refused set-alias with HTTP 404: no version 1"):
         ask(transport, lambda registry: registry.move(AliasMove("m", "a", "1", None, "Registered")))
+    assert REGISTRY.get_sample_value("cloze_registry_errors_total", {"operation": "set-alias"}) == before + 1
 
 
 def test_unreachable_registry_is_no_answer() -> None:
