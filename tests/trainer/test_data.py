@@ -1,50 +1,20 @@
-"""Cleaning, near-duplicates, packing and labelled examples; wrong data is told with file and line."""
+"""Cleaning, near-duplicates, splits and labelled examples; wrong data is told with file and line."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloze_api.pretrain import Cleaning, Corpus
 from cloze_api.task import Task
-from cloze_trainer.data import labelled, pii, source
+from cloze_trainer.data import labelled, source
 from cloze_trainer.data.cleaning import clean
 from cloze_trainer.data.duplicates import near_duplicate_groups
-from cloze_trainer.data.shards import pack, split
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.shards import split
 from cloze_trainer.errors import InputError
 
 LONG = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark forest before night falls"
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("write to ada.lovelace@example.org today", "EMAIL"),
-        ("the card 4111 1111 1111 1111 was charged", "CARD"),
-        ("account DE89 3704 0044 0532 0130 00 is closed", "IBAN"),
-        ("host 192.168.17.4 is down", "IP"),
-        ("host 2001:db8::17 is down", "IP"),
-        ("call +49 30 1234567 now", "PHONE"),
-        ("call (555) 123-4567 now", "PHONE"),
-    ],
-)
-def test_personal_data_is_replaced_by_its_kind(text: str, kind: str) -> None:
-    """The datum is gone, its kind stands in its place, and only a count is kept."""
-    replaced, counts = pii.replace(text)
-    assert f"[{kind}]" in replaced
-    assert counts == {kind: 1}
-    assert not any(character.isdigit() for character in replaced)
-
-
-@pytest.mark.parametrize(
-    "text", ["version 1.2.3 of 2024-11-24", "4111 1111 1111 1112 fails Luhn's test", "at 10:45:30"]
-)
-def test_other_numbers_stay(text: str) -> None:
-    """Dates, versions, times and numbers without a valid check digit are no personal data."""
-    assert pii.replace(text) == (text, {})
 
 
 def test_cleaning_counts_what_it_drops() -> None:
@@ -60,18 +30,6 @@ def test_near_duplicates_share_a_group_and_others_do_not() -> None:
     """A changed end keeps two texts together; a different text stays apart, and one without words is alone."""
     groups = near_duplicate_groups([LONG, "something else entirely, with its own words", LONG + " today", "", ""])
     assert groups == [0, 1, 0, 3, 4]
-
-
-@given(st.lists(st.lists(st.integers(5, 99), max_size=40), min_size=1, max_size=20), st.integers(4, 32))
-def test_packing_keeps_every_token_once_and_in_order(documents: list[list[int]], length: int) -> None:
-    """Without the special tokens the rows spell the documents; every row is `[CLS] … [SEP]`."""
-    packed_NT = pack(documents, length, np.uint16)
-    flat = [token for token in packed_NT.reshape(-1).tolist() if token >= 5]
-    assert flat == [token for document in documents for token in document]
-    for row in packed_NT.tolist():
-        assert row[0] == SPECIAL_IDS.cls
-        assert [token for token in row if token != SPECIAL_IDS.pad][-1] == SPECIAL_IDS.sep
-    assert not (packed_NT[:-1] == SPECIAL_IDS.pad).any()
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=50), st.floats(0.01, 0.5))

@@ -1,0 +1,79 @@
+"""Personal data gives way to its kind; what only looks like it stays."""
+
+import time
+
+import pytest
+
+from cloze_trainer.data import pii
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("write to ada.lovelace@example.org today", "EMAIL"),
+        ("the card 4111 1111 1111 1111 was charged", "CARD"),
+        ("account DE89 3704 0044 0532 0130 00 is closed", "IBAN"),
+        ("host 192.168.17.4 is down", "IP"),
+        ("host 2001:db8::17 is down", "IP"),
+        ("call +49 30 1234567 now", "PHONE"),
+        ("call (555) 123-4567 now", "PHONE"),
+        ("call 555 123 4567 now", "PHONE"),
+        ("call 0049 30 1234567 now", "PHONE"),
+        ("account be68539007547034 is closed", "IBAN"),
+        ("account de89 3704 0044 0532 0130 00 is closed", "IBAN"),
+        ("account BE68-5390-0754-7034 is closed", "IBAN"),
+        ("account BE68 5390 0754 7034 PAID", "IBAN"),
+        ("the card 3782 822463 10005 was charged", "CARD"),
+        ("the card 4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 was charged", "CARD"),
+        ("host fe80::1ff:fe23:4567:890a is down", "IP"),
+    ],
+)
+def test_personal_data_is_replaced_by_its_kind(text: str, kind: str) -> None:
+    """The datum is gone, its kind stands in its place, and only a count is kept."""
+    replaced, counts = pii.replace(text)
+    assert f"[{kind}]" in replaced
+    assert counts == {kind: 1}
+    assert not any(character.isdigit() for character in replaced)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4111 1111 1111 1111 12/26 123", "[CARD] 12/26 123"),
+        ("4111-1111-1111-1111 123 cvv", "[CARD] 123 cvv"),
+        ("1 4111 1111 1111 1111", "1 [CARD]"),
+        ("order 20 4111111111111111", "order 20 [CARD]"),
+        ("4111 1111 1111 1111 5500 0000 0000 0004", "[CARD] [CARD]"),
+        ("4111111111111111.", "[CARD]."),
+        ("BE68 5390 0754 7034 PAID", "[IBAN] PAID"),
+        ("BE68 5390 0754 7034 2024-01-01", "[IBAN] 2024-01-01"),
+        ("pay GB29NWBK60161331926819, now", "pay [IBAN], now"),
+    ],
+)
+def test_numbers_beside_a_datum_do_not_hide_it(text: str, expected: str) -> None:
+    """Expiry dates, order numbers, amounts and words next to a card or account number."""
+    assert pii.replace(text)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["a::b", "f::d", "std::f::d", "cafe::babe", "a::1", "BE68 5390 0754 7035", "100 200 3000"]
+)
+def test_what_only_looks_like_personal_data_stays(text: str) -> None:
+    """Names of programs in which hexadecimal letters surround colons, and numbers without a valid check digit."""
+    assert pii.replace(text) == (text, {})
+
+
+def test_long_rows_of_numbers_take_linear_time() -> None:
+    """A table of numbers on one line is read about once, not once for each of its numbers."""
+    row = " ".join(["1234"] * 50_000)
+    began = time.monotonic()
+    pii.replace(row)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "text", ["version 1.2.3 of 2024-11-24", "4111 1111 1111 1112 fails Luhn's test", "at 10:45:30"]
+)
+def test_other_numbers_stay(text: str) -> None:
+    """Dates, versions, times and numbers without a valid check digit are no personal data."""
+    assert pii.replace(text) == (text, {})
