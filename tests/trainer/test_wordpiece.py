@@ -77,7 +77,7 @@ def test_tokenizer_has_the_asked_size_and_knows_its_special_tokens() -> None:
     assert trained.get_vocab_size() <= 128
     assert [trained.token_to_id(word) for word in tokenizer.SPECIAL] == [0, 1, 2, 3, 4]
     tokens = trained.encode("The [MASK] fox mailed [EMAIL] 25").tokens
-    assert tokens[0], tokens[-1] == ("[CLS]", "[SEP]")
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
     assert "[MASK]" in tokens
     assert "[EMAIL]" in tokens
     assert "[UNK]" not in trained.encode(texts[0]).tokens
@@ -88,3 +88,20 @@ def test_words_are_split_as_berts_pre_tokenizer_does(text: str) -> None:
     """What the vocabulary was made from is what is looked up later: nothing known becomes `[UNK]`."""
     trained = tokenizer.train([text] * 3, vocab_size=200, lowercase=True)
     assert "[UNK]" not in trained.encode(text).tokens
+
+
+def test_thousands_of_characters_fit_where_the_text_needs_them() -> None:
+    """Text in a script of 2,500 equally frequent characters has next to no `[UNK]` at the default size."""
+    script = [chr(0x4E00 + number) for number in range(2500)]
+    texts = ["".join(script[start : start + 50]) for start in range(0, 2500, 50)]
+    trained = tokenizer.train(texts, vocab_size=8192, lowercase=True)
+    unknown = sum(encoding.tokens.count("[UNK]") for encoding in trained.encode_batch(texts))
+    assert unknown <= 0.0005 * 2500 + 1
+
+
+def test_rare_characters_take_no_room_where_a_thousand_cover_the_text() -> None:
+    """A long tail of characters that occur once leaves the vocabulary to pieces of words."""
+    tail = {chr(0x4E00 + number): 1 for number in range(3000)}
+    assert len(tokenizer._alphabet({"a": 10_000_000, **tail}, room=4000)) == 1000
+    assert len(tokenizer._alphabet({"a": 1000, **tail}, room=4000)) > 2900
+    assert tokenizer._alphabet({"a": 1000, "b": 2000, **tail}, room=3) == ["b", "a", chr(0x4E00)]

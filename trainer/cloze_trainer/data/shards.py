@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,12 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 1
+EDITION = 2
 TRAIN_FILE = "train.npy"
 HELD_OUT_FILE = "held-out.npy"
 REPORT_FILE = "report.json"
 _ENCODE_BATCH = 1000
+_BLOCK_ROWS = 4096
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -74,34 +75,87 @@ def split(texts: Sequence[str], held_out_fraction: float) -> tuple[list[str], li
     return train, held_out
 
 
-def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTypeLike) -> Tokens:
-    """Rows of `max_length` ids: `[CLS]`, a stretch of the documents joined by `[SEP]`, `[SEP]`.
+def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTypeLike) -> Iterator[Tokens]:
+    """Blocks of rows of `max_length` ids: `[CLS]`, a stretch of the documents joined by `[SEP]`, `[SEP]`.
 
-    Every id of every document is in exactly one row; only the last row is padded.
+    Every id of every document is in exactly one row; only the last row of all is padded. No more than a block and a
+    document are in memory.
     """
     special = tokenizer.SPECIAL_IDS
-    stream: list[np.ndarray[Any, Any]] = []
-    separator = np.array([special.sep], dtype=dtype)
-    for ids in documents_ids:
-        if len(ids):
-            if stream:
-                stream.append(separator)
-            stream.append(np.asarray(ids, dtype=dtype))
-    joined = np.concatenate(stream) if stream else np.empty(0, dtype=dtype)
     width = max_length - 2
-    rows = -(-len(joined) // width)
-    packed = np.full((rows, max_length), special.pad, dtype=dtype)
-    body = np.full(rows * width, special.pad, dtype=dtype)
-    body[: len(joined)] = joined
-    packed[:, 1:-1] = body.reshape(rows, width)
-    if rows:
-        packed[:, 0] = special.cls
-        packed[:-1, -1] = special.sep
-        packed[-1, 1 + len(joined) - (rows - 1) * width] = special.sep
+    waiting: list[npt.NDArray[Any]] = []
+    count, begun = 0, False
+    for ids in documents_ids:
+        if not len(ids):
+            continue
+        waiting.append(np.asarray([special.sep, *ids] if begun else ids, dtype=dtype))
+        count += len(waiting[-1])
+        begun = True
+        if count >= _BLOCK_ROWS * width:
+            joined = np.concatenate(waiting)
+            rows = count // width
+            yield _framed(joined[: rows * width].reshape(rows, width))
+            waiting = [joined[rows * width :]]
+            count -= rows * width
+    if count:
+        joined = np.concatenate(waiting)
+        rows = -(-count // width)
+        body = np.full(rows * width, special.pad, dtype=dtype)
+        body[:count] = joined
+        packed = _framed(body.reshape(rows, width))
+        packed[-1, -1] = special.pad
+        packed[-1, 1 + count - (rows - 1) * width] = special.sep
+        yield packed
+
+
+def _framed(body_NT: Tokens) -> Tokens:
+    special = tokenizer.SPECIAL_IDS
+    packed = np.empty((len(body_NT), body_NT.shape[1] + 2), dtype=body_NT.dtype)
+    packed[:, 0], packed[:, 1:-1], packed[:, -1] = special.cls, body_NT, special.sep
     return packed
 
 
+@dataclass(slots=True)
+class _Counts:
+    """What was written. tokens: ordinary ones; unknown: `[UNK]`."""
+
+    rows: int = 0
+    tokens: int = 0
+    unknown: int = 0
+
+
+def _write(path: Path, blocks: Iterable[Tokens], max_length: int, dtype: npt.DTypeLike) -> _Counts:
+    """Write blocks of rows as one `.npy` file, whose header is completed at the end."""
+    counts = _Counts()
+
+    def header(stream: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(
+            stream,
+            {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                "fortran_order": False,
+                "shape": (counts.rows, max_length),
+            },
+        )
+
+    with path.open("wb") as stream:
+        header(stream)
+        length = stream.tell()
+        for block in blocks:
+            stream.write(np.ascontiguousarray(block).tobytes())
+            counts.rows += len(block)
+            counts.tokens += int((block >= tokenizer.FIRST_ORDINARY_ID).sum())
+            counts.unknown += int((block == tokenizer.SPECIAL_IDS.unk).sum())
+        stream.seek(0)
+        header(stream)
+        # NumPy leaves room for the number of rows to grow.
+        assert stream.tell() == length
+    return counts
+
+
 def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterable[Sequence[int]]:
+    """Ids of the texts. `[SEP]` and the like within a text are ordinary text."""
+    model.encode_special_tokens = True
     for start in range(0, len(texts), _ENCODE_BATCH):
         for encoding in model.encode_batch_fast(list(texts[start : start + _ENCODE_BATCH]), add_special_tokens=False):
             yield encoding.ids
@@ -133,31 +187,33 @@ def prepare(
     vocab_size = model.get_vocab_size()
     stage("data")
     dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    train_NT = pack(_encode(model, train_texts), spec.model.max_length, dtype)
-    held_out_NT = pack(_encode(model, held_out_texts), spec.model.max_length, dtype)
-    for name, rows in (("training", train_NT), ("held-out", held_out_NT)):
-        if not len(rows):
-            raise InputError("CorpusTooSmall", f"the {name} documents hold no token: add text to the corpus")
-    ordinary = int((train_NT >= tokenizer.FIRST_ORDINARY_ID).sum())
-    unknown = int((train_NT == tokenizer.SPECIAL_IDS.unk).sum())
-    figures: dict[str, Any] = {
-        "documents_in": report.documents_in,
-        "documents": report.documents_out,
-        "documents_held_out": len(held_out_texts),
-        "dropped": dict(report.dropped),
-        "replaced": dict(report.replaced),
-        "characters": report.characters_out,
-        "tokens": ordinary + unknown,
-        "tokens_held_out": int((held_out_NT >= tokenizer.FIRST_ORDINARY_ID).sum()),
-        "sequences": len(train_NT),
-        "sequences_held_out": len(held_out_NT),
-        "vocab_size": vocab_size,
-        "unknown_share": unknown / max(1, ordinary + unknown),
-        "tokens_per_character": (ordinary + unknown) / max(1, sum(map(len, train_texts))),
-    }
     with publish(folder) as staging:
-        np.save(staging / TRAIN_FILE, train_NT)
-        np.save(staging / HELD_OUT_FILE, held_out_NT)
+        parts = {
+            name: _write(
+                staging / name, pack(_encode(model, part), spec.model.max_length, dtype), spec.model.max_length, dtype
+            )
+            for name, part in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
+        }
+        train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
+        for name, counts in (("training", train), ("held-out", held_out)):
+            if not counts.rows:
+                raise InputError("CorpusTooSmall", f"the {name} documents hold no token: add text to the corpus")
+        tokens = train.tokens + train.unknown
+        figures: dict[str, Any] = {
+            "documents_in": report.documents_in,
+            "documents": report.documents_out,
+            "documents_held_out": len(held_out_texts),
+            "dropped": dict(report.dropped),
+            "replaced": dict(report.replaced),
+            "characters": report.characters_out,
+            "tokens": tokens,
+            "tokens_held_out": held_out.tokens,
+            "sequences": train.rows,
+            "sequences_held_out": held_out.rows,
+            "vocab_size": vocab_size,
+            "unknown_share": train.unknown / max(1, tokens),
+            "tokens_per_character": tokens / max(1, sum(map(len, train_texts))),
+        }
         tokenizer.write(model, staging, max_length=spec.model.max_length, lowercase=spec.tokenizer.lowercase)
         write_json(staging / REPORT_FILE, figures)
     return read(folder), False

@@ -3,8 +3,10 @@
 import json
 import re
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ PLACEHOLDERS = ("[EMAIL]", "[IBAN]", "[CARD]", "[IP]", "[PHONE]")
 FIRST_ORDINARY_ID = len(SPECIAL)
 
 
-_MOST_CHARACTERS = 1000
+# Characters that get a piece wherever there is room; beyond them only as many as cover this share of the text. English
+# stays with few, and Chinese gets its thousands.
+_COMMON_CHARACTERS = 1000
+_COVERAGE = 0.9995
 # Longer words become `[UNK]` whole: it is the model's own limit.
 _LONGEST_WORD = 100
 
@@ -61,12 +66,15 @@ def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> di
     """
     first = [*SPECIAL, *PLACEHOLDERS]
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    normalised = [normalizer.normalize_str(text) for text in texts]
+    # Distinct stretches between blanks with their counts: far fewer than the text, of which no second copy is made.
+    stretches: Counter[str] = Counter()
+    for text in texts:
+        stretches.update(normalizer.normalize_str(text).split())
     characters: Counter[str] = Counter()
-    for text in normalised:
-        characters.update(text)
-    ranked = sorted((c for c in characters if not c.isspace()), key=lambda c: (-characters[c], c))
-    kept = ranked[: min(_MOST_CHARACTERS, (vocab_size - len(first)) // 2)]
+    for stretch, count in stretches.items():
+        for character in stretch:
+            characters[character] += count
+    kept = _alphabet(characters, (vocab_size - len(first)) // 2)
     alone = re.escape("".join(c for c in kept if _stands_alone(c)))
     inner = re.escape("".join(c for c in kept if not _stands_alone(c)))
     # What is between characters that are kept, split as BERT's pre-tokenizer does.
@@ -74,10 +82,19 @@ def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> di
         "|".join(part for part in (f"[{inner}]+" if inner else "", f"[{alone}]" if alone else "") if part)
     )
     counts: Counter[str] = Counter()
-    for text in normalised:
-        counts.update(word.findall(text))
+    for stretch, count in stretches.items():
+        for found in word.findall(stretch):
+            counts[found] += count
     words = {text: counts[text] for text in sorted(counts) if len(text) <= _LONGEST_WORD}
     return {piece: number for number, piece in enumerate([*first, *pieces(words, vocab_size - len(first))])}
+
+
+def _alphabet(characters: Mapping[str, int], room: int) -> list[str]:
+    """The most frequent characters, at most `room`; ties go to the one that sorts first."""
+    ranked = sorted(characters, key=lambda c: (-characters[c], c))
+    wanted = _COVERAGE * sum(characters.values())
+    covered = list(accumulate(characters[c] for c in ranked))
+    return ranked[: min(room, max(_COMMON_CHARACTERS, bisect_left(covered, wanted) + 1))]
 
 
 def _stands_alone(character: str) -> bool:
