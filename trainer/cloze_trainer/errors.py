@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 
 from cloze_api.progress import ExitCode
@@ -56,11 +57,30 @@ class Suspended(TrainerError):
         super().__init__("Suspended", message, ExitCode.SUSPENDED)
 
 
+# Characters of one exception that go into the log.
+_LONGEST_DETAIL = 500
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+# What gloo, NCCL and torch's store say when the other end is gone. Not their names alone: a wrong network interface or
+# a GPU without memory is reported by them, too, and never goes away.
 _CONNECTION = re.compile(
-    r"gloo|connection (was )?(closed|reset|refused)|broken pipe|nccl|socket|store|timed out|recvValue", re.IGNORECASE
+    r"connection (was )?(likely )?(closed|reset|refused|aborted|timed out)|broken pipe|no route to host"
+    r"|recvValue failed|sendBytes failed|socket has timed out|wait timeout after"
+    r"|timed out waiting \d+ ?ms for (a )?(recv|send)|timeout caused pair closure"
+    r"|nccl(Remote|System)Error|remote process exited|collective operation timeout",
+    re.IGNORECASE,
 )
+_CONNECTION_TYPES = (
+    "DistNetworkError",
+    "DistStoreError",
+    "RendezvousConnectionError",
+    "RendezvousTimeoutError",
+    "RendezvousClosedError",
+)
+
+
+STORAGE_ERRORS = frozenset(_FULL | _UNWRITABLE)
+"""Error numbers of a volume that can't take what is written."""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -115,17 +135,8 @@ def classify(error: BaseException, *, ranks: int = 1) -> TrainerError:
                 ExitCode.STORAGE,
             )
     for item in chain:
-        distributed = type(item).__name__ in (
-            "DistError",
-            "DistBackendError",
-            "DistNetworkError",
-            "DistStoreError",
-            "RendezvousConnectionError",
-            "RendezvousTimeoutError",
-            "RendezvousClosedError",
-        )
-        broken = ranks > 1 and isinstance(item, RuntimeError) and _CONNECTION.search(str(item)) is not None
-        if distributed or broken:
+        broken = isinstance(item, RuntimeError) and _CONNECTION.search(str(item)) is not None
+        if ranks > 1 and (broken or type(item).__name__ in _CONNECTION_TYPES):
             return PeerLost("the connection to another rank was lost; the gang starts again from the last checkpoint")
     for item in chain:
         if isinstance(item, MemoryError) or "can't allocate memory" in str(item) or "out of memory" in str(item):
@@ -136,3 +147,20 @@ def classify(error: BaseException, *, ranks: int = 1) -> TrainerError:
     return TrainerError(
         "InternalError", f"unexpected {type(error).__name__}: the log has the place; it is retried from a checkpoint"
     )
+
+
+def technical(error: BaseException) -> str:
+    """What the system, torch and other native libraries say about a failure; they hold no text of the user."""
+    lines = []
+    for item in _chain(error):
+        library = type(item).__module__.partition(".")[0] in ("torch", "onnxruntime", "safetensors")
+        if library or isinstance(item, OSError | MemoryError) or type(item) is RuntimeError:
+            lines.append(f"{type(item).__name__}: {item}"[:_LONGEST_DETAIL])
+        else:
+            lines.append(type(item).__name__)
+    return "; ".join(lines)
+
+
+def trace(error: BaseException) -> str:
+    """The innermost frames of a failure: places in the code, without any value."""
+    return "".join(traceback.format_tb(error.__traceback__)[-8:])

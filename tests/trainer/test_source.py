@@ -1,0 +1,141 @@
+"""Sources: files by pattern, downloads that are whole or refused, and no secret in what is told."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from cloze_api.progress import ExitCode
+from cloze_trainer.data.source import SourceFiles, locate, redacted
+from cloze_trainer.errors import InputError, TrainerError
+
+BODY = b"one\n\ntwo\n" * 1000
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by path; remembers the credentials."""
+
+    seen: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.seen.append(self.headers.get("Authorization"))
+        if path.startswith("/status/"):
+            self.send_error(int(path.rpartition("/")[2]))
+        elif path == "/reset":
+            self.connection.close()
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY[: len(BODY) // 2] if path == "/cut" else BODY)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Handler.seen.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+
+
+def fetch(uri: str, folder: Path) -> SourceFiles:
+    return locate(uri, corpus_root=folder / "mounts", downloads=folder / "downloads")
+
+
+def test_download_is_whole_and_fetched_once(server: str, tmp_path: Path) -> None:
+    """The file is the body, and a second start asks no server."""
+    (path,) = fetch(f"http://{server}/whole", tmp_path).paths
+    assert path.read_bytes() == BODY
+    fetch(f"http://{server}/whole", tmp_path)
+    assert len(Handler.seen) == 1
+
+
+@pytest.mark.parametrize("path", ["cut", "reset", "status/503"])
+def test_broken_download_is_retried_and_leaves_nothing(server: str, tmp_path: Path, path: str) -> None:
+    """A body that ends early, a connection that breaks, a server that is down: nothing is taken for the source."""
+    for _ in range(2):
+        with pytest.raises(TrainerError) as failure:
+            fetch(f"http://{server}/{path}?token=s3cret", tmp_path)
+        assert failure.value.reason == "SourceUnavailable"
+        assert failure.value.exit_code == ExitCode.INTERNAL
+        assert "s3cret" not in failure.value.message
+
+
+def test_unreachable_server_is_retried(tmp_path: Path) -> None:
+    """A server that isn't there may come back."""
+    with pytest.raises(TrainerError) as failure:
+        fetch("http://127.0.0.1:1/x", tmp_path)
+    assert (failure.value.reason, failure.value.exit_code) == ("SourceUnavailable", ExitCode.INTERNAL)
+
+
+@pytest.mark.parametrize("code", [401, 404])
+def test_missing_download_is_final(server: str, tmp_path: Path, code: int) -> None:
+    """An address that names nothing, or not for us, is the job's mistake; its secrets are not told."""
+    with pytest.raises(InputError, match=str(code)) as refusal:
+        fetch(f"http://ada:pa55@{server}/status/{code}?signature=s3cret", tmp_path)
+    assert "s3cret" not in refusal.value.message
+    assert "pa55" not in refusal.value.message
+
+
+def test_user_and_password_of_an_address_are_sent(server: str, tmp_path: Path) -> None:
+    """`https://user:password@host/…` is basic authentication."""
+    fetch(f"http://ada:pa%3A55@{server}/whole", tmp_path)
+    assert Handler.seen == ["Basic YWRhOnBhOjU1"]
+
+
+def test_full_volume_is_not_the_servers_fault(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk says stays what the disk says."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cloze_trainer.data.source.shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space"):
+        fetch(f"http://{server}/whole", tmp_path)
+
+
+def test_only_the_asterisk_is_a_wildcard(tmp_path: Path) -> None:
+    """Brackets and question marks in a claim's paths are ordinary characters; files come in order of their names."""
+    folder = tmp_path / "mounts" / "pvc" / "texts" / "set[1]?"
+    folder.mkdir(parents=True)
+    for name in ("b.txt", "a.txt", "c.md"):
+        (folder / name).write_text(name)
+    found = fetch("pvc://texts/set[1]?/*.txt", tmp_path)
+    assert [path.name for path in found.paths] == ["a.txt", "b.txt"]
+    assert [path.name for path in fetch(f"file://{folder}/*.md", tmp_path).paths] == ["c.md"]
+    with pytest.raises(InputError, match="check the path"):
+        fetch("pvc://texts/set1x/a.txt", tmp_path)
+
+
+def test_digest_follows_the_content(tmp_path: Path) -> None:
+    """The same bytes have the same digest, others another."""
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    before = fetch(f"file://{file}", tmp_path).digest
+    assert fetch(f"file://{file}", tmp_path).digest == before
+    file.write_text("two")
+    assert fetch(f"file://{file}", tmp_path).digest != before
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        (
+            "https://ada:pa55@host.example:8443/a%20b.txt?X-Amz-Signature=s3cret#part",
+            "https://host.example:8443/a%20b.txt",
+        ),
+        ("https://host.example/a.txt", "https://host.example/a.txt"),
+        ("pvc://texts/a?b.txt", "pvc://texts/a?b.txt"),
+    ],
+)
+def test_secrets_of_an_address_are_left_out(uri: str, shown: str) -> None:
+    """User, password, signature and fragment go; the rest tells the source."""
+    assert redacted(uri) == shown
