@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -17,6 +18,10 @@ from cloze_trainer.errors import InputError
 
 # Fields of the spec that don't define the result.
 _MUTABLE = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "failure_policy", "storage", "image"}
+
+_KINDS = ("PretrainJob", "FineTuneJob")
+# Begins the identity of a run outside Kubernetes.
+_LOCAL = "local-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,11 @@ class Run:
         return f"{self.job.metadata.namespace}/{self.job.metadata.name}"
 
     @property
+    def local(self) -> bool:
+        """Whether no cluster knows this run: its identity is that of the file's content."""
+        return self.identity.startswith(_LOCAL)
+
+    @property
     def artifact(self) -> Path:
         """Folder of the finished artifact."""
         return self.workspace / "artifact"
@@ -63,20 +73,33 @@ def _problem(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+def _training_job(documents: list[Any], file: Path) -> dict[str, Any]:
+    """The one training job among a file's documents, which may hold what belongs to it. Raises InputError."""
+    resources = [item for item in documents if isinstance(item, dict)]
+    jobs = resources if len(documents) == 1 else [item for item in resources if item.get("kind") in _KINDS]
+    if len(jobs) == 1:
+        return jobs[0]
+    found = jobs or resources
+    names = ", ".join(f"{item.get('kind')} {(item.get('metadata') or {}).get('name')}" for item in found)
+    raise InputError(
+        "JobInvalid",
+        f"{file} holds {'more than one training job' if jobs else 'no training job'}"
+        f"{f' ({names})' if names else ''}: give a file with one PretrainJob or FineTuneJob",
+    )
+
+
 def open_run(file: Path) -> Run:
     """Read the resource and the environment. Raises InputError for a file that is no training job."""
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        documents = [item for item in yaml.safe_load_all(file.read_text(encoding="utf-8")) if item is not None]
     except OSError as error:
         raise InputError("JobUnreadable", f"{file} can't be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
         raise InputError("JobInvalid", f"{file}{place} isn't YAML: give one PretrainJob or FineTuneJob") from error
-    if not isinstance(document, dict):
-        raise InputError("JobInvalid", f"{file} holds no resource: give one PretrainJob or FineTuneJob")
     try:
-        job = parse_job(document)
+        job = parse_job(_training_job(documents, file))
     except ValidationError as error:
         raise InputError("JobInvalid", f"{file}: {_problem(error)}") from error
     except ValueError as error:
@@ -86,7 +109,7 @@ def open_run(file: Path) -> Run:
     default = Path.cwd() / "cloze-run" / job.metadata.name
     return Run(
         job=job,
-        identity=os.environ.get(ENV_JOB_UID) or job.metadata.uid or f"local-{digest[:24]}",
+        identity=os.environ.get(ENV_JOB_UID) or job.metadata.uid or f"{_LOCAL}{digest[:24]}",
         workspace=Path(os.environ.get(ENV_WORKSPACE) or default).resolve(),
         corpus_root=Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT),
         tracking_uri=os.environ.get(ENV_MLFLOW_URI) or None,

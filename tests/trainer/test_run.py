@@ -1,0 +1,49 @@
+"""The file of a run: which of its documents is the job, and which run it is."""
+
+from pathlib import Path
+
+import pytest
+
+from cloze_trainer.errors import InputError
+from cloze_trainer.run import open_run
+
+JOB = """\
+apiVersion: cloze.dev/v1alpha1
+kind: {kind}
+metadata: {{name: {name}}}
+spec:
+  corpus: [{{uri: file:///x}}]
+  registry: {{name: x}}
+"""
+CLAIM = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: texts}\n"
+
+
+def opened(folder: Path, *documents: str) -> str:
+    file = folder / "job.yaml"
+    file.write_text("---\n".join(documents), encoding="utf-8")
+    return open_run(file).job.metadata.name
+
+
+def test_the_one_training_job_of_several_documents_is_taken(tmp_path: Path) -> None:
+    """A file for `kubectl apply`, with a claim beside the job, also runs here."""
+    assert opened(tmp_path, CLAIM, JOB.format(kind="PretrainJob", name="mine"), "") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"),
+    [
+        (
+            [JOB.format(kind="PretrainJob", name="one"), JOB.format(kind="PretrainJob", name="two")],
+            r"more than one training job \(PretrainJob one, PretrainJob two\)",
+        ),
+        ([CLAIM, CLAIM], r"no training job \(PersistentVolumeClaim texts, PersistentVolumeClaim texts\)"),
+        ([CLAIM], "kind is 'PersistentVolumeClaim'"),
+        (["a text\n"], "no training job"),
+        ([""], "no training job"),
+    ],
+)
+def test_any_other_number_is_refused_with_the_choices(tmp_path: Path, documents: list[str], words: str) -> None:
+    """The message names what the file holds."""
+    with pytest.raises(InputError, match=words) as refusal:
+        opened(tmp_path, *documents)
+    assert refusal.value.reason == "JobInvalid"
