@@ -1,6 +1,7 @@
 """The encoder that a fine-tuning starts from: a verified artifact in the workspace."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, file_sha256, verify
 from cloze_api.names import ENV_BASE_DIGEST, ENV_MLFLOW_URI
 from cloze_api.task import Task
+from cloze_trainer.console import log
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.model import EncoderConfig
 from cloze_trainer.run import Run
@@ -31,6 +33,11 @@ def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel
     except ArtifactError as error:
         raise BaseModelError(
             f"Base{error.reason}", f"the base model {name} can't be used: {error}; name another version"
+        ) from error
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise BaseModelError(
+            "BaseManifestInvalid",
+            f"the base model {name} isn't what its {MANIFEST_FILE} describes; name another version",
         ) from error
     if manifest.task is not Task.FILL_MASK:
         raise BaseModelError(
@@ -68,6 +75,12 @@ def fetch(run: Run, spec: FineTuneJobSpec) -> BaseModel:
     version = model.version or registry.version_of_alias(run.tracking_uri, model.name, model.alias or "")
     name = f"{model.name}/{version}"
     folder = run.workspace / "base" / name.replace("/", "-")
-    if not (folder / MANIFEST_FILE).is_file():
-        registry.download(run.tracking_uri, model.name, version, folder)
-    return open_base(folder, name, os.environ.get(ENV_BASE_DIGEST) or None)
+    expected = os.environ.get(ENV_BASE_DIGEST) or None
+    if (folder / MANIFEST_FILE).is_file():
+        try:
+            return open_base(folder, name, expected)
+        except BaseModelError as error:
+            log("base model downloaded once more", base=name, why=error.reason)
+            shutil.rmtree(folder)
+    registry.download(run.tracking_uri, model.name, version, folder)
+    return open_base(folder, name, expected)

@@ -2,10 +2,11 @@
 
 import os
 import random
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 from cloze_api.manifest import MANIFEST_FILE
 from cloze_api.names import TAG_DIGEST, TAG_JOB, TAG_JOB_UID, TAG_TASK
 from cloze_trainer.console import log
-from cloze_trainer.errors import BaseModelError, RegistryError
+from cloze_trainer.errors import STORAGE_ERRORS, BaseModelError, RegistryError
+from cloze_trainer.files import sync_folder, sync_tree
 from cloze_trainer.tracking import JobTags
 
 # MLflow's own retries would block for minutes; ours know the budget.
@@ -24,7 +26,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import Metric, Param
+from mlflow.entities import LoggedModelStatus, Metric, Param
 from mlflow.exceptions import MlflowException
 
 ENV_BUDGET = "CLOZE_REGISTRY_BUDGET_SECONDS"
@@ -32,16 +34,21 @@ DEFAULT_BUDGET_SECONDS = 600.0
 _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 30.0
 
+# What may not be in a metric's name.
+_UNNAMEABLE = re.compile(r"[^\w\-./ ]", re.ASCII)
+_LONGEST_NAME = 250
+
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A registered version."""
+    """A registered version. digest: of the artifact that it holds."""
 
     name: str
     version: str
     run_id: str
+    digest: str
 
 
 def budget_seconds() -> float:
@@ -52,14 +59,35 @@ def budget_seconds() -> float:
 _FINAL_CODES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
+_LOCAL_ERROR = re.compile(r"\[Errno (\d+)\]")
+
+
+def _storage_error(error: BaseException) -> int | None:
+    """The error number, when the failure is this machine's volume: it wouldn't get better by asking MLflow again.
+
+    MLflow downloads in threads and keeps only the text of what went wrong in them.
+    """
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        return error.errno
+    if isinstance(error, MlflowException) and "downloading" in str(error):
+        return next((int(found) for found in _LOCAL_ERROR.findall(str(error)) if int(found) in STORAGE_ERRORS), None)
+    return None
+
+
 def persist(what: str, call: Callable[[], Result], *, seconds: float) -> Result:
-    """Repeat a call with growing, jittered delays until it works. Raises RegistryError when the seconds are spent."""
+    """Repeat a call with growing, jittered delays until it works.
+
+    Raises RegistryError when the seconds are spent, OSError when this machine's volume fails, MlflowException when
+    MLflow refuses.
+    """
     deadline = time.monotonic() + seconds
     delay = _FIRST_DELAY_SECONDS
     while True:
         try:
             return call()
         except (MlflowException, OSError) as error:
+            if (number := _storage_error(error)) is not None:
+                raise OSError(number, os.strerror(number)) from error
             code = getattr(error, "error_code", type(error).__name__)
             if code in _FINAL_CODES:
                 raise
@@ -90,20 +118,81 @@ def find_or_create_run(connection: MlflowClient, tags: JobTags) -> str:
             experiment = connection.get_experiment_by_name(tags.experiment).experiment_id
     else:
         experiment = found.experiment_id
-    runs = connection.search_runs([experiment], filter_string=f"tags.`{TAG_JOB_UID}` = '{tags.uid}'", max_results=1)
+    mine = _tagged(tags) + (" and attributes.status != 'FINISHED'" if tags.repeatable else "")
+    runs = connection.search_runs([experiment], filter_string=mine, max_results=1)
     if runs:
         return str(runs[0].info.run_id)
     marks = {TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task}
     return str(connection.create_run(experiment, tags=marks, run_name=tags.job).info.run_id)
 
 
+def _tagged(tags: JobTags) -> str:
+    """MLflow's filter for what belongs to a job."""
+    return f"tags.`{TAG_JOB_UID}` = '{tags.uid}'"
+
+
 def log_metrics(connection: MlflowClient, run_id: str, rows: list[tuple[int, str, float, int]]) -> None:
-    """Log figures: (step, name, value, milliseconds since the epoch)."""
+    """Log figures: (step, name, value, milliseconds since the epoch).
+
+    MLflow's names have letters, digits and a few signs; what else a label's name holds becomes `_`.
+    """
     for start in range(0, len(rows), 500):
         connection.log_batch(
             run_id,
-            metrics=[Metric(name, value, stamp, step) for step, name, value, stamp in rows[start : start + 500]],
+            metrics=[
+                Metric(_UNNAMEABLE.sub("_", name)[:_LONGEST_NAME], value, stamp, step)
+                for step, name, value, stamp in rows[start : start + 500]
+            ],
         )
+
+
+def _versions(connection: MlflowClient, tags: JobTags) -> Iterator[Any]:
+    """The job's versions of its registered model, page by page."""
+    token = None
+    while True:
+        try:
+            page = connection.search_model_versions(
+                f"name = '{tags.experiment}' and {_tagged(tags)}", max_results=100, page_token=token
+            )
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return
+            raise
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _find(connection: MlflowClient, tags: JobTags, digest: str) -> Registered | None:
+    """The job's version with this digest; in a cluster any, because a job has one result however often it is tried."""
+    found = [
+        Registered(tags.experiment, str(item.version), item.run_id or "", item.tags.get(TAG_DIGEST, ""))
+        for item in _versions(connection, tags)
+    ]
+    same = [version for version in found if version.digest == digest]
+    return next(iter(same or ([] if tags.repeatable else found)), None)
+
+
+def _upload(connection: MlflowClient, tags: JobTags, run_id: str, folder: Path, digest: str) -> Any:
+    """The logged model that holds the artifact: the one that an earlier attempt began, or a new one."""
+    experiment = connection.get_run(run_id).info.experiment_id
+    logged = None
+    for candidate in connection.search_logged_models([experiment], filter_string=_tagged(tags)):
+        if candidate.tags.get(TAG_DIGEST) == digest and candidate.status != LoggedModelStatus.FAILED:
+            logged = candidate
+        elif not tags.repeatable or candidate.status == LoggedModelStatus.PENDING:
+            # An earlier attempt's, of which no version was made.
+            connection.delete_logged_model(candidate.model_id)
+    if logged is None:
+        marks = {TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task, TAG_DIGEST: digest}
+        logged = connection.create_logged_model(
+            experiment, name=tags.experiment, source_run_id=run_id, tags=marks, model_type=tags.task
+        )
+    if logged.status == LoggedModelStatus.READY:
+        return logged
+    connection.log_model_artifacts(logged.model_id, str(folder))
+    return connection.finalize_logged_model(logged.model_id, "READY")
 
 
 def register(
@@ -117,7 +206,9 @@ def register(
 ) -> Registered:
     """Upload the artifact and create the job's model version, unless an earlier attempt did; no alias is touched.
 
-    The files lie at the root of a logged model's artifacts, which the version's source names. Raises RegistryError.
+    The files lie at the root of a logged model's artifacts, which the version's source names. In a cluster an earlier
+    attempt's version stands, even if this artifact's digest is another: the reply has the version's own. Raises
+    RegistryError.
     """
     seconds = budget_seconds()
     deadline = time.monotonic() + seconds
@@ -126,30 +217,14 @@ def register(
     def attempt(what: str, call: Callable[[], Result]) -> Result:
         try:
             return persist(what, call, seconds=max(1.0, deadline - time.monotonic()))
-        except (MlflowException, OSError) as error:
-            code = getattr(error, "error_code", type(error).__name__)
-            raise RegistryError(f"MLflow refused to {what} ({code}): check its permissions and storage") from error
-
-    run_id = attempt("find the run", lambda: find_or_create_run(connection, tags))
-
-    def find() -> Registered | None:
-        try:
-            versions = connection.search_model_versions(f"name='{tags.experiment}'", max_results=1000)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        for item in versions:
-            if item.tags.get(TAG_JOB_UID) == tags.uid:
-                return Registered(tags.experiment, str(item.version), item.run_id or run_id)
-        return None
+            raise _refused(what, error) from error
 
-    def finish_run() -> None:
+    def log_figures() -> None:
         connection.log_batch(run_id, params=[Param(key, value[:500]) for key, value in params.items()])
         stamp = int(time.time() * 1000)
-        connection.log_batch(run_id, metrics=[Metric(key, value, stamp, 0) for key, value in figures.items()])
+        log_metrics(connection, run_id, [(0, key, value, stamp) for key, value in figures.items()])
         connection.set_tag(run_id, TAG_DIGEST, digest)
-        connection.set_terminated(run_id)
 
     def create_model() -> None:
         try:
@@ -158,37 +233,39 @@ def register(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
 
-    if (earlier := attempt("search the versions", find)) is not None:
-        return earlier
-    attempt("create the registered model", create_model)
-    marks = {TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task, TAG_DIGEST: digest}
-    attempt("log the figures", finish_run)
-
-    def upload() -> Any:
-        experiment = connection.get_run(run_id).info.experiment_id
-        logged = connection.create_logged_model(
-            experiment, name=tags.experiment, source_run_id=run_id, tags=marks, model_type=tags.task
-        )
-        connection.log_model_artifacts(logged.model_id, str(folder))
-        return connection.finalize_logged_model(logged.model_id, "READY")
-
-    logged = attempt("upload the artifact", upload)
-
     def create_version() -> Registered:
         # The reply of an earlier call may have been lost after the version was made.
-        if (made := find()) is not None:
+        if (made := _find(connection, tags, digest)) is not None:
             return made
         made_version = connection.create_model_version(
             tags.experiment,
             source=logged.artifact_location,
             run_id=run_id,
-            tags=marks,
+            tags={TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task, TAG_DIGEST: digest},
             model_id=logged.model_id,
             await_creation_for=60,
         )
-        return Registered(tags.experiment, str(made_version.version), run_id)
+        return Registered(tags.experiment, str(made_version.version), run_id, digest)
 
-    return attempt("create the model version", create_version)
+    registered = attempt("search the versions", lambda: _find(connection, tags, digest))
+    if registered is None:
+        run_id = attempt("find the run", lambda: find_or_create_run(connection, tags))
+        attempt("create the registered model", create_model)
+        attempt("log the figures", log_figures)
+        logged = attempt("upload the artifact", lambda: _upload(connection, tags, run_id, folder, digest))
+        registered = attempt("create the model version", create_version)
+    elif registered.digest != digest:
+        log("registered before", version=registered.version, digest=registered.digest, this_digest=digest)
+    if registered.run_id:
+        finished_run = registered.run_id
+        attempt("end the run", lambda: connection.set_terminated(finished_run))
+    return registered
+
+
+def _refused(what: str, error: MlflowException) -> RegistryError:
+    return RegistryError(
+        f"MLflow refused to {what} ({error.error_code}): check the trainer's permissions and MLflow's storage"
+    )
 
 
 def version_of_alias(tracking_uri: str, name: str, alias: str) -> str:
@@ -200,12 +277,19 @@ def version_of_alias(tracking_uri: str, name: str, alias: str) -> str:
             seconds=budget_seconds(),
         )
     except MlflowException as error:
-        raise BaseModelError("BaseNotFound", f"{name} has no alias {alias!r} in MLflow: name a version") from error
+        # The tracking server calls an unknown alias an invalid parameter.
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or ("alias" in str(error) and "not found" in str(error)):
+            raise BaseModelError("BaseNotFound", f"{name} has no alias {alias!r} in MLflow: name a version") from error
+        raise _refused("resolve the alias of the base model", error) from error
     return str(found.version)
 
 
 def download(tracking_uri: str, name: str, version: str, folder: Path) -> None:
-    """Put a version's files into `folder`; all or nothing. Raises BaseModelError when there is no such version."""
+    """Put a version's files into `folder`; all or nothing.
+
+    Raises BaseModelError when there is no such version, RegistryError when MLflow doesn't give it, OSError when the
+    volume can't take it.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def fetch() -> None:
@@ -216,13 +300,17 @@ def download(tracking_uri: str, name: str, version: str, folder: Path) -> None:
                 raise BaseModelError(
                     "BaseManifestMissing", f"{name}/{version} has no {MANIFEST_FILE}: it isn't a Cloze artifact"
                 )
+            sync_tree(arrived)
             if folder.exists():
                 shutil.rmtree(folder)
             arrived.rename(folder)
+            sync_folder(folder.parent)
 
     try:
         persist("download the base model", fetch, seconds=budget_seconds())
     except MlflowException as error:
-        raise BaseModelError(
-            "BaseNotFound", f"MLflow has no version {version} of {name}: check spec.base.model"
-        ) from error
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise BaseModelError(
+                "BaseNotFound", f"MLflow has no version {version} of {name}: check spec.base.model"
+            ) from error
+        raise _refused("give the base model", error) from error

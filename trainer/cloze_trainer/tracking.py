@@ -17,12 +17,17 @@ _LARGEST_BACKLOG = 50_000
 
 @dataclass(frozen=True, slots=True)
 class JobTags:
-    """What marks the run and the version of a job. experiment: the registered model's name."""
+    """What marks the run and the version of a job.
+
+    experiment: the registered model's name. repeatable: whether the same job may be carried out again, with another
+    result, as on a person's own machine.
+    """
 
     uid: str
     job: str
     task: str
     experiment: str
+    repeatable: bool = False
 
 
 class Silent:
@@ -31,7 +36,7 @@ class Silent:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Forget the figures."""
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Nothing to send."""
 
 
@@ -42,6 +47,7 @@ class MlflowTracker:
         self._uri, self._tags = tracking_uri, tags
         self._rows: queue.SimpleQueue[tuple[int, str, float, int]] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._failed = False
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -51,8 +57,12 @@ class MlflowTracker:
         for name, value in values.items():
             self._rows.put((step, name, value, stamp))
 
-    def close(self, timeout: float = 15.0) -> None:
-        """Send what is left; what MLflow doesn't take in this time is dropped."""
+    def close(self, timeout: float = 15.0, *, failed: bool = False) -> None:
+        """Send what is left; what MLflow doesn't take in this time is dropped.
+
+        failed: whether the run has failed for good.
+        """
+        self._failed = failed
         self._closing.set()
         self._thread.join(timeout)
 
@@ -69,12 +79,15 @@ class MlflowTracker:
                 while True:
                     backlog.append(self._rows.get_nowait())
             del backlog[:-_LARGEST_BACKLOG]
-            if backlog:
+            failed = closing and self._failed
+            if backlog or failed:
                 try:
                     connection = registry.client(self._uri)
                     run_id = run_id or registry.find_or_create_run(connection, self._tags)
                     registry.log_metrics(connection, run_id, backlog)
                     backlog.clear()
+                    if failed:
+                        connection.set_terminated(run_id, "FAILED")
                     warned = False
                 except Exception as error:  # noqa: BLE001 - nothing that MLflow does may end the training
                     if not warned:

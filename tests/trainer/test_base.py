@@ -1,0 +1,98 @@
+"""The base model in the workspace: verified, and fetched once more when it's damaged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.manifest import Limits, Lineage, Manifest, digest_files, tokenizer_fingerprint, write_manifest
+from cloze_api.progress import ExitCode
+from cloze_api.task import Task
+from cloze_trainer.base import fetch, open_base
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.errors import BaseModelError
+from cloze_trainer.model import EncoderConfig
+from cloze_trainer.run import Run, open_run
+
+CONFIG = EncoderConfig(vocab_size=9, layers=1, hidden_size=4, heads=1, intermediate_size=4, max_length=16, dropout=0.0)
+
+
+def artifact(folder: Path) -> str:
+    """Something with an artifact's files; returns its digest."""
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
+    (folder / "config.json").write_text(json.dumps(CONFIG.transformers(Task.FILL_MASK)))
+    return write_manifest(
+        folder,
+        Manifest(
+            name="small",
+            task=Task.FILL_MASK,
+            architecture="BertForMaskedLM",
+            limits=Limits(max_length=16, vocab_size=9),
+            special_tokens=SPECIAL_IDS,
+            lowercase=True,
+            tokenizer_fingerprint=tokenizer_fingerprint({}),
+            inputs=["input_ids"],
+            output="logits",
+            lineage=Lineage(job="x", job_uid="x", kind="PretrainJob", created="x", trainer_version="x"),
+            files=digest_files(folder),
+        ),
+    )
+
+
+def run_of(folder: Path) -> tuple[Run, FineTuneJobSpec]:
+    job = {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "filter"},
+        "spec": {
+            "base": {"model": {"name": "small", "version": "1"}},
+            "task": "sequence-classification",
+            "dataset": {"train": "file:///a", "test": "file:///b"},
+            "registry": {"name": "filter"},
+        },
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    run = open_run(folder / "job.json")
+    assert isinstance(run.job.spec, FineTuneJobSpec)
+    return Run(run.job, run.identity, folder / "workspace", folder, "http://127.0.0.1:1"), run.job.spec
+
+
+def test_damaged_base_is_fetched_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that broke in the workspace costs a download; one that comes broken from the registry ends the run."""
+    digest = artifact(tmp_path / "registry")
+    fetched = []
+
+    def download(uri: str, name: str, version: str, folder: Path) -> None:
+        fetched.append(version)
+        shutil.copytree(tmp_path / "registry", folder)
+
+    monkeypatch.setattr("cloze_trainer.registry.download", download)
+    run, spec = run_of(tmp_path)
+    base = fetch(run, spec)
+    assert (base.digest, fetched) == (digest, ["1"])
+    fetch(run, spec)
+    assert fetched == ["1"]
+    (base.folder / "model.safetensors").write_text("rubbish")
+    assert fetch(run, spec).digest == digest
+    assert fetched == ["1", "1"]
+    for folder in (base.folder, tmp_path / "registry"):
+        (folder / "model.safetensors").write_text("rubbish")
+    with pytest.raises(BaseModelError) as refusal:
+        fetch(run, spec)
+    assert refusal.value.reason == "BaseFileCorrupt"
+
+
+def test_artifact_without_its_tokenizer_is_no_base(tmp_path: Path) -> None:
+    """A manifest that doesn't list what it describes is the base's fault, not ours."""
+    artifact(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    document = json.loads((tmp_path / "base" / "manifest.json").read_text())
+    del document["files"]["tokenizer.json"]
+    (tmp_path / "base" / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BaseModelError) as refusal:
+        open_base(tmp_path / "base", "small/1", None)
+    assert refusal.value.exit_code == ExitCode.BASE_MISMATCH
