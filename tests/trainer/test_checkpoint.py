@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from cloze_trainer.checkpoint import Checkpoints, LoopState
-from cloze_trainer.errors import TrainerError
+from cloze_trainer.errors import InputError, TrainerError
+from cloze_trainer.origin import Origin
+
+ORIGIN = Origin(data="corpus", base="sha256:base")
 
 
 def trained(seed: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -21,7 +24,7 @@ def trained(seed: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer
 
 
 def saved(folder: Path, *steps: int, keep: int = 3) -> Checkpoints:
-    checkpoints = Checkpoints(folder, keep)
+    checkpoints = Checkpoints(folder, keep, ORIGIN)
     for step in steps:
         checkpoints.save(LoopState(step, 10 * step), *trained(step))
     return checkpoints
@@ -79,6 +82,27 @@ def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     shutil.copytree(checkpoints.path(1), tmp_path / ".step-00000007.staging")
     assert checkpoints.latest() == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [(Origin("other", "sha256:base"), "the data"), (Origin("corpus", "sha256:other"), "the base model")],
+)
+def test_checkpoint_of_other_data_or_base_is_refused(tmp_path: Path, origin: Origin, words: str) -> None:
+    """Its weights would mean other tokens or labels: the refusal says what changed and what to do."""
+    saved(tmp_path, 1)
+    with pytest.raises(InputError, match=f"{words}.* changed since .*put the old content back") as refusal:
+        Checkpoints(tmp_path, 3, origin).load(1, *trained(1))
+    assert refusal.value.reason == "SourceChanged"
+
+
+def test_leftovers_of_killed_attempts_go_with_the_next_save(tmp_path: Path) -> None:
+    """Folders that were renamed but not marked, and staged ones, don't fill the volume."""
+    checkpoints = saved(tmp_path, 1, 2)
+    (checkpoints.path(1) / "COMPLETE").unlink()
+    (tmp_path / ".step-00000009.staging").mkdir()
+    checkpoints.save(LoopState(3, 30), *trained(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:

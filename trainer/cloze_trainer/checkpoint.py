@@ -7,7 +7,7 @@ as rank 0's end.
 import json
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cloze_api.manifest import file_sha256
 from cloze_trainer.console import log
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.files import COMPLETE, sync_folder, sync_tree, write_json
+from cloze_trainer.origin import Origin, changed
 
 _PREFIX = "step-"
 _STATE = "state.json"
@@ -36,11 +37,21 @@ class LoopState:
     tokens: int
 
 
-class Checkpoints:
-    """The checkpoints of one run below `folder`; `keep` of them are kept."""
+def finished_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that carry their marker, the newest first; their content is not looked at."""
+    names = (path.parent.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*/{COMPLETE}"))
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+
+class Checkpoints:
+    """The checkpoints of one run below `folder`; `keep` of them are kept.
+
+    origin: what the run is made from. A checkpoint holds it, and is continued with nothing else: the same bytes would
+    mean other tokens, or the same numbers other labels.
+    """
+
+    def __init__(self, folder: Path, keep: int, origin: Origin) -> None:
+        self.folder, self.keep, self.origin = folder, keep, origin
 
     def _steps(self) -> list[int]:
         names = (path.name for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())
@@ -90,7 +101,7 @@ class Checkpoints:
                     storage_writer=FileSystemWriter(staging, single_file_per_rank=True, sync_files=False),
                     no_dist=True,
                 )
-            write_json(staging / _STATE, {"step": state.step, "tokens": state.tokens})
+            write_json(staging / _STATE, {"step": state.step, "tokens": state.tokens, **asdict(self.origin)})
             sync_tree(staging)
             digests = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
             if target.exists():
@@ -103,15 +114,28 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        complete = [step for step in self._steps() if (self.path(step) / COMPLETE).is_file()]
-        for step in complete[self.keep :]:
-            # The marker goes first, so that a half-deleted checkpoint doesn't count.
-            (self.path(step) / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(self.path(step), ignore_errors=True)
+        """Remove the oldest, and what killed attempts to save or to remove have left. Called when nothing is saved."""
+        kept = finished_steps(self.folder)[: self.keep]
+        for step in self._steps():
+            if step not in kept:
+                # The marker goes first, so that a half-deleted checkpoint doesn't count.
+                (self.path(step) / COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        for leftover in self.folder.glob(f".{_PREFIX}*.staging"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
-        """Put a checkpoint's tensors into the model and the optimizer."""
+        """Put a checkpoint's tensors into the model and the optimizer.
+
+        Raises InputError when it was made from another base or other data, TrainerError when it doesn't fit the model.
+        """
         path = self.path(step)
+        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        since = f"the checkpoint of step {step} in {self.folder} was saved"
+        if document.get("base") != self.origin.base:
+            raise changed("the base model", since)
+        if document.get("data") != self.origin.data:
+            raise changed("the data or its preparation", since)
         weights, moments = get_state_dict(model, optimizer)
         state: dict[str, Any] = {"model": weights, "optimizer": moments}
         try:
@@ -124,5 +148,4 @@ class Checkpoints:
                 f"{path} doesn't fit this model: it belongs to another run; use another workspace",
             ) from error
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
         return LoopState(step=document["step"], tokens=document["tokens"])

@@ -1,6 +1,7 @@
 """Figures of merit, from sums and confusion counts that add up over ranks."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,11 @@ def f1_scores(counts_CC: Counts_CC) -> npt.NDArray[np.float64]:
     return scores_C
 
 
-def classification(counts_CC: Counts_CC) -> dict[str, float]:
-    """`accuracy`, `macro_f1` over the classes that occur, and `f1` of the last label when there are two."""
+def classification(counts_CC: Counts_CC, labels: Sequence[str]) -> dict[str, float]:
+    """`accuracy`, `macro_f1` over the classes that occur, `f1_<label>` of each label.
+
+    With two labels also `f1`, that of the last one: the second that the spec names, or in the alphabet.
+    """
     present_C = (counts_CC.sum(axis=0) + counts_CC.sum(axis=1)) > 0
     scores_C = f1_scores(counts_CC)
     figures = {
@@ -36,7 +40,7 @@ def classification(counts_CC: Counts_CC) -> dict[str, float]:
     }
     if len(counts_CC) == 2:
         figures["f1"] = float(scores_C[1])
-    return figures
+    return figures | {f"f1_{label}": float(score) for label, score in zip(labels, scores_C, strict=True)}
 
 
 def masked(loss_sum: float, hits: float, count: float) -> dict[str, float]:

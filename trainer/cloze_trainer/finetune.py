@@ -19,25 +19,30 @@ from cloze_trainer import evaluation
 from cloze_trainer.base import BaseModel, fetch
 from cloze_trainer.console import log
 from cloze_trainer.data import labelled, tokenizer
+from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.order import Order
-from cloze_trainer.data.source import locate
+from cloze_trainer.data.source import redacted
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import CHUNK_TOKENS, Chunk
+from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 1
+EDITION = 2
 _META_FILE = "dataset.json"
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedDataset:
-    """What rank 0 made of the base and the examples. sources: SHA-256 of each source, keyed by its URI."""
+    """What rank 0 made of the base and the examples.
+
+    sources: SHA-256 of each source, keyed by its URI without secrets.
+    """
 
     folder: Path
     base: BaseModel
@@ -57,25 +62,23 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             "MaxLengthTooLarge",
             f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
         )
-    downloads = run.workspace / "downloads"
-    train, test = (
-        locate(uri, corpus_root=run.corpus_root, downloads=downloads) for uri in (spec.dataset.train, spec.dataset.test)
-    )
-    sources = {train.uri: train.digest, test.uri: test.digest}
-    key = {"edition": EDITION, "sources": list(sources.values()), "base": base.digest, "max_length": max_length}
+    train, test = locate_all(run)
+    key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "labels": spec.labels}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
         _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
+    if meta["test_seen_share"]:
+        log("test texts seen in training", share=meta["test_seen_share"], why="they are, or are nearly, training texts")
     if meta["examples"] < spec.optimization.batch_sequences:
         raise InputError(
             "BatchTooLarge",
-            f"{spec.dataset.train} holds {meta['examples']} examples, fewer than optimization.batchSequences "
+            f"{redacted(train.uri)} holds {meta['examples']} examples, fewer than optimization.batchSequences "
             f"({spec.optimization.batch_sequences}): lower it or add examples",
         )
-    return PreparedDataset(folder, base, sources)
+    return PreparedDataset(folder, base, digests([train, test]))
 
 
 def _publish(
@@ -109,8 +112,18 @@ def _publish(
                 "truncated": parts["train"].truncated,
                 "truncated_test": parts["test"].truncated,
                 "unknown_share": parts["train"].unknown / max(1, tokens),
+                "test_seen_share": seen_share(
+                    [" ".join(example.words) for example in train], [" ".join(example.words) for example in test]
+                ),
             },
         )
+
+
+def seen_share(train: Sequence[str], test: Sequence[str]) -> float:
+    """Share of the test texts that are training texts, or nearly: what is scored on them is memory, not skill."""
+    groups = near_duplicate_groups([*train, *test])
+    trained = set(groups[: len(train)])
+    return sum(group in trained for group in groups[len(train) :]) / max(1, len(test))
 
 
 def _save(folder: Path, name: str, part: Labelled) -> None:
@@ -150,6 +163,7 @@ class FineTuning:
         self.base = prepared.base
         self.config = prepared.base.config
         self.tokenizer_folder = prepared.base.folder
+        self.origin = Origin(data=prepared.folder.name, base=prepared.base.digest)
         self.lowercase = prepared.base.manifest.lowercase
         meta: dict[str, Any] = json.loads((prepared.folder / _META_FILE).read_text(encoding="utf-8"))
         self.labels: tuple[str, ...] = tuple(meta["labels"])
@@ -204,14 +218,14 @@ class FineTuning:
         return step % self._order.steps_per_epoch == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """`accuracy`, `macro_f1` and, with two labels, `f1` on the test examples; over words for their classifier.
+        """`accuracy`, `macro_f1`, `f1_<label>` and, with two labels, `f1` on the test examples, or on their words.
 
         A word beyond the length limit isn't predicted and doesn't count; `truncated_test` says how many texts were cut.
         """
         model.eval()
         counts = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
         by_length = np.argsort(self.test.lengths, kind="stable")
-        rows = max(1, CHUNK_TOKENS // (2 * int(self.test.lengths.max())))
+        rows = max(1, CHUNK_TOKENS // int(self.test.lengths.max()))
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(by_length), gang.world * rows):
                 chunk = self._chunk(self.test, by_length[at : at + rows])
@@ -219,4 +233,4 @@ class FineTuning:
                 truth = chunk.targets.reshape(-1).cpu().numpy()
                 scored = truth != IGNORED
                 counts += evaluation.confusion(truth[scored], predicted[scored], len(self.labels))
-        return evaluation.classification(gang.sum_array(torch.from_numpy(counts)).numpy())
+        return evaluation.classification(gang.sum_array(torch.from_numpy(counts)).numpy(), self.labels)

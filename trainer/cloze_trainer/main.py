@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from cloze_api.names import (
     CORPUS_MOUNT,
@@ -17,9 +19,10 @@ from cloze_api.names import (
 from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer import outcome
 from cloze_trainer.console import log
-from cloze_trainer.errors import InputError, TrainerError, classify
+from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
-from cloze_trainer.outcome import OUTCOME_FILE
+from cloze_trainer.origin import refuse_changed
+from cloze_trainer.outcome import FAILURE_FILE
 from cloze_trainer.run import Run, open_run
 
 _EPILOG = f"""\
@@ -74,6 +77,10 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     except (TrainerError, OSError) as error:
         return outcome.failed(classify(error))
     if (done := run.finished()) is not None:
+        try:
+            refuse_changed(run, outcome.finished_sources(run.workspace))
+        except (TrainerError, OSError) as error:
+            return outcome.failed(classify(error))
         log("finished before", reason=done.reason)
         return done
     port = arguments.progress_port
@@ -85,22 +92,40 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     result = launch(run, arguments.file.resolve(), port)
     if result.exit_code != ExitCode.SUCCESS:
         try:
-            outcome.write(run.workspace / OUTCOME_FILE, result)
+            # Not the note of success: another pod may have finished the run meanwhile.
+            outcome.write(run.workspace / FAILURE_FILE, result)
         except OSError as error:
             log("outcome not written", why=error.strerror)
     return result
 
 
+def _end(result: Outcome) -> None:
+    """Tell how it ended, on the log and where Kubernetes reads it."""
+    outcome.terminate(result)
+    log("ended", reason=result.reason, message=result.message, exit_code=int(result.exit_code))
+
+
+def _hear(_number: int, _frame: FrameType | None) -> None:
+    """Until the launcher takes over: there is nothing to save, and an exception could be lost within an import."""
+    _end(outcome.failed(Suspended("stopped by a signal before the ranks ran; it goes on from what is done")))
+    os._exit(int(ExitCode.SUSPENDED))
+
+
 def main() -> None:
     """Entry point; exits with a `cloze_api.progress.ExitCode`."""
+    # A pod's first process ignores SIGTERM unless it asks for it, and the imports to come take seconds.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _hear)
     arguments = _arguments()
     if arguments.workspace:
         os.environ[ENV_WORKSPACE] = arguments.workspace
     if arguments.corpus_root:
         os.environ[ENV_CORPUS_ROOT] = arguments.corpus_root
     result = _run(arguments)
-    outcome.terminate(result)
-    log("ended", reason=result.reason, message=result.message, exit_code=int(result.exit_code))
+    # It is decided; the signal that ended it may come again.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    _end(result)
     sys.exit(int(result.exit_code))
 
 

@@ -1,18 +1,22 @@
 """How a run ended: the workspace's `outcome.json` and the pod's termination message."""
 
 import contextlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from cloze_api.names import TERMINATION_LOG
 from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.files import write_atomically
+from cloze_trainer.files import write_atomically, write_json
 
 OUTCOME_FILE: Final = "outcome.json"
+FAILURE_FILE: Final = "failure.json"
+_OWNER_FILE: Final = f".{OUTCOME_FILE}.identity"
 ENV_TERMINATION_LOG: Final = "CLOZE_TERMINATION_LOG"
 # Kubernetes cuts the message at this many bytes.
 LARGEST_MESSAGE: Final = 4096
@@ -57,17 +61,34 @@ def finished(workspace: Path, identity: str, *, registered: bool) -> Outcome | N
     registered: whether success takes a registered version, too.
     """
     outcome = read(workspace / OUTCOME_FILE)
-    owner = workspace / f".{OUTCOME_FILE}.identity"
-    if outcome is None or outcome.exit_code != ExitCode.SUCCESS or not owner.is_file():
+    if outcome is None or outcome.exit_code != ExitCode.SUCCESS:
         return None
     if registered and outcome.model_version is None:
         return None
-    return outcome if owner.read_text(encoding="utf-8") == identity else None
+    return outcome if _owner(workspace).get("identity") == identity else None
 
 
-def finish(workspace: Path, identity: str, outcome: Outcome) -> None:
-    """Mark the workspace's run as done, so that a restarted pod repeats nothing."""
-    write_atomically(workspace / f".{OUTCOME_FILE}.identity", identity.encode())
+def finished_sources(workspace: Path) -> dict[str, str]:
+    """Digests of the sources that the finished run was made from, keyed by URI."""
+    return dict(_owner(workspace).get("sources") or {})
+
+
+def _owner(workspace: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((workspace / _OWNER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def finish(
+    workspace: Path, identity: str, outcome: Outcome, *, sources: Mapping[str, str], base: str | None = None
+) -> None:
+    """Mark the workspace's run as done, so that a restarted pod repeats nothing.
+
+    sources: digests of the data, keyed by URI. base: the base model's digest.
+    """
+    write_json(workspace / _OWNER_FILE, {"identity": identity, "sources": dict(sources), "base": base})
     write(workspace / OUTCOME_FILE, outcome)
 
 

@@ -16,21 +16,19 @@ from cloze_trainer.console import log
 from cloze_trainer.data import shards
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
 from cloze_trainer.data.order import Order
-from cloze_trainer.data.source import locate
 from cloze_trainer.data.tokenizer import FIRST_ORDINARY_ID, SPECIAL_IDS
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import CHUNK_TOKENS, Chunk
 from cloze_trainer.model import EncoderConfig
+from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
-
-_EVALUATION_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedCorpus:
-    """What rank 0 made of the corpus. sources: SHA-256 of each source, keyed by its URI."""
+    """What rank 0 made of the corpus. sources: SHA-256 of each source, keyed by its URI without secrets."""
 
     folder: Path
     sources: dict[str, str]
@@ -39,8 +37,7 @@ class PreparedCorpus:
 def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> PreparedCorpus:
     """Clean, tokenize and pack the corpus into the workspace, once. Raises InputError with file and line."""
     progress.stage("data")
-    downloads = run.workspace / "downloads"
-    sources = [locate(corpus.uri, corpus_root=run.corpus_root, downloads=downloads) for corpus in spec.corpus]
+    sources = locate_all(run)
     prepared, reused = shards.prepare(spec, sources, run.workspace / "data", progress.stage)
     log("corpus prepared", reused=reused, **prepared.report)
     if len(prepared.train_NT) < spec.optimization.batch_sequences:
@@ -51,7 +48,7 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
         )
     if prepared.vocab_size < spec.tokenizer.vocab_size:
         log("vocabulary smaller than asked", asked=spec.tokenizer.vocab_size, got=prepared.vocab_size)
-    return PreparedCorpus(prepared.folder, {source.uri: source.digest for source in sources})
+    return PreparedCorpus(prepared.folder, digests(sources))
 
 
 class Pretraining:
@@ -64,6 +61,7 @@ class Pretraining:
         self._spec, self._device = spec, device
         self.shards = shards.read(prepared.folder)
         self.tokenizer_folder = prepared.folder
+        self.origin = Origin(data=prepared.folder.name)
         self.lowercase = spec.tokenizer.lowercase
         self.report = {key: float(value) for key, value in self.shards.report.items() if isinstance(value, int | float)}
         self.config = EncoderConfig(
@@ -98,10 +96,15 @@ class Pretraining:
         """Steps of the whole run."""
         return self._spec.optimization.steps
 
+    @property
+    def _rows(self) -> int:
+        """Sequences that go through the model at once."""
+        return max(1, CHUNK_TOKENS // self.config.max_length)
+
     def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
         """A rank's part of a step's batch."""
         samples_B, epochs_B = self._order.share(step, rank, world)
-        rows = max(1, CHUNK_TOKENS // self.shards.train_NT.shape[1])
+        rows = self._rows
         return [
             self._chunk(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows])
             for at in range(0, len(samples_B), rows)
@@ -141,9 +144,10 @@ class Pretraining:
         model.eval()
         held_out_NT = self.shards.held_out_NT
         loss = hits = count = 0.0
+        rows = self._rows
         with torch.inference_mode():
-            for at in range(gang.rank * _EVALUATION_ROWS, len(held_out_NT), gang.world * _EVALUATION_ROWS):
-                samples_B = np.arange(at, min(at + _EVALUATION_ROWS, len(held_out_NT)))
+            for at in range(gang.rank * rows, len(held_out_NT), gang.world * rows):
+                samples_B = np.arange(at, min(at + rows, len(held_out_NT)))
                 chunk = self._chunk(self._evaluation_masker, held_out_NT, samples_B, np.zeros_like(samples_B))
                 logits_MV = model(*chunk.inputs)
                 loss += float(functional.cross_entropy(logits_MV, chunk.targets, reduction="sum"))

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,7 +9,7 @@ import torch
 
 from cloze_api.manifest import MANIFEST_FILE, file_sha256
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_api.progress import ExitCode, Outcome
+from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
@@ -18,11 +17,12 @@ from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
-from cloze_trainer.errors import BaseModelError, classify
+from cloze_trainer.errors import BaseModelError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import TaskModel, build, load_encoder
+from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.run import Run, open_run
@@ -37,7 +37,7 @@ Workload = Pretraining | FineTuning
 
 
 def open_workload(run: Run, gang: Gang, progress: ProgressFile) -> tuple[Workload, dict[str, str]]:
-    """Rank 0 prepares the data; all ranks open it. Returns the workload and the digests of its sources."""
+    """Rank 0 prepares the data; all ranks open it. Returns the workload and its sources' digests, keyed by URI."""
     spec = run.job.spec
     if isinstance(spec, PretrainJobSpec):
         corpus = gang.from_leader(pretrain.prepare(run, spec, progress) if gang.leads else None)
@@ -80,12 +80,17 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
         )
     around = Surroundings(
         gang=gang,
-        checkpoints=Checkpoints(run.workspace / "checkpoints", spec.checkpoint.keep),
+        checkpoints=Checkpoints(run.workspace / "checkpoints", spec.checkpoint.keep, workload.origin),
         progress=progress,
         tracker=tracker,
         stop=stop,
     )
-    train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+    try:
+        train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+    except TrainerError as error:
+        if error.exit_code in FINAL_EXIT_CODES:
+            tracker.close(failed=True)
+        raise
     progress.stage("evaluation")
     figures = workload.evaluate(model, gang)
     tracker.metrics(workload.total_steps, figures)
@@ -108,7 +113,7 @@ def _tracker(run: Run, gang: Gang, task: Task) -> tracking.MlflowTracker | track
 
 
 def _tags(run: Run, task: Task) -> tracking.JobTags:
-    return tracking.JobTags(run.identity, run.label, str(task), run.job.spec.registry.name)
+    return tracking.JobTags(run.identity, run.label, str(task), run.job.spec.registry.name, repeatable=run.local)
 
 
 def _params(job: TrainingJob) -> dict[str, str]:
@@ -154,13 +159,17 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
         result = result.model_copy(
             update={
                 "reason": "Registered",
-                "message": f"registered {registered.name} version {registered.version}",
+                "message": f"registered {registered.name} version {registered.version}"
+                + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts"),
+                "model_digest": registered.digest,
                 "model_name": registered.name,
                 "model_version": registered.version,
                 "run_id": registered.run_id,
             }
         )
-    outcome.finish(run.workspace, run.identity, result)
+    outcome.finish(
+        run.workspace, run.identity, result, sources=manifest.lineage.data, base=manifest.lineage.base_digest
+    )
     progress.stage("done")
     return result
 
@@ -168,9 +177,11 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
 def work(run: Run, gang: Gang, stop: StopSignal) -> Outcome:
     """The whole run, as one rank sees it."""
     progress = own_file(gang.rank)
-    there = gang.from_leader(artifact.finished(run) is not None if gang.leads else None)
-    if not there:
+    manifest = gang.from_leader(artifact.finished(run) if gang.leads else None)
+    if manifest is None:
         produce(run, gang, stop, progress)
+    else:
+        refuse_changed(run, manifest.lineage.data)
     result = conclude(run, progress) if gang.leads else Outcome(reason="Completed", message="rank 0 has the result")
     gang.from_leader()
     return result
@@ -189,9 +200,8 @@ def main() -> NoReturn:
         gang.leave()
     except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
         failure = classify(error, ranks=ranks)
-        if failure.exit_code in (ExitCode.INTERNAL, ExitCode.PEER_LOST):
-            # The trace of our own mistakes; a message of the process group holds no text of the user.
-            log("trace", rank=os.environ["RANK"], text="".join(traceback.format_tb(error.__traceback__)[-6:]))
+        if failure.exit_code in (ExitCode.INTERNAL, ExitCode.PEER_LOST, ExitCode.STORAGE):
+            log("trace", rank=os.environ["RANK"], text=trace(error), error=technical(error))
         log("stopped", rank=os.environ["RANK"], reason=failure.reason, message=failure.message)
         outcome.write(left, outcome.failed(failure))
         # No orderly farewell: the other ranks learn at once that this one is gone.

@@ -11,12 +11,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cloze_api.task import Task
+from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.source import objects
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 
 IGNORED = -100
 """Target of a token that isn't scored: special tokens, padding and all but a word's first piece."""
+LONGEST_LABEL = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,18 @@ def _text(place: str, row: dict[str, Any]) -> Example:
         raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
     if not isinstance(label, str):
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
-    return Example(place, (text,), (label,))
+    return Example(place, (normalise(text),), (_label(place, label),))
+
+
+def _label(place: str, label: str) -> str:
+    """A label as it is; one that can't be a class' name is refused, without being shown: it may be a text."""
+    if not 1 <= len(label) <= LONGEST_LABEL or normalise(label) != label:
+        raise InputError(
+            "LabelInvalid",
+            f"{place} has a label that can't be a name: give 1 to {LONGEST_LABEL} characters, without control "
+            "characters and without blanks around them",
+        )
+    return label
 
 
 def _token_example(place: str, row: dict[str, Any]) -> Example:
@@ -76,7 +89,7 @@ def _token_example(place: str, row: dict[str, Any]) -> Example:
         raise InputError("LabelCountMismatch", f"{place} has {len(words)} tokens and {len(labels)} labels")
     if not words:
         raise InputError("TokensInvalid", f"{place} has no token")
-    return Example(place, words, labels)
+    return Example(place, tuple(normalise(word) for word in words), tuple(_label(place, label) for label in labels))
 
 
 def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
@@ -97,25 +110,25 @@ def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence
     else:
         labels = tuple(sorted(present))
         if len(labels) < 2:
-            raise InputError("LabelsTooFew", f"the training examples have only the label {labels[0]!r}")
+            raise InputError("LabelsTooFew", "all training examples have the same label: at least two are needed")
     known = set(labels)
     for examples, where in ((train, "spec.labels"), (test, "spec.labels" if declared else "the training examples")):
         for example in examples:
-            if unknown := next((label for label in example.labels if label not in known), None):
-                raise InputError(
-                    "LabelUnknown", f"{example.place} has the label {unknown!r}, which {where} doesn't have"
-                )
+            if not known.issuperset(example.labels):
+                # Not shown: what stands in the wrong field may be a text.
+                raise InputError("LabelUnknown", f"{example.place} has a label that {where} doesn't name: correct one")
     return labels
 
 
 def tokenize(
     examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, *, task: Task, max_length: int
 ) -> Labelled:
-    """Ids of at most `max_length` tokens and the classes.
+    """Ids of at most `max_length` tokens and the classes. `[SEP]` and the like within a text are ordinary text.
 
     A word that the tokenizer leaves no piece of (a lone control character, say) becomes `[UNK]`, so that it keeps its
     place and its label.
     """
+    tokenizer.encode_special_tokens = True
     index = {label: number for number, label in enumerate(labels)}
     words = task is Task.TOKEN_CLASSIFICATION
     ids: list[npt.NDArray[np.int64]] = []

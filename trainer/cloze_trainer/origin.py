@@ -1,0 +1,60 @@
+"""What a run was made from: recorded with what it leaves, so that nothing is ever continued with something else."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cloze_api.pretrain import PretrainJobSpec
+from cloze_trainer.data.source import SourceFiles, locate, redacted
+from cloze_trainer.errors import InputError
+from cloze_trainer.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """data: digest of everything that decides the prepared data. base: digest of the base model, if there is one."""
+
+    data: str
+    base: str | None = None
+
+
+def changed(what: str, since: str) -> InputError:
+    """The refusal to go on with another `what` than before."""
+    return InputError(
+        "SourceChanged",
+        f"{what} changed since {since}: put the old content back to go on, or create a new job; outside a cluster "
+        "name another --workspace, or delete this one to start anew",
+    )
+
+
+def locate_all(run: Run) -> list[SourceFiles]:
+    """The files behind every source of the spec, in its order: a corpus' parts, or the training and test examples."""
+    spec = run.job.spec
+    if isinstance(spec, PretrainJobSpec):
+        uris = [corpus.uri for corpus in spec.corpus]
+    else:
+        uris = [spec.dataset.train, spec.dataset.test]
+    return [locate(uri, corpus_root=run.corpus_root, downloads=run.workspace / "downloads") for uri in uris]
+
+
+def digests(sources: Iterable[SourceFiles]) -> dict[str, str]:
+    """SHA-256 of each source, keyed by its URI without secrets; a number tells those apart that are alike then."""
+    result: dict[str, str] = {}
+    for source in sources:
+        shown = redacted(source.uri)
+        name, number = shown, 1
+        while name in result:
+            number += 1
+            name = f"{shown}#{number}"
+        result[name] = source.digest
+    return result
+
+
+def refuse_changed(run: Run, recorded: Mapping[str, str]) -> None:
+    """Raise InputError when this machine's sources aren't those of a finished run of the same job.
+
+    In a cluster a finished run stays what it is: its pods start again for other pods' sake alone.
+    """
+    if run.local and recorded:
+        for name, digest in digests(locate_all(run)).items():
+            if recorded.get(name) != digest:
+                raise changed(f"the content of {name}", "the run finished")
