@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,7 +34,8 @@ from cloze_api.names import ENV_ATTEMPT_DEADLINE, ENV_RENDEZVOUS
 from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer import outcome
 from cloze_trainer.console import log
-from cloze_trainer.errors import InputError, PeerLost, classify
+from cloze_trainer.errors import InputError, PeerLost, TrainerError, classify, technical, trace
+from cloze_trainer.losses import PeerLosses
 from cloze_trainer.progress import ENV_PROGRESS_FILE, serve
 from cloze_trainer.run import Run
 
@@ -67,6 +69,10 @@ class Place:
 class _RunFinished(Exception):
     """Another pod finished the run while this one waited for its peers."""
 
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+
 
 class _Agent(LocalElasticAgent):
     """torch's agent, which restarts the ranks only when a peer was lost."""
@@ -78,8 +84,8 @@ class _Agent(LocalElasticAgent):
         self._run, self._scratch = run, scratch
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        if self._run.finished() is not None:
-            raise _RunFinished
+        if (done := self._run.finished()) is not None:
+            raise _RunFinished(done)
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -92,8 +98,12 @@ class _Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.state is WorkerState.FAILED and worst(result.failures).exitcode not in _FOR_OTHERS:
-            self._remaining_restarts = 0
+        if result.state is WorkerState.FAILED:
+            code = worst(result.failures).exitcode
+            if code not in _FOR_OTHERS:
+                self._remaining_restarts = 0
+            elif code == ExitCode.PEER_LOST and (exhausted := _losses(self._run).another()) is not None:
+                raise exhausted
         return result
 
 
@@ -230,44 +240,72 @@ def _failed(failure: ProcessFailure, scratch: Path) -> Outcome:
 
 def launch(run: Run, file: Path, progress_port: int | None) -> Outcome:
     """Run this pod's ranks to their end, and return how it was. Never raises for a failure of the run."""
-    scratch = Path(tempfile.mkdtemp(prefix="cloze-"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hear)
-    server = serve(progress_port, scratch / "progress.json", run.label) if progress_port is not None else None
+    scratch = Path(tempfile.mkdtemp(prefix="cloze-"))
+    server = None
     try:
+        if progress_port is not None:
+            server = _serve(progress_port, scratch, run)
         return _supervise(run, file, scratch)
+    except SignalException:
+        left = outcome.read(scratch / "0.json")
+        if left is not None and left.exit_code == ExitCode.SUSPENDED:
+            return left
+        return Outcome(reason="Suspended", message="stopped by a signal", exit_code=ExitCode.SUSPENDED)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+        failure = classify(error, ranks=run.job.spec.topology.world_size)
+        if not isinstance(error, TrainerError):
+            log("trace", text=trace(error), error=technical(error))
+        return _peer_lost(run, failure) if isinstance(failure, PeerLost) else outcome.failed(failure)
     finally:
         if server is not None:
             server.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _serve(port: int, scratch: Path, run: Run) -> ThreadingHTTPServer:
+    try:
+        return serve(port, scratch / "progress.json", run.label)
+    except (OSError, OverflowError) as error:
+        raise TrainerError(
+            "ProgressPortUnavailable", f"the progress port {port} can't be listened on ({error}): name another one"
+        ) from error
+
+
 def _supervise(run: Run, file: Path, scratch: Path) -> Outcome:
-    agent: _Agent | None = None
     try:
         place = place_of(run)
         _environment(run, place, scratch)
-        agent = _agent(run, file, place, scratch)
-        result = agent.run()
-    except SignalException:
-        left = outcome.read(scratch / "0.json")
-        if left is not None and left.exit_code == ExitCode.SUSPENDED:
-            return left
-        return Outcome(reason="Suspended", message="stopped by a signal", exit_code=ExitCode.SUSPENDED)
-    except _RunFinished:
-        return Outcome(reason="Completed", message="another pod finished the run")
-    except RendezvousClosedError:
-        # The others closed it when they were done, or when one of them failed for good.
-        if run.finished() is not None:
-            return Outcome(reason="Completed", message="another pod finished the run")
-        return outcome.failed(PeerLost("the rendezvous was closed by another pod; the gang starts again"))
-    except RendezvousError:
-        return outcome.failed(
-            PeerLost("the rendezvous is gone or the gang wasn't whole in time; it starts again when all pods run")
-        )
-    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
-        return outcome.failed(classify(error, ranks=run.job.spec.topology.world_size))
+        result = _agent(run, file, place, scratch).run()
+    except _RunFinished as finished:
+        return finished.outcome
+    except RendezvousError as error:
+        if run.job.spec.topology.nodes == 1:
+            raise
+        # The others close it when they are done, or when one of them failed for good.
+        closed = isinstance(error, RendezvousClosedError)
+        why = "was closed by another pod" if closed else "is gone or the gang wasn't whole in time"
+        log("rendezvous lost", why=why, error=technical(error))
+        return _peer_lost(run, PeerLost(f"the rendezvous {why}; the gang starts again when all pods run"))
     if result.is_failed():
-        return _failed(worst(result.failures), scratch)
+        failed = _failed(worst(result.failures), scratch)
+        if failed.exit_code != ExitCode.PEER_LOST:
+            return failed
+        return _peer_lost(run, PeerLost(failed.message), counted=True)
     left = outcome.read(scratch / "0.json")
     return left or Outcome(reason="Completed", message="rank 0 has the result")
+
+
+def _peer_lost(run: Run, lost: PeerLost, *, counted: bool = False) -> Outcome:
+    """The outcome for a pod whose peers are gone: success when they had finished the run.
+
+    counted: whether the agent has counted this loss already.
+    """
+    if (done := run.finished()) is not None:
+        return done
+    return outcome.failed((None if counted else _losses(run).another()) or lost)
+
+
+def _losses(run: Run) -> PeerLosses:
+    return PeerLosses(run.workspace, os.environ.get(ENV_INDEX, "0"))
