@@ -154,7 +154,8 @@ def train(
                 around.report(step, total, loss_sum / max(1.0, previous_weight), state.tokens)
             if stop:
                 save()
-                raise Suspended(f"stopped by a signal after step {step}; its checkpoint is durable")
+                kept = "its checkpoint is durable" if gang.leads else "rank 0 saves the checkpoint"
+                raise Suspended(f"stopped by a signal after step {step}; {kept}")
 
             # --- gradient: DDP averages over ranks, so a rank's sum is scaled to give the mean over the global batch
             rate = learning_rate(optimization, step, total)

@@ -1,0 +1,139 @@
+"""One rank of a small fine-tuning, as torch elastic would start it: `one_rank.py FOLDER [SCENARIO…]`.
+
+Trains on the examples in FOLDER and leaves there what each step gave. A scenario `nan:2` makes the loss non-finite in
+that many steps in a row.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cloze_api.finetune import FineTuneJobSpec
+from cloze_trainer import finetune, loop
+from cloze_trainer.base import BaseModel
+from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.data.labelled import Labelled
+from cloze_trainer.errors import TrainerError
+from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.gang import Gang
+from cloze_trainer.loop import Chunk, Surroundings, train
+from cloze_trainer.model import EncoderConfig
+from cloze_trainer.progress import ProgressFile
+from cloze_trainer.stopping import StopSignal
+from cloze_trainer.tracking import Silent
+from cloze_trainer.worker import initial_model
+
+CONFIG = EncoderConfig(vocab_size=60, layers=1, hidden_size=16, heads=2, intermediate_size=32, max_length=16, dropout=0)
+SPEC = FineTuneJobSpec.model_validate(
+    {
+        "base": {"model": {"name": "x", "version": "1"}},
+        "task": "token-classification",
+        "dataset": {"train": "file:///a", "test": "file:///b"},
+        "optimization": {"batchSequences": 4, "epochs": 2, "learningRate": 1e-3, "gradientClip": 0.5},
+        "registry": {"name": "x"},
+    }
+)
+EXAMPLES = 9  # in batches of four: an epoch's last batch holds one, and a second rank has none of it
+
+
+def dataset(folder: Path) -> PreparedDataset:
+    """Random words with random labels, the same for every process."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(4, 16, size=EXAMPLES)
+    part = Labelled(
+        tuple(random.integers(5, 60, size=length) for length in lengths),
+        tuple(random.choice([0, 1, 2, -100], size=length) for length in lengths),
+        lengths,
+        0,
+        0,
+    )
+    folder.mkdir()
+    for name in ("train", "test"):
+        finetune._save(folder, name, part)
+    (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
+    manifest: Any = SimpleNamespace(lowercase=True)
+    return PreparedDataset(folder, BaseModel(folder, "x/1", "sha256:x", manifest, CONFIG), {})
+
+
+class Recorder(ProgressFile):
+    """Keeps the losses."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.losses: list[float | None] = []
+
+    def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
+        if step:
+            self.losses.append(loss)
+
+
+class Failing(FineTuning):
+    """Loses the loss in `bad` steps in a row, from the second step on."""
+
+    bad = 0
+
+    def share(self, step: int, rank: int, world: int) -> Any:
+        self.here = step
+        return super().share(step, rank, world)
+
+    def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
+        loss = super().loss_sum(model, chunk)
+        return loss * (float("nan") if 1 <= self.here <= self.bad else 1.0)
+
+
+def main(folder: Path, scenarios: list[str]) -> None:
+    gang = Gang(1)
+    stop = StopSignal()
+    name = f"{gang.world}-{gang.rank}"
+    prepared = dataset(folder / f"data-{name}")
+    for scenario in scenarios or ["nan:0"]:
+        workload = Failing(SPEC, prepared, gang.device)
+        workload.bad = int(scenario.partition(":")[2])
+        model = initial_model_of(workload)
+        gradients = []
+        clip = torch.nn.utils.clip_grad_norm_
+
+        def record(parameters: Any, bound: float, clip: Any = clip, gradients: list[Tensor] = gradients) -> Any:
+            parameters = list(parameters)
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            return clip(parameters, bound)
+
+        loop.torch.nn.utils.clip_grad_norm_ = record  # type: ignore[assignment]
+        progress = Recorder()
+        checkpoints = Checkpoints(folder / f"checkpoints-{name}-{workload.bad}", 1, workload.origin)
+        error = ""
+        try:
+            train(model, workload, SPEC.optimization, 1, Surroundings(gang, checkpoints, progress, Silent(), stop))
+        except TrainerError as failure:
+            error = failure.reason
+        loop.torch.nn.utils.clip_grad_norm_ = clip
+        weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        result = {
+            "error": error,
+            "losses": progress.losses,
+            "gradients": torch.stack(gradients),
+            "weights": weights,
+            "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),
+        }
+        torch.save(result, folder / f"{name}-{workload.bad}.pt")
+    gang.leave()
+
+
+def initial_model_of(workload: FineTuning) -> Any:
+    """The model without a base's weights."""
+    from cloze_trainer import worker  # noqa: PLC0415
+
+    worker._load_base = lambda *_: None  # type: ignore[assignment]
+    return initial_model(workload, SPEC.optimization.seed)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+    main(Path(sys.argv[1]), sys.argv[2:])
