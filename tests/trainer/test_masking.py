@@ -17,6 +17,8 @@ def masker(seed: int = 0, *, evaluation: bool = False) -> Masker:
 def tokens(rows: int, length: int) -> np.ndarray:
     body_BT = np.random.default_rng(3).integers(FIRST_ORDINARY_ID, VOCABULARY, size=(rows, length))
     body_BT[:, 0], body_BT[:, -1] = SPECIAL_IDS.cls, SPECIAL_IDS.sep
+    body_BT[:, 2::5], body_BT[:, 3::7] = SPECIAL_IDS.unk, SPECIAL_IDS.sep
+    body_BT[-1, -2:] = SPECIAL_IDS.pad
     return body_BT
 
 
@@ -32,11 +34,18 @@ def test_masks_do_not_depend_on_the_batch(seed: int, epoch: int, samples: list[i
 
 @given(st.integers(0, 2**31 - 1))
 def test_special_tokens_are_never_hidden_and_targets_are_the_originals(seed: int) -> None:
-    """What is to be predicted stood at that place; `[CLS]` and `[SEP]` stay."""
+    """What is to be predicted stood at that place; `[CLS]`, `[SEP]`, `[PAD]` stay; `[UNK]` is a word like another."""
     corpus_BT = tokens(4, 40)
-    masked = masker(seed).batch(corpus_BT, np.zeros(4), np.arange(4))
-    assert np.array_equal(corpus_BT.reshape(-1)[masked.positions_M], masked.targets_M)
-    assert (masked.targets_M >= FIRST_ORDINARY_ID).all()
+    original_BT = corpus_BT.copy()
+    everything = Masker(VOCABULARY, 0.9, 0.8, 0.1, seed)
+    masked = everything.batch(corpus_BT, np.zeros(4), np.arange(4))
+    assert np.array_equal(original_BT.reshape(-1)[masked.positions_M], masked.targets_M)
+    framing = [SPECIAL_IDS.cls, SPECIAL_IDS.sep, SPECIAL_IDS.pad]
+    assert not np.isin(masked.targets_M, framing).any()
+    assert (masked.targets_M == SPECIAL_IDS.unk).any()
+    assert np.array_equal(
+        masked.input_ids_BT[np.isin(original_BT, framing)], original_BT[np.isin(original_BT, framing)]
+    )
     untouched = np.ones(corpus_BT.size, dtype=bool)
     untouched[masked.positions_M] = False
     assert np.array_equal(corpus_BT.reshape(-1)[untouched], masked.input_ids_BT.reshape(-1)[untouched])
@@ -44,7 +53,7 @@ def test_special_tokens_are_never_hidden_and_targets_are_the_originals(seed: int
 
 def test_shares_are_those_of_the_paper() -> None:
     """15 % hidden; of these 80 % `[MASK]`, 10 % random, 10 % kept (within four standard errors of 40,000 draws)."""
-    corpus_BT = tokens(2000, 130)
+    corpus_BT = np.random.default_rng(3).integers(FIRST_ORDINARY_ID, VOCABULARY, size=(2000, 128))
     masked = masker().batch(corpus_BT, np.zeros(2000), np.arange(2000))
     count = len(masked.positions_M)
     shown_M = masked.input_ids_BT.reshape(-1)[masked.positions_M]

@@ -16,7 +16,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from cloze_api.manifest import verify
 from cloze_api.task import Task
@@ -76,6 +81,11 @@ class Trainer:
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text(encoding="utf-8")
+
+    def resumed(self) -> int:
+        """Step from which the newest start went on; 0 when none did."""
+        events = [json.loads(line) for line in self.log.splitlines() if line.startswith('{"time"')]
+        return max((event["step"] for event in events if event["event"] == "resumed"), default=0)
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -137,6 +147,7 @@ def test_killed_and_resumed_run_has_the_same_bits(corpus: Path, undisturbed: Tra
     trainer = Trainer(tmp_path, {})
     kill_after(trainer, pretrain(corpus), 14)
     assert trainer.run(pretrain(corpus)) == 0, trainer.log
+    assert trainer.resumed() >= 14
     assert weights(trainer) == weights(undisturbed)
 
 
@@ -150,8 +161,10 @@ def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks
     assert steady.run(job) == 0
     for number in range(10):
         trainer = Trainer(tmp_path / str(number), {})
-        kill_after(trainer, job, random.Random(number).randint(1, 50))  # noqa: S311 - a reproducible test
+        step = random.Random(number).randint(1, 50)  # noqa: S311 - a reproducible test
+        kill_after(trainer, job, step)
         assert trainer.run(job) == 0, trainer.log
+        assert trainer.resumed() >= step
         assert weights(trainer) == weights(steady), number
 
 
@@ -167,7 +180,28 @@ def test_stop_signal_saves_and_says_suspended(corpus: Path, tmp_path: Path) -> N
     process.terminate()
     assert process.wait(timeout=60) == 23
     assert trainer.outcome["reason"] == "Suspended"
-    assert list((tmp_path / "workspace" / "checkpoints").glob("step-*/COMPLETE"))
+    (marker,) = (tmp_path / "workspace" / "checkpoints").glob("step-*/COMPLETE")
+    again = trainer.start(job)
+    while not (step := trainer.resumed()):
+        assert again.poll() is None, trainer.log
+        time.sleep(0.1)
+    trainer.kill()
+    again.wait()
+    assert marker.parent.name == f"step-{step:08d}"
+
+
+def test_stop_signal_during_the_imports_is_heard(corpus: Path, tmp_path: Path) -> None:
+    """SIGTERM while torch is being imported: nothing to save, but the pod ends at once, as one that was suspended."""
+    trainer = Trainer(tmp_path, {})
+    process = trainer.start(pretrain(corpus))
+    maps = Path(f"/proc/{process.pid}/maps")
+    deadline = time.monotonic() + 60
+    while "libtorch" not in maps.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=30) == 23
+    assert trainer.outcome["reason"] == "Suspended"
 
 
 def test_artifact_loads_in_transformers_with_the_same_answers(undisturbed: Trainer) -> None:
@@ -249,6 +283,39 @@ def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Traine
     right = (logits_BC.argmax(dim=-1) == torch.tensor([1, 1, 0, 0])).float().mean()
     assert manifest.evaluation["accuracy"] == pytest.approx(float(right))
     assert len(versions(mlflow, "filter")) == 1
+
+
+def test_token_classifier_is_published_with_a_score_for_each_label(
+    undisturbed: Trainer, mlflow: str, tmp_path: Path
+) -> None:
+    """From words with labels to an artifact that labels words as transformers' own class does."""
+    rows = [
+        {"tokens": ["Return", "the", "path", "of", "the", "file"], "labels": ["V", "O", "N", "O", "O", "N"]},
+        {"tokens": ["Close", "the", "file"], "labels": ["V", "O", "N"]},
+    ]
+    job = finetune(tmp_path, task="token-classification", registry={"name": "words"})
+    for name, times in (("train", 12), ("test", 1)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows * times)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    assert trainer.run(job) == 0, trainer.log
+    manifest = verify(trainer.artifact)
+    assert manifest.task is Task.TOKEN_CLASSIFICATION
+    assert manifest.labels == ["N", "O", "V"]
+    assert {"f1_N", "f1_O", "f1_V"} < manifest.evaluation.keys()
+    assert manifest.evaluation["data_test_seen_share"] == 1.0
+    model = AutoModelForTokenClassification.from_pretrained(trainer.artifact).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trainer.artifact)
+    right = total = 0
+    for row in rows:
+        encoded = tokenizer(row["tokens"], is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            classes_T = model(**encoded).logits[0].argmax(dim=-1).tolist()
+        words = encoded.word_ids()
+        for number, label in enumerate(row["labels"]):
+            right += manifest.labels[classes_T[words.index(number)]] == label
+            total += 1
+    assert manifest.evaluation["accuracy"] == pytest.approx(right / total)
 
 
 def test_base_with_another_digest_is_refused(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
