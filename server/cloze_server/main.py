@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 # Longer than gateways and load balancers keep an idle connection to a backend (up to 600 s): whoever closes it first
 # can lose no request, the other side can.
-_KEEP_ALIVE_SECONDS = 620
+KEEP_ALIVE_SECONDS = 620
 
 
 def load_model(settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
@@ -73,7 +73,7 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     listener = listen(settings.host, settings.port)
     server = DrainingServer(

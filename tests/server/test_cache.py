@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cloze_api.manifest import MANIFEST_FILE
+from cloze_server import source
 from cloze_server.cache import Cache, StoppedError
-from cloze_server.exits import FatalError
+from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.reference import RegisteredVersion
 from cloze_server.source import fetch
@@ -114,4 +115,31 @@ def test_an_artifact_that_cannot_be_read_is_not_discarded(tmp_path: Path) -> Non
             lifecycle=Lifecycle(),
         )
     assert error.value.reason == "SchemaVersionUnknown"
+    assert folder.is_dir()
+
+
+def test_what_another_server_has_mended_meanwhile_is_not_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two find the same damage; the second one, when its turn comes, finds the first one's download."""
+    folder = Cache(tmp_path).folder(DIGEST)
+    folder.mkdir()
+    looks = []
+
+    def look(path: Path, digest: str | None) -> object:
+        looks.append(path)
+        if len(looks) == 1:
+            raise FatalError(ExitCode.ARTIFACT_INVALID, "FileCorrupt", "damaged")
+        return "mended"
+
+    monkeypatch.setattr(source, "open_folder", look)
+    found = fetch(
+        VERSION,
+        DIGEST,
+        cache=Cache(tmp_path),
+        connect=lambda: pytest.fail("nothing to download"),
+        stop=threading.Event(),
+        lifecycle=Lifecycle(),
+    )
+    assert found == "mended"
     assert folder.is_dir()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze_server import bounds, paths
+from cloze_server import bounds, main, paths
 from cloze_server.exits import ExitCode
 from cloze_server.lifecycle import Stage
 from cloze_server.problems import TABLE, ProblemType
@@ -36,6 +36,8 @@ def test_every_route_and_limit_is_documented() -> None:
         *(settings.max_inputs, settings.max_characters, settings.max_queue_tokens),
     ):
         assert f"{number:,}" in HTTP
+    assert f"kept for {main.KEEP_ALIVE_SECONDS} s" in HTTP
+    assert main.KEEP_ALIVE_SECONDS > 600, "the longest that a common load balancer keeps an idle connection"
     for option in re.findall(r"`(--[a-z-]+)", HTTP):
         assert option in {flag.option for flag in FLAGS} | {"--model"}
 
