@@ -390,6 +390,23 @@ def test_a_rename_keeps_requests_in_flight() -> None:
     assert b'cloze_in_flight_requests{model="m",version="1"} 0.0' in generate_latest(telemetry.registry)
 
 
+def test_nothing_of_the_model_is_counted_while_muted() -> None:
+    """Not even under the name that was asked for, where a scrape would see it before the model is ready."""
+    telemetry = Telemetry("m", "1")
+    silent = generate_latest(telemetry.registry)
+    with telemetry.muted():
+        telemetry.stage("infer", 0.1)
+        telemetry.batch([3], 4)
+        telemetry.answered(unknown=1, truncated=1)
+
+    def of_the_model(text: bytes) -> list[bytes]:
+        return [line for line in text.splitlines() if line.startswith(b"cloze_") and b"_created" not in line]
+
+    assert of_the_model(generate_latest(telemetry.registry)) == of_the_model(silent)
+    telemetry.batch([3], 4)
+    assert of_the_model(generate_latest(telemetry.registry)) != of_the_model(silent)
+
+
 def test_the_problem_table_is_complete() -> None:
     """Every type has a status and a title."""
     assert set(TABLE) == set(ProblemType)
