@@ -5,6 +5,7 @@ A pod that doesn't answer says nothing.
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
@@ -15,13 +16,17 @@ from cloze_api.deployment import VERSION_MAX
 from cloze_api.names import PROGRESS_PORT, SERVER_PORT
 from cloze_api.progress import Progress
 from cloze_api.training import STAGE_MAX
-from cloze_operator.decide.answers import Loaded
+from cloze_operator.decide.answers import HeldUp, Loaded
 from cloze_operator.decide.fields import Object, dig
 from cloze_operator.decide.pods import is_ready, name_of, phase
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS: Final = 2.0
+
+#: What a condition's reason may look like, and how much of a pod's sentence is shown.
+_REASON: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,99}")
+_SENTENCE_MAX: Final = 1024
 
 #: Pods that are asked at the same time, over all resources.
 _AT_ONCE: Final = 16
@@ -72,17 +77,20 @@ class Reports:
             return progress.model_copy(update={"stage": progress.stage[:STAGE_MAX]})
         return None
 
-    async def loaded(self, pods: Iterable[Object]) -> dict[str, Loaded]:
-        """What ready pods have loaded, by the pod's name."""
-        ready = [pod for pod in pods if is_ready(pod)]
-        answers = await self._ask(ready, SERVER_PORT, "/v1/models")
-        found = {}
-        for pod, answer in zip(ready, answers, strict=True):
-            models = dig(answer, "models")
-            if isinstance(models, list) and models:
+    async def servers(self, pods: Iterable[Object]) -> tuple[dict[str, Loaded], dict[str, HeldUp]]:
+        """By pod name: what ready pods have loaded, and what keeps the others from it."""
+        running = [pod for pod in pods if phase(pod) == "Running"]
+        answers = await self._ask(running, SERVER_PORT, "/v1/models")
+        loaded, held_up = {}, {}
+        for pod, answer in zip(running, answers, strict=True):
+            models, reason = dig(answer, "models"), dig(answer, "reason")
+            if not is_ready(pod):
+                if isinstance(reason, str) and _REASON.fullmatch(reason):
+                    held_up[name_of(pod)] = HeldUp(reason, str(dig(answer, "message") or "")[:_SENTENCE_MAX])
+            elif isinstance(models, list) and models:
                 version = str(dig(models[0], "version"))[:VERSION_MAX]
-                found[name_of(pod)] = Loaded(version, str(dig(models[0], "digest")))
-        return found
+                loaded[name_of(pod)] = Loaded(version, str(dig(models[0], "digest")))
+        return loaded, held_up
 
     async def _ask(self, pods: list[Object], port: int, path: str) -> list[Any]:
         async def ask(pod: Object) -> Any:

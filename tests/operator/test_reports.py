@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloze_operator.decide.answers import Loaded
+from cloze_operator.decide.answers import HeldUp, Loaded
 from cloze_operator.reports import Direct, Reports
 
 Document = dict[str, Any]
@@ -42,23 +42,41 @@ def test_nonsense_is_no_progress(pod: Make, answer: Any) -> None:
     assert asyncio.run(Reports(Answers(run_0=answer)).progress([pod("run-0")])) is None
 
 
-def test_loaded_versions(pod: Make) -> None:
-    """Ready pods are asked; one that is still loading or silent says nothing."""
+def test_servers_tell_what_they_have_loaded_or_what_is_in_the_way(pod: Make) -> None:
+    """Running pods are asked; one that is loading undisturbed, or silent, says nothing."""
     ready = {"conditions": {"Ready": "True"}}
+    waits = {"state": "loading", "stage": "fetching", "reason": "RegistryUnavailable", "message": "no answer"}
     reach = Answers(
         s_0={"state": "ready", "models": [{"version": "3", "digest": "sha256:x"}]},
         s_1={"state": "loading", "models": []},
+        s_3=waits,
+        s_4={"state": "loading", "stage": "fetching", "reason": "", "message": "", "models": []},
     )
-    pods = [pod("s-0", **ready), pod("s-1", **ready), pod("s-2", **ready), pod("s-3")]
-    assert asyncio.run(Reports(reach).loaded(pods)) == {"s-0": Loaded("3", "sha256:x")}
-    assert len(reach.asked) == 3
+    pods = [
+        pod("s-0", **ready),
+        pod("s-1", **ready),
+        pod("s-2", **ready),
+        pod("s-3"),
+        pod("s-4"),
+        pod("s-5", "Pending"),
+    ]
+    loaded, held_up = asyncio.run(Reports(reach).servers(pods))
+    assert loaded == {"s-0": Loaded("3", "sha256:x")}
+    assert held_up == {"s-3": HeldUp("RegistryUnavailable", "no answer")}
+    assert len(reach.asked) == 5
 
 
 def test_words_are_clipped_to_what_a_status_holds(pod: Make) -> None:
-    """A pod that says too much must not make the whole status unwritable."""
+    """A pod that says too much, or what can't be a reason, must not make the whole status unwritable."""
     ready = pod("s-0", conditions={"Ready": "True"})
-    reach = Answers(s_0={"models": [{"version": "9" * 99, "digest": "d"}], "stage": "s" * 99})
-    assert asyncio.run(Reports(reach).loaded([ready]))["s-0"].version == "9" * 32
+    reach = Answers(
+        s_0={"models": [{"version": "9" * 99, "digest": "d"}], "stage": "s" * 99},
+        s_1={"reason": "no reason at all", "message": "m"},
+        s_2={"reason": "Long", "message": "m" * 9999},
+    )
+    loaded, held_up = asyncio.run(Reports(reach).servers([ready, pod("s-1"), pod("s-2")]))
+    assert loaded["s-0"].version == "9" * 32
+    assert held_up == {"s-2": HeldUp("Long", "m" * 1024)}
     found = asyncio.run(Reports(reach).progress([ready]))
     assert found is not None
     assert found.stage == "s" * 64

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cloze_operator.decide.answers import Answer, Loaded, NotFound, Unavailable, Version
+from cloze_operator.decide.answers import Answer, HeldUp, Loaded, NotFound, Unavailable, Version
 from cloze_operator.decide.serving import decide_serving, intact_version
 from cloze_operator.decide.verdict import AliasMove
 from cloze_operator.desired.serving import ServedVersion, server_deployment, server_service
@@ -75,12 +75,12 @@ def test_nothing_is_served_before_the_version_is_known(
     resolved: tuple[str, str],
     served: bool,
 ) -> None:
-    """Children are made of an exact version and digest only; till then it waits and looks again."""
+    """Children are made of an exact version and digest only; until all serve it, it looks again."""
     verdict, state = decide_serving(serving(model=answer))
     assert findings(verdict)["ModelResolved"] == resolved
     assert bool(verdict.apply) == served
     assert state == ("RollingOut" if served else "Waiting")
-    assert verdict.requeue == (None if served else 10.0)
+    assert verdict.requeue == 10.0
     assert findings(verdict)["Ready"][0] == "False"
 
 
@@ -221,6 +221,16 @@ def test_pod_that_has_loaded_something_else_is_not_ready(
     verdict, _ = decide_serving(serving(children=children(), pods=(server(),), loaded={"s-0": loaded}))
     assert findings(verdict)["Ready"] == ("False", "VersionMismatch")
     assert verdict.status["loaded"] == [{"version": loaded.version, "readyPods": 1}]
+
+
+def test_what_keeps_a_server_from_loading_is_said(serving: Make, children: Make, server: Make) -> None:
+    """The pod runs and isn't ready; its own words tell more than a count of replicas."""
+    waiting = server(conditions={"Ready": "False"})
+    said = {"s-0": HeldUp("RegistryUnavailable", "MLflow doesn't answer")}
+    verdict, _ = decide_serving(serving(children=children(up=0), pods=(waiting,), held_up=said))
+    assert findings(verdict)["Ready"] == ("False", "RegistryUnavailable")
+    assert verdict.findings["Ready"].message == "s-0: MLflow doesn't answer"
+    assert verdict.requeue is not None
 
 
 def test_silent_pod_claims_nothing(serving: Make, children: Make, server: Make) -> None:

@@ -48,3 +48,11 @@ class Loaded:
 
     version: str
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUp:
+    """What a serving pod says is in the way of loading its model."""
+
+    reason: str
+    message: str

@@ -46,7 +46,9 @@ def report_rollout(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     outdated = any(wanted["kind"] == "Deployment" and not is_current(live, wanted) for wanted in verdict.apply)
     complete = _is_complete(snapshot, live) and not outdated
     verdict = _progress(snapshot, verdict, complete)
-    return verdict.find("Ready", *_readiness(snapshot, verdict, ready, complete))
+    verdict = verdict.find("Ready", *_readiness(snapshot, verdict, ready, complete))
+    # A server's stages are no events of the cluster: somebody has to ask again.
+    return verdict if complete else verdict.again(snapshot.platform.wait_seconds)
 
 
 def _is_complete(snapshot: ServingSnapshot, live: Object | None) -> bool:
@@ -94,6 +96,8 @@ def _readiness(
     for pod in snapshot.pods:
         if not is_going(pod) and (found := pods.trouble(pod, snapshot.now)):
             return "False", found[0], found[1]
+    for name, held_up in snapshot.held_up.items():
+        return "False", held_up.reason, f"{name}: {held_up.message}"
     refused = condition(snapshot.children.get("Deployment"), "ReplicaFailure")
     if refused.get("status") == "True":
         return "False", str(refused.get("reason") or "ReplicaFailure"), str(refused.get("message", ""))

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cloze_api.progress import Progress
 from cloze_api.resources import ModelDeployment, TrainingJob
-from cloze_operator.decide.answers import Answer, Loaded
+from cloze_operator.decide.answers import Answer, HeldUp, Loaded
 from cloze_operator.decide.fields import Object, dig, is_true
 from cloze_operator.desired.platform import Platform
 
@@ -66,6 +66,7 @@ class ServingSnapshot:
     model: the registry's answer about the version to serve.
     alias: the registry's answer to where `follow.alias` points.
     loaded: what each ready pod says it has loaded, by pod name; absent for one that didn't answer.
+    held_up: what each pod that isn't ready says is in the way, by pod name.
     rivals: `namespace/name` of older ModelDeployments that move the same alias.
     """
 
@@ -79,6 +80,7 @@ class ServingSnapshot:
     model: Answer = None
     alias: Answer = None
     loaded: Mapping[str, Loaded] = field(default_factory=dict)
+    held_up: Mapping[str, HeldUp] = field(default_factory=dict)
     rivals: tuple[str, ...] = ()
 
     @property

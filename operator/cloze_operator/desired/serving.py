@@ -8,10 +8,15 @@ from typing import Any, Final
 from cloze_api.names import (
     ANNOTATION_MODEL_DIGEST,
     ANNOTATION_MODEL_VERSION,
+    ENV_DRAIN_SECONDS,
+    ENV_MAX_BATCH_TOKENS,
+    ENV_MAX_QUEUE_TOKENS,
     ENV_MLFLOW_URI,
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
+    ENV_THREADS,
+    ENV_TIMEOUT_SECONDS,
     MODEL_CACHE_MOUNT,
     SERVER_PORT,
     TERMINATION_LOG,
@@ -115,11 +120,11 @@ def _container(resource: ModelDeployment, served: ServedVersion, platform: Platf
         ENV_MODEL_DIGEST: served.digest,
         ENV_MLFLOW_URI: platform.tracking_uri,
         ENV_MODEL_CACHE: MODEL_CACHE_MOUNT,
-        "CLOZE_THREADS": str(runtime.threads),
-        "CLOZE_MAX_BATCH_TOKENS": str(runtime.max_batch_tokens),
-        "CLOZE_MAX_QUEUE_TOKENS": str(runtime.max_queue_tokens),
-        "CLOZE_TIMEOUT_SECONDS": str(runtime.timeout_seconds),
-        "CLOZE_DRAIN_SECONDS": str(resource.spec.drain_seconds),
+        ENV_THREADS: str(runtime.threads),
+        ENV_MAX_BATCH_TOKENS: str(runtime.max_batch_tokens),
+        ENV_MAX_QUEUE_TOKENS: str(runtime.max_queue_tokens),
+        ENV_TIMEOUT_SECONDS: str(runtime.timeout_seconds),
+        ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
     }
     return {

@@ -57,6 +57,7 @@ class ServingObserver:
         names = {"Service": metadata["name"], "Deployment": deployment_name(metadata["name"])}
         children = await read_children(self._cluster, metadata["namespace"], names)
         pods = await read_pods(self._cluster, resource)
+        loaded, held_up = await self._reports.servers(pods)
         follow = deployment.spec.model.follow
         return ServingSnapshot(
             now=self._clock(),
@@ -67,7 +68,8 @@ class ServingObserver:
             pods=pods,
             model=await self._model(resource, deployment, children.get("Deployment")),
             alias=await self._registry.behind(deployment.spec.model.name, follow.alias) if follow else None,
-            loaded=await self._reports.loaded(pods),
+            loaded=loaded,
+            held_up=held_up,
             rivals=await self._rivals(resource) if follow else (),
         )
 
