@@ -1,4 +1,4 @@
-"""The locks hold what `pyproject.toml` asks for: an image is installed from its lock alone, whatever the project says."""
+"""The locks hold what `pyproject.toml` asks for: an image is installed from its lock alone."""
 
 import re
 import tomllib
