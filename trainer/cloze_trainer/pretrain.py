@@ -16,7 +16,7 @@ from cloze_trainer.console import log
 from cloze_trainer.data import shards
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
 from cloze_trainer.data.order import Order
-from cloze_trainer.data.tokenizer import FIRST_ORDINARY_ID, SPECIAL_IDS
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import CHUNK_TOKENS, Chunk
@@ -46,9 +46,30 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
             f"the corpus packs into {len(prepared.train_NT)} sequences of {spec.model.max_length} tokens, fewer than "
             f"optimization.batchSequences ({spec.optimization.batch_sequences}): lower it or add text",
         )
+    held_out = evaluation_masker(prepared.vocab_size)
+    if not any(
+        held_out.row(row_T.astype(np.int64), 0, number)[1].any() for number, row_T in enumerate(prepared.held_out_NT)
+    ):
+        raise InputError(
+            "HeldOutTooSmall",
+            f"none of the {prepared.report['tokens_held_out']} held-out tokens is masked for the evaluation: raise "
+            "evaluation.heldOutFraction or add text",
+        )
     if prepared.vocab_size < spec.tokenizer.vocab_size:
         log("vocabulary smaller than asked", asked=spec.tokenizer.vocab_size, got=prepared.vocab_size)
     return PreparedCorpus(prepared.folder, digests(sources))
+
+
+def evaluation_masker(vocab_size: int) -> Masker:
+    """The masks of the held-out documents: the same for every model with this vocabulary."""
+    return Masker(
+        vocab_size=vocab_size,
+        probability=EVALUATION_PROBABILITY,
+        mask_share=0.8,
+        random_share=0.1,
+        seed=EVALUATION_SEED,
+        evaluation=True,
+    )
 
 
 class Pretraining:
@@ -82,14 +103,7 @@ class Pretraining:
             random_share=spec.masking.random_share,
             seed=seed,
         )
-        self._evaluation_masker = Masker(
-            vocab_size=self.shards.vocab_size,
-            probability=EVALUATION_PROBABILITY,
-            mask_share=0.8,
-            random_share=0.1,
-            seed=EVALUATION_SEED,
-            evaluation=True,
-        )
+        self._evaluation_masker = evaluation_masker(self.shards.vocab_size)
 
     @property
     def total_steps(self) -> int:
@@ -154,9 +168,5 @@ class Pretraining:
                 hits += float((logits_MV.argmax(-1) == chunk.targets).sum())
                 count += chunk.weight
         loss, hits, count = gang.sum(loss, hits, count)
-        if not count:
-            raise InputError(
-                "HeldOutTooSmall", "no token of the held-out documents is masked: raise evaluation.heldOutFraction"
-            )
-        assert self.config.vocab_size > FIRST_ORDINARY_ID
+        assert count, "the corpus was refused otherwise"
         return evaluation.masked(loss, hits, count)
