@@ -21,7 +21,7 @@ def changed(what: str, since: str) -> InputError:
     """The refusal to go on with another `what` than before."""
     return InputError(
         "SourceChanged",
-        f"{what} changed since {since}: put the old content back to go on, or create a new job; outside a cluster "
+        f"{what} changed since {since}: create a new job for it; outside a cluster put the old content back to go on, "
         "name another --workspace, or delete this one to start anew",
     )
 
