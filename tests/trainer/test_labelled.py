@@ -19,9 +19,15 @@ LABELS = ("O", "NAME", "PLACE")
 
 
 @pytest.fixture(scope="module")
-def model() -> Tokenizer:
+def serialized() -> str:
     text = "ada lovelace lives in london and in paris, near [ the sep ] of a river; unbelievably unaffordable"
-    return tokenizer.train([text] * 3, vocab_size=160, lowercase=True)
+    return tokenizer.train([text] * 3, vocab_size=160, lowercase=True).to_str()
+
+
+@pytest.fixture
+def model(serialized: str) -> Tokenizer:
+    """A tokenizer whose settings no other test has touched."""
+    return Tokenizer.from_str(serialized)
 
 
 def tokenized(
@@ -41,9 +47,10 @@ WORDS = st.lists(
 
 @given(pairs=WORDS, max_length=st.integers(8, 40))
 def test_first_piece_of_each_word_carries_its_label(
-    model: Tokenizer, pairs: list[tuple[str, str]], max_length: int
+    serialized: str, pairs: list[tuple[str, str]], max_length: int
 ) -> None:
     """Other pieces and special tokens are not scored; words beyond the limit are cut off with their labels."""
+    model = Tokenizer.from_str(serialized)
     words, labels = zip(*pairs, strict=True)
     result = tokenized(model, words, labels, max_length)
     ids, target = result.ids[0].tolist(), result.targets[0].tolist()

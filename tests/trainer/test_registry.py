@@ -68,9 +68,11 @@ def test_a_persons_job_with_another_result_is_another_version(mlflow: str, tags:
 
 def test_version_is_found_among_many(mlflow: str, tags: JobTags, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job's own version is asked for by its tag, page by page, however many the model has."""
+    tags = JobTags(tags.uid, tags.job, tags.task, tags.experiment, repeatable=True)
     first = register(mlflow, tags, folder, "sha256:a")
-    for number in range(3):
-        register(mlflow, JobTags(f"{tags.uid}-{number}", tags.job, tags.task, tags.experiment), folder, "sha256:o")
+    for digest in ("sha256:b", "sha256:c"):
+        register(mlflow, tags, folder, digest)
+    register(mlflow, JobTags(f"{tags.uid}-other", tags.job, tags.task, tags.experiment), folder, "sha256:a")
     search = MlflowClient.search_model_versions
     monkeypatch.setattr(
         MlflowClient,
