@@ -1,6 +1,7 @@
 """Every branch of the decision about a training job."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from cloze_api.progress import Progress
 from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
+from cloze_operator.decide.run import progress_status
 from cloze_operator.decide.training import decide_training, expire
 from cloze_operator.decide.verdict import AliasMove, Finding, Verdict, event_of, render_status, transition_events
 from cloze_operator.desired.base import ResolvedBase
@@ -700,3 +702,11 @@ def test_success_takes_the_reconcile_error_away(training: Make, children: Make) 
     status = {**STARTED, "conditions": [condition("ReconcileFailed", "True")]}
     verdict, _ = decide_training(training(children=children(), status=status))
     assert "ReconcileFailed" not in verdict.findings
+
+
+def test_figures_are_for_people() -> None:
+    """A column of fifteen digits can't be read; what isn't finite is left out."""
+    progress = Progress(stage="training", step=3, total_steps=9, loss=4.937539094413808, tokens_per_second=10234.5678)
+    shown = progress_status(progress, "2026-03-01T12:00:00Z")
+    assert (shown["loss"], shown["tokensPerSecond"]) == (4.9375, 10234.6)
+    assert "loss" not in progress_status(progress.model_copy(update={"loss": math.nan}), "2026-03-01T12:00:00Z")

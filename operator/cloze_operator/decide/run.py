@@ -23,14 +23,19 @@ def summary(step: int, total: int) -> str:
     return f"{step}/{total} ({100 * step // total}%)" if total else ""
 
 
+def _rounded(figure: float | None, digits: int) -> float | None:
+    return None if figure is None else round(figure, digits)
+
+
 def progress_status(progress: Progress, now: str) -> dict[str, Any]:
     """`status.progress`. JSON has no NaN, so a loss that isn't finite is left out."""
     figures = {
         "stage": progress.stage,
         "step": progress.step,
         "totalSteps": progress.total_steps,
-        "loss": progress.loss,
-        "tokensPerSecond": progress.tokens_per_second,
+        # For people, in a column; the registry has all digits.
+        "loss": _rounded(progress.loss, 4),
+        "tokensPerSecond": _rounded(progress.tokens_per_second, 1),
         "etaSeconds": progress.eta_seconds,
         "checkpointStep": progress.checkpoint_step,
         "summary": summary(progress.step, progress.total_steps),
