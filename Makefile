@@ -55,7 +55,7 @@ types: $(VENV) ## strict type checks
 
 .PHONY: unit
 unit: $(VENV) ## tests that need no cluster
-	@.venv/bin/pytest -m "not cluster and not e2e and not full" --durations=5 -q
+	@.venv/bin/pytest -n 2 --dist loadfile -m "not cluster and not e2e and not full" --durations=5 -q
 
 .PHONY: integration
 integration: $(VENV) ## tests against the API server of the current cluster
