@@ -101,7 +101,7 @@ def _push(settings: Settings, images: list[Image]) -> None:
     if os.environ.get("CLOZE_KUBECONFIG") and settings.registry == registry.address({}):
         raise ImageError(
             "the cluster of CLOZE_KUBECONFIG can't pull from this machine's own registry: set CLOZE_REGISTRY to one "
-            "that both reach, such as ghcr.io/me"
+            "that both reach, such as registry.example/me"
         )
     local = LocalRegistry(settings.registry) if registry.is_local(settings.registry) else None
     if local:
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
             command.set_defaults(images=[])
         else:
             command.add_argument("images", nargs="*", metavar="image", help=", ".join(IMAGES))
-        command.add_argument("--registry", help="such as ghcr.io/me (default: $CLOZE_REGISTRY, else the local one)")
+        command.add_argument("--registry", help="such as registry.example/me; default: $CLOZE_REGISTRY, else local")
         if name == "list":
             command.add_argument("--json", action="store_true", help="one object, reference by image")
     return parser
