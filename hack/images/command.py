@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
                 with _alone(settings):
                     _build(settings, chosen)
             case "push":
+                _require_reachable(os.environ, arguments.registry)
                 _push(settings, chosen)
             case "prune":
                 with _alone(settings):
@@ -97,12 +98,16 @@ def _build(settings: Settings, images: list[Image]) -> None:
     _list({image.name: settings.reference(image, tag) for image, tag in tags.items()})
 
 
-def _push(settings: Settings, images: list[Image]) -> None:
-    if os.environ.get("CLOZE_KUBECONFIG") and settings.registry == registry.address({}):
+def _require_reachable(env: Mapping[str, str], given_registry: str | None) -> None:
+    """Somebody else's cluster hardly reaches a registry on this machine's loopback, unless a person says that it does."""
+    if env.get("CLOZE_KUBECONFIG") and not (given_registry or env.get("CLOZE_REGISTRY")):
         raise ImageError(
             "the cluster of CLOZE_KUBECONFIG can't pull from this machine's own registry: set CLOZE_REGISTRY to one "
             "that both reach, such as registry.example/me"
         )
+
+
+def _push(settings: Settings, images: list[Image]) -> None:
     local = LocalRegistry(settings.registry) if registry.is_local(settings.registry) else None
     if local:
         registry.started(local, settings.root)

@@ -188,3 +188,13 @@ def test_a_changed_line_is_built_and_pushed_in_seconds(tmp_path: Path) -> None:
     assert digest
     registry_asked.delete(repository, "manifests", digest)
     assert took < 20
+
+
+def test_a_cluster_of_somebody_else_needs_a_registry_that_it_reaches(tmp_path: Path) -> None:
+    """Nothing is built or started before that is said."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "CLOZE_KUBECONFIG": "/theirs"}
+    command = ["python3", ROOT / "hack/images", "push"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "set CLOZE_REGISTRY" in done.stderr
+    assert list(tmp_path.iterdir()) == []
