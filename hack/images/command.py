@@ -99,7 +99,7 @@ def _build(settings: Settings, images: list[Image]) -> None:
 
 
 def _require_reachable(env: Mapping[str, str], given_registry: str | None) -> None:
-    """Somebody else's cluster hardly reaches a registry on this machine's loopback, unless a person says that it does."""
+    """Refuse the default for somebody else's cluster: loopback is its own there, unless a person says otherwise."""
     if env.get("CLOZE_KUBECONFIG") and not (given_registry or env.get("CLOZE_REGISTRY")):
         raise ImageError(
             "the cluster of CLOZE_KUBECONFIG can't pull from this machine's own registry: set CLOZE_REGISTRY to one "
