@@ -54,7 +54,12 @@ IN_FLIGHT = Metric("cloze_in_flight_requests", "gauge", "Requests accepted and n
 TRUNCATED = Metric(
     "cloze_truncated_inputs", "counter", "Answered inputs that were cut to the longest sequence.", _MODEL
 )
-MODEL_INFO = Metric("cloze_model", "info", "The loaded model.", ("model", "version", "digest", "task"))
+MODEL_INFO = Metric(
+    "cloze_model",
+    "info",
+    "The loaded model, and the ModelDeployment and revision that this replica belongs to (empty outside a cluster).",
+    ("model", "version", "digest", "task", "deployment", "revision"),
+)
 
 # Trainer.
 _RUN = ("job",)
@@ -88,6 +93,57 @@ RESOURCE_STATE = Metric(
 )
 JOB_FAILURES = Metric("cloze_job_failures", "counter", "Training jobs that failed for good.", ("kind", "reason"))
 REGISTRY_ERRORS = Metric("cloze_registry_errors", "counter", "Calls to the registry that failed.", ("operation",))
+_DEPLOYMENT = ("namespace", "name")
+ROLLOUT_IN_PROGRESS = Metric(
+    "cloze_rollout_in_progress",
+    "gauge",
+    "1 while a ModelDeployment has a canary or watches one it has promoted.",
+    _DEPLOYMENT,
+)
+ROLLOUT_STEP = Metric("cloze_rollout_step", "gauge", "Step of the rollout, from 1; 0 without a canary.", _DEPLOYMENT)
+ROLLOUT_WEIGHT = Metric(
+    "cloze_rollout_canary_weight_ratio", "gauge", "Share of the requests that the canary is given, 0 to 1.", _DEPLOYMENT
+)
+ROLLOUTS = Metric(
+    "cloze_rollouts",
+    "counter",
+    "Rollouts that ended: promoted, rolled_back, aborted, superseded.",
+    (*_DEPLOYMENT, "result"),
+)
+ROLLOUT_CHECK = Metric(
+    "cloze_rollout_check",
+    "gauge",
+    "1 for the present result of each check of a canary: pass, fail, waiting, no_data or unknown.",
+    (*_DEPLOYMENT, "check", "result"),
+)
+OBJECTIVE_AVAILABILITY = Metric(
+    "cloze_objective_availability_ratio",
+    "gauge",
+    "Share of the requests of a ModelDeployment that has to be answered without a server error.",
+    _DEPLOYMENT,
+)
+OBJECTIVE_LATENCY = Metric(
+    "cloze_objective_latency_seconds",
+    "gauge",
+    "Time within which a request has to be answered; `le` is the same as a bucket's boundary, to join with.",
+    (*_DEPLOYMENT, "le"),
+)
+OBJECTIVE_LATENCY_RATIO = Metric(
+    "cloze_objective_latency_ratio",
+    "gauge",
+    "Share of the successful requests that has to be answered in time.",
+    _DEPLOYMENT,
+)
+VERSION_MISMATCH = Metric(
+    "cloze_version_mismatch_pods",
+    "gauge",
+    "Ready pods that report another version than they were made for.",
+    _DEPLOYMENT,
+)
+LEADER = Metric("cloze_operator_leader", "gauge", "1 on the operator that holds the lease, 0 on a standby.")
+PROMETHEUS_ERRORS = Metric(
+    "cloze_prometheus_errors", "counter", "Queries of canary analysis that Prometheus refused or didn't answer."
+)
 EVENT_ERRORS = Metric("cloze_operator_event_errors", "counter", "Kubernetes events that couldn't be recorded.")
 
 ALL: tuple[Metric, ...] = tuple(value for value in globals().copy().values() if isinstance(value, Metric))

@@ -18,17 +18,23 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "cloze"
 LABEL_KIND: Final = f"{GROUP}/kind"
 LABEL_OWNER: Final = f"{GROUP}/owner"
+LABEL_REVISION: Final = f"{GROUP}/revision"
+"""On what belongs to one revision of a ModelDeployment: the hash of what defines it."""
 
 # Annotations.
 ANNOTATION_CONTENT_DIGEST: Final = f"{GROUP}/content-digest"
 ANNOTATION_MODEL_VERSION: Final = f"{GROUP}/model-version"
 ANNOTATION_MODEL_DIGEST: Final = f"{GROUP}/model-digest"
+ANNOTATION_ROLLOUT: Final = f"{GROUP}/rollout"
+"""On a ModelDeployment: promote, abort, pause, resume or retry. The operator takes it away when it has obeyed."""
 
 # Tags on MLflow runs, logged models and model versions.
 TAG_JOB_UID: Final = f"{GROUP}/job-uid"
 TAG_JOB: Final = f"{GROUP}/job"
 TAG_DIGEST: Final = f"{GROUP}/digest"
 TAG_TASK: Final = f"{GROUP}/task"
+TAG_QUARANTINED: Final = f"{GROUP}/quarantined"
+"""Why a canary of this version was rolled back; such a version isn't tried again by itself."""
 
 # Default aliases on a registered model. The operator alone moves them.
 CANDIDATE_ALIAS: Final = "challenger"
@@ -70,6 +76,10 @@ ENV_MAX_BATCH_TOKENS: Final = "CLOZE_MAX_BATCH_TOKENS"
 ENV_MAX_QUEUE_TOKENS: Final = "CLOZE_MAX_QUEUE_TOKENS"
 ENV_TIMEOUT_SECONDS: Final = "CLOZE_TIMEOUT_SECONDS"
 ENV_DRAIN_SECONDS: Final = "CLOZE_DRAIN_SECONDS"
+ENV_DEPLOYMENT: Final = "CLOZE_DEPLOYMENT"
+"""Name of the ModelDeployment that a server belongs to; unset outside a cluster."""
+ENV_REVISION: Final = "CLOZE_REVISION"
+"""Its revision, as in LABEL_REVISION."""
 
 # Operator.
 OPERATOR_PORT: Final = 8081
