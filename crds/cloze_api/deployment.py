@@ -5,6 +5,16 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from cloze_api.names import CANDIDATE_ALIAS, PROMOTED_ALIAS
+from cloze_api.quantity import quantity
+from cloze_api.rollout import (
+    Autoscaling,
+    DisruptionBudget,
+    Objectives,
+    Provider,
+    Rollout,
+    Scheduling,
+    Traffic,
+)
 from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
 from cloze_api.training import Condition, Resources, resource_rules
 
@@ -74,6 +84,12 @@ class ModelDeploymentSpec(Schema):
     resources: Resources = Resources()
     drain_seconds: Annotated[int, Field(ge=1, le=600)] = 30
     """How long a pod that is going away may take to finish the requests it has accepted."""
+    traffic: Traffic = Traffic()
+    rollout: Rollout = Rollout()
+    objectives: Objectives = Objectives()
+    autoscaling: Autoscaling | None = None
+    disruption_budget: DisruptionBudget = DisruptionBudget()
+    scheduling: Scheduling = Scheduling()
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *resource_rules("spec.resources"),
@@ -82,6 +98,26 @@ class ModelDeploymentSpec(Schema):
             message="spec.drainSeconds is smaller than spec.runtime.timeoutSeconds, so accepted requests get lost: "
             "raise the one or lower the other",
             check=lambda spec: spec.drain_seconds >= spec.runtime.timeout_seconds,
+        ),
+        Rule(
+            cel="self.rollout.steps.all(step, has(step.weight) == (self.traffic.provider == 'GatewayAPI'))",
+            message="spec.rollout.steps have weight with spec.traffic.provider GatewayAPI, "
+            "and replicas with ReplicaRatio: change one of them",
+            check=lambda spec: all(
+                (step.weight is not None) == (spec.traffic.provider == Provider.GATEWAY_API)
+                for step in spec.rollout.steps
+            ),
+        ),
+        Rule(
+            cel="self.traffic.provider == 'GatewayAPI' || !has(self.autoscaling)",
+            message="spec.autoscaling needs spec.traffic.provider GatewayAPI: with ReplicaRatio the number of pods "
+            "divides the requests, so it can't follow the load as well",
+            check=lambda spec: spec.traffic.provider == Provider.GATEWAY_API or spec.autoscaling is None,
+        ),
+        Rule(
+            cel="!has(self.autoscaling) || 'cpu' in self.resources.requests",
+            message="spec.autoscaling measures CPU against spec.resources.requests.cpu: set it",
+            check=lambda spec: spec.autoscaling is None or quantity(spec.resources.requests.get("cpu")) is not None,
         ),
     )
 
@@ -95,6 +131,58 @@ class ResolvedVersion(Reported):
 
 
 VERSION_MAX: Final = 32
+
+_Text = Annotated[str, Field(max_length=1024)]
+_Name = Annotated[str, Field(max_length=64)]
+
+
+class RevisionStatus(Reported):
+    """One revision: a model version with the server that runs it."""
+
+    name: _Name
+    """The hash of what defines it, as on its pods' label `cloze.dev/revision`."""
+    number: int
+    version: ModelVersion
+    image: Annotated[str, Field(max_length=512)] = ""
+    role: Annotated[str, Field(max_length=32)] = ""
+    """Stable, Canary, Previous (kept until the rollback window is over), Rejected, or empty for history."""
+    replicas: int = 0
+    ready_replicas: int = 0
+    weight: int = 0
+    """Per cent of the requests that it is given."""
+    reason: Annotated[str, Field(max_length=128)] = ""
+    message: _Text = ""
+    """Why it was rejected."""
+
+
+class CheckStatus(Reported):
+    """The present result of one check of the canary."""
+
+    name: _Name
+    result: Annotated[str, Field(max_length=32)]
+    """Pass, Fail, Waiting (not enough requests yet), NoData or Unknown (Prometheus didn't say)."""
+    message: _Text = ""
+    requests: int = 0
+    """Of the canary since the rollout began."""
+    detectable: float | None = None
+    """The smallest ratio of the canary that so many requests would prove on average."""
+
+
+class RolloutStatus(Reported):
+    """How far a rollout is. `state` says what it does now."""
+
+    state: Annotated[str, Field(max_length=32)] = ""
+    step: Annotated[str, Field(max_length=32)] = ""
+    """Such as `2/3`; the last one is the promotion."""
+    weight: int = 0
+    """Per cent of the requests that the canary is given now."""
+    approximate: bool = False
+    """Whether the weight is only the canary's share of the pods."""
+    canary_version: Annotated[str, Field(max_length=32)] = ""
+    message: _Text = ""
+    start_time: Annotated[str, Field(max_length=32)] = ""
+    """Since when the canary has been given requests."""
+    checks: Annotated[list[CheckStatus], Field(max_length=32)] = []
 
 
 class LoadedVersion(Reported):
@@ -117,6 +205,11 @@ class ModelDeploymentStatus(Reported):
         ),
     ] = []
     desired: ResolvedVersion | None = None
+    """What the spec asks for."""
+    stable: ResolvedVersion | None = None
+    """What all requests go to but the canary's."""
+    rollout: RolloutStatus | None = None
+    revisions: Annotated[list[RevisionStatus], Field(max_length=64)] = []
     loaded: Annotated[list[LoadedVersion], Field(max_length=32)] = []
     replicas: int = 0
     ready_replicas: int = 0

@@ -1,7 +1,7 @@
 """Every metric that Cloze exports: name, help, labels, and buckets, declared once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,9 @@ class Metric:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # Requests may wait, and be allowed to: as far as the longest timeout.
 _REQUEST_SECONDS = (*_SECONDS, 30.0, 60.0, 120.0, 300.0, 600.0)
+#: Boundaries of the latency histogram that an objective may lie on.
+OBJECTIVE_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
 _MODEL = ("model", "version")
 
 # Inference server.

@@ -127,7 +127,10 @@ class ModelDeployment(Resource):
     columns: ClassVar[tuple[Column, ...]] = (
         Column(name="State", path=".status.state"),
         Column(name="Model", path=".spec.model.name"),
-        Column(name="Version", path=".status.desired.version"),
+        Column(name="Version", path=".status.stable.version"),
+        Column(name="Canary", path=".status.rollout.canaryVersion"),
+        Column(name="Step", path=".status.rollout.step"),
+        Column(name="Weight", path=".status.rollout.weight", type="integer"),
         Column(name="Ready", path=".status.readyReplicas", type="integer"),
         Column(name="Replicas", path=".spec.replicas", type="integer"),
         Column(name="Reason", path=_READY_OR_DONE.format("Ready"), wide=True),
