@@ -75,7 +75,8 @@ class Step(Schema):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.weight) != has(self.replicas)",
-            message="a step of spec.rollout.steps needs exactly one of weight (GatewayAPI) and replicas (ReplicaRatio)",
+            message="spec.rollout.steps needs exactly one of weight (GatewayAPI) and replicas (ReplicaRatio) in each "
+            "step: set one, remove the other",
             check=lambda step: (step.weight is None) != (step.replicas is None),
         ),
     )
@@ -145,7 +146,7 @@ class Query(Check):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.minimum) || has(self.maximum)",
-            message="a query of spec.rollout.analysis.queries has no bound: give it a minimum, a maximum or both",
+            message="spec.rollout.analysis.queries has one without a bound: give it a minimum, a maximum or both",
             check=lambda query: query.minimum is not None or query.maximum is not None,
         ),
     )
