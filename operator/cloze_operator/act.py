@@ -132,7 +132,7 @@ class Actor:
     async def _record(self, resource: Object, event: Event) -> None:
         """Create an event. One that can't be had is counted and missed: what it tells stands in the status too."""
         try:
-            await self.cluster.record(_event(resource, event, self.clock()))
+            await self.cluster.record(event_manifest(resource, event, self.clock()))
         except ClusterError as error:
             EVENT_ERRORS.inc()
             logger.warning("no event %s: %s", event.reason, error, extra=fields_of(resource))
@@ -144,7 +144,7 @@ def fields_of(resource: Object) -> dict[str, str]:
     return {"kind": resource["kind"], "namespace": metadata["namespace"], "object": metadata["name"]}
 
 
-def _event(resource: Object, event: Event, now: datetime) -> Manifest:
+def event_manifest(resource: Object, event: Event, now: datetime) -> Manifest:
     """A core/v1 Event. Its name is made from what it says, so that what happens again is counted in one event."""
     metadata = resource["metadata"]
     text = "\n".join((metadata["uid"], event.type, event.reason, event.message))

@@ -1,8 +1,10 @@
 """A thin client of the Kubernetes API: objects are plain JSON, and errors keep the server's own words."""
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -27,11 +29,16 @@ _PATHS: Final[Mapping[str, tuple[str, str]]] = {
     "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
     "Pod": ("v1", "pods"),
     "Event": ("v1", "events"),
+    "Lease": ("coordination.k8s.io/v1", "leases"),
     **{kind.kind_name(): (API_VERSION, kind.plural) for kind in KINDS},
 }
 
 _TIMEOUT_SECONDS: Final = 20.0
+#: For how long one request may be put off by an API server that has too much to do.
+_PATIENCE_SECONDS: Final = 30.0
 _NOT_FOUND, _CONFLICT = 404, 409
+#: Answers of a server that hasn't begun with the request, when they come with Retry-After.
+_BUSY: Final = (429, 503)
 
 
 class ClusterError(Exception):
@@ -52,13 +59,25 @@ def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> s
 
 
 class Cluster:
-    """Reads and writes of the operator. Every method raises ClusterError for a refusal."""
+    """Reads and writes of the operator. Every method raises ClusterError for a refusal.
 
-    def __init__(self, client: ApiClient) -> None:
+    fence: called before each write; it doesn't return where this process may not write any more.
+    patience: seconds for which a request is put off when the API server asks for that with Retry-After; with 0 it is
+        told as any refusal, and the next request is made when the caller likes.
+    """
+
+    def __init__(
+        self, client: ApiClient, *, fence: Callable[[], None] = lambda: None, patience: float = _PATIENCE_SECONDS
+    ) -> None:
         self._client = client
+        self._fence = fence
+        self._patience = patience
+        self._quiet_until = 0.0
 
     @classmethod
-    async def connect(cls) -> "Cluster":
+    async def connect(
+        cls, *, fence: Callable[[], None] = lambda: None, patience: float = _PATIENCE_SECONDS
+    ) -> "Cluster":
         """A client for the cluster that KUBECONFIG names, else for the one that this pod runs in."""
         configuration = Configuration()
         kubeconfig = os.environ.get("KUBECONFIG")
@@ -67,7 +86,7 @@ class Cluster:
         else:
             config.load_incluster_config()
             configuration = Configuration.get_default_copy()
-        return cls(ApiClient(configuration=configuration))
+        return cls(ApiClient(configuration=configuration), fence=fence, patience=patience)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -120,6 +139,14 @@ class Cluster:
             if error.status not in (_NOT_FOUND, _CONFLICT):
                 raise
 
+    async def put(self, manifest: Manifest) -> Object:
+        """Create an object, or replace it as it was when it was read: by the resourceVersion in its metadata."""
+        metadata = manifest["metadata"]
+        old = metadata["name"] if "resourceVersion" in metadata else ""
+        path = _path(manifest["kind"], metadata["namespace"], old)
+        stored: Object = await self._request("PUT" if old else "POST", path, manifest)
+        return stored
+
     async def record(self, event: Manifest) -> None:
         """Create an event; if there is one of the same name, it has happened once more."""
         namespace, name = event["metadata"]["namespace"], event["metadata"]["name"]
@@ -153,20 +180,47 @@ class Cluster:
         content_type: str = "application/json",
     ) -> Any:
         target = f"{path}?{urlencode(query)}" if query else path
+        request = f"{method} {path}"
         headers = {"Accept": "application/json", "Content-Type": content_type}
-        call = await self._client.param_serialize(
-            method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
-        try:
-            response = await self._client.call_api(
-                *call, _request_timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+        latest = time.monotonic() + self._patience
+        while True:
+            await self._keep_quiet(latest, request)
+            call = await self._client.param_serialize(
+                method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
             )
-            text = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise ClusterError(0, "Unreachable", f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
+            if method != "GET":
+                self._fence()
+            try:
+                response = await self._client.call_api(
+                    *call, _request_timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+                )
+                text = await response.read()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise ClusterError(0, "Unreachable", f"{request}: {type(error).__name__} {error}".rstrip()) from error
+            wait = _retry_after(response.status, response.headers)
+            if wait is None:
+                break
+            if not self._patience:
+                break
+            self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
         if response.status >= 400:
-            raise _refusal(response.status, text, f"{method} {path}")
+            raise _refusal(response.status, text, request)
         return json.loads(text) if text else {}
+
+    async def _keep_quiet(self, latest: float, request: str) -> None:
+        """Wait for as long as the API server has asked for, whoever was told: it counts the client, not the object."""
+        if self._quiet_until > latest:
+            left = self._quiet_until - time.monotonic()
+            raise ClusterError(_BUSY[0], "TooManyRequests", f"{request}: the API server asks for {left:.0f} s of quiet")
+        await asyncio.sleep(max(0.0, self._quiet_until - time.monotonic()))
+
+
+def _retry_after(status: int, headers: Mapping[str, str]) -> float | None:
+    """Seconds after which the server wants to be asked again; None when it has answered."""
+    try:
+        return max(0.0, float(headers["Retry-After"])) if status in _BUSY else None
+    except (KeyError, ValueError):
+        return None
 
 
 def _refusal(status: int, text: bytes, request: str) -> ClusterError:

@@ -29,6 +29,7 @@ RECONCILE_DURATION = Histogram(
     registry=REGISTRY,
 )
 QUEUE_DEPTH = _gauge(metrics.QUEUE_DEPTH)
+LEADER = _gauge(metrics.LEADER)
 RESOURCE_STATE = _gauge(metrics.RESOURCE_STATE)
 JOB_FAILURES = _counter(metrics.JOB_FAILURES)
 REGISTRY_ERRORS = _counter(metrics.REGISTRY_ERRORS)
