@@ -58,6 +58,10 @@ def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> s
     return "/".join(part for part in (*parts, plural, name, subresource) if part)
 
 
+def unfenced() -> None:
+    """The fence of an operator that is alone: it may always write."""
+
+
 class Cluster:
     """Reads and writes of the operator. Every method raises ClusterError for a refusal.
 
@@ -67,7 +71,7 @@ class Cluster:
     """
 
     def __init__(
-        self, client: ApiClient, *, fence: Callable[[], None] = lambda: None, patience: float = _PATIENCE_SECONDS
+        self, client: ApiClient, *, fence: Callable[[], None] = unfenced, patience: float = _PATIENCE_SECONDS
     ) -> None:
         self._client = client
         self._fence = fence
@@ -75,9 +79,7 @@ class Cluster:
         self._quiet_until = 0.0
 
     @classmethod
-    async def connect(
-        cls, *, fence: Callable[[], None] = lambda: None, patience: float = _PATIENCE_SECONDS
-    ) -> "Cluster":
+    async def connect(cls, *, fence: Callable[[], None] = unfenced, patience: float = _PATIENCE_SECONDS) -> "Cluster":
         """A client for the cluster that KUBECONFIG names, else for the one that this pod runs in."""
         configuration = Configuration()
         kubeconfig = os.environ.get("KUBECONFIG")

@@ -69,16 +69,14 @@ class Place:
 
 
 class Lease:
-    """One candidate. The thread begins with `start` and ends with `release`; all else may be asked from any thread.
+    """One candidate. Its thread begins with `acquire` and ends with `release`; all else may be asked from any thread.
 
-    acquired: called once, in the lease's thread, when this process leads.
     end: ends the process, and doesn't return.
     """
 
     def __init__(
         self,
         place: Place,
-        acquired: Callable[[], object],
         *,
         terms: Terms | None = None,
         connect: Callable[[], Awaitable[Cluster]] | None = None,
@@ -86,7 +84,6 @@ class Lease:
         end: Callable[[str], None] = _end,
     ) -> None:
         self._place = place
-        self._acquired = acquired
         self._terms = terms or Terms()
         # No waiting for a server that asks for quiet: the deadline doesn't wait either, and the pace is slow enough.
         self._connect = connect or (lambda: Cluster.connect(patience=0.0))
@@ -97,6 +94,7 @@ class Lease:
         self._renewed: Moment | None = None
         self._beat = clock()
         self._wake = asyncio.Event()
+        self._acquired: Callable[[], object] = lambda: None
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -116,9 +114,12 @@ class Lease:
         """Seconds since the thread last showed that it lives, whatever the API server answered."""
         return self._clock() - self._beat
 
-    def start(self) -> None:
-        """Begin to ask for the lease."""
+    async def acquire(self) -> None:
+        """Ask for the lease until this process leads."""
+        loop, leads = asyncio.get_running_loop(), asyncio.Event()
+        self._acquired = lambda: loop.call_soon_threadsafe(leads.set)
         self._thread.start()
+        await leads.wait()
 
     def fence(self) -> None:
         """Before each write: a process that was stopped for a while ends here, before it touches what is another's."""

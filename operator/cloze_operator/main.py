@@ -4,11 +4,16 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
 
-from cloze_operator.cluster import Cluster, ClusterError
+from cloze_operator.cluster import Cluster, ClusterError, unfenced
 from cloze_operator.controller import Controller
 from cloze_operator.endpoint import serve
+from cloze_operator.lease import Lease, Place, identity
 from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import VARIABLES, Settings, SettingsError, read
@@ -47,28 +52,56 @@ async def _await_definitions(cluster: Cluster) -> None:
         await asyncio.sleep(_DEFINITIONS_SECONDS)
 
 
+async def _first_of(*work: Coroutine[Any, Any, object]) -> None:
+    """Wait for the first to end, end the others, and raise what it raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _reconcile(cluster: Cluster, controller: Controller, lease: Lease | None, settings: Settings) -> None:
+    """Once this process leads, work until kopf is told to stop, or until something that must not fail has failed."""
+    await _await_definitions(cluster)
+    if lease is not None:
+        await lease.acquire()
+    scope = ", ".join(settings.namespaces) or "all namespaces"
+    logger.info("started", extra={"scope": scope, "workers": settings.workers})
+    # A standby hasn't synced for as long as it has waited.
+    controller.last_resync = time.monotonic()
+    await _first_of(watch(controller, settings), controller.run())
+
+
 async def operate(settings: Settings) -> None:
-    """Run until a signal ends kopf, or until something that must not fail has failed."""
-    cluster = await Cluster.connect()
-    registry = Registry(settings.platform.tracking_uri)
+    """Run until a signal ends the process, or until something that must not fail has failed."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Once it leads, kopf takes them over. As process 1 of a pod, a standby would otherwise never hear of them.
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    lease = None
+    if settings.leader_election:
+        place = Place(
+            namespace=settings.lease_namespace, name=settings.lease_name, identity=identity(settings.pod_name)
+        )
+        lease = Lease(place)
+    fence = lease.fence if lease is not None else unfenced
+    cluster = await Cluster.connect(fence=fence)
+    registry = Registry(settings.platform.tracking_uri, fence=fence)
     reports = Reports(Direct())
     controller = Controller(cluster, registry, reports, settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
         stack.push_async_callback(registry.close)
-        runner = await serve(controller, settings.port, settings.resync_seconds)
+        runner = await serve(controller, lease, settings.port, settings.resync_seconds)
         stack.push_async_callback(runner.cleanup)
-        await _await_definitions(cluster)
-        scope = ", ".join(settings.namespaces) or "all namespaces"
-        logger.info("started", extra={"scope": scope, "workers": settings.workers})
-        watching = asyncio.create_task(watch(controller, settings), name="watch")
-        working = asyncio.create_task(controller.run(), name="controller")
-        done, pending = await asyncio.wait({watching, working}, return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        for task in done:
-            task.result()
+        if lease is not None:
+            stack.push_async_callback(asyncio.to_thread, lease.release)
+        await _first_of(_reconcile(cluster, controller, lease, settings), stopped.wait())
     logger.info("stopped")
 
 

@@ -1,11 +1,12 @@
 """The part of MLflow's REST API that the operator needs: look a version up, read and set an alias."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import httpx
 
 from cloze_api.names import TAG_DIGEST, TAG_JOB_UID
+from cloze_operator.cluster import unfenced
 from cloze_operator.decide.answers import NotFound, Unavailable, Version
 from cloze_operator.decide.verdict import AliasMove
 from cloze_operator.telemetry import REGISTRY_ERRORS
@@ -30,8 +31,11 @@ class _NoSuchThingError(RegistryError):
 class Registry:
     """Questions that always get an answer, and one write."""
 
-    def __init__(self, uri: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, uri: str, transport: httpx.AsyncBaseTransport | None = None, *, fence: Callable[[], None] = unfenced
+    ) -> None:
         self._uri = uri
+        self._fence = fence
         self._client = httpx.AsyncClient(base_url=uri, timeout=_TIMEOUT_SECONDS, transport=transport)
 
     async def close(self) -> None:
@@ -94,6 +98,8 @@ class Registry:
 
     async def _send(self, operation: str, method: str, path: str, **content: Any) -> dict[str, Any]:
         """The reply. Raises RegistryError."""
+        if method != "GET":
+            self._fence()
         try:
             response = await self._client.request(method, f"{_API}/{path}", **content)
             if response.is_success:

@@ -3,12 +3,16 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, OPERATOR_PORT
 from cloze_operator.desired.platform import Platform
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+BOOLEANS: Final = ("true", "false")
+#: Where Kubernetes tells a pod its namespace.
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 PULL_POLICIES: Final = ("", "Always", "IfNotPresent", "Never")
 
 
@@ -36,6 +40,12 @@ NAMESPACES = Variable("CLOZE_NAMESPACES", "comma-separated namespaces to serve; 
 LOG_LEVEL = Variable("CLOZE_LOG_LEVEL", "debug, info, warning or error", "info")
 RESYNC = Variable("CLOZE_RESYNC_SECONDS", "between two looks at every resource, whatever the watches say", "60")
 WORKERS = Variable("CLOZE_OPERATOR_WORKERS", "resources that are reconciled at the same time", "8")
+ELECTION = Variable("CLOZE_LEADER_ELECTION", "true or false: act only while holding the lease, one of several", "true")
+LEASE_NAMESPACE = Variable("CLOZE_LEASE_NAMESPACE", "of the lease; empty: the pod's own, or default outside one", "")
+LEASE_NAME = Variable(
+    "CLOZE_LEASE_NAME", "of the lease: one for all operators that serve the same objects", "cloze-operator"
+)
+POD_NAME = Variable("CLOZE_POD_NAME", "name of this pod, for the lease; empty: the host's", "")
 PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz", str(OPERATOR_PORT))
 
 VARIABLES: Final = (
@@ -48,6 +58,10 @@ VARIABLES: Final = (
     LOG_LEVEL,
     RESYNC,
     WORKERS,
+    ELECTION,
+    LEASE_NAMESPACE,
+    LEASE_NAME,
+    POD_NAME,
     PORT,
 )
 
@@ -64,9 +78,14 @@ class Settings:
     resync_seconds: float = 60.0
     workers: int = 8
     port: int = OPERATOR_PORT
+    leader_election: bool = True
+    """False for an operator that is alone for sure."""
+    lease_namespace: str = "default"
+    lease_name: str = "cloze-operator"
+    pod_name: str = ""
 
 
-def read(environment: Mapping[str, str] = os.environ) -> Settings:
+def read(environment: Mapping[str, str] = os.environ, namespace_file: Path = _NAMESPACE_FILE) -> Settings:
     """Settings from the environment. Raises SettingsError."""
     log_level = _one_of(LOG_LEVEL, environment, LOG_LEVELS)
     tracking_uri = _text(TRACKING_URI, environment).rstrip("/")
@@ -85,7 +104,15 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         resync_seconds=_number(RESYNC, environment, 1),
         workers=int(_number(WORKERS, environment, 1)),
         port=int(_number(PORT, environment, 0)),
+        leader_election=_one_of(ELECTION, environment, BOOLEANS) == "true",
+        lease_namespace=_text(LEASE_NAMESPACE, environment) or _own_namespace(namespace_file),
+        lease_name=_text(LEASE_NAME, environment),
+        pod_name=_text(POD_NAME, environment),
     )
+
+
+def _own_namespace(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip() if file.exists() else "default"
 
 
 def _text(variable: Variable, environment: Mapping[str, str]) -> str:

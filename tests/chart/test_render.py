@@ -92,14 +92,16 @@ def test_named_namespaces_need_no_cluster_role() -> None:
     """With `operator.namespaces` the operator has rights there only."""
     documents = render('operator.namespaces=["team-a","team-b"]')
     assert not [d for d in documents if d["kind"].startswith("ClusterRole")]
-    assert sorted(d["metadata"]["namespace"] for d in documents if d["kind"] == "Role") == ["team-a", "team-b"]
+    roles = {(d["metadata"]["namespace"], d["metadata"]["name"]) for d in documents if d["kind"] == "Role"}
+    lease = ("cloze-system", "cloze-operator-lease")
+    assert roles == {("team-a", "cloze-operator"), ("team-b", "cloze-operator"), lease}
 
 
 def test_own_mlflow_replaces_the_charts() -> None:
     """With `mlflow.enabled: false` nothing of MLflow is installed and the operator is given the address."""
     documents = render("mlflow.enabled=false", 'mlflow.uri="https://mlflow.example"')
     assert not [d for d in documents if "mlflow" in d["metadata"]["name"]]
-    environment = {e["name"]: e["value"] for e in pod_specs(documents)[0]["containers"][0]["env"]}
+    environment = {e["name"]: e.get("value") for e in pod_specs(documents)[0]["containers"][0]["env"]}
     assert environment["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
 
 
@@ -107,7 +109,7 @@ def test_images_of_workloads_are_pulled_like_the_charts_own() -> None:
     """Pull policy and secrets go to the operator, which puts them into the pods that it makes."""
     documents = render('images.pullPolicy="Always"', 'images.pullSecrets=["one","two"]')
     (operator,) = [spec for spec in pod_specs(documents) if spec["containers"][0]["name"] == "operator"]
-    environment = {entry["name"]: entry["value"] for entry in operator["containers"][0]["env"]}
+    environment = {entry["name"]: entry.get("value") for entry in operator["containers"][0]["env"]}
     assert environment["CLOZE_IMAGE_PULL_POLICY"] == "Always"
     assert environment["CLOZE_IMAGE_PULL_SECRETS"] == "one,two"
 
@@ -117,6 +119,31 @@ def test_operators_variables_are_its_own() -> None:
     (operator,) = [spec for spec in pod_specs(render()) if spec["containers"][0]["name"] == "operator"]
     known = {variable.name for variable in settings.VARIABLES}
     assert {entry["name"] for entry in operator["containers"][0]["env"]} <= known
+
+
+def test_operator_survives_the_loss_of_a_machine() -> None:
+    """Two replicas apart from each other, replaced and drained one by one, and a lease for one to act."""
+    documents = render()
+    (operator,) = [d for d in documents if d["kind"] == "Deployment" and d["metadata"]["name"] == "cloze-operator"]
+    pods = operator["spec"]["selector"]["matchLabels"]
+    assert operator["spec"]["replicas"] == 2
+    assert operator["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    }
+    spec = operator["spec"]["template"]["spec"]
+    (spread,) = spec["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert spread["labelSelector"]["matchLabels"] == pods
+    (budget,) = [d for d in documents if d["kind"] == "PodDisruptionBudget"]
+    assert budget["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": pods}}
+    environment = {entry["name"]: entry for entry in spec["containers"][0]["env"]}
+    (role,) = [d for d in documents if d["kind"] == "Role"]
+    named, created, _ = role["rules"]
+    assert named["resourceNames"] == [environment["CLOZE_LEASE_NAME"]["value"]]
+    assert (set(named["verbs"]), created["verbs"]) == ({"get", "update"}, ["create"])
+    field = environment["CLOZE_LEASE_NAMESPACE"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert (field, role["metadata"]["namespace"]) == ("metadata.namespace", "cloze-system")
 
 
 def test_upgrade_does_not_restart_mlflow() -> None:
@@ -132,6 +159,7 @@ def test_upgrade_does_not_restart_mlflow() -> None:
         ('operator.logLevel="LOUD"', "logLevel"),
         ('mlflow.storage.size="big"', "storage/size"),
         ("operator.replicaCount=3", "replicaCount"),
+        ("operator.replicas=9", "operator/replicas"),
         ('images.train=""', "images/train"),
         ("mlflow.enabled=false", "mlflow.uri must name your MLflow server"),
         ('mlflow.uri="https://mlflow.example"', "mlflow/uri"),

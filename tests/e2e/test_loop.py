@@ -290,5 +290,5 @@ def test_namespace_goes_when_the_operator_is_gone(applied: str, platform: str) -
         live.kubectl("delete", "namespace", applied, "--wait", "--timeout=180s")
         live.kubectl("create", "namespace", applied)  # the fixture deletes it once more
     finally:
-        live.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=1")
+        live.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=2")
         live.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")

@@ -2,14 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,7 +79,7 @@ class Objects:
     namespace: str
 
     def kind(self, kind: str) -> Any:
-        versions = {"Job": "batch/v1", "Deployment": "apps/v1"}
+        versions = {"Job": "batch/v1", "Deployment": "apps/v1", "Lease": "coordination.k8s.io/v1"}
         own = ("PretrainJob", "FineTuneJob", "ModelDeployment")
         version = "cloze.dev/v1alpha1" if kind in own else versions.get(kind, "v1")
         return self.cluster.resources.get(api_version=version, kind=kind)
@@ -257,12 +259,47 @@ def operator_kubeconfig(kubeconfig: str, namespace: str) -> Document:
     return {**document, "users": [{"name": "operator", "user": {"token": reply.status.token}}]}
 
 
-@contextmanager
-def running_operator(kubeconfig: str, namespace: str, registry_uri: str, log: Path) -> Iterator[str]:
-    """`cloze-operator` as a process with the chart's rights, for one namespace; yields the address of its HTTP port."""
+@dataclass
+class Operator:
+    """A running operator."""
+
+    process: "subprocess.Popen[bytes]"
+    address: str
+    """Of its HTTP port."""
+    log: Path
+
+    def get(self, path: str) -> str | None:
+        """What it answers, whatever the status; None while it doesn't."""
+        try:
+            with urllib.request.urlopen(f"{self.address}{path}", timeout=2) as reply:  # noqa: S310 - our own address
+                return str(reply.read().decode())
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
+        except OSError:
+            return None
+
+    def leads(self) -> bool:
+        """Whether it acts."""
+        return "cloze_operator_leader 1.0" in (self.get("/metrics") or "")
+
+    def said(self) -> str:
+        """Its log."""
+        return self.log.read_text(encoding="utf-8")
+
+
+def start_operator(
+    kubeconfig: str, namespace: str, registry_uri: str, log: Path, *, server: str = "", **variables: str
+) -> Operator:
+    """`cloze-operator` as a process with the chart's rights, for one namespace.
+
+    server: the API server's address, when it isn't the kubeconfig's.
+    """
     port = _port()
     own = log.with_name(f"{log.name}.kubeconfig")
-    own.write_text(yaml.safe_dump(operator_kubeconfig(kubeconfig, namespace)), encoding="utf-8")
+    document = operator_kubeconfig(kubeconfig, namespace)
+    for entry in document["clusters"] if server else ():
+        entry["cluster"] = {"server": server}
+    own.write_text(yaml.safe_dump(document), encoding="utf-8")
     environment = {
         **os.environ,
         "KUBECONFIG": str(own),
@@ -272,27 +309,40 @@ def running_operator(kubeconfig: str, namespace: str, registry_uri: str, log: Pa
         "MLFLOW_TRACKING_URI": registry_uri,
         "CLOZE_OPERATOR_PORT": str(port),
         "CLOZE_RESYNC_SECONDS": "5",
+        "CLOZE_LEASE_NAMESPACE": namespace,
+        "CLOZE_POD_NAME": log.name,
+        **variables,
     }
-    address = f"http://127.0.0.1:{port}"
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cloze_operator"], env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_for(lambda: process.poll() is not None or _is_ready(address), "the operator to be ready", 60)
-            assert process.poll() is None, log.read_text(encoding="utf-8")
-            yield address
-        finally:
-            process.terminate()
-            assert process.wait(timeout=20) == 0, log.read_text(encoding="utf-8")[-4000:]
+        command = [sys.executable, "-m", "cloze_operator"]
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    return Operator(process, f"http://127.0.0.1:{port}", log)
 
 
-def _is_ready(address: str) -> bool:
+@contextmanager
+def candidate(kubeconfig: str, namespace: str, registry_uri: str, log: Path, **options: str) -> Iterator[Operator]:
+    """An operator that has started, and leads or stands by. A test may have killed it at the end."""
+    operator = start_operator(kubeconfig, namespace, registry_uri, log, **options)
+    process = operator.process
     try:
-        with urllib.request.urlopen(f"{address}/readyz", timeout=1) as reply:  # noqa: S310 - our own address
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+        ready = ("ok\n", "standby\n")
+        wait_for(lambda: process.poll() is not None or operator.get("/readyz") in ready, "the operator to be ready", 60)
+        assert process.poll() is None, operator.said()
+        yield operator
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            assert process.wait(timeout=20) == 0, operator.said()[-4000:]
+
+
+@contextmanager
+def running_operator(kubeconfig: str, namespace: str, registry_uri: str, log: Path) -> Iterator[str]:
+    """The one operator of a namespace; yields the address of its HTTP port."""
+    with candidate(kubeconfig, namespace, registry_uri, log) as operator:
+        wait_for(lambda: operator.get("/readyz") == "ok\n", "the operator to have synced", 60)
+        yield operator.address
+        assert operator.process.poll() is None, operator.said()[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +376,17 @@ def operator_address(
 def operate(kubeconfig: str) -> Callable[[str, str, Path], AbstractContextManager[str]]:
     """Runs an operator for a namespace: `with operate(namespace, registry_uri, log):`."""
     return lambda namespace, uri, log: running_operator(kubeconfig, namespace, uri, log)
+
+
+@pytest.fixture
+def candidates(
+    kubeconfig: str, namespace: str, registry: StubRegistry, tmp_path: Path
+) -> Iterator[Callable[..., Operator]]:
+    """Starts operators of the test's namespace, by name: `candidates("a", server=..., CLOZE_...=...)`."""
+    with ExitStack() as stack:
+        yield lambda name, **options: stack.enter_context(
+            candidate(kubeconfig, namespace, registry.uri, tmp_path / name, **options)
+        )
 
 
 @pytest.fixture(scope="session")
