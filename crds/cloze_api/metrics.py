@@ -1,5 +1,7 @@
 """Every metric that Cloze exports: name, help, labels, and buckets, declared once."""
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,9 +19,35 @@ class Metric:
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # Requests may wait, and be allowed to: as far as the longest timeout.
-_REQUEST_SECONDS = (*_SECONDS, 30.0, 60.0, 120.0, 300.0, 600.0)
+_LONG_SECONDS = (30.0, 60.0, 120.0, 300.0, 600.0)
 #: Boundaries of the latency histogram that an objective may lie on.
 OBJECTIVE_SECONDS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+def _fine_seconds() -> tuple[float, ...]:
+    """Boundaries at most 15 % apart from 2 ms to 1 s, the objectives among them, in three significant digits."""
+    anchors = [0.002, *(seconds for seconds in OBJECTIVE_SECONDS if seconds <= 1)]
+    fine = []
+    for low, high in itertools.pairwise(anchors):
+        # Half a per cent less than allowed: rounding takes up to that.
+        parts = math.ceil(math.log(high / low) / math.log(1.145))
+        fine += [float(f"{low * (high / low) ** (part / parts):.3g}") for part in range(parts)]
+    return (*fine, anchors[-1])
+
+
+# Coarser where no canary is judged.
+_REQUEST_SECONDS = (0.001, *_fine_seconds(), *(each for each in OBJECTIVE_SECONDS if each > 1), *_LONG_SECONDS)
+
+LENGTHS: Final = (32, 128, 512)
+"""Upper bounds, in tokens, of the classes of length that durations are kept by: label values `32`, `128`, `512`."""
+LENGTH_MORE: Final = "more"
+LENGTH_NONE: Final = "none"
+"""Class of a request that was not tokenized: refused before, or of a route without a model."""
+
+PREDICTION_LABELS_MAX: Final = 100
+"""Labels of a model that are counted by name."""
+PREDICTION_LABEL_OTHER: Final = "other"
+"""Stands for all the others."""
 
 _MODEL = ("model", "version")
 
@@ -30,8 +58,9 @@ REQUESTS = Metric(
 REQUEST_DURATION = Metric(
     "cloze_request_duration_seconds",
     "histogram",
-    "From the request's arrival to its reply, by class of HTTP status: 2xx, 4xx or 5xx.",
-    (*_MODEL, "route", "status_class"),
+    "From the request's arrival to its reply, by class of HTTP status (2xx, 4xx or 5xx) and by the length of its "
+    "longest input: at most 32, 128 or 512 tokens, more, or none when it was not tokenized.",
+    (*_MODEL, "route", "status_class", "length"),
     _REQUEST_SECONDS,
 )
 STAGE_DURATION = Metric(
@@ -39,7 +68,7 @@ STAGE_DURATION = Metric(
     "histogram",
     "Time in one stage of a request: tokenize, queue, infer or post.",
     (*_MODEL, "stage"),
-    _REQUEST_SECONDS,
+    (*_SECONDS, *_LONG_SECONDS),
 )
 BATCH_TOKENS = Metric(
     "cloze_batch_tokens",
@@ -56,6 +85,19 @@ QUEUE_TOKENS = Metric("cloze_queue_tokens", "gauge", "Tokens that wait for a bat
 IN_FLIGHT = Metric("cloze_in_flight_requests", "gauge", "Requests accepted and not yet answered.", _MODEL)
 TRUNCATED = Metric(
     "cloze_truncated_inputs", "counter", "Answered inputs that were cut to the longest sequence.", _MODEL
+)
+PREDICTIONS = Metric(
+    "cloze_predictions",
+    "counter",
+    "Labels that a classifier answered: one for each text, word or entity; other stands for labels past the hundredth.",
+    (*_MODEL, "label"),
+)
+PREDICTION_CONFIDENCE = Metric(
+    "cloze_prediction_confidence",
+    "histogram",
+    "Probability of each answered label; for fill-mask, of the likeliest token of each mask.",
+    _MODEL,
+    tuple(step / 10 for step in range(1, 11)),
 )
 MODEL_INFO = Metric(
     "cloze_model",
