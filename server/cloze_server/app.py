@@ -39,7 +39,8 @@ def create_app(settings: Settings, load: Loader, lifecycle: Lifecycle | None = N
     reference = parse_reference(settings.model)
     asked = (reference.name, reference.version) if isinstance(reference, RegisteredVersion) else ("", "")
     lifecycle = lifecycle or Lifecycle()
-    room = Room(lifecycle, Telemetry(*asked))
+    telemetry = Telemetry(*asked, deployment=settings.deployment, revision=settings.revision)
+    room = Room(lifecycle, telemetry, settings.revision)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +70,7 @@ def create_app(settings: Settings, load: Loader, lifecycle: Lifecycle | None = N
     app.add_middleware(
         RequestMiddleware,
         settings=settings,
-        telemetry=room.telemetry,
+        telemetry=telemetry,
         lifecycle=lifecycle,
         identity=room.identity,
     )
@@ -99,7 +100,9 @@ def _load(load: Loader, settings: Settings, room: Room, loop: asyncio.AbstractEv
 
 
 def _open(room: Room, service: Service, model: LoadedModel) -> None:
-    room.telemetry.bind(model.name, model.version, digest=model.digest, task=model.task)
+    room.telemetry.bind(
+        model.name, model.version, digest=model.digest, task=model.task, answers=service.handler.answers()
+    )
     logs.set_context(model=model.name, version=model.version)
     room.service = service
     room.lifecycle.loaded()

@@ -36,13 +36,22 @@ class ClientLeftError(Exception):
 
 
 @dataclass(slots=True)
-class _Exchange:
-    """One request: how far it is. held: bytes of its body that count against the bound over all requests."""
+class Exchange:
+    """One request: how far it is. Its route finds it in the scope's state.
+
+    held: bytes of its body that count against the bound over all requests. longest: tokens of its longest input, once
+    it was tokenized.
+    """
 
     request_id: bytes
     status: int | None = None
     body_complete: bool = False
     held: int = 0
+    longest: int | None = None
+
+    def measured(self, longest: int) -> None:
+        """Note the tokens of the longest input."""
+        self.longest = longest
 
 
 class RequestMiddleware:
@@ -75,7 +84,8 @@ class RequestMiddleware:
         started = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(_ID_HEADER, b"")
-        exchange = _Exchange(given if _ID_PATTERN.fullmatch(given) else secrets.token_hex(16).encode())
+        exchange = Exchange(given if _ID_PATTERN.fullmatch(given) else secrets.token_hex(16).encode())
+        scope["state"] = {**scope.get("state", {}), "exchange": exchange}
         request_id_variable.set(exchange.request_id.decode("ascii"))
 
         async def send_with_headers(message: Message) -> None:
@@ -92,11 +102,11 @@ class RequestMiddleware:
         finally:
             self._held -= exchange.held
             self._telemetry.request_finished(
-                self._route(scope), exchange.status or _CLIENT_CLOSED, time.monotonic() - started
+                self._route(scope), exchange.status or _CLIENT_CLOSED, time.monotonic() - started, exchange.longest
             )
 
     async def _handle(
-        self, exchange: _Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+        self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> ProblemError | None:
         """Answer a request within its time; what is left to answer, when something was in the way."""
         limit = self._settings.timeout_seconds
@@ -127,7 +137,7 @@ class RequestMiddleware:
         return None
 
     async def _answer(
-        self, exchange: _Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+        self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
         if scope["method"] == "POST" and scope["path"] in _TAKING_BODIES:
             declared = headers.get(b"content-type", b"")
@@ -143,7 +153,7 @@ class RequestMiddleware:
 
         await self._app(scope, replay, send)
 
-    async def _read_body(self, exchange: _Exchange, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _read_body(self, exchange: Exchange, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body. Raises ProblemError as soon as there is too much of it, and ClientLeftError."""
         limit = self._settings.max_body_bytes
         too_large = ProblemError(
@@ -173,7 +183,7 @@ class RequestMiddleware:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _reply_headers(self, exchange: _Exchange) -> list[tuple[bytes, bytes]]:
+    def _reply_headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
         result = [(_ID_HEADER, exchange.request_id)]
         if identity := self._identity():
             result += [(b"x-cloze-model", identity[0].encode()), (b"x-cloze-version", identity[1].encode())]

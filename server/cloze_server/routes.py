@@ -6,14 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 from starlette.types import Receive
 
 from cloze_api.task import Task
 from cloze_server import paths
 from cloze_server.lifecycle import Lifecycle, Stage, State
-from cloze_server.middleware import ClientLeftError
+from cloze_server.middleware import ClientLeftError, Exchange
 from cloze_server.problems import TABLE, Problem, ProblemError, ProblemType
 from cloze_server.service import Service
 from cloze_server.tasks import HANDLERS
@@ -40,6 +40,8 @@ class ModelDescription(BaseModel):
     labels: list[str]
     max_length: int
     route: str
+    revision: str | None = Field(default=None, exclude_if=lambda revision: revision is None)
+    """Of the ModelDeployment; absent outside a cluster."""
 
 
 class Status(BaseModel):
@@ -61,9 +63,10 @@ class Models(Status):
 class Room:
     """What the routes share: the process's state, and the service once there is one."""
 
-    def __init__(self, lifecycle: Lifecycle, telemetry: Telemetry) -> None:
+    def __init__(self, lifecycle: Lifecycle, telemetry: Telemetry, revision: str = "") -> None:
         self.lifecycle = lifecycle
         self.telemetry = telemetry
+        self.revision = revision
         self.service: Service | None = None
 
     def identity(self) -> tuple[str, str] | None:
@@ -127,6 +130,7 @@ def build_router(room: Room) -> APIRouter:
                     labels=model.labels,
                     max_length=model.max_length,
                     route=paths.TASK_PATHS[model.task],
+                    revision=room.revision or None,
                 )
             )
         return Models(**dict(room.status()), models=loaded)
@@ -164,7 +168,8 @@ def _endpoint(room: Room, handler: type[AnyHandler]) -> Callable[..., Awaitable[
 
 async def _answer(service: Service, body: TaskRequest, request: Request) -> Response:
     """Answer, or stop when the client leaves. Raises ProblemError and ClientLeftError."""
-    work = asyncio.create_task(service.answer(body))
+    exchange: Exchange = request.state.exchange
+    work = asyncio.create_task(service.answer(body, exchange.measured))
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)

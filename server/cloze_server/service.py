@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -101,10 +103,13 @@ class Service:
         self._engine.close()
         self._tokenizers.close()
 
-    async def answer(self, request: TaskRequest) -> bytes:
-        """The reply as JSON. Raises ProblemError. Cancelling withdraws the request from the queue."""
+    async def answer(self, request: TaskRequest, measured: Callable[[int], None] = lambda _: None) -> bytes:
+        """The reply as JSON. Raises ProblemError. Cancelling withdraws the request from the queue.
+
+        measured: told the tokens of the longest input, as the model reads it, as soon as they are known.
+        """
         try:
-            return await self._answer(request)
+            return await self._answer(request, measured)
         except QueueFullError as error:
             raise ProblemError(
                 ProblemType.QUEUE_FULL, str(error), retry_after_seconds=error.retry_after_seconds
@@ -112,7 +117,7 @@ class Service:
         except InferenceError as error:
             raise ProblemError(ProblemType.INTERNAL, str(error)) from error
 
-    async def _answer(self, request: TaskRequest) -> bytes:
+    async def _answer(self, request: TaskRequest, measured: Callable[[int], None]) -> bytes:
         inputs = self.handler.inputs(request)
         self._check_size(inputs)
         # Before work is spent on tokens that couldn't wait anyway.
@@ -126,6 +131,7 @@ class Service:
             inputs, offsets=self.handler.needs_offsets, then=lambda encoded: self._prepare(request, encoded)
         )
         self._telemetry.stage("tokenize", time.monotonic() - started)
+        measured(max(len(item.encoded.ids) for item in items))
 
         answer = await self._engine.submit(
             [Piece(item.encoded.ids, partial(self.handler.keep, request, item)) for item in items]
@@ -151,7 +157,7 @@ class Service:
         return items
 
     def _reply(self, request: TaskRequest, items: list[Item], kept: list[Any]) -> bytes:
-        """The reply. Not for the event loop: it may be a megabyte of JSON."""
+        """The reply, whose predictions are counted. Not for the event loop: it may be a megabyte of JSON."""
         results = [self.handler.result(request, item, each) for item, each in zip(items, kept, strict=True)]
         reply = self.handler.reply.model_validate(
             {
@@ -162,7 +168,14 @@ class Service:
                 "results": results,
             }
         )
-        return reply.model_dump_json().encode()
+        body = reply.model_dump_json().encode()
+        # Here and not on the event loop: a request may have a prediction for each of its tokens.
+        predictions = [each for result in results for each in self.handler.predictions(result)]
+        self._telemetry.predicted(
+            Counter(each.label for each in predictions if each.label is not None),
+            (each.confidence for each in predictions),
+        )
+        return body
 
     def _check_size(self, inputs: Inputs) -> None:
         """Bounds that cost nothing to check, before any token is made."""

@@ -10,6 +10,7 @@ from typing import Any, Never
 
 from cloze_api.deployment import ModelDeploymentSpec, Runtime
 from cloze_api.names import (
+    ENV_DEPLOYMENT,
     ENV_DRAIN_SECONDS,
     ENV_MAX_BATCH_TOKENS,
     ENV_MAX_QUEUE_TOKENS,
@@ -17,6 +18,7 @@ from cloze_api.names import (
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
+    ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
     SERVER_PORT,
@@ -40,6 +42,8 @@ class Settings:
 
     model: str
     digest: str | None = None
+    deployment: str = ""
+    revision: str = ""
     mlflow_uri: str = ""
     cache: Path = Path("~/.cache/cloze/models")
     """A pod's is set by the image and by the operator."""
@@ -90,6 +94,8 @@ FLAGS: tuple[Flag, ...] = (
         "models:/NAME/VERSION, a folder, or dummy:[TASK][?seconds=S] (answers with a hash of the request)",
     ),
     Flag("digest", ENV_MODEL_DIGEST, str, "sha256:… of the artifact's manifest; anything else is refused"),
+    Flag("deployment", ENV_DEPLOYMENT, str, "ModelDeployment that this replica belongs to, for metrics"),
+    Flag("revision", ENV_REVISION, str, "its revision"),
     Flag("mlflow_uri", ENV_MLFLOW_URI, str, "MLflow's address; needed for models:/ unless the cache has the digest"),
     Flag("cache", ENV_MODEL_CACHE, Path, "folder for verified artifacts; the only one that is written to"),
     Flag("host", "CLOZE_LISTEN_HOST", str, "address to listen on"),

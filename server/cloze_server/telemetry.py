@@ -1,6 +1,6 @@
 """The server's metrics: the contract's declarations turned into Prometheus objects, with cached label children."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,13 @@ def instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge |
             return Info(metric.name, metric.help, registry=registry)
 
 
+def length_class(tokens: int | None) -> str:
+    """The class of a request by the tokens of its longest input; None: it was not tokenized."""
+    if tokens is None:
+        return metrics.LENGTH_NONE
+    return next((str(bound) for bound in metrics.LENGTHS if tokens <= bound), metrics.LENGTH_MORE)
+
+
 class Telemetry:
     """Counts what one process does, in a registry of its own.
 
@@ -39,7 +46,8 @@ class Telemetry:
     requests are counted under the name that was asked for.
     """
 
-    def __init__(self, model: str = "", version: str = "") -> None:
+    def __init__(self, model: str = "", version: str = "", *, deployment: str = "", revision: str = "") -> None:
+        """`deployment` and `revision` are what this replica belongs to; empty outside a cluster."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         # Any: the four kinds share no interface but `labels`.
@@ -53,7 +61,10 @@ class Telemetry:
         self._in_flight: Any = make(metrics.IN_FLIGHT)
         self._truncated: Any = make(metrics.TRUNCATED)
         self._unknown: Any = make(metrics.UNKNOWN_TOKENS)
+        self._predictions: Any = make(metrics.PREDICTIONS)
+        self._confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
         self._info: Any = make(metrics.MODEL_INFO)
+        self._membership = {"deployment": deployment, "revision": revision}
         self._active = 0
         self._muted = False
         self.bind(model, version)
@@ -61,28 +72,38 @@ class Telemetry:
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)
 
-    def bind(self, model: str, version: str, *, digest: str = "", task: Task | None = None) -> None:
-        """Count under this model from now on; with a digest and a task, the model is reported as loaded."""
+    def bind(
+        self, model: str, version: str, *, digest: str = "", task: Task | None = None, answers: Collection[str] = ()
+    ) -> None:
+        """Count under this model from now on; with a digest and a task, the model is reported as loaded.
+
+        answers: the labels that its predictions may have.
+        """
         labels = self._labels = (model, version)
         # Requests keep what was counted under the former name; the rest has counted nothing yet.
         for untouched in (
             *(self._stage_duration, self._batch_tokens, self._tokens, self._queue_tokens),
-            *(self._truncated, self._unknown, self._in_flight),
+            *(self._truncated, self._unknown, self._in_flight, self._predictions, self._confidence),
         ):
             untouched.clear()
         self._by_status: dict[tuple[str, int], Any] = {}
-        self._by_class: dict[tuple[str, str], Any] = {}
+        self._by_class: dict[tuple[str, str, str], Any] = {}
         self._stages = {stage: self._stage_duration.labels(*labels, stage) for stage in STAGES}
         self._kinds = {kind: self._tokens.labels(*labels, kind) for kind in _TOKEN_KINDS}
         self._batch = self._batch_tokens.labels(*labels)
         self._waiting = self._queue_tokens.labels(*labels)
         self._cut = self._truncated.labels(*labels)
         self._unread = self._unknown.labels(*labels)
+        self._certainty = self._confidence.labels(*labels)
+        named = list(answers)[: metrics.PREDICTION_LABELS_MAX]
+        if len(answers) > len(named):
+            named.append(metrics.PREDICTION_LABEL_OTHER)
+        self._by_label = {label: self._predictions.labels(*labels, label) for label in named}
         # A request that began before the name was known must leave the gauge that it entered.
         self._flight = self._in_flight.labels(*labels)
         self._flight.set(self._active)
         if task is not None:
-            self._info.info({"model": model, "version": version, "digest": digest, "task": task})
+            self._info.info({"model": model, "version": version, "digest": digest, "task": task, **self._membership})
             for status in _STATUSES:
                 self._count(TASK_PATHS[task], status)
 
@@ -100,12 +121,15 @@ class Telemetry:
         self._active += 1
         self._flight.set(self._active)
 
-    def request_finished(self, route: str, status: int, seconds: float) -> None:
-        """One request less in flight, answered with `status` (499: the client left first)."""
+    def request_finished(self, route: str, status: int, seconds: float, longest: int | None = None) -> None:
+        """One request less in flight, answered with `status` (499: the client left first).
+
+        longest: tokens of its longest input; None when it was not tokenized.
+        """
         self._active -= 1
         self._flight.set(self._active)
         self._count(route, status).inc()
-        key = (route, f"{status // 100}xx")
+        key = (route, f"{status // 100}xx", length_class(longest))
         histogram = self._by_class.get(key)
         if histogram is None:
             histogram = self._by_class[key] = self._request_duration.labels(*self._labels, *key)
@@ -137,6 +161,15 @@ class Telemetry:
         if not self._muted:
             self._unread.inc(unknown)
             self._cut.inc(truncated)
+
+    def predicted(self, labels: Mapping[str, int], confidences: Iterable[float]) -> None:
+        """One request's predictions: how many of each label, and the probability of each."""
+        if self._muted:
+            return
+        for label, count in labels.items():
+            (self._by_label.get(label) or self._by_label[metrics.PREDICTION_LABEL_OTHER]).inc(count)
+        for confidence in confidences:
+            self._certainty.observe(confidence)
 
     def queue_tokens(self, tokens: int) -> None:
         """Tokens that wait now."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cloze_api import metrics
 from cloze_server import bounds, main, paths
 from cloze_server.exits import ExitCode
 from cloze_server.lifecycle import Stage
@@ -40,6 +41,21 @@ def test_every_route_and_limit_is_documented() -> None:
     assert main.KEEP_ALIVE_SECONDS > 600, "the longest that a common load balancer keeps an idle connection"
     for option in re.findall(r"`(--[a-z-]+)", HTTP):
         assert option in {flag.option for flag in FLAGS} | {"--model"}
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    """In a row of its own; those that all have are in the text."""
+    rows = {name: labels for name, labels in re.findall(r"^\| `(cloze_[a-z_]+)` \| ([^|]*) \|", HTTP, re.MULTILINE)}
+    declared = {
+        metric.name + {"counter": "_total", "info": "_info"}.get(metric.kind, ""): set(metric.labels)
+        for metric in metrics.ALL
+        if {"model", "version"} <= set(metric.labels)
+    }
+    assert rows.keys() == declared.keys()
+    for name, labels in declared.items():
+        assert {"model", "version", *re.findall(r"`([a-z_]+)`", rows[name])} == labels, name
+    for seconds in metrics.OBJECTIVE_SECONDS:
+        assert re.search(rf"[ ,]{1000 * seconds if seconds < 1 else seconds:g}[ ,]", HTTP), seconds
 
 
 def test_every_reason_to_end_is_documented() -> None:

@@ -6,7 +6,17 @@ from pydantic import BaseModel, Field
 
 from cloze_api.task import Task
 from cloze_server.backend import Logits
-from cloze_server.tasks.handler import Handler, InputResult, Item, Ranking, TaskReply, TaskRequest, Texts, rank
+from cloze_server.tasks.handler import (
+    Handler,
+    InputResult,
+    Item,
+    Prediction,
+    Ranking,
+    TaskReply,
+    TaskRequest,
+    Texts,
+    rank,
+)
 from cloze_server.tokenization import Inputs
 
 
@@ -66,3 +76,12 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
                 for label, score in zip(kept.classes, kept.scores, strict=True)
             ],
         )
+
+    def answers(self) -> list[str]:
+        """The model's labels."""
+        return self.model.labels
+
+    def predictions(self, result: ClassifyResult) -> list[Prediction]:
+        """The best label."""
+        best = result.predictions[0]
+        return [Prediction(best.label, best.score)]

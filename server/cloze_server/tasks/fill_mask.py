@@ -9,7 +9,17 @@ from cloze_server.backend import Logits
 from cloze_server.bounds import PREDICTIONS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
-from cloze_server.tasks.handler import Handler, InputResult, Item, Ranking, TaskReply, TaskRequest, Texts, rank
+from cloze_server.tasks.handler import (
+    Handler,
+    InputResult,
+    Item,
+    Prediction,
+    Ranking,
+    TaskReply,
+    TaskRequest,
+    Texts,
+    rank,
+)
 from cloze_server.tokenization import Inputs
 
 
@@ -100,3 +110,7 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
             ]
             masks.append(Mask(position=position, predictions=predictions))
         return FillMaskResult(tokens=len(item.encoded.ids), truncated=item.encoded.truncated, masks=masks)
+
+    def predictions(self, result: FillMaskResult) -> list[Prediction]:
+        """The likeliest token of each mask, unnamed: it is text."""
+        return [Prediction(None, mask.predictions[0].score) for mask in result.masks]

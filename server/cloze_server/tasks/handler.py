@@ -68,6 +68,14 @@ class Item:
     positions: list[int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One thing that a reply says: a label, and its probability. label: None where the classes are the vocabulary."""
+
+    label: str | None
+    confidence: float
+
+
 RequestT = TypeVar("RequestT", bound=TaskRequest)
 ResultT = TypeVar("ResultT", bound=InputResult)
 
@@ -117,6 +125,14 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     @abstractmethod
     def result(self, request: RequestT, item: Item, kept: Any) -> ResultT:
         """The answer for one input, from what `keep` made."""
+
+    def answers(self) -> list[str]:
+        """The labels that predictions may have; none for a task whose answers aren't labels."""
+        return []
+
+    @abstractmethod
+    def predictions(self, result: ResultT) -> list[Prediction]:
+        """What a result says, to be counted."""
 
 
 # Any: the request and result types go together, and the route has checked the request's.

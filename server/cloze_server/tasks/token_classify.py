@@ -13,7 +13,16 @@ from cloze_api.task import Task
 from cloze_server.backend import Logits
 from cloze_server.bounds import INPUTS_MAX, WORDS_MAX
 from cloze_server.model import LoadedModel
-from cloze_server.tasks.handler import Handler, InputResult, Item, TaskReply, TaskRequest, Texts, softmax
+from cloze_server.tasks.handler import (
+    Handler,
+    InputResult,
+    Item,
+    Prediction,
+    TaskReply,
+    TaskRequest,
+    Texts,
+    softmax,
+)
 from cloze_server.tokenization import Encoded, Inputs
 
 OUTSIDE = "O"
@@ -185,3 +194,12 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
                 end = offsets[last][1]
             tags.append(Tag(word=text[start:end], label=label, score=score, start=start, end=end))
         return join_entities(tags, text) if aggregation == "first" and self._has_entities else tags
+
+    def answers(self) -> list[str]:
+        """The model's labels, and the names of the entities that they make up."""
+        names = [split_label(label)[1] for label in self.model.labels if label != OUTSIDE] if self._has_entities else []
+        return list(dict.fromkeys([*self.model.labels, *names]))
+
+    def predictions(self, result: TokenClassifyResult) -> list[Prediction]:
+        """The labels as answered: of words, sub-words or entities. A word without a label has no score."""
+        return [Prediction(tag.label, tag.score) for tag in result.tags if tag.score is not None]
