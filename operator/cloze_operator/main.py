@@ -74,7 +74,8 @@ async def _reconcile(cluster: Cluster, controller: Controller, lease: Lease | No
     logger.info("started", extra={"scope": scope, "workers": settings.workers})
     # A standby hasn't synced for as long as it has waited.
     controller.last_resync = time.monotonic()
-    await _first_of(watch(controller, settings), controller.run())
+    # In this order: at its end kopf waits 5 s for tasks that began after it, and takes them for its own.
+    await _first_of(controller.run(), watch(controller, settings))
 
 
 async def operate(settings: Settings) -> None:
