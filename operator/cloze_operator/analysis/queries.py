@@ -1,0 +1,86 @@
+"""What Prometheus is asked about a canary, in PromQL: raw counters by pod, and a gateway's counters by backend."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import Template
+from typing import Final
+
+from cloze_api import metrics
+from cloze_api.metrics import Metric
+
+#: Routes without a model behind them.
+_NO_MODEL: Final = "unmatched|/v1/models"
+#: What the same counter may be scraped under twice: by two jobs, or by two replicas of Prometheus.
+_COPIES: Final = "job, endpoint, prometheus, prometheus_replica, replica"
+#: Labels that name the process behind a series.
+POD: Final = ("pod",)
+GATEWAY_POD: Final = ("pod", "instance")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayCounters:
+    """A gateway's counter of requests by backend.
+
+    code: label of the HTTP status. backend: label of the backend. value: the label's value, a regular expression in
+    which {namespace}, {route}, {service} and {port} are filled in.
+    """
+
+    metric: str
+    code: str
+    backend: str
+    value: str
+
+    def of(self, *, namespace: str, route: str, service: str, port: int) -> str:
+        """The query for one backend: by process of the gateway and by HTTP status (label `status`)."""
+        names = {"namespace": namespace, "route": route, "service": service, "port": str(port)}
+        value = re.sub(r"\{(\w+)\}", lambda match: re.escape(names[match[1]]).replace(r"\-", "-"), self.value)
+        counter = f"max without ({_COPIES}) ({self.metric}{{{self.backend}=~{_quoted(value)}}})"
+        return f"sum by ({', '.join(GATEWAY_POD)}, {self.code}) ({counter})"
+
+
+def requests(namespace: str, pods: str) -> str:
+    """Requests by pod and status."""
+    return _counter(metrics.REQUESTS, namespace, pods, keep=("status",), further=f"route!~{_quoted(_NO_MODEL)}")
+
+
+def durations(namespace: str, pods: str) -> str:
+    """Cumulative buckets of successful requests by pod and class of length."""
+    further = f'status_class="2xx",route!~{_quoted(_NO_MODEL)}'
+    return _counter(metrics.REQUEST_DURATION, namespace, pods, keep=("length", "le"), further=further, suffix="_bucket")
+
+
+def tokens(namespace: str, pods: str) -> str:
+    """Real tokens by pod."""
+    return _counter(metrics.TOKENS, namespace, pods, further='kind="real"')
+
+
+def unknown_tokens(namespace: str, pods: str) -> str:
+    """Unknown tokens by pod."""
+    return _counter(metrics.UNKNOWN_TOKENS, namespace, pods)
+
+
+def predictions(namespace: str, pods: str) -> str:
+    """Predicted labels by pod."""
+    return _counter(metrics.PREDICTIONS, namespace, pods, keep=("label",))
+
+
+def filled(query: str, values: Mapping[str, str]) -> str:
+    """A person's own query with `$namespace` and the like filled in; other dollar signs are PromQL's."""
+    return Template(query).safe_substitute(values)
+
+
+def _counter(
+    metric: Metric, namespace: str, pods: str, *, keep: tuple[str, ...] = (), further: str = "", suffix: str = "_total"
+) -> str:
+    selector = ",".join(filter(None, [f"namespace={_quoted(namespace)}", f"pod=~{_quoted(pods)}", further]))
+    extra = ("le",) if suffix == "_bucket" else ()
+    own = ", ".join((*POD, *metric.labels, *extra))
+    # All counters of a process restart together, so their sum is a counter too. The maximum leaves one of each copy.
+    return f"sum by ({', '.join((*POD, *keep))}) (max by ({own}) ({metric.name}{suffix}{{{selector}}}))"
+
+
+def _quoted(text: str) -> str:
+    # Go's strings, and so PromQL's, escape as JSON's do.
+    return json.dumps(text, ensure_ascii=False)
