@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze_operator.analysis.evidence import Comparison, compare
+from cloze_operator.analysis.evidence import Comparison, Counts, compare
 from cloze_operator.analysis.latency import Classes, Histogram, excesses
 
 BOUNDS = (*(0.005 * 1.15**step for step in range(48)), math.inf)
@@ -50,9 +50,9 @@ def rollout(
     )
 
 
-def test_a_p95_that_is_a_third_higher_is_found_within_2000_requests() -> None:
-    assert rollout(1.33).worse
-    assert rollout(1.33, noise=0.15).worse
+def test_a_p95_that_is_three_tenths_higher_is_found_within_2000_requests() -> None:
+    assert rollout(1.3).worse
+    assert rollout(1.3, noise=0.15).worse
 
 
 def test_an_equal_one_is_not() -> None:
@@ -77,6 +77,27 @@ def test_the_boundary_has_the_quantile_at_or_below_it(counts: list[int], quantil
     assert index is not None
     assert sum(counts[: index + 1]) >= quantile * sum(counts)
     assert not sum(counts[:index]) or sum(counts[:index]) < quantile * sum(counts)
+
+
+def test_requests_within_a_bucket_lie_evenly_in_the_logarithm_of_their_time() -> None:
+    """And those of the first and the last bucket, of which nothing is known, count whole."""
+    one = Histogram((0.1, 0.4, math.inf), (8, 10, 2))
+    assert one.beyond(0.2) == Counts(7, 20)
+    assert one.beyond(0.4) == Counts(2, 20)
+    assert one.beyond(0.1) == Counts(12, 20)
+    assert one.beyond(0.05) == Counts(20, 20)
+    assert one.beyond(5) == Counts(2, 20)
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=len(BOUNDS), max_size=len(BOUNDS)),
+    st.integers(0, len(BOUNDS) - 1),
+    st.floats(1.0, 3.0),
+)
+def test_no_tolerance_makes_the_stable_arm_look_faster(counts: list[int], index: int, tolerance: float) -> None:
+    """What a canary that is no worse is compared with is never less than what was counted."""
+    one = Histogram(BOUNDS, tuple(counts))
+    assert one.beyond(BOUNDS[index] / tolerance).events >= one.above(index).events
 
 
 def test_a_class_that_was_never_seen_before_is_left_out() -> None:

@@ -6,7 +6,7 @@ a bucket's boundary is known exactly. So the boundary is chosen where the stable
 with its errors bounded. Buckets are at most 15 % apart around an objective, and that is how fine the answer is.
 """
 
-import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +36,21 @@ class Histogram:
         """Requests that took longer than the boundary with this index."""
         return Counts(sum(self.counts[index + 1 :]), self.total)
 
+    def beyond(self, seconds: float) -> Counts:
+        """Requests that took longer than this: a bucket's requests lie evenly in the logarithm of their time.
+
+        Latencies thin out towards their tail, so that this is rather too many there than too few.
+        """
+        events, lower = 0.0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=True):
+            if lower >= seconds:
+                events += count
+            elif bound > seconds:
+                known = lower > 0 and bound < math.inf
+                events += count * (math.log(bound / seconds) / math.log(bound / lower) if known else 1.0)
+            lower = bound
+        return Counts(events, self.total)
+
     def boundary(self, quantile: float) -> int | None:
         """Index of the lowest boundary that has this share of the requests at or below it; None without requests."""
         seen = 0.0
@@ -61,8 +76,9 @@ def excesses(
     """The intervals of a rollout as counts of requests beyond the stable arm's quantile.
 
     canary, stable: both arms' histograms, interval by interval. tolerance: the canary may take so many times as long (1
-    or more): its requests count from the first boundary that is so much higher. before: the stable arm's histograms
-    before the rollout. An interval's boundary is chosen from what was known before that interval, as the test needs.
+    or more): of the stable arm those requests count that would be beyond the boundary if they took so many times as
+    long. before: the stable arm's histograms before the rollout. An interval's boundary is chosen from what was known
+    before that interval, as the test needs.
     """
     if not 0 < quantile < 1 or tolerance < 1:
         raise ValueError("a quantile is between 0 and 1, a tolerance at least 1")
@@ -85,6 +101,4 @@ def _pair(canary: Histogram, stable: Histogram, known: Histogram, quantile: floa
     index = known.boundary(quantile)
     if index is None:
         return None
-    bounds = known.bounds
-    higher = bisect.bisect_left(bounds, bounds[index] * tolerance)
-    return Pair(canary.above(min(higher, len(bounds) - 1)), stable.above(index))
+    return Pair(canary.above(index), stable.beyond(known.bounds[index] / tolerance))
