@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cloze_api.names import API_VERSION, ERROR_FIELD_MANAGER, FIELD_MANAGER
+from cloze_api.names import ANNOTATION_ROLLOUT, API_VERSION, ERROR_FIELD_MANAGER, FIELD_MANAGER
 from cloze_operator.cluster import Cluster, ClusterError
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going
 from cloze_operator.decide.verdict import (
     RECONCILE_FAILED,
     Event,
     Finding,
+    TagChange,
     Verdict,
     event_of,
     render_condition,
@@ -23,7 +24,7 @@ from cloze_operator.decide.verdict import (
 )
 from cloze_operator.desired.metadata import Manifest
 from cloze_operator.registry import AliasMovedError, Registry, RegistryError
-from cloze_operator.telemetry import EVENT_ERRORS, JOB_FAILURES
+from cloze_operator.telemetry import EVENT_ERRORS, JOB_FAILURES, ROLLOUTS
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,16 @@ class Actor:
         for target in verdict.delete:
             await self.cluster.delete(target.kind, namespace, target.name, target.uid)
         await self._provide(resource, verdict, state)
+        if verdict.remember:
+            # After what it names, and only over the record that the decision was made from.
+            await self.cluster.apply(verdict.remember)
+            logger.info("rollout goes on: %s", verdict.remember["data"], extra=fields)
+        if verdict.ended:
+            ROLLOUTS.labels(namespace, metadata["name"], verdict.ended).inc()
+        if verdict.obeyed:
+            await self.cluster.annotate(resource, ANNOTATION_ROLLOUT, None)
+        if verdict.tag:
+            await self._tag(resource, verdict.tag)
         refusal: Exception | None = None
         if move := verdict.alias:
             try:
@@ -72,6 +83,14 @@ class Actor:
         await self._tell(resource, verdict)
         if refusal:
             raise refusal
+
+    async def _tag(self, resource: Object, change: TagChange) -> None:
+        """Set a tag. What the registry refuses is tried again with the next look: nothing waits for it."""
+        try:
+            await self.registry.tag(change)
+            logger.warning("tagged %s version %s", change.model, change.version, extra=fields_of(resource))
+        except RegistryError as error:
+            logger.warning("can't tag %s version %s: %s", change.model, change.version, error)
 
     async def _provide(self, resource: Object, verdict: Verdict, state: str) -> None:
         """Make the children. A run starts when all that it needs is there and nothing but the Job is missing."""

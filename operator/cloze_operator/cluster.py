@@ -24,6 +24,10 @@ from cloze_operator.desired.metadata import Manifest
 _PATHS: Final[Mapping[str, tuple[str, str]]] = {
     "Job": ("batch/v1", "jobs"),
     "Deployment": ("apps/v1", "deployments"),
+    "ControllerRevision": ("apps/v1", "controllerrevisions"),
+    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "Service": ("v1", "services"),
     "ConfigMap": ("v1", "configmaps"),
     "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
@@ -130,6 +134,14 @@ class Cluster:
         body = {"metadata": {"uid": target.uid}, "spec": dict(spec)}
         query = {"fieldManager": FIELD_MANAGER}
         path = _path(target.kind, namespace, target.name)
+        await self._request("PATCH", path, body, query=query, content_type="application/merge-patch+json")
+
+    async def annotate(self, resource: Object, key: str, value: str | None) -> None:
+        """Set an annotation of exactly this object, as it was observed; None removes it."""
+        metadata = resource["metadata"]
+        known = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        body = {"metadata": {**known, "annotations": {key: value}}}
+        path, query = _path(resource["kind"], metadata["namespace"], metadata["name"]), {"fieldManager": FIELD_MANAGER}
         await self._request("PATCH", path, body, query=query, content_type="application/merge-patch+json")
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:

@@ -11,16 +11,18 @@ from cloze_api.resources import KINDS
 from cloze_operator.act import Actor, fields_of
 from cloze_operator.cluster import Cluster, ClusterError
 from cloze_operator.decide.fields import Object, dig
+from cloze_operator.decide.figures import figures
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.training import decide_training
 from cloze_operator.decide.verdict import Verdict
+from cloze_operator.observe.evidence import EvidenceObserver
 from cloze_operator.observe.serving import ServingObserver
 from cloze_operator.observe.training import TrainingObserver
 from cloze_operator.queue import Queue
 from cloze_operator.registry import AliasMovedError, Registry, RegistryError
 from cloze_operator.reports import Reports
 from cloze_operator.settings import Settings
-from cloze_operator.telemetry import RECONCILE_DURATION, RECONCILES, StateGauge
+from cloze_operator.telemetry import RECONCILE_DURATION, RECONCILES, RolloutGauges, StateGauge
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,9 @@ class Controller:
         cluster: Cluster,
         registry: Registry,
         reports: Reports,
+        evidence: EvidenceObserver,
         settings: Settings,
+        *,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.queue: Queue[Key] = Queue()
@@ -72,9 +76,16 @@ class Controller:
         self._actor = Actor(cluster, registry, clock)
         self._training = TrainingObserver(cluster, registry, reports, settings.platform, clock)
         self._serving = ServingObserver(
-            cluster, registry, reports, settings.platform, clock, namespaces=settings.namespaces
+            cluster,
+            registry,
+            reports,
+            evidence,
+            platform=settings.platform,
+            clock=clock,
+            namespaces=settings.namespaces,
         )
         self._states = StateGauge()
+        self._rollouts = RolloutGauges()
         #: FineTuneJobs by the PretrainJob that they wait for.
         self._dependents: dict[Key, set[Key]] = {}
         #: What others have made of each resource, as last seen.
@@ -178,11 +189,17 @@ class Controller:
 
     async def _decide(self, resource: Object) -> tuple[Verdict, str]:
         if resource["kind"] == "ModelDeployment":
-            return decide_serving(await self._serving.observe(resource))
+            snapshot = await self._serving.observe(resource)
+            verdict, state = decide_serving(snapshot)
+            metadata = resource["metadata"]
+            self._rollouts.show((metadata["namespace"], metadata["name"]), figures(snapshot, verdict))
+            return verdict, state
         return decide_training(await self._training.observe(resource))
 
     def _forget(self, key: Key) -> None:
         self._states.show(key, None)
+        if key.kind == "ModelDeployment":
+            self._rollouts.show((key.namespace, key.object), {})
         self._faces.pop(key, None)
         self.queue.forget(key)
         for dependents in self._dependents.values():

@@ -11,9 +11,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from cloze_operator.cluster import Cluster, ClusterError, unfenced
-from cloze_operator.controller import Controller
+from cloze_operator.controller import Controller, utc_now
 from cloze_operator.endpoint import serve
 from cloze_operator.lease import Lease, Place, identity
+from cloze_operator.observe.evidence import EvidenceObserver
 from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import VARIABLES, Settings, SettingsError, read
@@ -94,7 +95,8 @@ async def operate(settings: Settings) -> None:
     cluster = await Cluster.connect(fence=fence)
     registry = Registry(settings.platform.tracking_uri, fence=fence)
     reports = Reports(Direct())
-    controller = Controller(cluster, registry, reports, settings)
+    evidence = EvidenceObserver(None, None, utc_now)
+    controller = Controller(cluster, registry, reports, evidence, settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
         stack.push_async_callback(registry.close)

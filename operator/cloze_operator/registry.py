@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import httpx
 
-from cloze_api.names import TAG_DIGEST, TAG_JOB_UID
+from cloze_api.names import TAG_DIGEST, TAG_JOB_UID, TAG_QUARANTINED
 from cloze_operator.cluster import unfenced
 from cloze_operator.decide.answers import NotFound, Unavailable, Version
-from cloze_operator.decide.verdict import AliasMove
+from cloze_operator.decide.verdict import AliasMove, TagChange
 from cloze_operator.telemetry import REGISTRY_ERRORS
 
 _API: Final = "/api/2.0/mlflow"
@@ -80,6 +80,11 @@ class Registry:
         body = {"name": move.model, "alias": move.alias, "version": move.version}
         await self._send("set-alias", "POST", "registered-models/alias", json=body)
 
+    async def tag(self, change: TagChange) -> None:
+        """Set a tag of a model version. Raises RegistryError."""
+        body = {"name": change.model, "version": change.version, "key": change.key, "value": change.value}
+        await self._send("set-tag", "POST", "model-versions/set-tag", json=body)
+
     async def _ask(
         self, operation: str, path: str, query: Mapping[str, str], missing: NotFound
     ) -> Version | NotFound | Unavailable:
@@ -125,4 +130,10 @@ class Registry:
 
 def _version(entry: Mapping[str, Any]) -> Version:
     tags = {tag["key"]: tag.get("value", "") for tag in entry.get("tags", [])}
-    return Version(entry["name"], str(entry["version"]), tags.get(TAG_DIGEST, ""), entry.get("run_id") or "")
+    return Version(
+        entry["name"],
+        str(entry["version"]),
+        tags.get(TAG_DIGEST, ""),
+        entry.get("run_id") or "",
+        tags.get(TAG_QUARANTINED, ""),
+    )

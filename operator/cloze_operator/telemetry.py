@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -33,7 +34,23 @@ LEADER = _gauge(metrics.LEADER)
 RESOURCE_STATE = _gauge(metrics.RESOURCE_STATE)
 JOB_FAILURES = _counter(metrics.JOB_FAILURES)
 REGISTRY_ERRORS = _counter(metrics.REGISTRY_ERRORS)
+PROMETHEUS_ERRORS = _counter(metrics.PROMETHEUS_ERRORS)
 EVENT_ERRORS = _counter(metrics.EVENT_ERRORS)
+ROLLOUTS = _counter(metrics.ROLLOUTS)
+
+_ROLLOUT_GAUGES = {
+    metric: _gauge(metric)
+    for metric in (
+        metrics.ROLLOUT_IN_PROGRESS,
+        metrics.ROLLOUT_STEP,
+        metrics.ROLLOUT_WEIGHT,
+        metrics.ROLLOUT_CHECK,
+        metrics.OBJECTIVE_AVAILABILITY,
+        metrics.OBJECTIVE_LATENCY,
+        metrics.OBJECTIVE_LATENCY_RATIO,
+        metrics.VERSION_MISMATCH,
+    )
+}
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -66,6 +83,25 @@ def configure_logs(level: str) -> None:
     for chatty in ("kopf", "httpx", "httpcore", "aiohttp.access"):
         # They tell of each event and each request; their warnings are worth reading.
         logging.getLogger(chatty).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+class RolloutGauges:
+    """The gauges of ModelDeployments: what isn't shown any more isn't exported any more."""
+
+    def __init__(self) -> None:
+        self._shown: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
+
+    def show(self, key: tuple[str, str], figures: Mapping[tuple[Metric, tuple[str, ...]], float]) -> None:
+        """Show a ModelDeployment's values; none for one that is gone."""
+        now = set()
+        for (metric, labels), value in figures.items():
+            gauge, own = _ROLLOUT_GAUGES[metric], (*key, *labels)
+            gauge.labels(*own).set(value)
+            now.add((gauge, own))
+        for gauge, own in self._shown.pop(key, set()) - now:
+            gauge.remove(*own)
+        if now:
+            self._shown[key] = now
 
 
 class StateGauge:

@@ -12,6 +12,8 @@ class Version:
     digest: str
     """Empty when the version carries no digest tag: nobody can verify such a version."""
     run_id: str = ""
+    quarantined: str = ""
+    """Why a canary of it was rolled back; empty for a version that may be tried."""
 
     @property
     def number(self) -> int:

@@ -1,33 +1,43 @@
-"""Decisions about a ModelDeployment: which version, is it rolled out, may the alias follow."""
+"""Decisions about a ModelDeployment: which version, how its rollout goes on, may the alias follow."""
 
 from cloze_api.deployment import ModelDeploymentStatus
-from cloze_api.resources import ModelDeployment
+from cloze_api.names import TAG_QUARANTINED
 from cloze_operator.decide.answers import NotFound, Unavailable, Version, current_version
-from cloze_operator.decide.drift import has_drifted, is_current
-from cloze_operator.decide.fields import Object, is_going
+from cloze_operator.decide.children import drifted, unneeded, wanted
+from cloze_operator.decide.fields import is_going
 from cloze_operator.decide.ownership import foreign, left_over
-from cloze_operator.decide.rollout import report_rollout
+from cloze_operator.decide.record import dump
+from cloze_operator.decide.report import report_rollout, report_serving
+from cloze_operator.decide.rollout import View, next_move
 from cloze_operator.decide.snapshot import ServingSnapshot
-from cloze_operator.decide.verdict import AliasMove, Steps, Verdict, carried
+from cloze_operator.decide.target import decided_version, unstored
+from cloze_operator.decide.verdict import AliasMove, Steps, TagChange, Verdict, carried
 from cloze_operator.desired.metadata import selector
-from cloze_operator.desired.platform import Platform
-from cloze_operator.desired.serving import ServedVersion, read_served_version, server_deployment, server_service
+from cloze_operator.desired.record import record_map, record_name
+from cloze_operator.desired.revision import controller_revision
 
 
-def leave_when_going(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
+def leave_when_going(view: View, verdict: Verdict) -> Verdict:
     """A resource that is being deleted is the garbage collector's."""
-    return verdict.settle() if is_going(snapshot.resource) else verdict
+    return verdict.settle() if is_going(view.snapshot.resource) else verdict
 
 
-def accept(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
-    """The spec is one that this operator understands."""
+def accept(view: View, verdict: Verdict) -> Verdict:
+    """The spec is one that this operator understands, and so is the rollout's record."""
+    snapshot = view.snapshot
     if snapshot.deployment is None:
         return verdict.find("Accepted", "False", "InvalidSpec", snapshot.invalid).settle()
+    if snapshot.corrupt:
+        text = (
+            f"ConfigMap {record_name(snapshot.name)} can't be read: {snapshot.corrupt}; put it right, or delete it to "
+        )
+        return verdict.find("Accepted", "False", "RecordUnreadable", f"{text}start without a rollout").settle()
     return verdict.find("Accepted", "True", "SpecAccepted")
 
 
-def claim_alias(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
+def claim_alias(view: View, verdict: Verdict) -> Verdict:
     """Condition AliasConflict: an alias has one owner, the oldest. The others serve, but never move it."""
+    snapshot = view.snapshot
     follow = snapshot.parsed.spec.model.follow
     if follow is None or not snapshot.rivals:
         return verdict.without("AliasConflict")
@@ -38,37 +48,9 @@ def claim_alias(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
     return verdict.find("AliasConflict", "True", "AliasOwnedByAnother", text)
 
 
-def intact_version(
-    live: Object | None, owner: Object, resource: ModelDeployment, platform: Platform
-) -> ServedVersion | None:
-    """The version in a Deployment that is what we made of it; None when somebody may have put another one there.
-
-    Versions never change, so there is nothing to ask the registry about such a one.
-    """
-    served = read_served_version(live)
-    if (
-        live is None
-        or served is None
-        or (served.name, served.version) != (resource.spec.model.name, resource.spec.model.version)
-    ):
-        return None
-    made = server_deployment(owner, resource, served, platform)
-    return served if is_current(live, made) else None
-
-
-def decided_version(snapshot: ServingSnapshot) -> ServedVersion | None:
-    """The version to serve: what the registry says, else what is being served already."""
-    if isinstance(snapshot.model, Version) and snapshot.model.digest:
-        return ServedVersion(snapshot.model.name, snapshot.model.version, snapshot.model.digest)
-    served = read_served_version(snapshot.children.get("Deployment"))
-    model = snapshot.parsed.spec.model
-    if served is None or served.name != model.name:
-        return None
-    return served if model.version in (None, served.version) else None
-
-
-def resolve_model(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
+def resolve_model(view: View, verdict: Verdict) -> Verdict:
     """Condition ModelResolved. Without an answer, what was resolved before is served on."""
+    snapshot = view.snapshot
     served = decided_version(snapshot)
     unanswered = isinstance(snapshot.model, NotFound | Unavailable)
     if snapshot.parsed.spec.model.follow is not None or served is None or unanswered:
@@ -86,54 +68,76 @@ def resolve_model(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
         case Unavailable(message):
             verdict = verdict.find("ModelResolved", "Unknown", "RegistryUnavailable", f"{message}{kept}")
         case None:
-            # A fixed version that is being served: versions never change, so there was nothing to ask.
-            assert served is not None, "the registry wasn't asked although nothing is served"
+            # A fixed version that is stored: versions never change, so there was nothing to ask.
+            assert served is not None, "the registry wasn't asked although nothing is known"
             text = f"{served.name} version {served.version}, {served.digest}"
             verdict = verdict.find("ModelResolved", "True", "Resolved", text)
     if served is None:
         verdict = verdict.report(desired=None)
         waiting = verdict.findings["ModelResolved"]
-        return verdict.find("Ready", "False", waiting.reason, waiting.message)
+        return verdict if snapshot.record.stable else verdict.find("Ready", "False", waiting.reason, waiting.message)
     return verdict.report(desired={"name": served.name, "version": served.version, "digest": served.digest})
 
 
-def provide_children(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
-    """The Deployment and the Service, unless somebody else has their names."""
-    served = decided_version(snapshot)
+def respect_others(view: View, verdict: Verdict) -> Verdict:
+    """Nothing is made or changed while somebody else has one of the names."""
+    snapshot = view.snapshot
     if conflict := foreign(snapshot.children, snapshot.resource):
         verdict = verdict.find("Ready", "False", "NameConflict", conflict)
         return verdict.again(snapshot.platform.wait_seconds).settle()
     if leaving := left_over(snapshot.children, snapshot.resource):
         return verdict.find("Ready", "False", "WaitingForCleanup", leaving).again(2).settle()
-    if served is None:
-        return verdict
+    return verdict
+
+
+def go_on(view: View, verdict: Verdict) -> Verdict:
+    """Either the record changes, or what it says is carried out: never both in one look."""
+    snapshot = view.snapshot
     owner = snapshot.resource
-    name, namespace = owner["metadata"]["name"], owner["metadata"]["namespace"]
-    wanted = (server_service(owner), server_deployment(owner, snapshot.parsed, served, snapshot.platform))
+    new = unstored(snapshot)
+    if new:
+        stored_now = (controller_revision(owner, stored.revision, stored.number) for stored in new)
+        return verdict.applying(*stored_now).again(0)
+    if move := next_move(view):
+        version = (snapshot.child("ConfigMap", record_name(snapshot.name)) or {}).get("metadata", {})
+        manifest = record_map(owner, dump(move.record), version.get("resourceVersion"))
+        verdict = verdict.remembering(manifest, move.ended)
+        return verdict.telling(move.event.type, move.event.reason, move.event.message) if move.event else verdict
+    if snapshot.record.obeyed:
+        verdict = verdict.having_obeyed(snapshot.record.obeyed)
+    if not snapshot.record.stable:
+        return verdict
+    manifests = wanted(snapshot)
     if any(is_going(child) for child in snapshot.children.values()):
         # Applying to an object that is going would be lost with it.
         verdict = verdict.again(2)
-    verdict = verdict.applying(
-        *(
-            manifest
-            for manifest in wanted
-            if has_drifted(child := snapshot.children.get(manifest["kind"]), manifest) and not is_going(child)
-        )
-    )
+    verdict = verdict.applying(*drifted(snapshot, manifests)).deleting(*unneeded(snapshot, manifests))
+    name, namespace = owner["metadata"]["name"], owner["metadata"]["namespace"]
     labels = ",".join(f"{key}={value}" for key, value in sorted(selector(owner["kind"], name).items()))
+    if snapshot.record.canary or snapshot.record.previous or snapshot.record.retired:
+        verdict = verdict.again(snapshot.platform.poll_seconds)
     return verdict.report(url=f"http://{name}.{namespace}.svc", selector=labels)
 
 
-def promote(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
-    """`follow.alias` goes to the version that is completely rolled out, and only from where it was seen to be."""
+def report(view: View, verdict: Verdict) -> Verdict:
+    """What the status says."""
+    return report_rollout(view, report_serving(view.snapshot, verdict))
+
+
+def promote_alias(view: View, verdict: Verdict) -> Verdict:
+    """`follow.alias` goes to the version that is promoted and ready, and only from where it was seen to be."""
+    snapshot = view.snapshot
     model = snapshot.parsed.spec.model
-    desired = verdict.status.get("desired")
+    stored = snapshot.revisions.get(snapshot.record.stable)
     ready = verdict.findings.get("Ready")
     if model.follow is None:
         return verdict.without("AliasMoved")
-    if snapshot.rivals or not desired or ready is None or ready.status != "True":
+    if snapshot.rivals or stored is None or ready is None or ready.status != "True" or snapshot.record.burning:
         return verdict
-    alias, version = model.follow.alias, desired["version"]
+    served = stored.revision.served
+    if served.name != model.name:
+        return verdict
+    alias, version = model.follow.alias, served.version
     match snapshot.alias:
         case None:
             return verdict.again(0.5)
@@ -149,10 +153,27 @@ def promote(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
             )
 
 
+def quarantine(view: View, verdict: Verdict) -> Verdict:
+    """A version whose canary was rolled back for its own faults is marked in the registry."""
+    answer, record = view.snapshot.model, view.record
+    if not isinstance(answer, Version) or view.target is None:
+        return verdict
+    rejected = record.rejected.get(view.target)
+    if rejected and rejected.reason not in _BLAMELESS and not answer.quarantined:
+        text = f"{rejected.reason}: {rejected.message}"[:500]
+        return verdict.tagging(TagChange(answer.name, answer.version, TAG_QUARANTINED, text))
+    return verdict
+
+
+#: A canary that was taken back for these has shown nothing bad about the model.
+_BLAMELESS = frozenset({"Aborted", "NoData", "ProgressDeadlineExceeded"})
+
+
 def serving_state(verdict: Verdict) -> str:
     """`status.state`: derived from the conditions, for people."""
     found = {kind: (finding.status, finding.reason) for kind, finding in verdict.findings.items()}
     ready, reason = found.get("Ready", ("False", ""))
+    progress = found.get("Progressing", ("True", ""))
     special = {
         "NoReplicas": "Stopped",
         "CrashLoopBackOff": "Failing",
@@ -162,23 +183,35 @@ def serving_state(verdict: Verdict) -> str:
     if found.get("Accepted", ("True", ""))[0] == "False":
         return "Invalid"
     if ready == "True":
-        return "Ready"
+        return _ROLLOUT_STATES.get(progress[1], "Ready")
     if reason in special:
         return special[reason]
-    if verdict.status.get("desired") is None:
+    if verdict.status.get("desired") is None and verdict.status.get("stable") is None:
         return "Waiting"
-    return "RollingOut" if found.get("Progressing", ("True", ""))[0] == "True" else "Failing"
+    return "RollingOut" if progress[0] == "True" else "Failing"
 
 
-SERVING = Steps(
+_ROLLOUT_STATES = {
+    "PreparingStep": "Canary",
+    "CanaryStep": "Canary",
+    "Paused": "Paused",
+    "ProbingBurn": "Probing",
+    "RolledBack": "RolledBack",
+    "Quarantined": "RolledBack",
+}
+
+
+SERVING: Steps[View] = Steps(
     steps=(
         leave_when_going,
         accept,
         claim_alias,
         resolve_model,
-        provide_children,
-        report_rollout,
-        promote,
+        respect_others,
+        go_on,
+        report,
+        promote_alias,
+        quarantine,
     ),
     state=serving_state,
 )
@@ -186,4 +219,4 @@ SERVING = Steps(
 
 def decide_serving(snapshot: ServingSnapshot) -> tuple[Verdict, str]:
     """What is to happen to a ModelDeployment, and its state."""
-    return SERVING.decide(snapshot, carried(snapshot.resource, ModelDeploymentStatus))
+    return SERVING.decide(View(snapshot), carried(snapshot.resource, ModelDeploymentStatus))

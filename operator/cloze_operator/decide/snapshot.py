@@ -6,9 +6,12 @@ from datetime import datetime
 
 from cloze_api.progress import Progress
 from cloze_api.resources import ModelDeployment, TrainingJob
+from cloze_operator.analysis.checks import Evidence
 from cloze_operator.decide.answers import Answer, HeldUp, Loaded
 from cloze_operator.decide.fields import Object, dig, is_true
+from cloze_operator.decide.record import Record
 from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.revision import Revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +62,28 @@ def finished_status(resource: Object) -> bool | None:
     return False if failed else None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRevision:
+    """A revision as its ControllerRevision has it. number: in the order in which they were first asked for."""
+
+    name: str
+    number: int
+    revision: Revision
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingSnapshot:
     """A ModelDeployment and what surrounds it.
 
+    children: the live objects that are its own, or have its children's names, by kind and name.
+    record: where the rollout is; corrupt: why the stored one can't be read.
+    revisions: those that are stored, by name.
     model: the registry's answer about the version to serve.
     alias: the registry's answer to where `follow.alias` points.
     loaded: what each ready pod says it has loaded, by pod name; absent for one that didn't answer.
     held_up: what each pod that isn't ready says is in the way, by pod name.
     rivals: `namespace/name` of older ModelDeployments that move the same alias.
+    evidence: what Prometheus has counted about the canary, or about a promoted revision; None when nobody asked.
     """
 
     now: datetime
@@ -75,16 +91,29 @@ class ServingSnapshot:
     resource: Object
     deployment: ModelDeployment | None
     invalid: str = ""
-    children: Mapping[str, Object] = field(default_factory=dict)
+    children: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
+    corrupt: str = ""
+    revisions: Mapping[str, StoredRevision] = field(default_factory=dict)
     pods: tuple[Object, ...] = ()
     model: Answer = None
     alias: Answer = None
     loaded: Mapping[str, Loaded] = field(default_factory=dict)
     held_up: Mapping[str, HeldUp] = field(default_factory=dict)
     rivals: tuple[str, ...] = ()
+    evidence: Evidence | None = None
 
     @property
     def parsed(self) -> ModelDeployment:
         """The ModelDeployment, for steps that come after the one that checked it."""
         assert self.deployment is not None, "a step needs the ModelDeployment before its validity was decided"
         return self.deployment
+
+    @property
+    def name(self) -> str:
+        """The ModelDeployment's name."""
+        return str(self.resource["metadata"]["name"])
+
+    def child(self, kind: str, name: str) -> Object | None:
+        """A live child, or another object of its name."""
+        return self.children.get((kind, name))

@@ -35,6 +35,7 @@ _EVENTS: Final[Mapping[tuple[str, str], str]] = {
     ("AliasConflict", "True"): "Warning",
     ("AliasMoved", "True"): "Normal",
     ("AliasMoved", "False"): "Warning",
+    ("CanaryHealthy", "Unknown"): "Warning",
     (RECONCILE_FAILED, "True"): "Warning",
 }
 
@@ -52,7 +53,8 @@ _UNTOLD: Final = frozenset(
         *(("Running", reason) for reason in ("WaitingForBase", "WaitingForSources")),
         *(("Ready", reason) for reason in ("RollingOut", "NoReplicas", "WaitingForCleanup")),
         *(("Ready", reason) for reason in ("ModelNotFound", "DigestMissing", "RegistryUnavailable")),
-        ("Progressing", "RolloutComplete"),
+        *(("Progressing", reason) for reason in ("RolloutComplete", "RolledBack")),
+        *(("CanaryHealthy", reason) for reason in ("NotJudgedYet", "WaitingForRequests")),
         ("Registered", _MOVING),
         ("AliasMoved", _MOVING),
     }
@@ -114,9 +116,24 @@ class AliasMove:
     condition: str
 
 
+@dataclass(frozen=True, slots=True)
+class TagChange:
+    """Set a tag of a model version."""
+
+    model: str
+    version: str
+    key: str
+    value: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Everything that is to happen to one resource now.
+
+    remember: a record that children will follow from; it is written after what it names, and only over the one that
+        was observed.
+    obeyed: the command in the resource's annotation that has been carried out and may go.
+    ended: how a rollout ended, to be counted.
 
     status: all fields of the status but `conditions`, `state` and `observedGeneration`.
     start: the status is written before there is a Job to run, and only if the resource is still the one that was
@@ -132,6 +149,10 @@ class Verdict:
     delete: tuple[Target, ...] = ()
     delete_resource: bool = False
     alias: AliasMove | None = None
+    remember: Manifest | None = None
+    tag: TagChange | None = None
+    obeyed: str = ""
+    ended: str = ""
     events: tuple[Event, ...] = ()
     failure: str | None = None
     start: bool = False
@@ -175,6 +196,22 @@ class Verdict:
         old = self.findings.get(move.condition)
         seconds = patience if old and old.reason == _MOVING else 0.5
         return replace(self.find(move.condition, "False", _MOVING, text).again(seconds), alias=move)
+
+    def remembering(self, manifest: Manifest, ended: str) -> "Verdict":
+        """With this record written, and looked at again at once to carry it out."""
+        return replace(self, remember=manifest, ended=ended).again(0)
+
+    def tagging(self, change: TagChange) -> "Verdict":
+        """With this tag of a model version changed."""
+        return replace(self, tag=change)
+
+    def having_obeyed(self, command: str) -> "Verdict":
+        """With the annotation of this command taken away."""
+        return replace(self, obeyed=command).again(0)
+
+    def deleting(self, *targets: Target) -> "Verdict":
+        """With these children deleted."""
+        return replace(self, delete=(*self.delete, *targets))
 
     def failing(self, reason: str) -> "Verdict":
         """With the run counted as failed for good."""

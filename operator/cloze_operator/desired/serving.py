@@ -1,13 +1,12 @@
-"""Children of a ModelDeployment: a Deployment of inference servers and the Service before them."""
+"""Servers of a ModelDeployment: a Deployment for each revision that has pods, and the Services before them."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from cloze_api.names import (
     ANNOTATION_MODEL_DIGEST,
     ANNOTATION_MODEL_VERSION,
+    ENV_DEPLOYMENT,
     ENV_DRAIN_SECONDS,
     ENV_MAX_BATCH_TOKENS,
     ENV_MAX_QUEUE_TOKENS,
@@ -15,13 +14,16 @@ from cloze_api.names import (
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
+    ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
+    LABEL_REVISION,
     MODEL_CACHE_MOUNT,
     SERVER_PORT,
     TERMINATION_LOG,
 )
 from cloze_api.resources import ModelDeployment
+from cloze_api.rollout import Scheduling
 from cloze_operator.desired.metadata import (
     Manifest,
     child_metadata,
@@ -32,6 +34,7 @@ from cloze_operator.desired.metadata import (
     selector,
 )
 from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.revision import Revision, child_name
 
 SERVER: Final = "server"
 """Name of the container that serves."""
@@ -39,58 +42,36 @@ SERVER: Final = "server"
 #: Lame-duck time of the server, during which endpoints take notice, and time for the process to end.
 EXIT_MARGIN_SECONDS: Final = 20
 
-
-@dataclass(frozen=True, slots=True)
-class ServedVersion:
-    """The exact version to serve."""
-
-    name: str
-    version: str
-    digest: str
-
-    @property
-    def uri(self) -> str:
-        """Where the server finds it."""
-        return f"models:/{self.name}/{self.version}"
-
-
-def deployment_name(name: str) -> str:
-    """Name of the Deployment."""
-    return f"{name}-server"
-
-
-def read_served_version(deployment: Mapping[str, Any] | None) -> ServedVersion | None:
-    """The version that a Deployment's pod template has: what was decided stands there, whoever forgot it."""
-    template = ((deployment or {}).get("spec") or {}).get("template") or {}
-    for container in (template.get("spec") or {}).get("containers", []):
-        environment = {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
-        uri = re.fullmatch(r"models:/([^/]+)/([^/]+)", environment.get(ENV_MODEL_URI, ""))
-        if uri and environment.get(ENV_MODEL_DIGEST):
-            return ServedVersion(uri[1], uri[2], environment[ENV_MODEL_DIGEST])
-    return None
+#: Port of the Services.
+SERVICE_PORT: Final = 80
 
 
 def server_deployment(
-    owner: Mapping[str, Any], resource: ModelDeployment, served: ServedVersion, platform: Platform
+    owner: Mapping[str, Any], resource: ModelDeployment, revision: Revision, replicas: int, platform: Platform
 ) -> Manifest:
-    """Replicas of the server. A new version never takes capacity away: one more pod first, one less after."""
+    """Replicas of one revision's server. Another revision is another Deployment: this one is only ever resized, or
+    given other resources, and then never loses capacity by it: one more pod first, one less after."""
     name = owner["metadata"]["name"]
+    served, scheduling = revision.served, resource.spec.scheduling
     annotations = {ANNOTATION_MODEL_VERSION: served.version, ANNOTATION_MODEL_DIGEST: served.digest}
+    metadata = child_metadata(owner, child_name(name, revision.name), annotations)
+    metadata["labels"][LABEL_REVISION] = revision.name
+    chosen = revision_selector(owner, revision.name)
     return sealed(
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": child_metadata(owner, deployment_name(name), annotations),
+            "metadata": metadata,
             "spec": {
-                "replicas": resource.spec.replicas,
-                "selector": {"matchLabels": selector(owner["kind"], name)},
+                "replicas": replicas,
+                "selector": {"matchLabels": chosen},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
                 "minReadySeconds": 2,
-                "progressDeadlineSeconds": 600,
-                "revisionHistoryLimit": 3,
+                "progressDeadlineSeconds": resource.spec.rollout.progress_deadline_seconds,
+                "revisionHistoryLimit": 1,
                 "template": {
                     "metadata": {
-                        "labels": labels(owner["kind"], name),
+                        "labels": {**labels(owner["kind"], name), LABEL_REVISION: revision.name},
                         "annotations": {
                             **annotations,
                             "prometheus.io/scrape": "true",
@@ -104,20 +85,47 @@ def server_deployment(
                         "terminationGracePeriodSeconds": resource.spec.drain_seconds + EXIT_MARGIN_SECONDS,
                         "securityContext": pod_security(),
                         **platform.pull_secret_references(),
-                        "containers": [_container(resource, served, platform)],
+                        **_scheduling(scheduling, chosen),
+                        "containers": [_container(owner, resource, revision, platform)],
                         "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
                     },
                 },
             },
-        }
+        },
+        # An autoscaler, or a step of the rollout, changes it without making it another Deployment.
+        without=("replicas",),
     )
 
 
-def _container(resource: ModelDeployment, served: ServedVersion, platform: Platform) -> dict[str, Any]:
-    runtime = resource.spec.runtime
+def revision_selector(owner: Mapping[str, Any], revision: str) -> dict[str, str]:
+    """Labels that find the pods of one revision."""
+    return {**selector(owner["kind"], owner["metadata"]["name"]), LABEL_REVISION: revision}
+
+
+def _scheduling(scheduling: Scheduling, chosen: Mapping[str, str]) -> dict[str, Any]:
+    """Where the pods may run. A revision's pods are spread over machines, if there are enough."""
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(chosen)},
+    }
+    tolerations = [entry.model_dump(by_alias=True, exclude_defaults=True) for entry in scheduling.tolerations]
+    return {
+        "topologySpreadConstraints": [spread],
+        **({"nodeSelector": dict(scheduling.node_selector)} if scheduling.node_selector else {}),
+        **({"tolerations": tolerations} if tolerations else {}),
+        **({"priorityClassName": scheduling.priority_class_name} if scheduling.priority_class_name else {}),
+    }
+
+
+def _container(
+    owner: Mapping[str, Any], resource: ModelDeployment, revision: Revision, platform: Platform
+) -> dict[str, Any]:
+    runtime = revision.runtime
     environment = {
-        ENV_MODEL_URI: served.uri,
-        ENV_MODEL_DIGEST: served.digest,
+        ENV_MODEL_URI: revision.served.uri,
+        ENV_MODEL_DIGEST: revision.served.digest,
         ENV_MLFLOW_URI: platform.tracking_uri,
         ENV_MODEL_CACHE: MODEL_CACHE_MOUNT,
         ENV_THREADS: str(runtime.threads),
@@ -125,11 +133,13 @@ def _container(resource: ModelDeployment, served: ServedVersion, platform: Platf
         ENV_MAX_QUEUE_TOKENS: str(runtime.max_queue_tokens),
         ENV_TIMEOUT_SECONDS: str(runtime.timeout_seconds),
         ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
+        ENV_DEPLOYMENT: owner["metadata"]["name"],
+        ENV_REVISION: revision.name,
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
     }
     return {
         "name": SERVER,
-        **platform.container_image(runtime.image or platform.serve_image),
+        **platform.container_image(revision.image),
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
         "resources": resource.spec.resources.model_dump(exclude_defaults=True),
@@ -163,17 +173,26 @@ def _container(resource: ModelDeployment, served: ServedVersion, platform: Platf
     }
 
 
-def server_service(owner: Mapping[str, Any]) -> Manifest:
-    """The address that clients use; it only ever has ready pods behind it."""
-    name = owner["metadata"]["name"]
+def server_service(owner: Mapping[str, Any], name: str, revision: str | None) -> Manifest:
+    """A Service before the pods of one revision, or of all of them without one. Only ready pods are ever behind it."""
+    metadata = child_metadata(owner, name)
+    if revision:
+        metadata["labels"][LABEL_REVISION] = revision
     return sealed(
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": child_metadata(owner, name),
+            "metadata": metadata,
             "spec": {
-                "selector": selector(owner["kind"], name),
-                "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+                "selector": revision_selector(owner, revision)
+                if revision
+                else selector(owner["kind"], owner["metadata"]["name"]),
+                "ports": [{"name": "http", "port": SERVICE_PORT, "targetPort": "http", "protocol": "TCP"}],
             },
         }
     )
+
+
+def preview_name(owner: str) -> str:
+    """Name of the Service before the revision that is tried."""
+    return f"{owner}-preview"

@@ -1,0 +1,86 @@
+"""Revisions of a ModelDeployment: what exactly runs, named by the hash of it and kept as a ControllerRevision."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cloze_api.deployment import Runtime
+from cloze_api.names import LABEL_REVISION
+from cloze_api.resources import ModelDeployment
+from cloze_operator.desired.metadata import Manifest, child_metadata, sealed
+from cloze_operator.desired.platform import Platform
+
+_HASH_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """The exact version to serve."""
+
+    name: str
+    version: str
+    digest: str
+
+    @property
+    def uri(self) -> str:
+        """Where the server finds it."""
+        return f"models:/{self.name}/{self.version}"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A model version with the server that runs it and its settings. Equal ones have equal names."""
+
+    served: ServedVersion
+    image: str
+    runtime: Runtime
+
+    @cached_property
+    def name(self) -> str:
+        """A hash: equal revisions have equal names."""
+        # Defaults are left out, so that a setting which a later Cloze adds gives nothing that runs another name.
+        text = json.dumps(self.data(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
+
+    def data(self, *, exclude_defaults: bool = False) -> dict[str, Any]:
+        """As it is stored."""
+        model = {"name": self.served.name, "version": self.served.version, "digest": self.served.digest}
+        runtime = self.runtime.model_dump(by_alias=True, exclude_defaults=exclude_defaults, exclude={"image"})
+        return {"model": model, "image": self.image, "runtime": runtime}
+
+
+def revision_of(resource: ModelDeployment, served: ServedVersion, platform: Platform) -> Revision:
+    """The revision that the spec asks for, with this version."""
+    runtime = resource.spec.runtime
+    return Revision(served, runtime.image or platform.serve_image, runtime.model_copy(update={"image": None}))
+
+
+def child_name(owner: str, revision: str) -> str:
+    """Name of a revision's Deployment, Service and ControllerRevision."""
+    return f"{owner}-{revision}"
+
+
+def controller_revision(owner: Mapping[str, Any], revision: Revision, number: int) -> Manifest:
+    """The ControllerRevision. Its data never change; the number tells which was asked for first."""
+    metadata = child_metadata(owner, child_name(owner["metadata"]["name"], revision.name))
+    metadata["labels"][LABEL_REVISION] = revision.name
+    return sealed(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": metadata,
+            "data": revision.data(),
+            "revision": number,
+        }
+    )
+
+
+def read_revision(stored: Mapping[str, Any]) -> Revision:
+    """The revision in a ControllerRevision. Raises KeyError or ValueError for one that isn't ours."""
+    data = stored["data"]
+    model = data["model"]
+    served = ServedVersion(model["name"], model["version"], model["digest"])
+    return Revision(served, data["image"], Runtime.model_validate(data.get("runtime") or {}))
