@@ -87,12 +87,12 @@ class Manifest(_Part):
     task: Task
     architecture: str
     labels: list[str] = []
-    """Label names by class id; empty for fill-mask."""
+    """Label names by class id; empty for fill-mask and echo."""
     limits: Limits
     special_tokens: SpecialTokens
     lowercase: bool
     tokenizer_fingerprint: str
-    """SHA-256 of the canonical form of `tokenizer.json`: see `tokenizer_fingerprint`."""
+    """SHA-256 of the canonical form of `tokenizer.json`: see `tokenizer_fingerprint`. Empty for an echo model."""
     inputs: list[str]
     """Names of the ONNX graph's inputs, each int64 of shape (batch, length)."""
     output: str
@@ -178,6 +178,12 @@ def verify_with_digest(folder: Path, expected_digest: str | None = None) -> tupl
             raise ArtifactError("FileCorrupt", f"{name} doesn't have the SHA-256 listed in {MANIFEST_FILE}")
     if unlisted := sorted(present - manifest.files.keys()):
         raise ArtifactError("FileUnlisted", f"{unlisted[0]} isn't listed in {MANIFEST_FILE}")
+    if manifest.task is not Task.ECHO:
+        _verify_tokenizer(folder, manifest)
+    return manifest, digest
+
+
+def _verify_tokenizer(folder: Path, manifest: Manifest) -> None:
     if TOKENIZER_FILE not in manifest.files:
         raise ArtifactError("FileMissing", f"the artifact has no {TOKENIZER_FILE}")
     try:
@@ -186,7 +192,6 @@ def verify_with_digest(folder: Path, expected_digest: str | None = None) -> tupl
         raise ArtifactError("TokenizerInvalid", f"{TOKENIZER_FILE} can't be read: {error}") from error
     if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
         raise ArtifactError("TokenizerMismatch", f"{TOKENIZER_FILE} doesn't have the fingerprint in {MANIFEST_FILE}")
-    return manifest, digest
 
 
 def _read_manifest(data: bytes) -> Manifest:

@@ -10,14 +10,16 @@ from pathlib import Path
 import uvicorn
 
 from cloze_api.names import TERMINATION_LOG
-from cloze_server import logs
+from cloze_api.task import Task
+from cloze_server import echo, logs
 from cloze_server.app import create_app
 from cloze_server.cache import Cache
 from cloze_server.drain import DrainingServer
+from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.listener import listen
-from cloze_server.model import LOCAL_VERSION, LoadedModel, dummy_model, load_artifact
+from cloze_server.model import LOCAL_VERSION, LoadedModel, load_artifact
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
 from cloze_server.settings import ENV_TERMINATION_LOG, Settings, read
 from cloze_server.source import fetch, open_folder
@@ -50,6 +52,8 @@ def load_model(settings: Settings, stop: threading.Event, lifecycle: Lifecycle) 
             )
     _log.info("artifact verified", extra=logs.fields(digest=artifact.digest))
     lifecycle.report(Stage.LOADING)
+    if artifact.manifest.task is Task.ECHO:
+        return echo.load_artifact(artifact.folder, artifact.manifest, name=name, version=number, digest=artifact.digest)
     return load_artifact(
         artifact.folder,
         artifact.manifest,

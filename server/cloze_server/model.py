@@ -1,7 +1,6 @@
 """A model that is verified and loaded, and how it gets there."""
 
 import logging
-import string
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import BertProcessing
 
 from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Manifest, SpecialTokens
 from cloze_api.task import Task
-from cloze_server.backend import Backend, DummyBackend, OnnxBackend
+from cloze_server.backend import Backend, OnnxBackend
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.faults import Faults
 from cloze_server.logs import fields
 from cloze_server.tokenization import build_tokenizer
 
@@ -26,14 +22,13 @@ _log = logging.getLogger(__name__)
 LOCAL_VERSION = "local"
 """The version reported for an artifact that no registry has numbered."""
 
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What serving needs to know about a model, and what runs it.
 
-    max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`.
+    max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. faults:
+    what an echo model does wrong on purpose; None for any other.
     """
 
     name: str
@@ -47,6 +42,7 @@ class LoadedModel:
     tokenizer: str = field(repr=False)
     vocabulary: dict[str, int] = field(repr=False)
     backend: Backend = field(repr=False)
+    faults: Faults | None = None
 
 
 def load_artifact(
@@ -136,41 +132,6 @@ def check_graph(backend: Backend, manifest: Manifest) -> None:
 
 def _invalid(reason: str, message: str) -> FatalError:
     return FatalError(ExitCode.ARTIFACT_INVALID, reason, message)
-
-
-def dummy_model(task: Task, seconds: float = 0.0) -> LoadedModel:
-    """A model without weights: spells words in letters, answers with a hash. `seconds` is the time of a batch."""
-    pieces = [*_SPECIAL, *string.ascii_lowercase, *string.digits, *string.punctuation]
-    pieces += [f"##{character}" for character in string.ascii_lowercase + string.digits]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of text
-    tokenizer.normalizer = BertNormalizer()
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.add_special_tokens(list(_SPECIAL))
-    special = SpecialTokens(**{name.strip("[]").lower(): vocabulary[name] for name in _SPECIAL})
-    tokenizer.post_processor = BertProcessing(("[SEP]", special.sep), ("[CLS]", special.cls))
-    labels = {
-        Task.FILL_MASK: [],
-        Task.SEQUENCE_CLASSIFICATION: [f"label-{index}" for index in range(8)],
-        Task.TOKEN_CLASSIFICATION: ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
-    }[task]
-    return LoadedModel(
-        name="dummy",
-        version=LOCAL_VERSION,
-        digest="sha256:" + "0" * 64,
-        task=task,
-        architecture="dummy",
-        labels=labels,
-        max_length=128,
-        special_tokens=special,
-        tokenizer=tokenizer.to_str(),
-        vocabulary=vocabulary,
-        backend=DummyBackend(
-            classes=len(labels) or len(vocabulary),
-            per_token=task is not Task.SEQUENCE_CLASSIFICATION,
-            seconds=seconds,
-        ),
-    )
 
 
 Loader = Callable[[], LoadedModel]

@@ -9,6 +9,7 @@ TASK_PATHS: Final[Mapping[Task, str]] = {
     Task.FILL_MASK: "/v1/fill-mask",
     Task.SEQUENCE_CLASSIFICATION: "/v1/classify",
     Task.TOKEN_CLASSIFICATION: "/v1/token-classify",
+    Task.ECHO: "/v1/echo",
 }
 MODELS: Final = "/v1/models"
 HEALTH: Final = "/healthz"

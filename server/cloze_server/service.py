@@ -1,7 +1,9 @@
 """One request's way: limits, tokens, truncation, queue, model, answer."""
 
+import itertools
 import logging
 import time
+from asyncio import sleep
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any
 from cloze_api.task import Task
 from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.faults import Faults
 from cloze_server.logs import fields
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
@@ -49,6 +52,9 @@ class Service:
         self.model = model
         self.handler: AnyHandler = HANDLERS[model.task](model)
         self._settings = settings
+        # An echo model's, once it has warmed up: they are for clients.
+        self._faults: Faults | None = None
+        self._numbers = itertools.count()
         self._telemetry = telemetry
         self._tokenizers = TokenizerPool(
             model.tokenizer,
@@ -93,6 +99,7 @@ class Service:
                         continue
                     message = f"the model fails on {len(each)} sequences of {each[0]} tokens: {problem.detail}"
                     raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", message) from problem
+        self._faults = self.model.faults
 
     def failure(self) -> str | None:
         """Why the process can't answer any more and must be started anew; None while it can."""
@@ -132,6 +139,8 @@ class Service:
         )
         self._telemetry.stage("tokenize", time.monotonic() - started)
         measured(max(len(item.encoded.ids) for item in items))
+        if self._faults is not None:
+            await self._disturb(self._faults)
 
         answer = await self._engine.submit(
             [Piece(item.encoded.ids, partial(self.handler.keep, request, item)) for item in items]
@@ -148,6 +157,13 @@ class Service:
             truncated=sum(item.encoded.truncated for item in items),
         )
         return reply
+
+    async def _disturb(self, faults: Faults) -> None:
+        """Hold a request up, and fail it, as its echo model was made to. Raises InferenceError."""
+        fails = faults.fails(next(self._numbers))
+        await sleep(faults.delay_seconds)
+        if fails:
+            raise InferenceError("the echo model was made to fail this request")
 
     def _prepare(self, request: TaskRequest, encoded: list[Encoded]) -> list[Item]:
         """What the model reads, and where it answers. Not for the event loop: it looks at every token."""

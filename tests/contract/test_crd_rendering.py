@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cloze_api import crd
-from cloze_api.resources import KINDS, Resource
+from cloze_api.resources import KINDS, FineTuneJob, Resource
+from cloze_api.task import FINE_TUNING_TASKS, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,3 +97,10 @@ def test_spec_fields_of_python_and_schema_are_the_same() -> None:
         assert spec is not None
         names = {field.alias for field in spec.model_fields.values()}
         assert names == set(schema_of(resource)["properties"]["spec"]["properties"])
+
+
+def test_a_finetunejob_takes_only_tasks_that_can_be_trained() -> None:
+    """The API server refuses the others: an encoder's task is pretrained, and nothing trains an echo model."""
+    definition = schema_of(FineTuneJob)["properties"]["spec"]["properties"]["task"]
+    assert definition["enum"] == list(FINE_TUNING_TASKS)
+    assert Task.ECHO not in FINE_TUNING_TASKS

@@ -7,7 +7,7 @@ import pytest
 
 from cloze_api.task import Task
 from cloze_server.bounds import PREDICTIONS_MAX
-from cloze_server.model import dummy_model
+from cloze_server.dummy import dummy_model
 from cloze_server.tasks.fill_mask import FillMask, FillMaskRequest
 from cloze_server.tasks.handler import Item
 from cloze_server.tokenization import Encoded

@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from cloze_api import metrics
 from cloze_api.task import Task
 from cloze_server.app import create_app
+from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.logs import JsonFormatter
-from cloze_server.model import dummy_model
 from cloze_server.problems import TABLE, ProblemType
 from cloze_server.settings import Settings
 from cloze_server.tasks.classify import Classify

@@ -28,8 +28,9 @@ from cloze_api.manifest import (
     write_manifest,
 )
 from cloze_api.task import Task
+from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode, FatalError
-from cloze_server.model import LoadedModel, dummy_model, load_artifact
+from cloze_server.model import LoadedModel, load_artifact
 
 MAX_LENGTH = 12
 LABELS = ["O", "B-PER", "I-PER"]

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cloze_api import metrics
 from cloze_api.task import Task
 from cloze_server.backend import DummyBackend, Ids, Logits
-from cloze_server.model import dummy_model
+from cloze_server.dummy import dummy_model
 from cloze_server.tasks.classify import Classify
 from cloze_server.telemetry import length_class
 

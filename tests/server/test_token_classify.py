@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cloze_api.task import Task
-from cloze_server.model import dummy_model
+from cloze_server.dummy import dummy_model
 from cloze_server.tasks.token_classify import Tag, first_subwords, join_entities, joinable
 from cloze_server.tokenization import Encoded
 

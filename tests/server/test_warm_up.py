@@ -15,9 +15,10 @@ import pytest
 from cloze_api.task import Task
 from cloze_server import tokenization
 from cloze_server.backend import Ids, Logits
+from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode
 from cloze_server.lifecycle import Lifecycle, Stage, State
-from cloze_server.model import LoadedModel, dummy_model
+from cloze_server.model import LoadedModel
 from cloze_server.tokenization import TokenizerPool
 
 pytestmark = pytest.mark.anyio

@@ -5,10 +5,11 @@ from typing import Final
 
 from cloze_api.task import Task
 from cloze_server.tasks.classify import Classify
+from cloze_server.tasks.echo import Echo
 from cloze_server.tasks.fill_mask import FillMask
 from cloze_server.tasks.handler import AnyHandler
 from cloze_server.tasks.token_classify import TokenClassify
 
 HANDLERS: Final[Mapping[Task, type[AnyHandler]]] = {
-    handler.task: handler for handler in (FillMask, Classify, TokenClassify)
+    handler.task: handler for handler in (FillMask, Classify, TokenClassify, Echo)
 }

@@ -91,6 +91,8 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     """Ids of the special tokens that mean something in a text; others in it are ordinary text."""
     prefix: str = ""
     """The token that a text needs for the task to have something to answer, and a space."""
+    framing: int = 2
+    """Special tokens around a text."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
@@ -101,7 +103,7 @@ class Handler(ABC, Generic[RequestT, ResultT]):
 
     def sample(self, lengths: list[int]) -> RequestT:
         """A request with one text of about each length in tokens, for warming up."""
-        framing = 3 if self.prefix else 2
+        framing = self.framing + bool(self.prefix)
         texts = [self.prefix + "a " * (length - framing) for length in lengths]
         return cast(RequestT, self.request.model_validate({"inputs": texts, "truncate": "right"}))
 
