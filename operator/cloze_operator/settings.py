@@ -1,18 +1,21 @@
 """Settings of the operator's process, from the environment."""
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, OPERATOR_PORT
+from cloze_operator.analysis.queries import GATEWAYS, GatewayCounters
 from cloze_operator.desired.platform import Platform
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 BOOLEANS: Final = ("true", "false")
 #: Where Kubernetes tells a pod its namespace.
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]+")
 PULL_POLICIES: Final = ("", "Always", "IfNotPresent", "Never")
 
 
@@ -46,6 +49,20 @@ LEASE_NAME = Variable(
     "CLOZE_LEASE_NAME", "of the lease: one for all operators that serve the same objects", "cloze-operator"
 )
 POD_NAME = Variable("CLOZE_POD_NAME", "name of this pod, for the lease; empty: the host's", "")
+PROMETHEUS_URL = Variable(
+    "CLOZE_PROMETHEUS_URL", "Prometheus' address, http://host:port; empty: canaries can't be judged", ""
+)
+PROMETHEUS_TOKEN_FILE = Variable("CLOZE_PROMETHEUS_TOKEN_FILE", "file of a bearer token for Prometheus", "")
+PROMETHEUS_TIMEOUT = Variable("CLOZE_PROMETHEUS_TIMEOUT_SECONDS", "for each answer of Prometheus", "10")
+PROMETHEUS_HEADERS = Variable(
+    "CLOZE_PROMETHEUS_HEADERS", "comma-separated name=value for Prometheus, such as X-Scope-OrgID=tenant", ""
+)
+GATEWAY_COUNTER = Variable(
+    "CLOZE_GATEWAY_COUNTER",
+    "the gateway's counter of requests by backend: traefik, none, or "
+    'metric{code_label,backend_label="value"} with {namespace}, {route}, {service} and {port} in the value',
+    "none",
+)
 PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz", str(OPERATOR_PORT))
 
 VARIABLES: Final = (
@@ -62,6 +79,11 @@ VARIABLES: Final = (
     LEASE_NAMESPACE,
     LEASE_NAME,
     POD_NAME,
+    PROMETHEUS_URL,
+    PROMETHEUS_TOKEN_FILE,
+    PROMETHEUS_TIMEOUT,
+    PROMETHEUS_HEADERS,
+    GATEWAY_COUNTER,
     PORT,
 )
 
@@ -83,6 +105,13 @@ class Settings:
     lease_namespace: str = "default"
     lease_name: str = "cloze-operator"
     pod_name: str = ""
+    prometheus_url: str = ""
+    """Empty when there is none to ask."""
+    prometheus_token_file: str = ""
+    prometheus_timeout_seconds: float = 10.0
+    prometheus_headers: Mapping[str, str] = field(default_factory=dict)
+    gateway_counter: GatewayCounters | None = None
+    """None when errors are counted by the servers."""
 
 
 def read(environment: Mapping[str, str] = os.environ, namespace_file: Path = _NAMESPACE_FILE) -> Settings:
@@ -108,11 +137,44 @@ def read(environment: Mapping[str, str] = os.environ, namespace_file: Path = _NA
         lease_namespace=_text(LEASE_NAMESPACE, environment) or _own_namespace(namespace_file),
         lease_name=_text(LEASE_NAME, environment),
         pod_name=_text(POD_NAME, environment),
+        prometheus_url=_prometheus_url(environment),
+        prometheus_token_file=_text(PROMETHEUS_TOKEN_FILE, environment),
+        prometheus_timeout_seconds=_number(PROMETHEUS_TIMEOUT, environment, 1),
+        prometheus_headers=_headers(environment),
+        gateway_counter=_gateway_counter(environment),
     )
 
 
 def _own_namespace(file: Path) -> str:
     return file.read_text(encoding="utf-8").strip() if file.exists() else "default"
+
+
+def _prometheus_url(environment: Mapping[str, str]) -> str:
+    url = _text(PROMETHEUS_URL, environment).rstrip("/")
+    if url and not url.startswith(("http://", "https://")):
+        raise SettingsError(f"{PROMETHEUS_URL.name} is {url!r}: give Prometheus' address, http://host:port")
+    return url
+
+
+def _headers(environment: Mapping[str, str]) -> dict[str, str]:
+    pairs = [part.partition("=") for part in _list(PROMETHEUS_HEADERS, environment)]
+    for name, _, value in pairs:
+        if not (_HEADER_NAME.fullmatch(name.strip()) and value.strip()):
+            # The value may be a secret.
+            raise SettingsError(f"{PROMETHEUS_HEADERS.name} has one without a name or a value: give name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _gateway_counter(environment: Mapping[str, str]) -> GatewayCounters | None:
+    text = _text(GATEWAY_COUNTER, environment)
+    if text.lower() == "none":
+        return None
+    try:
+        return GATEWAYS.get(text.lower()) or GatewayCounters.read(text)
+    except ValueError as error:
+        raise SettingsError(
+            f"{GATEWAY_COUNTER.name} is {text!r}: {error}; or use {', '.join(GATEWAYS)}, none"
+        ) from error
 
 
 def _text(variable: Variable, environment: Mapping[str, str]) -> str:

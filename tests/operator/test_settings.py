@@ -2,6 +2,7 @@
 
 import pytest
 
+from cloze_operator.analysis.queries import GATEWAYS, GatewayCounters
 from cloze_operator.settings import VARIABLES, SettingsError, read
 
 GOOD = {"CLOZE_TRAIN_IMAGE": "train", "CLOZE_SERVE_IMAGE": "serve", "MLFLOW_TRACKING_URI": "http://mlflow:5000/"}
@@ -34,6 +35,28 @@ def test_everything_can_be_set() -> None:
     assert (settings.workers, settings.port, settings.log_level) == (2, 9, "debug")
 
 
+def test_prometheus_and_the_gateway_can_be_set() -> None:
+    """The counters of a gateway by its name, or in one's own words."""
+    settings = read(
+        {
+            **GOOD,
+            "CLOZE_PROMETHEUS_URL": "https://mimir/prometheus/",
+            "CLOZE_PROMETHEUS_TOKEN_FILE": "/token",
+            "CLOZE_PROMETHEUS_TIMEOUT_SECONDS": "3",
+            "CLOZE_PROMETHEUS_HEADERS": "X-Scope-OrgID=a=b, Other=c",
+            "CLOZE_GATEWAY_COUNTER": "Traefik",
+        }
+    )
+    assert (settings.prometheus_url, settings.prometheus_token_file) == ("https://mimir/prometheus", "/token")
+    assert settings.prometheus_timeout_seconds == 3
+    assert settings.prometheus_headers == {"X-Scope-OrgID": "a=b", "Other": "c"}
+    assert settings.gateway_counter == GATEWAYS["traefik"]
+    own = 'requests_total{status, backend = "{namespace}/{service}:{port}"}'
+    counters = read({**GOOD, "CLOZE_GATEWAY_COUNTER": own}).gateway_counter
+    assert counters == GatewayCounters("requests_total", "status", "backend", "{namespace}/{service}:{port}")
+    assert read({**GOOD, "CLOZE_GATEWAY_COUNTER": "none"}).gateway_counter is None
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -44,6 +67,12 @@ def test_everything_can_be_set() -> None:
         ("CLOZE_OPERATOR_WORKERS", "0"),
         ("CLOZE_IMAGE_PULL_POLICY", "sometimes"),
         ("CLOZE_LOG_LEVEL", "loud"),
+        ("CLOZE_PROMETHEUS_URL", "prometheus:9090"),
+        ("CLOZE_PROMETHEUS_TIMEOUT_SECONDS", "0"),
+        ("CLOZE_PROMETHEUS_HEADERS", "X-Scope-OrgID"),
+        ("CLOZE_GATEWAY_COUNTER", "nginx"),
+        ("CLOZE_GATEWAY_COUNTER", 'requests_total{code,service="{namespace}"}'),
+        ("CLOZE_GATEWAY_COUNTER", 'requests_total{code,service="{service}-{revision}"}'),
     ],
 )
 def test_mistake_is_named(name: str, value: str) -> None:

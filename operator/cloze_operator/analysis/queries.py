@@ -18,6 +18,12 @@ _COPIES: Final = "job, endpoint, prometheus, prometheus_replica, replica"
 POD: Final = ("pod",)
 GATEWAY_POD: Final = ("pod", "instance")
 
+_GATEWAY_COUNTER: Final = re.compile(
+    r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{\s*([a-zA-Z_]\w*)\s*,\s*([a-zA-Z_]\w*)\s*=\s*\"([^\"]+)\"\s*\}"
+)
+_PLACEHOLDER: Final = re.compile(r"\{([a-z]+)\}")
+_PLACES: Final = frozenset({"namespace", "route", "service", "port"})
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayCounters:
@@ -32,10 +38,23 @@ class GatewayCounters:
     backend: str
     value: str
 
+    @classmethod
+    def read(cls, text: str) -> "GatewayCounters":
+        """From `metric{code label,backend label="value"}`. Raises ValueError with what is wrong."""
+        match = _GATEWAY_COUNTER.fullmatch(text.strip())
+        if match is None:
+            raise ValueError('write it as metric{code_label,backend_label="value"}')
+        counters = cls(*match.groups())
+        if unknown := set(_PLACEHOLDER.findall(counters.value)) - _PLACES:
+            raise ValueError(f"it has {{{min(unknown)}}}: use {', '.join(f'{{{place}}}' for place in sorted(_PLACES))}")
+        if "{service}" not in counters.value:
+            raise ValueError("its value lacks {service}, by which the revisions are told apart")
+        return counters
+
     def of(self, *, namespace: str, route: str, service: str, port: int) -> str:
         """The query for one backend: by process of the gateway and by HTTP status (label `status`)."""
         names = {"namespace": namespace, "route": route, "service": service, "port": str(port)}
-        value = re.sub(r"\{(\w+)\}", lambda match: re.escape(names[match[1]]).replace(r"\-", "-"), self.value)
+        value = _PLACEHOLDER.sub(lambda match: names[match[1]].replace(".", "[.]"), self.value)
         counter = f"max without ({_COPIES}) ({self.metric}{{{self.backend}=~{_quoted(value)}}})"
         return f"sum by ({', '.join(GATEWAY_POD)}, {self.code}) ({counter})"
 
@@ -84,3 +103,12 @@ def _counter(
 def _quoted(text: str) -> str:
     # Go's strings, and so PromQL's, escape as JSON's do.
     return json.dumps(text, ensure_ascii=False)
+
+
+#: Gateways by name, whose counters tell backends apart. How Traefik names a backend: its provider's source (v3.6,
+#: pkg/provider/kubernetes/gateway/httproute.go).
+GATEWAYS: Final = {
+    "traefik": GatewayCounters(
+        "traefik_service_requests_total", "code", "service", "{namespace}-{service}-http-{port}@kubernetesgateway"
+    ),
+}
