@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from cloze_api.names import TAG_LABELS, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
 from cloze_api.schema import ModelName
 from cloze_api.task import Task
 
@@ -120,6 +121,20 @@ def tokenizer_fingerprint(tokenizer: Mapping[str, Any]) -> str:
     parts = {key: value for key, value in tokenizer.items() if key not in ("truncation", "padding")}
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def version_tags(manifest: Manifest) -> dict[str, str]:
+    """What a registered version tells of its artifact before anything is loaded: enough to see whether it fits another.
+
+    A label schema is told by its digest, since the order of labels is part of it.
+    """
+    labels = json.dumps(manifest.labels, ensure_ascii=False) if manifest.labels else ""
+    return {
+        TAG_TASK: manifest.task.value,
+        TAG_SCHEMA: str(manifest.schema_version),
+        TAG_TOKENIZER: manifest.tokenizer_fingerprint,
+        TAG_LABELS: hashlib.sha256(labels.encode()).hexdigest() if labels else "",
+    }
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:

@@ -194,6 +194,8 @@ class Rollout(Schema):
     new one burns its error budget."""
     revision_history_limit: Annotated[int, Field(ge=1, le=50)] = 5
     """Former revisions that are remembered."""
+    allow_tokenizer_change: bool = False
+    """Whether a version with another tokenizer may follow; it always takes the steps."""
     paused: bool = False
     """Nothing goes on until this is false again; what fails is still rolled back."""
 

@@ -5,10 +5,11 @@ from typing import Any, Final
 
 import httpx
 
-from cloze_api.names import TAG_DIGEST, TAG_JOB_UID, TAG_QUARANTINED
+from cloze_api.names import TAG_DIGEST, TAG_JOB_UID, TAG_LABELS, TAG_QUARANTINED, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
 from cloze_operator.cluster import unfenced
 from cloze_operator.decide.answers import NotFound, Unavailable, Version
 from cloze_operator.decide.verdict import AliasMove, TagChange
+from cloze_operator.desired.facts import Facts
 from cloze_operator.telemetry import REGISTRY_ERRORS
 
 _API: Final = "/api/2.0/mlflow"
@@ -136,4 +137,5 @@ def _version(entry: Mapping[str, Any]) -> Version:
         tags.get(TAG_DIGEST, ""),
         entry.get("run_id") or "",
         tags.get(TAG_QUARANTINED, ""),
+        Facts(tags.get(TAG_TASK, ""), tags.get(TAG_SCHEMA, ""), tags.get(TAG_TOKENIZER, ""), tags.get(TAG_LABELS, "")),
     )

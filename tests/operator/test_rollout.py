@@ -18,6 +18,7 @@ from cloze_api.rollout import Analysis, OnNoData
 from cloze_operator.analysis.burn import Burn
 from cloze_operator.analysis.checks import Evidence, Judgement, Result
 from cloze_operator.decide import rollout
+from cloze_operator.desired.facts import Facts
 
 Document = dict[str, Any]
 
@@ -656,3 +657,50 @@ def test_an_operator_that_is_killed_ends_where_another_would(kills: list[int], g
             ends.append(end_of(world))
             assert all(weights for weights in world.served[10:]), "nobody was served"
         assert ends[0] == ends[1]
+
+
+# ---------------------------------------------------------------- guards
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"task": "token-classification"}, "TaskMismatch"),
+        ({"labels": "other"}, "LabelSchemaMismatch"),
+        ({"tokenizer": "other"}, "TokenizerMismatch"),
+        ({"schema": "2"}, "ManifestSchemaUnknown"),
+    ],
+)
+def test_a_version_that_clients_could_not_understand_is_blocked(
+    start: Start, facts: dict[str, str], reason: str
+) -> None:
+    """Before a pod is made; what serves goes on, and so does nothing else."""
+    usual = {"task": "sequence-classification", "labels": "l", "tokenizer": "t", "schema": "1"}
+    world = start(facts={"1": Facts(**usual), "2": Facts(**(usual | facts))})
+    world.ask_for("2")
+    world.after(30)
+    assert (world.pods_of("2"), world.weights(), world.state) == (0, {"1": 100}, "Blocked")
+    assert world.condition("Progressing") == ("False", reason)
+
+
+def test_a_blocked_version_in_mid_canary_withdraws_the_canary(start: Start) -> None:
+    """It isn't asked for any more, so it mustn't get promoted."""
+    world = start(facts={"3": Facts(schema="2")})
+    world.ask_for("2")
+    world.settle()
+    world.ask_for("3")
+    world.after(200)
+    assert (world.weights(), world.ended) == ({"1": 100}, ["superseded"])
+
+
+def test_a_declared_tokenizer_change_takes_the_steps(start: Start) -> None:
+    """It is said in the event; without steps it isn't done."""
+    facts = {"1": Facts(tokenizer="t"), "2": Facts(tokenizer="u")}
+    world = start({**GATEWAY, "rollout": {"allowTokenizerChange": True}}, facts=facts)
+    world.ask_for("2")
+    world.after(30)
+    assert world.condition("Progressing") == ("False", "TokenizerChangeNeedsSteps")
+    world.spec = {**world.spec, "rollout": {"allowTokenizerChange": True, "steps": STEPS}}
+    world.settle()
+    assert world.weights() == {"1": 90, "2": 10}
+    assert "another tokenizer" in dict(world.events)["RolloutStarted"]

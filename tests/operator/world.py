@@ -17,6 +17,7 @@ from cloze_operator.decide.record import Record, load
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
 from cloze_operator.decide.verdict import Verdict, render_status
+from cloze_operator.desired.facts import UNKNOWN, Facts
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.record import record_name
 from cloze_operator.desired.revision import read_revision
@@ -50,6 +51,7 @@ class World:
     versions: set[str] = field(default_factory=lambda: {"1", "2", "3"})
     aliases: dict[str, str] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     crashing: set[str] = field(default_factory=set)
     annotations: dict[str, str] = field(default_factory=dict)
@@ -131,7 +133,8 @@ class World:
     def _version(self, version: str) -> Answer:
         if version not in self.versions:
             return NotFound(f"no version {version}")
-        return Version("spam", version, digest(version), "", self.quarantined.get(version, ""))
+        facts = self.facts.get(version, UNKNOWN)
+        return Version("spam", version, digest(version), "", self.quarantined.get(version, ""), facts)
 
     def _pods(self) -> Iterator[Document]:
         for (kind, name), child in self.children.items():

@@ -34,7 +34,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def register(mlflow: str, tags: JobTags, folder: Path, digest: str) -> registry.Registered:
-    return registry.register(mlflow, tags, folder, digest, params={"a": "1"}, figures={"f1_grün & blau": 0.5})
+    return registry.register(
+        mlflow,
+        tags,
+        folder,
+        digest,
+        facts={"cloze.dev/tokenizer": "t"},
+        params={"a": "1"},
+        figures={"f1_grün & blau": 0.5},
+    )
 
 
 def models(mlflow: str, tags: JobTags) -> list[Any]:

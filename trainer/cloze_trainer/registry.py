@@ -201,10 +201,13 @@ def register(
     folder: Path,
     digest: str,
     *,
+    facts: Mapping[str, str],
     params: Mapping[str, str],
     figures: Mapping[str, float],
 ) -> Registered:
     """Upload the artifact and create the job's model version, unless an earlier attempt did; no alias is touched.
+
+    facts: further tags of the version, about the artifact.
 
     The files lie at the root of a logged model's artifacts, which the version's source names. In a cluster an earlier
     attempt's version stands, even if this artifact's digest is another: the reply has the version's own. Raises
@@ -241,7 +244,7 @@ def register(
             tags.experiment,
             source=logged.artifact_location,
             run_id=run_id,
-            tags={TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task, TAG_DIGEST: digest},
+            tags={**facts, TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task, TAG_DIGEST: digest},
             model_id=logged.model_id,
             await_creation_for=60,
         )

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from cloze_api.manifest import MANIFEST_FILE, file_sha256
+from cloze_api.manifest import MANIFEST_FILE, file_sha256, version_tags
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
@@ -153,6 +153,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
             _tags(run, manifest.task),
             run.artifact,
             digest,
+            facts=version_tags(manifest),
             params=_params(run.job),
             figures=manifest.evaluation,
         )

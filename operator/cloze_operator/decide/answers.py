@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cloze_operator.desired.facts import UNKNOWN, Facts
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -14,6 +16,7 @@ class Version:
     run_id: str = ""
     quarantined: str = ""
     """Why a canary of it was rolled back; empty for a version that may be tried."""
+    facts: Facts = UNKNOWN
 
     @property
     def number(self) -> int:

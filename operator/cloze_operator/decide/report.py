@@ -10,6 +10,7 @@ from cloze_operator.decide import pods
 from cloze_operator.decide.arms import Arm, arm, full_size, mismatches, route_refusal
 from cloze_operator.decide.drift import is_current
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going
+from cloze_operator.decide.guards import obstacle
 from cloze_operator.decide.rollout import View
 from cloze_operator.decide.snapshot import ServingSnapshot
 from cloze_operator.decide.traffic import step_text, weights
@@ -190,6 +191,8 @@ def _progress(view: View) -> tuple[str, str, str]:
     if view.target and view.quarantined and view.target not in (record.stable, record.retried):
         text = f"{view.version(view.target)} is quarantined in the registry: {view.quarantined}"
         return "False", "Quarantined", f"{text}; annotate with cloze.dev/rollout=retry to try it all the same"
+    if view.target and view.target != record.stable and (blocked := obstacle(snapshot, view.target)):
+        return "False", *blocked
     stuck = condition(stable.live, "Progressing")
     complete = _is_complete(stable, full_size(snapshot))
     if stuck.get("status") == "False" and not complete:

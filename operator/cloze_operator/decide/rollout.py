@@ -16,6 +16,7 @@ from cloze_operator.decide import pods
 from cloze_operator.decide.answers import Version
 from cloze_operator.decide.arms import Arm, arm, full_size, in_force, mismatches
 from cloze_operator.decide.fields import dig, format_time
+from cloze_operator.decide.guards import changes_tokenizer, obstacle
 from cloze_operator.decide.record import Record, Rejection
 from cloze_operator.decide.shares import Share, plan
 from cloze_operator.decide.snapshot import ServingSnapshot
@@ -158,7 +159,7 @@ def follow_target(view: View) -> Move | None:
     record, target, now = view.record, view.target, view.now
     if target is None or not record.stable or target == record.canary:
         return None
-    if target == record.stable or _is_barred(view):
+    if target == record.stable or _is_barred(view) or obstacle(view.snapshot, target):
         if not record.canary:
             return None
         text = f"the canary of {view.version(record.canary)} is withdrawn: it isn't asked for any more"
@@ -176,6 +177,8 @@ def follow_target(view: View) -> Move | None:
         return Move(swapped, Event("Normal", "ReturnedToPrevious", text), "promoted")
     tried = record.trying(target, now)
     text = f"{view.version(target)} is tried as a canary beside {view.version(record.stable)}"
+    if changes_tokenizer(view.snapshot, target):
+        text += "; it has another tokenizer, as spec.rollout.allowTokenizerChange says"
     if not arm(view.snapshot, record.stable).ready:
         # Nobody is served, so there is nothing to protect and nothing to compare with.
         tried = tried.at_step(view.last_step, now)

@@ -192,6 +192,16 @@ def serving_state(verdict: Verdict) -> str:
 
 
 _ROLLOUT_STATES = {
+    **dict.fromkeys(
+        (
+            "ManifestSchemaUnknown",
+            "TaskMismatch",
+            "LabelSchemaMismatch",
+            "TokenizerMismatch",
+            "TokenizerChangeNeedsSteps",
+        ),
+        "Blocked",
+    ),
     "PreparingStep": "Canary",
     "CanaryStep": "Canary",
     "Paused": "Paused",

@@ -57,5 +57,5 @@ def unstored(snapshot: ServingSnapshot) -> tuple[StoredRevision, ...]:
 
 def _served(answer: Answer) -> ServedVersion | None:
     if isinstance(answer, Version) and answer.digest:
-        return ServedVersion(answer.name, answer.version, answer.digest)
+        return ServedVersion(answer.name, answer.version, answer.digest, answer.facts)
     return None

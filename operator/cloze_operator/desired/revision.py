@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from cloze_api.deployment import Runtime
 from cloze_api.names import LABEL_REVISION
 from cloze_api.resources import ModelDeployment
+from cloze_operator.desired.facts import UNKNOWN, Facts
 from cloze_operator.desired.metadata import Manifest, child_metadata, sealed
 from cloze_operator.desired.platform import Platform
 
@@ -23,6 +24,7 @@ class ServedVersion:
     name: str
     version: str
     digest: str
+    facts: Facts = field(default=UNKNOWN, compare=False)
 
     @property
     def uri(self) -> str:
@@ -42,14 +44,15 @@ class Revision:
     def name(self) -> str:
         """A hash: equal revisions have equal names."""
         # Defaults are left out, so that a setting which a later Cloze adds gives nothing that runs another name.
-        text = json.dumps(self.data(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        content = {**self.data(exclude_defaults=True), "facts": {}}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 
     def data(self, *, exclude_defaults: bool = False) -> dict[str, Any]:
         """As it is stored."""
         model = {"name": self.served.name, "version": self.served.version, "digest": self.served.digest}
         runtime = self.runtime.model_dump(by_alias=True, exclude_defaults=exclude_defaults, exclude={"image"})
-        return {"model": model, "image": self.image, "runtime": runtime}
+        return {"model": model, "image": self.image, "runtime": runtime, "facts": asdict(self.served.facts)}
 
 
 def revision_of(resource: ModelDeployment, served: ServedVersion, platform: Platform) -> Revision:
@@ -82,5 +85,5 @@ def read_revision(stored: Mapping[str, Any]) -> Revision:
     """The revision in a ControllerRevision. Raises KeyError or ValueError for one that isn't ours."""
     data = stored["data"]
     model = data["model"]
-    served = ServedVersion(model["name"], model["version"], model["digest"])
+    served = ServedVersion(model["name"], model["version"], model["digest"], Facts(**data.get("facts") or {}))
     return Revision(served, data["image"], Runtime.model_validate(data.get("runtime") or {}))
