@@ -15,6 +15,7 @@ from cloze_operator.controller import Controller, utc_now
 from cloze_operator.endpoint import serve
 from cloze_operator.lease import Lease, Place, identity
 from cloze_operator.observe.evidence import EvidenceObserver
+from cloze_operator.prometheus import Prometheus
 from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import VARIABLES, Settings, SettingsError, read
@@ -79,6 +80,18 @@ async def _reconcile(cluster: Cluster, controller: Controller, lease: Lease | No
     await _first_of(controller.run(), watch(controller, settings))
 
 
+def _prometheus(settings: Settings) -> Prometheus | None:
+    """The Prometheus that judges canaries, if there is one."""
+    if not settings.prometheus_url:
+        return None
+    return Prometheus(
+        settings.prometheus_url,
+        settings.prometheus_token_file,
+        settings.prometheus_timeout_seconds,
+        settings.prometheus_headers,
+    )
+
+
 async def operate(settings: Settings) -> None:
     """Run until a signal ends the process, or until something that must not fail has failed."""
     stopped = asyncio.Event()
@@ -95,11 +108,14 @@ async def operate(settings: Settings) -> None:
     cluster = await Cluster.connect(fence=fence)
     registry = Registry(settings.platform.tracking_uri, fence=fence)
     reports = Reports(Direct())
-    evidence = EvidenceObserver(None, None, utc_now)
+    prometheus = _prometheus(settings)
+    evidence = EvidenceObserver(prometheus, settings.gateway_counter, utc_now)
     controller = Controller(cluster, registry, reports, evidence, settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
         stack.push_async_callback(registry.close)
+        if prometheus is not None:
+            stack.push_async_callback(prometheus.close)
         runner = await serve(controller, lease, settings.port, settings.resync_seconds)
         stack.push_async_callback(runner.cleanup)
         if lease is not None:

@@ -79,12 +79,12 @@ def test_roles_name_each_verb_and_resource() -> None:
 
 
 def test_role_can_replace_what_is_outdated() -> None:
-    """Before a run starts, its Job and its claim are deleted and made anew when the spec changes."""
+    """A run that has not started is made anew when its spec changes, and former revisions are swept."""
     (role,) = [d for d in render() if d["kind"] == "ClusterRole"]
     verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
-    for resource in ("jobs", "persistentvolumeclaims", "pretrainjobs", "finetunejobs"):
+    for resource in ("jobs", "persistentvolumeclaims", "pretrainjobs", "finetunejobs", "deployments", "services"):
         assert "delete" in verbs[resource]
-    for resource in ("modeldeployments", "deployments", "services", "configmaps", "pods"):
+    for resource in ("modeldeployments", "poddisruptionbudgets", "configmaps", "pods"):
         assert "delete" not in verbs[resource]
 
 
