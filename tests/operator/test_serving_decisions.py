@@ -1,87 +1,94 @@
-"""Every branch of the decision about a ModelDeployment."""
+"""Decisions about a ModelDeployment besides its rollout: which version, is it served, may the alias follow."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from world import World, digest
+
 from cloze_operator.decide.answers import Answer, HeldUp, Loaded, NotFound, Unavailable, Version
-from cloze_operator.decide.serving import decide_serving, intact_version
-from cloze_operator.decide.verdict import AliasMove
-from cloze_operator.desired.serving import ServedVersion, server_deployment, server_service
+from cloze_operator.decide.serving import decide_serving
+from cloze_operator.decide.snapshot import ServingSnapshot
+from cloze_operator.decide.verdict import AliasMove, Verdict
 
 Document = dict[str, Any]
 Make = Callable[..., Any]
 
-DIGEST = "sha256:" + "a" * 64
-OTHER = "sha256:" + "b" * 64
+FIXED = {"model": {"name": "spam", "version": "1"}}
 FOLLOW = {"model": {"name": "spam", "follow": {"candidateAlias": "challenger", "alias": "champion"}}}
-FIXED = Version("spam", "3", DIGEST)
-READY = {"Ready": "True", "PodScheduled": "True"}
+ROUTE = {"provider": "GatewayAPI", "route": {"parentRefs": [{"name": "cloze", "namespace": "gateway"}]}}
+ONE = Version("spam", "1", digest("1"))
 
 
-def findings(verdict: Any) -> dict[str, tuple[str, str]]:
+def findings(verdict: Verdict) -> dict[str, tuple[str, str]]:
     return {kind: (found.status, found.reason) for kind, found in verdict.findings.items()}
 
 
-@pytest.fixture
-def children(serving: Make, live: Make) -> Make:
-    """The live children of a ModelDeployment that serves a version, with so many replicas up to date."""
-
-    def make(
-        version: str = "3", *, up: int = 1, spec: Document | None = None, status: Document | None = None
-    ) -> Document:
-        snapshot = serving(spec=spec)
-        served = ServedVersion("spam", version, DIGEST)
-        manifest = server_deployment(snapshot.resource, snapshot.deployment, served, snapshot.platform)
-        counts = {
-            "observedGeneration": 1,
-            "replicas": up,
-            "updatedReplicas": up,
-            "availableReplicas": up,
-            **(status or {}),
-        }
-        return {"Service": live(server_service(snapshot.resource)), "Deployment": live(manifest, status=counts)}
-
-    return make
+def served(spec: Document | None = None, **more: Any) -> World:
+    """A world in which version 1 is served."""
+    world = World(spec or FIXED, **({"aliases": {"challenger": "1"}} | more))
+    world.settle()
+    assert world.weights() in ({"1": 100}, {})
+    return world
 
 
-@pytest.fixture
-def server(pod: Make) -> Make:
-    """A ready pod that was made for a version."""
+def decide(world: World, **parts: Any) -> tuple[Verdict, str]:
+    """The decision about a world of which some parts are seen otherwise."""
+    return decide_serving(replace(world.snapshot(), **parts))
 
-    def make(name: str = "s-0", version: str = "3", **more: Any) -> Document:
-        made_for = {"cloze.dev/model-version": version, "cloze.dev/model-digest": DIGEST}
-        return pod(name, **{"conditions": READY, "annotations": made_for, **more})
 
-    return make
+def deployment(world: World) -> Document:
+    """The one Deployment."""
+    (found,) = (child for (kind, _), child in world.children.items() if kind == "Deployment")
+    return found
 
 
 # ---------------------------------------------------------------- which version
 
 
+@pytest.mark.parametrize("spec", [FIXED, FOLLOW])
 @pytest.mark.parametrize(
-    ("answer", "resolved", "served"),
+    ("answer", "resolved"),
     [
-        (FIXED, ("True", "Resolved"), True),
-        (Version("spam", "3", ""), ("False", "DigestMissing"), False),
-        (NotFound("no version 3"), ("False", "ModelNotFound"), False),
-        (Unavailable("down"), ("Unknown", "RegistryUnavailable"), False),
+        (Version("spam", "1", ""), ("False", "DigestMissing")),
+        (NotFound("no version 1"), ("False", "ModelNotFound")),
+        (Unavailable("down"), ("Unknown", "RegistryUnavailable")),
     ],
 )
 def test_nothing_is_served_before_the_version_is_known(
-    serving: Make,
-    answer: Answer,
-    resolved: tuple[str, str],
-    served: bool,
+    spec: Document, answer: Answer, resolved: tuple[str, str]
 ) -> None:
-    """Children are made of an exact version and digest only; until all serve it, it looks again."""
-    verdict, state = decide_serving(serving(model=answer))
+    """Revisions are made of an exact version and digest only; until there is one, it looks again."""
+    verdict, state = decide(World(spec), model=answer, alias=answer)
     assert findings(verdict)["ModelResolved"] == resolved
-    assert bool(verdict.apply) == served
-    assert state == ("RollingOut" if served else "Waiting")
+    assert (verdict.apply, verdict.remember, state, verdict.requeue) == ((), None, "Waiting", 10.0)
+    assert findings(verdict)["Ready"] == ("False", resolved[1])
+
+
+def test_nothing_is_served_before_it_is_known_what_was_promoted() -> None:
+    """The candidate is known; serving it could be a switch to an untried version."""
+    world = World(FOLLOW, aliases={"challenger": "2"})
+    down = Unavailable("down")
+    for _ in range(3):
+        verdict, _ = decide(world, alias=down)
+        for manifest in verdict.apply:
+            world._apply(manifest)
+    assert {kind for kind, _ in world.children} == {"ControllerRevision"}
+    assert findings(verdict)["Ready"] == ("False", "RegistryUnavailable")
     assert verdict.requeue == 10.0
-    assert findings(verdict)["Ready"][0] == "False"
+
+
+def test_what_was_promoted_serves_where_nothing_is_proposed() -> None:
+    """A candidate's alias that isn't set is no reason to serve nothing."""
+    world = World(FOLLOW, aliases={"champion": "1"})
+    world.settle()
+    assert (world.weights(), world.condition("ModelResolved")) == ({"1": 100}, ("False", "ModelNotFound"))
 
 
 @pytest.mark.parametrize(
@@ -89,153 +96,121 @@ def test_nothing_is_served_before_the_version_is_known(
     [
         (Unavailable("down"), ("Unknown", "RegistryUnavailable")),
         (NotFound("the alias is gone"), ("False", "ModelNotFound")),
-        (Version("spam", "4", ""), ("False", "DigestMissing")),
+        (Version("spam", "2", ""), ("False", "DigestMissing")),
     ],
 )
-def test_what_is_served_is_served_on(
-    serving: Make, children: Make, server: Make, answer: Answer, resolved: tuple[str, str]
-) -> None:
-    """Without a usable answer the version in the Deployment stays, and stays Ready."""
-    snapshot = serving(spec=FOLLOW, children=children(spec=FOLLOW), pods=(server(),), model=answer)
-    verdict, _ = decide_serving(snapshot)
+def test_what_is_served_is_served_on(answer: Answer, resolved: tuple[str, str]) -> None:
+    """Without a usable answer the stored version stays, and stays Ready."""
+    verdict, state = decide(served(FOLLOW), model=answer)
     assert findings(verdict)["ModelResolved"] == resolved
-    assert (verdict.apply, findings(verdict)["Ready"]) == ((), ("True", "AllReplicasReady"))
-    assert verdict.status["desired"]["version"] == "3"
+    assert "serving version 1 as before" in verdict.findings["ModelResolved"].message
+    assert (verdict.apply, verdict.delete, verdict.remember) == ((), (), None)
+    assert (findings(verdict)["Ready"], state) == (("True", "AllReplicasReady"), "Ready")
+    assert verdict.status["desired"]["version"] == "1"
+    assert verdict.requeue == 10.0
 
 
-def test_other_models_version_is_not_served_on(serving: Make, children: Make) -> None:
-    """What was resolved for another model or another version says nothing about this one."""
-    verdict, _ = decide_serving(
-        serving(spec={"model": {"name": "spam", "version": "9"}}, children=children(), model=Unavailable("down"))
-    )
-    assert verdict.apply == ()
-    assert "desired" not in {key: value for key, value in verdict.status.items() if value is not None}
-    assert findings(verdict)["Ready"] == ("False", "RegistryUnavailable")
+def test_canary_goes_on_without_the_registry() -> None:
+    """The version that is tried is stored: an outage neither withdraws it nor turns it back."""
+    world = served({**FIXED, "traffic": ROUTE, "rollout": {"steps": [{"weight": 10}]}})
+    world.ask_for("2")
+    world.settle()
+    verdict, state = decide(world, model=Unavailable("down"))
+    assert (verdict.apply, verdict.remember, state) == ((), None, "Canary")
+    assert verdict.status["desired"]["version"] == "2"
 
 
-def test_fixed_version_needs_no_registry(serving: Make, children: Make, server: Make) -> None:
+def test_another_version_needs_an_answer_of_its_own() -> None:
+    """What was resolved for one version says nothing about another one; what is served is served on."""
+    world = served()
+    world.ask_for("9")
+    verdict, _ = decide(world, model=Unavailable("down"))
+    assert (verdict.apply, verdict.remember, verdict.status["desired"]) == ((), None, None)
+    assert findings(verdict)["ModelResolved"] == ("Unknown", "RegistryUnavailable")
+    assert (findings(verdict)["Ready"], verdict.status["stable"]["version"]) == (("True", "AllReplicasReady"), "1")
+
+
+def test_another_model_needs_an_answer_of_its_own() -> None:
+    """The same number of another model is another version."""
+    world = served()
+    world.spec = {"model": {"name": "ham", "version": "1"}}
+    verdict, _ = decide(world, model=Unavailable("down"))
+    assert (verdict.remember, verdict.status["desired"]) == (None, None)
+
+
+def test_fixed_version_needs_no_registry() -> None:
     """Versions never change: one that is being served isn't asked about."""
-    verdict, state = decide_serving(serving(children=children(), pods=(server(),), model=None))
+    verdict, state = decide(served(), model=None)
     assert (findings(verdict)["ModelResolved"], state) == (("True", "Resolved"), "Ready")
     assert verdict.requeue is None
 
 
-# ---------------------------------------------------------------- children
+# ---------------------------------------------------------------- what can't be decided about
 
 
-def test_children_are_made(serving: Make) -> None:
-    """The Service comes first, so that it has an address when the first pod is ready."""
-    verdict, _ = decide_serving(serving(model=FIXED))
-    assert [manifest["kind"] for manifest in verdict.apply] == ["Service", "Deployment"]
-    assert verdict.status["url"] == "http://run.ml.svc"
-    assert verdict.status["selector"] == "cloze.dev/kind=ModelDeployment,cloze.dev/owner=run"
-
-
-def test_foreign_service_is_a_conflict(serving: Make, children: Make) -> None:
-    """An object with a child's name and another owner is neither edited nor used."""
-    made = children()
-    made["Service"]["metadata"]["ownerReferences"] = [{"uid": "somebody", "controller": True}]
-    verdict, state = decide_serving(serving(children=made, model=FIXED))
-    assert (findings(verdict)["Ready"], state) == (("False", "NameConflict"), "Invalid")
-    assert verdict.apply == ()
-
-
-def test_children_of_an_earlier_deployment_are_waited_for(serving: Make, children: Make) -> None:
-    """A ModelDeployment that is made again under its old name isn't in conflict with what is left of the old one."""
-    made = children()
-    made["Service"]["metadata"]["ownerReferences"][0]["uid"] = "uid-0"
-    verdict, state = decide_serving(serving(children=made, model=FIXED))
-    assert (findings(verdict)["Ready"], state) == (("False", "WaitingForCleanup"), "Waiting")
-    assert (verdict.apply, verdict.requeue) == ((), 2)
-
-
-@pytest.mark.parametrize("field", ["digest", "version", "none"])
-def test_only_what_we_made_is_believed_unasked(serving: Make, children: Make, field: str) -> None:
-    """A digest that somebody put into the live Deployment isn't taken for one that was decided on."""
-    live = children()["Deployment"]
-    (container,) = live["spec"]["template"]["spec"]["containers"]
-    changed = {"digest": ("CLOZE_MODEL_DIGEST", OTHER), "version": ("CLOZE_MODEL_URI", "models:/spam/4")}.get(field)
-    container["env"] = [
-        {**entry, "value": changed[1]} if changed and entry["name"] == changed[0] else entry
-        for entry in container["env"]
-    ]
-    snapshot = serving()
-    found = intact_version(live, snapshot.resource, snapshot.deployment, snapshot.platform)
-    assert found == (ServedVersion("spam", "3", DIGEST) if field == "none" else None)
-    if field == "digest":
-        verdict, _ = decide_serving(serving(children={**children(), "Deployment": live}, model=FIXED))
-        assert [manifest["kind"] for manifest in verdict.apply] == ["Deployment"]
-        assert verdict.status["desired"]["digest"] == DIGEST
-
-
-def test_drift_is_put_right(serving: Make, children: Make) -> None:
-    """What somebody changed by hand is applied again."""
-    made = children()
-    made["Deployment"]["spec"] = {**made["Deployment"]["spec"], "replicas": 7}
-    verdict, _ = decide_serving(serving(children=made, model=FIXED))
-    assert [manifest["kind"] for manifest in verdict.apply] == ["Deployment"]
-
-
-def test_child_that_is_going_is_waited_for(serving: Make, children: Make) -> None:
-    """Applying to an object that is going would be lost with it."""
-    made = children()
-    made["Service"]["metadata"]["deletionTimestamp"] = "2026-03-01T11:59:00Z"
-    verdict, _ = decide_serving(serving(children=made, model=FIXED))
-    assert (verdict.apply, verdict.requeue) == ((), 2)
-
-
-def test_deleted_resource_is_left_to_the_garbage_collector(serving: Make) -> None:
+def test_deleted_resource_is_left_to_the_garbage_collector() -> None:
     """Nothing is applied for a resource that is going."""
-    snapshot = serving(model=FIXED)
-    snapshot.resource["metadata"] = {**snapshot.resource["metadata"], "deletionTimestamp": "2026-03-01T11:00:00Z"}
-    verdict, _ = decide_serving(snapshot)
-    assert (verdict.apply, verdict.requeue) == ((), None)
+    snapshot = World(FIXED).snapshot()
+    metadata = {**snapshot.resource["metadata"], "deletionTimestamp": "2026-03-01T11:00:00Z"}
+    verdict, _ = decide_serving(replace(snapshot, resource={**snapshot.resource, "metadata": metadata}))
+    assert (verdict.apply, verdict.remember, verdict.requeue) == ((), None, None)
 
 
-def test_unreadable_spec_is_refused(serving: Make) -> None:
+def test_unreadable_spec_is_refused() -> None:
     """A spec that this operator can't read is reported, and nothing is made of it."""
-    verdict, state = decide_serving(serving(deployment=None, invalid="spec.model: Field required"))
+    verdict, state = decide(served(), deployment=None, invalid="spec.model: Field required")
     assert (findings(verdict)["Accepted"], state) == (("False", "InvalidSpec"), "Invalid")
+    assert (verdict.apply, verdict.delete, verdict.remember) == ((), (), None)
+
+
+def test_unreadable_record_stops_everything() -> None:
+    """Children follow from the record: without it, nobody knows which of them may go."""
+    verdict, state = decide(served(), corrupt="JSONDecodeError: Expecting value")
+    assert (findings(verdict)["Accepted"], state) == (("False", "RecordUnreadable"), "Invalid")
+    assert "ConfigMap spam-rollout" in verdict.findings["Accepted"].message
+    assert (verdict.apply, verdict.delete, verdict.remember) == ((), (), None)
 
 
 # ---------------------------------------------------------------- readiness
 
 
-def test_ready_counts_pods_of_the_wanted_version(serving: Make, children: Make, server: Make) -> None:
+def test_ready_counts_pods_of_the_stable_version() -> None:
     """All replicas up to date and ready, and each says that it has loaded what is wanted."""
-    spec = {"replicas": 2}
-    loaded = {"s-0": Loaded("3", DIGEST), "s-1": Loaded("3", DIGEST)}
-    pods = (server("s-0"), server("s-1"))
-    verdict, state = decide_serving(serving(spec=spec, children=children(spec=spec, up=2), pods=pods, loaded=loaded))
+    world = served({**FIXED, "replicas": 2})
+    verdict, state = decide(world)
     assert (state, findings(verdict)["Ready"]) == ("Ready", ("True", "AllReplicasReady"))
+    assert verdict.findings["Ready"].message == "2 of 2 replicas serve version 1"
     assert findings(verdict)["Progressing"] == ("False", "RolloutComplete")
-    assert verdict.status["loaded"] == [{"version": "3", "readyPods": 2}]
+    assert verdict.status["loaded"] == [{"version": "1", "readyPods": 2}]
     assert (verdict.status["replicas"], verdict.status["readyReplicas"], verdict.status["updatedReplicas"]) == (2, 2, 2)
+    assert verdict.status["url"] == "http://spam.ml.svc"
+    assert verdict.status["selector"] == "cloze.dev/kind=ModelDeployment,cloze.dev/owner=spam"
 
 
-@pytest.mark.parametrize("loaded", [Loaded("2", DIGEST), Loaded("3", OTHER)])
-def test_pod_that_has_loaded_something_else_is_not_ready(
-    serving: Make, children: Make, server: Make, loaded: Loaded
-) -> None:
+@pytest.mark.parametrize("said", [Loaded("2", digest("1")), Loaded("1", digest("2"))])
+def test_pod_that_has_loaded_something_else_is_not_ready(said: Loaded) -> None:
     """The pod's own word counts more than what it was made for."""
-    verdict, _ = decide_serving(serving(children=children(), pods=(server(),), loaded={"s-0": loaded}))
+    world = served()
+    (pod,) = world.snapshot().pods
+    verdict, _ = decide(world, loaded={pod["metadata"]["name"]: said})
     assert findings(verdict)["Ready"] == ("False", "VersionMismatch")
-    assert verdict.status["loaded"] == [{"version": loaded.version, "readyPods": 1}]
+    assert verdict.status["loaded"] == [{"version": said.version, "readyPods": 1}]
 
 
-def test_what_keeps_a_server_from_loading_is_said(serving: Make, children: Make, server: Make) -> None:
+def test_what_keeps_a_server_from_loading_is_said() -> None:
     """The pod runs and isn't ready; its own words tell more than a count of replicas."""
-    waiting = server(conditions={"Ready": "False"})
-    said = {"s-0": HeldUp("RegistryUnavailable", "MLflow doesn't answer")}
-    verdict, _ = decide_serving(serving(children=children(up=0), pods=(waiting,), held_up=said))
+    world = served(broken={"1"})
+    (pod,) = world.snapshot().pods
+    name = pod["metadata"]["name"]
+    verdict, _ = decide(world, loaded={}, held_up={name: HeldUp("RegistryUnavailable", "MLflow doesn't answer")})
     assert findings(verdict)["Ready"] == ("False", "RegistryUnavailable")
-    assert verdict.findings["Ready"].message == "s-0: MLflow doesn't answer"
+    assert verdict.findings["Ready"].message == f"{name}: MLflow doesn't answer"
     assert verdict.requeue is not None
 
 
-def test_silent_pod_claims_nothing(serving: Make, children: Make, server: Make) -> None:
+def test_silent_pod_claims_nothing() -> None:
     """A ready pod that doesn't answer serves what it was made for; that it has loaded it, nobody has said."""
-    verdict, state = decide_serving(serving(children=children(), pods=(server(),)))
+    verdict, state = decide(served(), loaded={})
     assert (state, verdict.status["loaded"]) == ("Ready", [])
     assert "1 didn't say so" in verdict.findings["Ready"].message
 
@@ -244,65 +219,126 @@ def test_silent_pod_claims_nothing(serving: Make, children: Make, server: Make) 
     "status",
     [{"observedGeneration": 0}, {"updatedReplicas": 0}, {"availableReplicas": 0}, {"replicas": 2}],
 )
-def test_rollout_in_progress_is_not_ready(serving: Make, children: Make, server: Make, status: Document) -> None:
-    """Each number that the Deployment's controller still has to reach keeps Ready False."""
-    verdict, state = decide_serving(serving(children=children(status=status), pods=(server(),)))
+def test_unfinished_deployment_is_not_ready(status: Document) -> None:
+    """Each number that the Deployment's controller still has to reach keeps Ready False, and is looked at again."""
+    world = served()
+    deployment(world)["status"] |= status
+    verdict, state = decide(world)
     assert (findings(verdict)["Ready"], state) == (("False", "RollingOut"), "RollingOut")
     assert findings(verdict)["Progressing"] == ("True", "RollingOut")
+    assert verdict.requeue == 10.0
 
 
-def test_new_version_is_not_ready_before_it_is_applied(serving: Make, children: Make, server: Make) -> None:
-    """The old version's complete rollout doesn't count for the new one."""
-    snapshot = serving(spec=FOLLOW, children=children(spec=FOLLOW), pods=(server(),), model=Version("spam", "4", OTHER))
-    verdict, _ = decide_serving(snapshot)
+def test_changed_deployment_is_not_ready_before_it_is_applied() -> None:
+    """Other resources are no other revision, but what runs isn't what is wanted."""
+    world = served(FOLLOW)
+    world.spec = {**world.spec, "resources": {"limits": {"memory": "2Gi"}}}
+    verdict, _ = decide(world, alias=NotFound("unset"))
+    assert [manifest["kind"] for manifest in verdict.apply] == ["Deployment"]
     assert findings(verdict)["Ready"] == ("False", "RollingOut")
     assert verdict.alias is None
 
 
-def test_crash_loop_is_never_ready(serving: Make, children: Make, server: Make, moment: Make) -> None:
+def test_canary_doesnt_make_the_stable_version_unready() -> None:
+    """Whoever is served is served, whatever becomes of the canary."""
+    world = served({**FIXED, "traffic": ROUTE, "rollout": {"steps": [{"weight": 10}]}}, broken={"2"})
+    world.ask_for("2")
+    world.settle()
+    assert (world.condition("Ready"), world.state) == (("True", "AllReplicasReady"), "Canary")
+    assert "0 of 1 pods ready" in world.status["rollout"]["message"]
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_crash_loop_is_never_ready(pod: Make, moment: Make, *, up: bool) -> None:
     """Not even while the container happens to run; the server's own reason is passed on."""
-    last = {"terminated": {"exitCode": 10, "message": '{"reason": "DigestMismatch"}', "finishedAt": moment(-5)}}
-    crashed = server(state={"running": {}}, last=last, restarts=4)
-    verdict, state = decide_serving(serving(children=children(), pods=(crashed,)))
-    assert (findings(verdict)["Ready"], state) == (("False", "CrashLoopBackOff"), "Failing")
+    world = served()
+    ended = {"exitCode": 10, "message": '{"reason": "DigestMismatch"}', "finishedAt": moment(-5)}
+    state = {"running": {}} if up else {"waiting": {"reason": "CrashLoopBackOff"}}
+    pods = (_like(world, pod(state=state, last={"terminated": ended}, restarts=4, conditions={"Ready": str(up)})),)
+    verdict, state_ = decide(world, pods=pods)
+    assert (findings(verdict)["Ready"], state_) == (("False", "CrashLoopBackOff"), "Failing")
     assert "DigestMismatch" in verdict.findings["Ready"].message
     assert verdict.requeue == 10.0
 
 
-def test_trouble_of_a_pod_is_passed_on(serving: Make, children: Make, server: Make, pod: Make) -> None:
+def _like(world: World, pod: Document) -> Document:
+    """A pod of the Deployment."""
+    template = deployment(world)["spec"]["template"]["metadata"]
+    return {**pod, "metadata": {**pod["metadata"], **template}}
+
+
+def test_trouble_of_a_pod_is_passed_on(pod: Make) -> None:
     """A pod that can't pull its image is the reason."""
+    world = served({**FIXED, "replicas": 2})
+    deployment(world)["status"]["availableReplicas"] = 1
     stuck = pod("s-1", "Pending", state={"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})
-    verdict, _ = decide_serving(serving(children=children(status={"replicas": 2}), pods=(server(), stuck)))
+    verdict, _ = decide(world, pods=(world.snapshot().pods[0], _like(world, stuck)))
     assert findings(verdict)["Ready"] == ("False", "ImagePullBackOff")
 
 
-def test_refused_pods_are_said(serving: Make, children: Make) -> None:
+def test_trouble_of_the_canary_is_the_rollouts(pod: Make) -> None:
+    """It stands where the rollout is told of."""
+    world = served({**FIXED, "traffic": ROUTE, "rollout": {"steps": [{"weight": 10}]}}, broken={"2"})
+    stable = world.snapshot().pods
+    world.ask_for("2")
+    world.settle()
+    (canary,) = (one for one in world.snapshot().pods if one not in stable)
+    stuck = pod("s-1", "Pending", state={"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}})
+    stuck = {**stuck, "metadata": {**stuck["metadata"], "labels": canary["metadata"]["labels"]}}
+    verdict, _ = decide(world, pods=(*stable, stuck))
+    assert "ImagePullBackOff: s-1: no such image" in verdict.status["rollout"]["message"]
+    assert findings(verdict)["Ready"] == ("True", "AllReplicasReady")
+
+
+def test_refused_pods_are_said() -> None:
     """A quota shows in the Deployment's own condition alone."""
+    world = served(broken={"1"})
     refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
-    verdict, _ = decide_serving(serving(children=children(up=0, status={"conditions": [refused]})))
+    deployment(world)["status"]["conditions"] = [refused]
+    verdict, _ = decide(world, pods=())
     found = verdict.findings["Ready"]
     assert (found.status, found.reason, found.message) == ("False", "FailedCreate", "exceeded quota")
 
 
-def test_pod_that_is_being_created_is_looked_at_again(serving: Make, children: Make, server: Make, pod: Make) -> None:
+def test_pod_that_is_being_created_is_looked_at_again(pod: Make) -> None:
     """Time alone makes it one that hangs, and no event tells of time."""
+    world = served(broken={"1"})
     stuck = pod("s-1", "Pending", state={"waiting": {"reason": "ContainerCreating"}})
-    verdict, _ = decide_serving(serving(children=children(up=0), pods=(stuck,)))
+    verdict, _ = decide(world, pods=(_like(world, stuck),))
     assert verdict.requeue == 10.0
 
 
-def test_stuck_rollout_is_said(serving: Make, children: Make) -> None:
+def test_stuck_deployment_is_said() -> None:
     """The Deployment's own deadline ends Progressing."""
+    world = served(broken={"1"})
     stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "too slow"}
-    verdict, state = decide_serving(serving(children=children(up=0, status={"conditions": [stuck]})))
+    deployment(world)["status"]["conditions"] = [stuck]
+    verdict, state = decide(world)
     assert (findings(verdict)["Progressing"], state) == (("False", "ProgressDeadlineExceeded"), "Failing")
 
 
-def test_nothing_is_ready_at_zero_replicas(serving: Make, children: Make) -> None:
+def test_nothing_is_ready_at_zero_replicas() -> None:
     """Ready means that requests are answered."""
-    spec = {"replicas": 0}
-    verdict, state = decide_serving(serving(spec=spec, children=children(spec=spec, up=0)))
-    assert (findings(verdict)["Ready"], state) == (("False", "NoReplicas"), "Stopped")
+    world = served({**FIXED, "replicas": 0})
+    assert (world.condition("Ready"), world.state) == (("False", "NoReplicas"), "Stopped")
+
+
+def test_a_stopped_one_takes_another_version_at_once() -> None:
+    """No pods are waited for where none are wanted."""
+    world = served({**FIXED, "replicas": 0})
+    world.ask_for("2")
+    world.settle()
+    assert (world.status["stable"]["version"], world.record.canary, world.state) == ("2", "", "Stopped")
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_ready_waits_for_the_gateway(*, accepted: bool) -> None:
+    """Pods that no request reaches serve nobody; nothing tells when the gateway has taken the route, so it is asked."""
+    world = World({**FIXED, "traffic": ROUTE}, route_accepted=accepted)
+    world.settle()
+    verdict, _ = decide(world)
+    assert findings(verdict)["Ready"] == (("True", "AllReplicasReady") if accepted else ("False", "RouteRefused"))
+    assert verdict.requeue == (None if accepted else 10.0)
 
 
 # ---------------------------------------------------------------- the alias
@@ -311,48 +347,77 @@ def test_nothing_is_ready_at_zero_replicas(serving: Make, children: Make) -> Non
 @pytest.mark.parametrize(
     ("alias", "moved", "move"),
     [
-        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", None, "AliasMoved")),
-        (Version("spam", "2", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", "2", "AliasMoved")),
-        (Version("spam", "8", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "3", "8", "AliasMoved")),
-        (Version("spam", "3", ""), ("True", "Version3"), None),
+        (NotFound("unset"), ("False", "MovingAlias"), AliasMove("spam", "champion", "1", None, "AliasMoved")),
+        (Version("spam", "8", ""), ("False", "MovingAlias"), AliasMove("spam", "champion", "1", "8", "AliasMoved")),
+        (Version("spam", "1", ""), ("True", "Version1"), None),
         (Unavailable("down"), ("Unknown", "RegistryUnavailable"), None),
-        (None, None, None),
     ],
 )
-def test_alias_follows_the_rollout(
-    serving: Make, children: Make, server: Make, *, alias: Answer, moved: tuple[str, str] | None, move: AliasMove | None
-) -> None:
-    """After a complete rollout the alias goes to what is served, up or down, from where it was seen to be."""
-    snapshot = serving(spec=FOLLOW, children=children(spec=FOLLOW), pods=(server(),), model=FIXED, alias=alias)
-    verdict, _ = decide_serving(snapshot)
+def test_alias_follows_what_is_served(*, alias: Answer, moved: tuple[str, str] | None, move: AliasMove | None) -> None:
+    """The alias goes to the stable version, up or down, from where it was seen to be."""
+    world = served(FOLLOW)
+    world.status["conditions"] = []
+    verdict, _ = decide(world, alias=alias)
     assert findings(verdict).get("AliasMoved") == moved
     assert verdict.alias == move
 
 
-def test_alias_waits_for_readiness(serving: Make, children: Make) -> None:
+def test_alias_waits_for_readiness() -> None:
     """No promotion of what isn't serving."""
-    snapshot = serving(spec=FOLLOW, children=children(spec=FOLLOW, up=0), model=FIXED, alias=NotFound("unset"))
-    assert decide_serving(snapshot)[0].alias is None
+    assert served(FOLLOW, broken={"1"}).aliases == {"challenger": "1"}
 
 
-def test_younger_rival_leaves_the_alias_alone(serving: Make, children: Make, server: Make) -> None:
+def test_fixed_version_moves_no_alias() -> None:
+    """Nor does one that doesn't follow any more say that it does."""
+    world = served(FOLLOW)
+    assert world.condition("AliasMoved")[0] == "True"
+    world.spec = FIXED
+    verdict, _ = decide(world, alias=NotFound("unset"))
+    assert (verdict.alias, "AliasMoved" in verdict.findings) == (None, False)
+
+
+def test_younger_rival_leaves_the_alias_alone() -> None:
     """It serves, is Ready, and names the one that moves the alias."""
-    snapshot = serving(
-        spec=FOLLOW,
-        children=children(spec=FOLLOW),
-        pods=(server(),),
-        model=FIXED,
-        alias=NotFound("unset"),
-        rivals=("prod/spam",),
-    )
-    verdict, state = decide_serving(snapshot)
+    world = served(FOLLOW)
+    verdict, state = decide(world, alias=NotFound("unset"), rivals=("prod/spam",))
     assert findings(verdict)["AliasConflict"] == ("True", "AliasOwnedByAnother")
     assert "prod/spam" in verdict.findings["AliasConflict"].message
     assert (verdict.alias, state) == (None, "Ready")
 
 
-def test_resolved_conflict_is_taken_away(serving: Make) -> None:
+def test_resolved_conflict_is_taken_away() -> None:
     """The condition is there only while there is a conflict."""
+    world = served(FOLLOW)
     old = {"type": "AliasConflict", "status": "True", "reason": "X", "lastTransitionTime": "2026-03-01T11:00:00Z"}
-    verdict, _ = decide_serving(serving(spec=FOLLOW, model=FIXED, status={"conditions": [old]}))
-    assert "AliasConflict" not in verdict.findings
+    world.status = {"conditions": [old]}
+    assert "AliasConflict" not in decide(world)[0].findings
+
+
+# ---------------------------------------------------------------- quarantine
+
+
+def test_bad_image_is_no_word_against_the_version_that_is_served() -> None:
+    """The same version serves well with the former image: the registry's other users may go on with it."""
+    world = served({**FIXED, "traffic": ROUTE, "rollout": {"steps": [{"weight": 10}]}})
+    world.spec = {**world.spec, "runtime": {"image": "serve:2"}}
+    world.settle()
+    canary = world.record.canary
+    loaded = {
+        pod["metadata"]["name"]: Loaded("9", digest("9"))
+        for pod in world.snapshot().pods
+        if pod["metadata"]["labels"]["cloze.dev/revision"] == canary
+    }
+    assert loaded
+    verdict, _ = decide(world, loaded=loaded)
+    assert verdict.remember
+    world._apply(verdict.remember)
+    assert world.record.rejected[canary].reason == "VersionMismatch"
+    world.settle()
+    assert (world.quarantined, world.state) == ({}, "RolledBack")
+
+
+def test_snapshot_without_its_model_deployment_is_a_mistake(serving: Make) -> None:
+    """Steps that come after the validity never see such a one."""
+    snapshot: ServingSnapshot = serving(deployment=None)
+    with pytest.raises(AssertionError, match="before its validity was decided"):
+        assert snapshot.parsed

@@ -44,8 +44,9 @@ def report_serving(snapshot: ServingSnapshot, verdict: Verdict) -> Verdict:
         return verdict.find("Ready", "False", "CrashLoopBackOff", "; ".join(sorted(loops)))
     complete = _is_complete(stable, full_size(snapshot)) and not _is_outdated(stable, verdict)
     verdict = verdict.find("Ready", *_readiness(snapshot, stable, complete=complete))
-    # A server's stages are no events of the cluster: somebody has to ask again.
-    return verdict if complete else verdict.again(snapshot.platform.wait_seconds)
+    unrouted = snapshot.parsed.spec.traffic.provider == Provider.GATEWAY_API and route_refusal(snapshot)
+    # A server's stages and a gateway's word are no events of the cluster: somebody has to ask again.
+    return verdict.again(snapshot.platform.wait_seconds) if unrouted or not complete else verdict
 
 
 def _deployments(snapshot: ServingSnapshot) -> list[Object]:

@@ -106,6 +106,9 @@ def go_on(view: View, verdict: Verdict) -> Verdict:
     if snapshot.record.obeyed:
         verdict = verdict.having_obeyed(snapshot.record.obeyed)
     if not snapshot.record.stable:
+        if isinstance(snapshot.alias, Unavailable):
+            # Whether the candidate may begin depends on what was promoted before.
+            verdict = verdict.find("Ready", "False", "RegistryUnavailable", snapshot.alias.message)
         return verdict
     manifests = wanted(snapshot)
     if any(is_going(child) for child in snapshot.children.values()):
@@ -156,7 +159,11 @@ def promote_alias(view: View, verdict: Verdict) -> Verdict:
 def quarantine(view: View, verdict: Verdict) -> Verdict:
     """A version whose canary was rolled back for its own faults is marked in the registry."""
     answer, record = view.snapshot.model, view.record
+    stable = view.snapshot.revisions.get(record.stable)
     if not isinstance(answer, Version) or view.target is None:
+        return verdict
+    if stable and (stable.revision.served.name, stable.revision.served.version) == (answer.name, answer.version):
+        # It serves well with the former image and settings: those of the canary are to blame.
         return verdict
     rejected = record.rejected.get(view.target)
     if rejected and rejected.reason not in _BLAMELESS and not answer.quarantined:

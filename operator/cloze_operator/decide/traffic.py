@@ -29,6 +29,9 @@ def canary_weight(snapshot: ServingSnapshot) -> int:
     shares = plan(snapshot.parsed.spec, full_size(snapshot))
     step = min(record.step, len(shares) - 1)
     ready = arm(snapshot, record.canary).ready
+    if not shares[step].pods:
+        # Nobody is to serve, so there is nobody to wait for.
+        return shares[step].weight
     if not ready or _is_crowded(snapshot):
         return 0
     if ready >= shares[step].pods or record.since is not None:
