@@ -107,7 +107,14 @@ MODEL_INFO = Metric(
 )
 
 # Trainer.
-_RUN = ("job",)
+# Not `job`, nor `namespace`: Prometheus gives those to what it scrapes.
+_RUN = ("kind", "name")
+TRAIN_STAGE = Metric(
+    "cloze_train_stage",
+    "gauge",
+    "1 for the present stage of a run: data, tokenizer, training, evaluation, export, registration or done.",
+    (*_RUN, "stage"),
+)
 TRAIN_STEP = Metric("cloze_train_step", "gauge", "Optimizer steps done.", _RUN)
 TRAIN_LOSS = Metric("cloze_train_loss_nats", "gauge", "Training loss of the last step.", _RUN)
 TRAIN_TOKENS = Metric("cloze_train_tokens", "counter", "Real tokens trained on, over all ranks.", _RUN)

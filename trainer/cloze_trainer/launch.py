@@ -266,7 +266,7 @@ def launch(run: Run, file: Path, progress_port: int | None) -> Outcome:
 
 def _serve(port: int, scratch: Path, run: Run) -> ThreadingHTTPServer:
     try:
-        return serve(port, scratch / "progress.json", run.label)
+        return serve(port, scratch / "progress.json", (run.kind, run.job.metadata.name))
     except (OSError, OverflowError) as error:
         raise TrainerError(
             "ProgressPortUnavailable", f"the progress port {port} can't be listened on ({error}): name another one"

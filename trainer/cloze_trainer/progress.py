@@ -104,14 +104,17 @@ def own_file(rank: int) -> ProgressFile:
 class _Figures(Collector):
     """Rank 0's figures as Prometheus metrics; none on the other pods."""
 
-    def __init__(self, path: Path, job: str) -> None:
-        self._path, self._job = path, job
+    def __init__(self, path: Path, run: tuple[str, str]) -> None:
+        self._path, self._run = path, run
 
     def collect(self) -> Iterator[Metric]:
         document = _read(self._path)
         if document is None:
             return
         progress = Progress.model_validate(document["progress"])
+        stage = GaugeMetricFamily(metrics.TRAIN_STAGE.name, metrics.TRAIN_STAGE.help, labels=metrics.TRAIN_STAGE.labels)
+        stage.add_metric([*self._run, progress.stage], 1)
+        yield stage
         gauges = (
             (metrics.TRAIN_STEP, progress.step),
             (metrics.TRAIN_LOSS, progress.loss),
@@ -120,18 +123,18 @@ class _Figures(Collector):
         for metric, value in gauges:
             if value is not None:
                 gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-                gauge.add_metric([self._job], value)
+                gauge.add_metric(self._run, value)
                 yield gauge
         counter = CounterMetricFamily(
             metrics.TRAIN_TOKENS.name, metrics.TRAIN_TOKENS.help, labels=metrics.TRAIN_TOKENS.labels
         )
-        counter.add_metric([self._job], document["tokens"])
+        counter.add_metric(self._run, document["tokens"])
         yield counter
         duration = metrics.TRAIN_CHECKPOINT_DURATION
         seconds = document["checkpoint_seconds"]
         buckets = [(str(float(bound)), float(sum(value <= bound for value in seconds))) for bound in duration.buckets]
         histogram = HistogramMetricFamily(duration.name, duration.help, labels=duration.labels)
-        histogram.add_metric([self._job], [*buckets, ("+Inf", float(len(seconds)))], sum(seconds))
+        histogram.add_metric(self._run, [*buckets, ("+Inf", float(len(seconds)))], sum(seconds))
         yield histogram
 
 
@@ -143,13 +146,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def serve(port: int, path: Path, job: str) -> ThreadingHTTPServer:
+def serve(port: int, path: Path, run: tuple[str, str]) -> ThreadingHTTPServer:
     """Serve `/progress`, `/metrics` and `/healthz` on all interfaces, in threads of their own.
 
-    path: where rank 0 leaves its figures when it runs in this pod. job: `namespace/name`, the metrics' label.
+    path: where rank 0 leaves its figures when it runs in this pod. run: kind and name, the metrics' labels.
     """
     registry = CollectorRegistry()
-    registry.register(_Figures(path, job))
+    registry.register(_Figures(path, run))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,0 +1,33 @@
+"""What a run's pod tells Prometheus about it."""
+
+import urllib.request
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from cloze_api import metrics
+from cloze_trainer.progress import ProgressFile, serve
+
+
+def scrape(port: int) -> dict[str, dict[str, str]]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+    return {sample.name: sample.labels for family in families for sample in family.samples}
+
+
+def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
+    """Labels that don't clash with those which Prometheus gives to a target, and join with the operator's."""
+    path = tmp_path / "progress.json"
+    figures = ProgressFile(path)
+    server = serve(0, path, ("PretrainJob", "encoder"))
+    try:
+        figures.step(3, 10, loss=2.5, tokens=1000)
+        figures.stage("evaluation")
+        found = scrape(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+    run = {"kind": "PretrainJob", "name": "encoder"}
+    assert found[metrics.TRAIN_STEP.name] == run
+    assert found[f"{metrics.TRAIN_TOKENS.name}_total"] == run
+    assert found[metrics.TRAIN_STAGE.name] == {**run, "stage": "evaluation"}
