@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -20,7 +19,7 @@ from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import VARIABLES, Settings, SettingsError, read
 from cloze_operator.telemetry import configure_logs
-from cloze_operator.watch import watch
+from cloze_operator.watch import hear, watch
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,10 @@ async def _first_of(*work: Coroutine[Any, Any, object]) -> None:
         task.result()
 
 
-async def _reconcile(cluster: Cluster, controller: Controller, lease: Lease | None, settings: Settings) -> None:
-    """Once this process leads, work until kopf is told to stop, or until something that must not fail has failed."""
+async def _reconcile(
+    cluster: Cluster, controller: Controller, lease: Lease | None, settings: Settings, stopped: asyncio.Event
+) -> None:
+    """Once this process leads, work until it is told to stop, or until something that must not fail has failed."""
     await _await_definitions(cluster)
     if lease is not None:
         await lease.acquire()
@@ -77,7 +78,7 @@ async def _reconcile(cluster: Cluster, controller: Controller, lease: Lease | No
     # A standby hasn't synced for as long as it has waited.
     controller.last_resync = time.monotonic()
     # In this order: at its end kopf waits 5 s for tasks that began after it, and takes them for its own.
-    await _first_of(controller.run(), watch(controller, settings))
+    await _first_of(controller.run(), watch(controller, settings, stopped))
 
 
 def _prometheus(settings: Settings) -> Prometheus | None:
@@ -95,9 +96,7 @@ def _prometheus(settings: Settings) -> Prometheus | None:
 async def operate(settings: Settings) -> None:
     """Run until a signal ends the process, or until something that must not fail has failed."""
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Once it leads, kopf takes them over. As process 1 of a pod, a standby would otherwise never hear of them.
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    hear(stopped)
     lease = None
     if settings.leader_election:
         place = Place(
@@ -120,7 +119,7 @@ async def operate(settings: Settings) -> None:
         stack.push_async_callback(runner.cleanup)
         if lease is not None:
             stack.push_async_callback(asyncio.to_thread, lease.release)
-        await _first_of(_reconcile(cluster, controller, lease, settings), stopped.wait())
+        await _first_of(_reconcile(cluster, controller, lease, settings, stopped), stopped.wait())
     logger.info("stopped")
 
 

@@ -3,7 +3,12 @@
 Only `kopf.on.event` handlers are registered: they put neither finalizers nor annotations on anybody's objects.
 """
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+import itertools
+import logging
+import signal
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import kopf
@@ -12,6 +17,10 @@ from cloze_api.names import GROUP, LABEL_KIND, LABEL_MANAGED_BY, LABEL_OWNER, MA
 from cloze_api.resources import KINDS
 from cloze_operator.controller import Controller, Key
 from cloze_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_AGAIN_SECONDS: Final = 1.0
 
 #: Children that tell of themselves. The others don't change by themselves: they are looked at with each resync.
 _WATCHED: Final = (("batch", "v1", "jobs"), ("apps", "v1", "deployments"), ("", "v1", "pods"))
@@ -49,6 +58,13 @@ def handlers(controller: Controller) -> kopf.OperatorRegistry:
     return registry
 
 
+class Backoffs:
+    """Seconds between tries, without end: when the API server is back after an hour, it is noticed in seconds."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.5, 1.0, 2.0), itertools.repeat(4.0))
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """No peering, no events of kopf's own, no discovery beyond what is served; streams that can't die unnoticed."""
     settings = kopf.OperatorSettings()
@@ -60,18 +76,42 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
     settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = Backoffs()
     for group, version, plural in _WATCHED:
         # Filtered by the API server, so that other people's pods cost neither traffic nor memory.
         settings.watching.label_selectors[group, version, plural] = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
     return settings
 
 
-async def watch(controller: Controller, settings: Settings) -> None:
-    """Watch until the process is told to stop."""
-    await kopf.operator(
-        registry=handlers(controller),
-        settings=kopf_settings(),
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=settings.namespaces,
-    )
+def hear(stopped: asyncio.Event) -> None:
+    """Let the signals that end a process set the event. As process 1 of a pod it would otherwise never hear them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+
+
+async def watch(controller: Controller, settings: Settings, stopped: asyncio.Event) -> None:
+    """Watch until the process is told to stop.
+
+    What kopf takes for final isn't: an API server that starts or is overloaded answers a stream with 410, 401 or an
+    error in its middle, too. The watches then begin anew, with a list, so that nothing is missed.
+    """
+    while not stopped.is_set():
+        try:
+            await kopf.operator(
+                registry=handlers(controller),
+                settings=kopf_settings(),
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+                stop_flag=stopped,
+            )
+        except Exception as error:  # noqa: BLE001 - its errors have no base of their own
+            logger.warning("the watches have failed and begin anew: %s", error)
+        else:
+            return
+        finally:
+            # kopf has taken the signals over.
+            hear(stopped)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_AGAIN_SECONDS):
+                await stopped.wait()

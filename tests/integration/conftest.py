@@ -1,5 +1,6 @@
 """The API server that the tests talk to, a namespace of their own, an operator, a registry, and a kubelet by hand."""
 
+import base64
 import json
 import os
 import signal
@@ -22,6 +23,10 @@ import pytest
 import yaml
 from kubernetes import client, config, dynamic
 from kubernetes.dynamic.exceptions import ConflictError, NotFoundError
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "crds"
@@ -387,6 +392,21 @@ def candidates(
         yield lambda name, **options: stack.enter_context(
             candidate(kubeconfig, namespace, registry.uri, tmp_path / name, **options)
         )
+
+
+@pytest.fixture
+def proxy(kubeconfig: str, tmp_path: Path) -> Iterator[Proxy]:
+    """A proxy in front of the API server that does harm on demand."""
+    document = yaml.safe_load(Path(kubeconfig).read_text(encoding="utf-8"))
+    chosen = next(entry for entry in document["contexts"] if entry["name"] == document["current-context"])
+    cluster = next(entry for entry in document["clusters"] if entry["name"] == chosen["context"]["cluster"])["cluster"]
+    ca = tmp_path / "ca.crt"
+    if data := cluster.get("certificate-authority-data"):
+        ca.write_bytes(base64.b64decode(data))
+    else:
+        ca.write_bytes((Path(kubeconfig).parent / cluster["certificate-authority"]).read_bytes())
+    with Proxy(cluster["server"], str(ca)).running() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
