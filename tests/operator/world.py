@@ -16,6 +16,7 @@ from cloze_operator.decide.answers import Answer, Loaded, NotFound, Version
 from cloze_operator.decide.record import Record, load
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
+from cloze_operator.decide.target import is_settled
 from cloze_operator.decide.verdict import Verdict, render_status
 from cloze_operator.desired.facts import UNKNOWN, Facts
 from cloze_operator.desired.platform import Platform
@@ -93,7 +94,7 @@ class World:
         deployment = ModelDeployment.model_validate(resource)
         children = deepcopy(self.children)
         pods = tuple(self._pods())
-        return ServingSnapshot(
+        snapshot = ServingSnapshot(
             now=self.now,
             platform=PLATFORM,
             resource=resource,
@@ -108,7 +109,6 @@ class World:
                 if kind == "ControllerRevision"
             },
             pods=pods,
-            model=self._model(deployment),
             alias=self._behind(deployment.spec.model.follow.alias) if deployment.spec.model.follow else None,
             loaded={
                 pod["metadata"]["name"]: Loaded(
@@ -119,6 +119,7 @@ class World:
             },
             evidence=self.evidence(self),
         )
+        return replace(snapshot, model=None if is_settled(snapshot) else self._model(deployment))
 
     def _model(self, deployment: ModelDeployment) -> Answer:
         model = deployment.spec.model
@@ -198,6 +199,8 @@ class World:
         known = manifest["metadata"].pop("resourceVersion", None) if kind == "ConfigMap" else None
         if kind == "ConfigMap":
             assert known == (old["metadata"]["resourceVersion"] if old else None), "a record was overwritten unseen"
+        if kind == "ControllerRevision" and old:
+            assert manifest["data"] == old["data"], "the API server refuses to change a ControllerRevision's data"
         self._versions += 1
         live = deepcopy(manifest)
         live["metadata"] |= {

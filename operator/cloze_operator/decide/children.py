@@ -32,7 +32,8 @@ def _wanted(snapshot: ServingSnapshot) -> Iterator[Manifest]:
         return
     for revision in sorted(record.in_use):
         if stored := snapshot.revisions.get(revision):
-            yield controller_revision(owner, stored.revision, stored.number)
+            live = snapshot.child("ControllerRevision", child_name(snapshot.name, revision))
+            yield controller_revision(owner, stored.revision, stored.number, dig(live, "data"))
     gateway = spec.traffic.provider == Provider.GATEWAY_API
     sizes = _sizes(snapshot)
     for revision, replicas in sizes.items():

@@ -27,6 +27,16 @@ def known_version(snapshot: ServingSnapshot) -> ServedVersion | None:
     return None
 
 
+def is_settled(snapshot: ServingSnapshot) -> bool:
+    """Whether the registry has nothing to tell about a fixed version: it is served or tried, and hasn't failed."""
+    model, record = snapshot.parsed.spec.model, snapshot.record
+    if model.follow is not None or record.rejected:
+        return False
+    # Of one that is only remembered, somebody may have found out meanwhile that it is no good.
+    used = (snapshot.revisions[name].revision.served for name in record.in_use if name in snapshot.revisions)
+    return any((served.name, served.version) == (model.name, model.version) for served in used)
+
+
 def target_revision(snapshot: ServingSnapshot) -> Revision | None:
     """The revision that the spec asks for; None while its version isn't known."""
     served = decided_version(snapshot)

@@ -66,8 +66,13 @@ def child_name(owner: str, revision: str) -> str:
     return f"{owner}-{revision}"
 
 
-def controller_revision(owner: Mapping[str, Any], revision: Revision, number: int) -> Manifest:
-    """The ControllerRevision. Its data never change; the number tells which was asked for first."""
+def controller_revision(
+    owner: Mapping[str, Any], revision: Revision, number: int, data: Mapping[str, Any] | None = None
+) -> Manifest:
+    """The ControllerRevision. The number tells which was asked for first.
+
+    data: as another Cloze has stored them, maybe with fewer settings; the API server lets nobody change them.
+    """
     metadata = child_metadata(owner, child_name(owner["metadata"]["name"], revision.name))
     metadata["labels"][LABEL_REVISION] = revision.name
     return sealed(
@@ -75,7 +80,7 @@ def controller_revision(owner: Mapping[str, Any], revision: Revision, number: in
             "apiVersion": "apps/v1",
             "kind": "ControllerRevision",
             "metadata": metadata,
-            "data": revision.data(),
+            "data": revision.data() if data is None else dict(data),
             "revision": number,
         }
     )

@@ -16,7 +16,7 @@ from cloze_operator.decide.answers import Answer
 from cloze_operator.decide.fields import Object, dig, is_going, is_owned_by
 from cloze_operator.decide.record import load
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
-from cloze_operator.decide.target import known_version
+from cloze_operator.decide.target import is_settled
 from cloze_operator.desired.metadata import selector
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.record import record_name
@@ -122,7 +122,7 @@ class ServingObserver:
         if model.follow is not None:
             return await self._registry.behind(model.name, model.follow.candidate_alias)
         assert model.version is not None, "spec.model has neither version nor follow"
-        if known_version(snapshot) and not snapshot.record.rejected:
+        if is_settled(snapshot):
             # Nothing to ask, and nothing that a registry's outage could disturb.
             return None
         return await self._registry.version(model.name, model.version)
