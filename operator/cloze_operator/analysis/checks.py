@@ -20,7 +20,7 @@ from cloze_api.rollout import (
 )
 from cloze_operator.analysis.bounds import course, described
 from cloze_operator.analysis.counters import NO_INTERVALS, Grid, Series
-from cloze_operator.analysis.evidence import Comparison, Counts, Pair, compare
+from cloze_operator.analysis.evidence import Comparison, Counts, Pair, compare, joined
 from cloze_operator.analysis.latency import Classes, excesses
 from cloze_operator.analysis.shifts import largest_shift
 from cloze_operator.decide.answers import Unavailable
@@ -188,7 +188,7 @@ def _errors(check: ErrorCheck, evidence: Evidence, alpha: float) -> _Finding | U
     if isinstance(evidence.errors, Unavailable):
         return evidence.errors
     requests = [pair.canary.trials for pair in evidence.errors]
-    seen = compare([[pair] for pair in evidence.errors], alpha=alpha, least_difference=check.least_difference)
+    seen = compare(joined(evidence.errors), alpha=alpha, least_difference=check.least_difference)
     if lacking := _lacking(seen.canary, seen.stable, "requests"):
         return _Finding(lacking, requests, lacking=True)
     where = ", by the gateway's count" if evidence.by_gateway else ""
@@ -223,7 +223,7 @@ def _unknown_tokens(check: UnknownTokenCheck, evidence: Evidence, alpha: float) 
         return evidence.answered
     if found and not any(pair.canary.trials or pair.stable.trials for pair in found):
         return _Finding("neither revision reads tokens: nothing to compare", evidence.answered)
-    seen = compare([[pair] for pair in found], alpha=alpha, least_difference=check.least_difference)
+    seen = compare(joined(found), alpha=alpha, least_difference=check.least_difference)
     if lacking := _lacking(seen.canary, seen.stable, "tokens"):
         return _Finding(lacking, evidence.answered, lacking=True)
     figures = f"{_share(seen.canary)} tokens of the canary are unknown, {_share(seen.stable)} of the stable revision"

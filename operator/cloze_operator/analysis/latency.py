@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cloze_operator.analysis.evidence import Counts, Interval, Pair
+from cloze_operator.analysis.evidence import Counts, Interval, Pair, spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ def excesses(
         raise ValueError("a quantile is between 0 and 1, a tolerance at least 1")
     known = dict(before)
     found: list[Interval] = []
-    for ours, theirs in zip(canary, stable, strict=True):
+    for part in spans(_totals(canary), _totals(stable)):
+        ours, theirs = _together(canary[part]), _together(stable[part])
         found.append(
             [
                 pair
@@ -92,9 +93,20 @@ def excesses(
                 if (pair := _pair(ours[name], theirs[name], known[name], quantile, tolerance))
             ]
         )
-        for name, histogram in theirs.items():
-            known[name] = known[name] + histogram if name in known else histogram
+        known = _together([known, theirs])
     return found
+
+
+def _totals(intervals: Sequence[Classes]) -> list[float]:
+    return [sum(histogram.total for histogram in classes.values()) for classes in intervals]
+
+
+def _together(intervals: Sequence[Classes]) -> dict[str, Histogram]:
+    whole: dict[str, Histogram] = {}
+    for classes in intervals:
+        for name, histogram in classes.items():
+            whole[name] = whole[name] + histogram if name in whole else histogram
+    return whole
 
 
 def _pair(canary: Histogram, stable: Histogram, known: Histogram, quantile: float, tolerance: float) -> Pair | None:

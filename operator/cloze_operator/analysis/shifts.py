@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cloze_operator.analysis.evidence import Comparison, Counts, Pair, compare
+from cloze_operator.analysis.evidence import Comparison, Counts, Pair, compare, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def largest_shift(predictions: Mapping[str, Sequence[Pair]], *, alpha: float, le
     shifts = [
         Shift(
             *key,
-            compare([[pair] for pair in turned[key]], alpha=alpha / len(turned), least_difference=least_difference),
+            compare(joined(turned[key]), alpha=alpha / len(turned), least_difference=least_difference),
         )
         for key in weighed
     ]
