@@ -54,6 +54,17 @@ def _wanted(snapshot: ServingSnapshot) -> Iterator[Manifest]:
         yield http_route(owner, spec.traffic.route, given)
 
 
+def claimed(snapshot: ServingSnapshot) -> dict[tuple[str, str], Object]:
+    """Live objects with names that this one needs: somebody else's route or autoscaler is welcome where it has none."""
+    name, spec = snapshot.name, snapshot.parsed.spec
+    needless = {
+        ("HTTPRoute", name): spec.traffic.provider != Provider.GATEWAY_API,
+        ("HorizontalPodAutoscaler", name): spec.autoscaling is None,
+        ("Service", preview_name(name)): spec.rollout.strategy != "BlueGreen",
+    }
+    return {key: child for key, child in snapshot.children.items() if not needless.get(key)}
+
+
 def _sizes(snapshot: ServingSnapshot) -> dict[str, int]:
     """Pods by revision. Those that are about to go keep theirs: they aren't named, so nothing changes them."""
     record, full = snapshot.record, full_size(snapshot)
@@ -71,8 +82,8 @@ def _sizes(snapshot: ServingSnapshot) -> dict[str, int]:
 def _service_revision(snapshot: ServingSnapshot, given: dict[str, int]) -> str | None:
     """The one revision behind the main Service; None for all pods."""
     record = snapshot.record
-    if _older_servers(snapshot) and not arm(snapshot, record.stable).ready:
-        # Servers from before there were revisions, which serve until the first revision does.
+    if _older_servers(snapshot) and arm(snapshot, record.stable).ready < full_size(snapshot):
+        # Servers from before there were revisions, which serve until all of the first revision's do.
         return None
     if snapshot.parsed.spec.traffic.provider == Provider.GATEWAY_API:
         return record.stable

@@ -3,7 +3,7 @@
 from cloze_api.deployment import ModelDeploymentStatus
 from cloze_api.names import TAG_QUARANTINED
 from cloze_operator.decide.answers import NotFound, Unavailable, Version, current_version
-from cloze_operator.decide.children import drifted, unneeded, wanted
+from cloze_operator.decide.children import claimed, drifted, unneeded, wanted
 from cloze_operator.decide.fields import is_going
 from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.record import dump
@@ -82,10 +82,11 @@ def resolve_model(view: View, verdict: Verdict) -> Verdict:
 def respect_others(view: View, verdict: Verdict) -> Verdict:
     """Nothing is made or changed while somebody else has one of the names."""
     snapshot = view.snapshot
-    if conflict := foreign(snapshot.children, snapshot.resource):
+    children = claimed(snapshot)
+    if conflict := foreign(children, snapshot.resource):
         verdict = verdict.find("Ready", "False", "NameConflict", conflict)
         return verdict.again(snapshot.platform.wait_seconds).settle()
-    if leaving := left_over(snapshot.children, snapshot.resource):
+    if leaving := left_over(children, snapshot.resource):
         return verdict.find("Ready", "False", "WaitingForCleanup", leaving).again(2).settle()
     return verdict
 

@@ -1,6 +1,9 @@
 """Which revision the spec asks for."""
 
+from cloze_api.names import LABEL_REVISION
 from cloze_operator.decide.answers import Answer, NotFound, Version
+from cloze_operator.decide.arms import arm
+from cloze_operator.decide.fields import dig
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
 from cloze_operator.desired.revision import Revision, ServedVersion, revision_of
 
@@ -45,6 +48,8 @@ def target_revision(snapshot: ServingSnapshot) -> Revision | None:
 
 def first_revision(snapshot: ServingSnapshot) -> Revision | None:
     """The revision to begin with: a version that was promoted before serves while the candidate is tried."""
+    if serving := _serving_revision(snapshot):
+        return serving
     if snapshot.parsed.spec.model.follow is not None:
         if promoted := _served(snapshot.alias):
             return revision_of(snapshot.parsed, promoted, snapshot.platform)
@@ -52,6 +57,15 @@ def first_revision(snapshot: ServingSnapshot) -> Revision | None:
             # Whether one was promoted before isn't known: serving the candidate could be a switch without a canary.
             return None
     return target_revision(snapshot)
+
+
+def _serving_revision(snapshot: ServingSnapshot) -> Revision | None:
+    """The revision that has the requests although no record says so: the record was lost, and nobody else must be."""
+    chosen = (dig(snapshot.child("Service", snapshot.name), "spec", "selector") or {}).get(LABEL_REVISION)
+    able = [stored for stored in snapshot.revisions.values() if arm(snapshot, stored.name).ready]
+    if not able:
+        return None
+    return max(able, key=lambda one: (one.name == chosen, arm(snapshot, one.name).ready, -one.number)).revision
 
 
 def unstored(snapshot: ServingSnapshot) -> tuple[StoredRevision, ...]:
