@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze_operator.analysis.evidence import Comparison, Counts, Interval, Pair, canary_share, compare
+from cloze_operator.analysis.evidence import Comparison, Counts, Interval, Pair, canary_share, compare, joined, spans
 
 ALPHA = 0.008
 
@@ -106,6 +106,26 @@ def test_clusters_weigh_as_many_as_they_are() -> None:
     assert clustered.evidence < single.evidence
     assert single.worse
     assert not clustered.worse
+
+
+def test_arms_that_are_scraped_in_turn_are_compared_all_the_same() -> None:
+    """An interval shorter than the time between two scrapes never has requests of both."""
+    ours, theirs = Counts(3, 50), Counts(0, 450)
+    alternating = [Pair(ours, Counts(0, 0)), Pair(Counts(0, 0), theirs)] * 10
+    seen = weigh(joined(alternating))
+    assert seen.worse
+    assert seen.evidence == weigh([[Pair(ours, theirs)]] * 10).evidence
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20))
+def test_spans_are_all_intervals_in_order(trials: list[tuple[int, int]]) -> None:
+    """None is left out or counted twice, and only what has no counterpart yet is taken together."""
+    canary, stable = [ours for ours, _ in trials], [theirs for _, theirs in trials]
+    parts = spans(canary, stable)
+    assert [at for part in parts for at in range(part.start, part.stop)] == list(range(len(trials)))
+    for part in parts:
+        assert part.stop - part.start <= 4
+        assert not (any(canary[part.start : part.stop - 1]) and any(stable[part.start : part.stop - 1]))
 
 
 def test_nothing_is_said_without_requests() -> None:
