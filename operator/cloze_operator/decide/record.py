@@ -8,9 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from cloze_operator.decide.fields import Object, dig, format_time, parse_time
+from pydantic import AwareDatetime, ConfigDict, TypeAdapter
+
+from cloze_operator.decide.fields import Object, dig, format_time
 from cloze_operator.desired.record import KEY
 
 _REJECTIONS_KEPT: Final = 10
@@ -41,20 +43,22 @@ class Record:
     obeyed: the command that has been carried out and may still stand in the annotation.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+
     stable: str = ""
     canary: str = ""
     step: int = 0
-    asked: datetime | None = None
-    since: datetime | None = None
-    began: datetime | None = None
+    asked: AwareDatetime | None = None
+    since: AwareDatetime | None = None
+    began: AwareDatetime | None = None
     pause: str = ""
     pause_message: str = ""
     resumed: bool = False
     previous: str = ""
-    promoted: datetime | None = None
-    burning: datetime | None = None
+    promoted: AwareDatetime | None = None
+    burning: AwareDatetime | None = None
     blamed: bool = False
-    retired: Mapping[str, datetime] = field(default_factory=dict)
+    retired: Mapping[str, AwareDatetime] = field(default_factory=dict)
     rejected: Mapping[str, Rejection] = field(default_factory=dict)
     retried: str = ""
     obeyed: str = ""
@@ -108,31 +112,25 @@ class Record:
         return replace(self, pause=reason, pause_message=message)
 
 
+_READER: Final = TypeAdapter(Record)
+
+
 def dump(record: Record) -> str:
     """The record as text."""
-    return json.dumps(_plain(asdict(record)), sort_keys=True)
+    told = {key: value for key, value in asdict(record).items() if value}
+    return json.dumps(_plain(told), sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return format_time(value)
-    if isinstance(value, dict):
-        return {key: plain for key, inner in value.items() if (plain := _plain(inner)) not in ("", None, {}, 0, False)}
-    return value
+    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 def load(stored: Object | None) -> Record:
     """The record in a ConfigMap; an empty one when there is none.
 
-    Raises ValueError (json's and datetime's are) or TypeError for one that somebody has edited into nonsense.
+    Raises ValueError for one that somebody has edited into nonsense, or that a later Cloze has written.
     """
     text = dig(stored, "data", KEY)
-    if not text:
-        return Record()
-    found = json.loads(text)
-    for key in ("asked", "since", "began", "promoted", "burning"):
-        if key in found:
-            found[key] = parse_time(found[key])
-    found["retired"] = {name: parse_time(at) for name, at in found.get("retired", {}).items()}
-    found["rejected"] = {name: Rejection(**entry) for name, entry in found.get("rejected", {}).items()}
-    return Record(**found)
+    return _READER.validate_json(text) if text else Record()

@@ -83,8 +83,8 @@ class ServingObserver:
         )
         try:
             record = load(snapshot.child("ConfigMap", record_name(snapshot.name)))
-        except (ValueError, TypeError, AttributeError) as error:
-            return replace(snapshot, corrupt=f"{type(error).__name__}: {error}")
+        except ValidationError as error:
+            return replace(snapshot, corrupt=explain(error))
         snapshot = replace(snapshot, record=record)
         return replace(
             snapshot,
