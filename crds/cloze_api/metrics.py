@@ -156,10 +156,12 @@ ROLLOUT_STEP = Metric("cloze_rollout_step", "gauge", "Step of the rollout, from 
 ROLLOUT_WEIGHT = Metric(
     "cloze_rollout_canary_weight_ratio", "gauge", "Share of the requests that the canary is given, 0 to 1.", _DEPLOYMENT
 )
+ROLLOUT_RESULTS: Final = ("promoted", "rolled_back", "aborted", "superseded")
+"""How a rollout ends."""
 ROLLOUTS = Metric(
     "cloze_rollouts",
     "counter",
-    "Rollouts that ended: promoted, rolled_back, aborted, superseded.",
+    f"Rollouts that ended: {', '.join(ROLLOUT_RESULTS)}.",
     (*_DEPLOYMENT, "result"),
 )
 ROLLOUT_CHECK = Metric(

@@ -86,7 +86,7 @@ def configure_logs(level: str) -> None:
 
 
 class RolloutGauges:
-    """The gauges of ModelDeployments: what isn't shown any more isn't exported any more."""
+    """The metrics of ModelDeployments: what isn't shown any more isn't exported any more."""
 
     def __init__(self) -> None:
         self._shown: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
@@ -98,10 +98,17 @@ class RolloutGauges:
             gauge, own = _ROLLOUT_GAUGES[metric], (*key, *labels)
             gauge.labels(*own).set(value)
             now.add((gauge, own))
-        for gauge, own in self._shown.pop(key, set()) - now:
+        before = self._shown.pop(key, set())
+        for gauge, own in before - now:
             gauge.remove(*own)
         if now:
             self._shown[key] = now
+        for result in metrics.ROLLOUT_RESULTS:
+            if now and not before:
+                # A rate over a series that appears with its first event doesn't see that event.
+                ROLLOUTS.labels(*key, result)
+            elif before and not now:
+                ROLLOUTS.remove(*key, result)
 
 
 class StateGauge:
