@@ -8,7 +8,9 @@ import yaml
 
 from cloze_operator.desired.base import ResolvedBase, read_base
 from cloze_operator.desired.metadata import sealed
-from cloze_operator.desired.serving import ServedVersion, read_served_version, server_deployment, server_service
+from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.revision import ServedVersion, revision_of
+from cloze_operator.desired.serving import server_deployment
 from cloze_operator.desired.training import claim, config_map, indexed_job, service
 
 Document = dict[str, Any]
@@ -18,22 +20,22 @@ DIGEST = "sha256:" + "a" * 64
 BASE = ResolvedBase("encoder", "4", DIGEST)
 
 
-def labels(kind: str, component: str) -> Document:
+def labels(kind: str) -> Document:
     return {
         "app.kubernetes.io/name": "cloze",
         "app.kubernetes.io/instance": "run",
-        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/component": "trainer",
         "app.kubernetes.io/managed-by": "cloze",
         "cloze.dev/kind": kind,
         "cloze.dev/owner": "run",
     }
 
 
-def metadata(kind: str, name: str, component: str = "trainer", **annotations: str) -> Document:
+def metadata(kind: str, name: str, **annotations: str) -> Document:
     return {
         "name": name,
         "namespace": "ml",
-        "labels": labels(kind, component),
+        "labels": labels(kind),
         "annotations": annotations,
         "ownerReferences": [
             {
@@ -143,7 +145,7 @@ def test_indexed_job(training: Make) -> None:
             ]
         },
     }
-    assert template["metadata"]["labels"] == labels("PretrainJob", "trainer")
+    assert template["metadata"]["labels"] == labels("PretrainJob")
     assert template["spec"] == {
         "restartPolicy": "Never",
         "subdomain": "run-pretrain",
@@ -235,59 +237,6 @@ def test_digest_ignores_what_may_change(training: Make) -> None:
     assert digest() != digest(image="other")
 
 
-def test_server_deployment(serving: Make) -> None:
-    """The whole Deployment of one version."""
-    snapshot = serving(spec={"replicas": 3, "drainSeconds": 40, "runtime": {"threads": 2}})
-    served = ServedVersion("spam", "3", DIGEST)
-    manifest = bare(server_deployment(snapshot.resource, snapshot.deployment, served, snapshot.platform))
-    version = {"cloze.dev/model-version": "3", "cloze.dev/model-digest": DIGEST}
-    assert manifest["metadata"] == metadata("ModelDeployment", "run-server", "server", **version)
-    template = manifest["spec"].pop("template")
-    assert manifest["spec"] == {
-        "replicas": 3,
-        "selector": {"matchLabels": {"cloze.dev/kind": "ModelDeployment", "cloze.dev/owner": "run"}},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "minReadySeconds": 2,
-        "progressDeadlineSeconds": 600,
-        "revisionHistoryLimit": 3,
-    }
-    assert template["metadata"]["annotations"] == {
-        **version,
-        "prometheus.io/scrape": "true",
-        "prometheus.io/port": "8080",
-        "prometheus.io/path": "/metrics",
-    }
-    assert template["spec"]["terminationGracePeriodSeconds"] == 60
-    (container,) = template["spec"]["containers"]
-    assert {entry["name"]: entry["value"] for entry in container["env"]} == {
-        "CLOZE_MODEL_URI": "models:/spam/3",
-        "CLOZE_MODEL_DIGEST": DIGEST,
-        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
-        "CLOZE_MODEL_CACHE": "/cache",
-        "CLOZE_THREADS": "2",
-        "CLOZE_MAX_BATCH_TOKENS": "2048",
-        "CLOZE_MAX_QUEUE_TOKENS": "65536",
-        "CLOZE_TIMEOUT_SECONDS": "30",
-        "CLOZE_DRAIN_SECONDS": "40",
-        "HOME": "/tmp",
-    }
-    assert read_served_version({**manifest, "spec": {**manifest["spec"], "template": template}}) == served
-    assert read_served_version(None) is None
-
-
-def test_server_service(serving: Make) -> None:
-    """Port 80 before the servers' 8080."""
-    assert bare(server_service(serving().resource)) == {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata("ModelDeployment", "run", "server"),
-        "spec": {
-            "selector": {"cloze.dev/kind": "ModelDeployment", "cloze.dev/owner": "run"},
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
-        },
-    }
-
-
 def test_every_pod_meets_the_restricted_standard(training: Make, serving: Make) -> None:
     """No container of any template asks for more than the `restricted` Pod Security Standard allows."""
 
@@ -296,8 +245,7 @@ def test_every_pod_meets_the_restricted_standard(training: Make, serving: Make) 
             snapshot = training(kind)
             yield indexed_job(snapshot.resource, snapshot.job, base, snapshot.platform)["spec"]["template"]["spec"]
         one = serving()
-        served = ServedVersion("spam", "3", DIGEST)
-        yield server_deployment(one.resource, one.deployment, served, one.platform)["spec"]["template"]["spec"]
+        yield _server(one, one.platform)["spec"]["template"]["spec"]
 
     for spec in templates():
         assert spec["securityContext"]["runAsNonRoot"]
@@ -311,28 +259,19 @@ def test_every_pod_meets_the_restricted_standard(training: Make, serving: Make) 
             assert not context["allowPrivilegeEscalation"]
 
 
+def _server(snapshot: Any, platform: Platform) -> Document:
+    revision = revision_of(snapshot.deployment, ServedVersion("spam", "3", DIGEST), platform)
+    return server_deployment(snapshot.resource, snapshot.deployment, revision, 1, platform)
+
+
 def test_images_are_pulled_as_the_installation_says(training: Make, serving: Make) -> None:
     """Pull policy and secrets of the installation reach training and serving pods."""
     platform = replace(training().platform, pull_policy="Always", pull_secrets=("one", "two"))
     job, one = training(), serving()
-    served = ServedVersion("spam", "3", DIGEST)
-    for manifest in (
-        indexed_job(job.resource, job.job, None, platform),
-        server_deployment(one.resource, one.deployment, served, platform),
-    ):
+    for manifest in (indexed_job(job.resource, job.job, None, platform), _server(one, platform)):
         spec = manifest["spec"]["template"]["spec"]
         assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
         assert [container["imagePullPolicy"] for container in spec["containers"]] == ["Always"]
-
-
-def test_server_that_never_gets_ready_is_restarted(serving: Make) -> None:
-    """Its process answers at once, so that only readiness tells that the model is loaded."""
-    one = serving()
-    manifest = server_deployment(one.resource, one.deployment, ServedVersion("spam", "3", DIGEST), one.platform)
-    (container,) = manifest["spec"]["template"]["spec"]["containers"]
-    probe = container["startupProbe"]
-    assert probe["httpGet"]["path"] == "/readyz"
-    assert probe["periodSeconds"] * probe["failureThreshold"] == 600
 
 
 def test_digest_follows_the_content() -> None:

@@ -1,0 +1,394 @@
+"""Children of a ModelDeployment as dict literals: what reaches the API server, to the last field."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from cloze_api.deployment import Runtime
+from cloze_api.resources import ModelDeployment
+from cloze_api.rollout import Autoscaling, DisruptionBudget, Route
+from cloze_operator.desired.facts import Facts
+from cloze_operator.desired.platform import Platform
+from cloze_operator.desired.revision import (
+    Revision,
+    ServedVersion,
+    child_name,
+    controller_revision,
+    read_revision,
+    revision_of,
+)
+from cloze_operator.desired.route import http_route
+from cloze_operator.desired.scaling import autoscaler, disruption_budget
+from cloze_operator.desired.serving import server_deployment, server_service
+from cloze_server.settings import Settings
+
+Document = dict[str, Any]
+Make = Callable[..., Any]
+
+DIGEST = "sha256:" + "a" * 64
+SERVED = ServedVersion("spam", "3", DIGEST)
+PLATFORM = Platform(train_image="train:1", serve_image="serve:1", tracking_uri="http://mlflow:5000")
+LAME_DUCK_SECONDS = next(entry.default for entry in fields(Settings) if entry.name == "lame_duck_seconds")
+OURS = {"cloze.dev/kind": "ModelDeployment", "cloze.dev/owner": "run"}
+
+
+def labels(revision: str = "") -> Document:
+    return {
+        "app.kubernetes.io/name": "cloze",
+        "app.kubernetes.io/instance": "run",
+        "app.kubernetes.io/component": "server",
+        "app.kubernetes.io/managed-by": "cloze",
+        **OURS,
+        **({"cloze.dev/revision": revision} if revision else {}),
+    }
+
+
+def metadata(name: str, revision: str = "", **annotations: str) -> Document:
+    owner = {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "name": "run",
+        "uid": "uid-1",
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "name": name,
+        "namespace": "ml",
+        "labels": labels(revision),
+        "annotations": annotations,
+        "ownerReferences": [owner],
+    }
+
+
+def bare(manifest: Document) -> Document:
+    """A manifest without the digest of its content."""
+    annotations = dict(manifest["metadata"]["annotations"])
+    assert len(annotations.pop("cloze.dev/content-digest")) == 64
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+
+
+@pytest.fixture
+def server(resource: Make) -> Callable[..., Document]:
+    """The Deployment of version 3 of a ModelDeployment with this spec."""
+
+    def make(replicas: int = 3, **spec: Any) -> Document:
+        body = resource("ModelDeployment", **spec)
+        deployment = ModelDeployment.model_validate(body)
+        revision = revision_of(deployment, SERVED, PLATFORM)
+        return server_deployment(body, deployment, revision, replicas, PLATFORM)
+
+    return make
+
+
+def pod(manifest: Document) -> Document:
+    spec: Document = manifest["spec"]["template"]["spec"]
+    return spec
+
+
+def container(manifest: Document) -> Document:
+    (found,) = pod(manifest)["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+# ---------------------------------------------------------------- the Deployment of a revision
+
+
+def test_server_deployment(server: Callable[..., Document]) -> None:
+    """The whole Deployment of one revision: it finds its own pods alone, and never has fewer than are wanted."""
+    manifest = bare(server(3, drainSeconds=40, runtime={"threads": 2}))
+    name = manifest["metadata"]["labels"]["cloze.dev/revision"]
+    version = {"cloze.dev/model-version": "3", "cloze.dev/model-digest": DIGEST}
+    chosen = {**OURS, "cloze.dev/revision": name}
+    assert manifest["metadata"] == metadata(f"run-{name}", name, **version)
+    template = manifest["spec"].pop("template")
+    assert manifest["spec"] == {
+        "replicas": 3,
+        "selector": {"matchLabels": chosen},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "minReadySeconds": 2,
+        "progressDeadlineSeconds": 600,
+        "revisionHistoryLimit": 1,
+    }
+    assert template["metadata"] == {
+        "labels": labels(name),
+        "annotations": {
+            **version,
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": "8080",
+            "prometheus.io/path": "/metrics",
+        },
+    }
+    (only,) = template["spec"]["containers"]
+    assert only["image"] == "serve:1"
+    assert {entry["name"]: entry["value"] for entry in only["env"]} == {
+        "CLOZE_MODEL_URI": "models:/spam/3",
+        "CLOZE_MODEL_DIGEST": DIGEST,
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "CLOZE_MODEL_CACHE": "/cache",
+        "CLOZE_THREADS": "2",
+        "CLOZE_MAX_BATCH_TOKENS": "2048",
+        "CLOZE_MAX_QUEUE_TOKENS": "65536",
+        "CLOZE_TIMEOUT_SECONDS": "30",
+        "CLOZE_DRAIN_SECONDS": "40",
+        "CLOZE_DEPLOYMENT": "run",
+        "CLOZE_REVISION": name,
+        "HOME": "/tmp",
+    }
+
+
+@pytest.mark.parametrize("drain", [1, 30, 600])
+def test_pod_outlives_its_drain(server: Callable[..., Document], drain: int) -> None:
+    """Kubernetes kills no server that may still be answering: the grace period is the drain and some time to end."""
+    manifest = server(drainSeconds=drain, runtime={"timeoutSeconds": 1})
+    told = next(entry["value"] for entry in container(manifest)["env"] if entry["name"] == "CLOZE_DRAIN_SECONDS")
+    # First the server answers as before, for as long as endpoints may take to notice, then it drains, then it ends.
+    assert pod(manifest)["terminationGracePeriodSeconds"] >= LAME_DUCK_SECONDS + int(told) + 10
+
+
+def test_pod_leaves_the_endpoints_within_its_lame_duck_time(server: Callable[..., Document]) -> None:
+    """A server that says that it isn't ready is believed sooner than it stops answering; a short hiccup isn't."""
+    probe = container(server())["readinessProbe"]
+    assert probe["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert probe["failureThreshold"] > 1
+    assert probe["periodSeconds"] * probe["failureThreshold"] < LAME_DUCK_SECONDS
+
+
+def test_server_that_never_gets_ready_is_restarted(server: Callable[..., Document]) -> None:
+    """Its process answers at once, so that only readiness tells that the model is loaded."""
+    probe = container(server())["startupProbe"]
+    assert probe["httpGet"]["path"] == "/readyz"
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 600
+
+
+def test_a_slow_server_is_no_dead_one(server: Callable[..., Document]) -> None:
+    """Only one that doesn't answer for half a minute is killed, and never for not being ready."""
+    probe = container(server())["livenessProbe"]
+    assert probe["httpGet"]["path"] == "/healthz"
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 30
+
+
+def test_pods_are_spread_over_machines_as_far_as_possible(server: Callable[..., Document]) -> None:
+    """Each revision's own, so that a canary's pods don't push the stable ones together; one machine is enough."""
+    manifest = server()
+    (spread,) = pod(manifest)["topologySpreadConstraints"]
+    assert spread == {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": manifest["spec"]["selector"]["matchLabels"]},
+    }
+
+
+def test_pods_run_where_the_spec_says(server: Callable[..., Document]) -> None:
+    scheduling = {
+        "nodeSelector": {"disk": "fast"},
+        "priorityClassName": "high",
+        "tolerations": [{"key": "gpu", "operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoSchedule"}],
+    }
+    spec = pod(server(scheduling=scheduling))
+    assert (spec["nodeSelector"], spec["priorityClassName"]) == ({"disk": "fast"}, "high")
+    assert spec["tolerations"] == scheduling["tolerations"]
+    assert not {"nodeSelector", "priorityClassName", "tolerations"} & pod(server()).keys()
+
+
+def test_digest_ignores_the_number_of_pods(server: Callable[..., Document]) -> None:
+    """A step or an autoscaler makes no other Deployment; other resources do."""
+
+    def digest(replicas: int = 3, **spec: Any) -> str:
+        return str(server(replicas, **spec)["metadata"]["annotations"]["cloze.dev/content-digest"])
+
+    assert digest() == digest(7) == digest(replicas=0)
+    assert digest() != digest(resources={"limits": {"memory": "2Gi"}})
+
+
+# ---------------------------------------------------------------- revisions
+
+
+@pytest.fixture
+def revision(resource: Make) -> Callable[..., Revision]:
+    """The revision of a spec."""
+
+    def make(served: ServedVersion = SERVED, platform: Platform = PLATFORM, **spec: Any) -> Revision:
+        return revision_of(ModelDeployment.model_validate(resource("ModelDeployment", **spec)), served, platform)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"served": replace(SERVED, version="4")},
+        {"served": replace(SERVED, digest="sha256:" + "b" * 64)},
+        {"served": replace(SERVED, name="ham")},
+        {"platform": replace(PLATFORM, serve_image="serve:2")},
+        {"runtime": {"image": "mine:1"}},
+        {"runtime": {"threads": 2}},
+        {"runtime": {"timeoutSeconds": 20}},
+        {"runtime": {"maxBatchTokens": 4096}},
+    ],
+)
+def test_what_runs_names_the_revision(revision: Callable[..., Revision], change: Document) -> None:
+    """Version, digest, image and settings of the server: another one of them is another revision."""
+    assert revision(**change).name != revision().name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"served": replace(SERVED, facts=Facts(task="embedding"))},
+        {"platform": replace(PLATFORM, tracking_uri="http://other", train_image="train:2")},
+        {"runtime": {"image": "serve:1"}},
+        {"runtime": {"threads": 1}},
+        {"replicas": 9},
+        {"drainSeconds": 90},
+        {"resources": {"limits": {"memory": "2Gi"}}},
+        {"scheduling": {"priorityClassName": "high"}},
+        {"rollout": {"progressDeadlineSeconds": 60}},
+        {"objectives": {"availability": 0.9}},
+    ],
+)
+def test_nothing_else_names_the_revision(revision: Callable[..., Revision], change: Document) -> None:
+    """What can change under a running server without making it answer otherwise is no rollout."""
+    assert revision(**change).name == revision().name
+
+
+def test_a_setting_that_is_added_later_renames_nothing(revision: Callable[..., Revision]) -> None:
+    """Where it has its default: an upgrade must not roll everybody's servers."""
+
+    class Later(Runtime):
+        """With one more setting."""
+
+        nice: int = 0
+
+    now = revision()
+    assert replace(now, runtime=Later()).name == now.name
+    assert replace(now, runtime=Later(nice=1)).name != now.name
+
+
+def test_names_are_the_same_with_every_cloze(revision: Callable[..., Revision]) -> None:
+    """One that changes would roll every server out anew with an upgrade."""
+    assert revision().name == "ef177ac4"
+
+
+def test_controller_revision(revision: Callable[..., Revision], resource: Make) -> None:
+    """All that a revision is can be read again, without the registry and without the spec."""
+    one = revision(served=replace(SERVED, facts=Facts(task="fill-mask", tokenizer="t")), runtime={"threads": 2})
+    manifest = controller_revision(resource("ModelDeployment"), one, 4)
+    assert bare(manifest) == {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": metadata(f"run-{one.name}", one.name),
+        "revision": 4,
+        "data": {
+            "model": {"name": "spam", "version": "3", "digest": DIGEST},
+            "image": "serve:1",
+            "runtime": {"threads": 2, "maxBatchTokens": 2048, "maxQueueTokens": 65536, "timeoutSeconds": 30},
+            "facts": {"task": "fill-mask", "schema": "", "tokenizer": "t", "labels": ""},
+        },
+    }
+    again = read_revision(manifest)
+    assert (again, again.name, again.served.facts) == (one, one.name, one.served.facts)
+
+
+@pytest.mark.parametrize("data", [{}, {"model": {"name": "spam"}}, {"model": {}, "image": "x"}])
+def test_what_isnt_ours_is_no_revision(data: Document) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        read_revision({"data": data})
+
+
+# ---------------------------------------------------------------- what leads to the pods, and keeps them
+
+
+@pytest.mark.parametrize("revision_name", ["abc", None])
+def test_server_service(resource: Make, revision_name: str | None) -> None:
+    """Port 80 before the servers' 8080: of one revision, or of all."""
+    chosen = {**OURS, "cloze.dev/revision": revision_name} if revision_name else OURS
+    assert bare(server_service(resource("ModelDeployment"), "run", revision_name)) == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata("run", revision_name or ""),
+        "spec": {
+            "selector": chosen,
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+
+
+def test_http_route(resource: Make) -> None:
+    """The whole route: the prefix is taken away, the user's own filters come after, weights are in the names' order."""
+    header = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["x-debug"]}}
+    route = Route.model_validate(
+        {
+            "parentRefs": [{"name": "cloze", "namespace": "gateway", "sectionName": "web"}, {"name": "other"}],
+            "hostnames": ["spam.example.org"],
+            "path": "/spam/v1",
+            "filters": [header],
+            "timeoutSeconds": 40,
+        }
+    )
+    rewrite = {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}
+    backend = {"group": "", "kind": "Service", "port": 80}
+    assert bare(http_route(resource("ModelDeployment"), route, {"bbb": 10, "aaa": 90})) == {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata("run"),
+        "spec": {
+            "parentRefs": [{"name": "cloze", "namespace": "gateway", "sectionName": "web"}, {"name": "other"}],
+            "hostnames": ["spam.example.org"],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": "/spam/v1"}}],
+                    "filters": [{"type": "URLRewrite", "urlRewrite": rewrite}, header],
+                    "timeouts": {"request": "40s"},
+                    "backendRefs": [
+                        {**backend, "name": "run-aaa", "weight": 90},
+                        {**backend, "name": "run-bbb", "weight": 10},
+                    ],
+                }
+            ],
+        },
+    }
+
+
+def test_smallest_route_says_nothing_that_isnt_asked_for(resource: Make) -> None:
+    """No host names, no filters and no time limit of ours."""
+    route = Route.model_validate({"parentRefs": [{"name": "cloze"}]})
+    spec = http_route(resource("ModelDeployment"), route, {"aaa": 100})["spec"]
+    assert spec.keys() == {"parentRefs", "rules"}
+    assert spec["rules"][0].keys() == {"matches", "backendRefs"}
+
+
+@pytest.mark.parametrize(("least", "minimum"), [(0, 2), (1, 2), (4, 4), (9, 6)])
+def test_autoscaler(resource: Make, least: int, minimum: int) -> None:
+    """Of the stable revision's Deployment; it goes below no size that is still needed, nor above the spec's."""
+    scaling = Autoscaling.model_validate({"minReplicas": 2, "maxReplicas": 6, "targetCpuPercent": 50})
+    target = {"type": "Utilization", "averageUtilization": 50}
+    assert bare(autoscaler(resource("ModelDeployment"), scaling, "abc", least)) == {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": metadata("run"),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": child_name("run", "abc")},
+            "minReplicas": minimum,
+            "maxReplicas": 6,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+        },
+    }
+
+
+def test_disruption_budget(resource: Make) -> None:
+    """Of all pods, whichever revision's; one that doesn't run may always go."""
+    assert bare(disruption_budget(resource("ModelDeployment"), DisruptionBudget(max_unavailable=2))) == {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata("run"),
+        "spec": {
+            "maxUnavailable": 2,
+            "selector": {"matchLabels": OURS},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
