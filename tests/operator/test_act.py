@@ -1,26 +1,34 @@
 """What a verdict becomes: which writes, in which order, and what is left when one of them fails."""
 
 import asyncio
+import sys
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from world import World
+
 from cloze_operator.act import Actor
 from cloze_operator.cluster import Cluster, ClusterError
-from cloze_operator.decide.answers import NotFound, Version
+from cloze_operator.decide.answers import NotFound
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.training import decide_training
-from cloze_operator.decide.verdict import Finding, Verdict
+from cloze_operator.decide.verdict import AliasMove, Finding, TagChange, Verdict
 from cloze_operator.registry import AliasMovedError, RegistryError
 
 Document = dict[str, Any]
 Make = Callable[..., Any]
 
-DIGEST = "sha256:" + "a" * 64
 FOLLOW = {"model": {"name": "spam", "follow": {}}}
+RATIO = {"model": {"name": "spam", "version": "1"}, "replicas": 2, "rollout": {"steps": [{"replicas": 1}]}}
 
 
 class Recorder(Cluster):
@@ -38,6 +46,14 @@ class Recorder(Cluster):
         self.writes.append(what)
         self.bodies.append({**manifest, "manager": manager})
 
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        self.writes.append(f"delete {kind} {name} {uid}")
+
+    async def annotate(self, resource: Any, key: str, value: str | None) -> None:
+        if "annotation" in self.refused:
+            raise ClusterError(409, "Conflict", "the object has been modified")
+        self.writes.append(f"annotation {key} {value}")
+
     async def record(self, event: Any) -> None:
         if "Event" in self.refused:
             raise ClusterError(403, "Forbidden", "no events here")
@@ -46,10 +62,16 @@ class Recorder(Cluster):
 
 
 class StubRegistry:
-    """A registry whose one write may fail."""
+    """A registry whose writes may fail."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
+        self.tags: list[Any] = []
+
+    async def tag(self, change: Any) -> None:
+        if self.error:
+            raise self.error
+        self.tags.append(change)
 
     async def move(self, move: Any) -> None:
         if self.error:
@@ -131,16 +153,98 @@ def test_what_happens_again_is_counted_in_one_event() -> None:
     )
 
 
+# ---------------------------------------------------------------- a rollout
+
+
+def rollouts(result: str) -> float:
+    labels = {"namespace": "ml", "name": "spam", "result": result}
+    return REGISTRY.get_sample_value("cloze_rollouts_total", labels) or 0.0
+
+
+def test_record_is_written_over_the_one_that_was_seen(now: datetime) -> None:
+    """What follows from a record that somebody else has changed meanwhile is decided again, and nothing is told."""
+    world = World(RATIO)
+    world.settle()
+    world.ask_for("2")
+    world.look()
+    snapshot, cluster = world.snapshot(), Recorder("ConfigMap")
+    verdict, state = decide_serving(snapshot)
+    seen = snapshot.children["ConfigMap", "spam-rollout"]["metadata"]["resourceVersion"]
+    assert verdict.remember
+    assert verdict.remember["metadata"]["resourceVersion"] == seen
+    with pytest.raises(ClusterError):
+        act(now, cluster, snapshot.resource, verdict, state)
+    assert cluster.writes == []
+
+
+def test_rollout_is_counted_once_it_is_remembered(now: datetime) -> None:
+    """One that couldn't be written isn't over."""
+    world, before = World(RATIO), rollouts("aborted")
+    world.settle()
+    world.ask_for("2")
+    world.settle()
+    world.annotations = {"cloze.dev/rollout": "abort"}
+    snapshot = world.snapshot()
+    with pytest.raises(ClusterError):
+        act(now, Recorder("ConfigMap"), snapshot.resource, *decide_serving(snapshot))
+    assert rollouts("aborted") == before
+    cluster = Recorder()
+    act(now, cluster, snapshot.resource, *decide_serving(snapshot))
+    assert rollouts("aborted") == before + 1
+    assert cluster.writes == ["ConfigMap", "ModelDeployment status", "Event"]
+
+
+def test_obeyed_command_is_taken_away_after_it_is_remembered(now: datetime) -> None:
+    """In a look of its own: whoever is killed in between finds that it has been obeyed."""
+    world = World(RATIO)
+    world.settle()
+    world.annotations = {"cloze.dev/rollout": "promote"}
+    first = Recorder()
+    snapshot = world.snapshot()
+    verdict, state = decide_serving(snapshot)
+    act(now, first, snapshot.resource, verdict, state)
+    assert first.writes[0] == "ConfigMap"
+    assert not any(write.startswith("annotation") for write in first.writes)
+    world._apply(verdict.remember or {})
+    second = Recorder()
+    act(now, second, world.resource(), *decide_serving(world.snapshot()))
+    assert second.writes[0] == "annotation cloze.dev/rollout None"
+
+
+def test_children_go_before_others_come(now: datetime) -> None:
+    """Exactly the ones that were looked at, by uid."""
+    world = World(RATIO)
+    world.settle()
+    (name,) = (name for kind, name in world.children if kind == "Deployment")
+    stray = deepcopy(world.children["Deployment", name])
+    stray["metadata"] |= {"name": "spam-stray", "uid": "uid-stray"}
+    world.children["Deployment", "spam-stray"] = stray
+    world.children["Service", "spam"]["spec"]["selector"] = {}
+    cluster = Recorder()
+    act(now, cluster, world.resource(), *decide_serving(world.snapshot()))
+    assert cluster.writes[:2] == ["delete Deployment spam-stray uid-stray", "Service"]
+
+
+@pytest.mark.parametrize("error", [None, RegistryError("HTTP 403: not yours")])
+def test_tag_that_is_refused_holds_nothing_up(now: datetime, error: Exception | None) -> None:
+    """The status is written all the same, and the tag is tried again with the next look."""
+    registry, cluster = StubRegistry(error), Recorder()
+    resource = World(RATIO).resource()
+    verdict = Verdict().find("Ready", "True", "AllReplicasReady").tagging(TagChange("spam", "2", "k", "v"))
+    actor = Actor(cluster, registry, lambda: now)  # type: ignore[arg-type] # all of a registry that is used
+    asyncio.run(actor.act(resource, verdict, "Ready"))
+    assert registry.tags == ([] if error else [TagChange("spam", "2", "k", "v")])
+    assert cluster.writes[0] == "ModelDeployment status"
+
+
 # ---------------------------------------------------------------- the alias
 
 
-def test_refused_alias_does_not_hide_that_the_model_is_served(
-    serving: Make, now: datetime, server: Document, deployment: Document
-) -> None:
+def test_refused_alias_does_not_hide_that_the_model_is_served(now: datetime) -> None:
     """The status is written with the refusal in the alias's own condition; then the error asks for another try."""
-    answers = {"model": Version("spam", "3", DIGEST), "alias": NotFound("unset")}
-    snapshot = serving(spec=FOLLOW, children=deployment, pods=(server,), **answers)
-    cluster = Recorder()
+    world = World(FOLLOW, aliases={"challenger": "1"})
+    world.settle()
+    snapshot, cluster = replace(world.snapshot(), alias=NotFound("unset")), Recorder()
     with pytest.raises(RegistryError):
         act(now, cluster, snapshot.resource, *decide_serving(snapshot), error=RegistryError("HTTP 403: not yours"))
     (status,) = [body["status"] for body in cluster.bodies if "status" in body]
@@ -160,32 +264,7 @@ def test_alias_that_was_moved_meanwhile_is_looked_at_again(serving: Make, now: d
 
 
 def _moving(verdict: Verdict) -> Verdict:
-    from cloze_operator.decide.verdict import AliasMove  # noqa: PLC0415 - this one test's
-
     return verdict.pointing(AliasMove("spam", "champion", "3", None, "AliasMoved"), "pointing", 10.0)
-
-
-@pytest.fixture
-def deployment(serving: Make, live: Make) -> Document:
-    """The children of a ModelDeployment that is completely rolled out."""
-    from cloze_operator.desired.serving import (  # noqa: PLC0415 - this one fixture's
-        ServedVersion,
-        server_deployment,
-        server_service,
-    )
-
-    one = serving(spec=FOLLOW)
-    made = server_deployment(one.resource, one.deployment, ServedVersion("spam", "3", DIGEST), one.platform)
-    counts = {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
-    return {"Service": live(server_service(one.resource)), "Deployment": live(made, status=counts)}
-
-
-@pytest.fixture
-def server(pod: Make) -> Document:
-    """A ready pod of that Deployment."""
-    made_for = {"cloze.dev/model-version": "3", "cloze.dev/model-digest": DIGEST}
-    made: Document = pod("s-0", conditions={"Ready": "True"}, annotations=made_for)
-    return made
 
 
 # ---------------------------------------------------------------- failed reconciliations

@@ -8,8 +8,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from cloze_operator.cluster import Cluster, ClusterError
-from cloze_operator.controller import ConflictError, Controller, Key
+from cloze_operator.controller import ConflictError, Controller, Key, utc_now
 from cloze_operator.desired.platform import Platform
+from cloze_operator.observe.evidence import EvidenceObserver
 from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import Settings
@@ -43,7 +44,13 @@ class Server(Cluster):
 
 def controller(cluster: Cluster) -> Controller:
     platform = Platform(train_image="t", serve_image="s", tracking_uri="http://m")
-    return Controller(cluster, Registry("http://m"), Reports(Direct()), Settings(platform=platform))
+    return Controller(
+        cluster,
+        Registry("http://m"),
+        Reports(Direct()),
+        EvidenceObserver(None, None, utc_now),
+        Settings(platform=platform),
+    )
 
 
 def reconciles(result: str) -> float:

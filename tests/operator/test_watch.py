@@ -3,9 +3,10 @@
 import pytest
 
 from cloze_operator.cluster import Cluster
-from cloze_operator.controller import Controller, Key
+from cloze_operator.controller import Controller, Key, utc_now
 from cloze_operator.desired.metadata import labels
 from cloze_operator.desired.platform import Platform
+from cloze_operator.observe.evidence import EvidenceObserver
 from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import Settings
@@ -18,7 +19,7 @@ def controller() -> Controller:
     settings = Settings(platform=platform)
     # Neither is asked anything here.
     cluster: Cluster = object()  # type: ignore[assignment]
-    return Controller(cluster, Registry("http://m"), Reports(Direct()), settings)
+    return Controller(cluster, Registry("http://m"), Reports(Direct()), EvidenceObserver(None, None, utc_now), settings)
 
 
 def test_no_handler_needs_a_finalizer_or_an_annotation(controller: Controller) -> None:
