@@ -191,7 +191,7 @@ def test_rollout_is_counted_once_it_is_remembered(now: datetime) -> None:
     cluster = Recorder()
     act(now, cluster, snapshot.resource, *decide_serving(snapshot))
     assert rollouts("aborted") == before + 1
-    assert cluster.writes == ["ConfigMap", "ModelDeployment status", "Event"]
+    assert cluster.writes == ["ConfigMap", "Event"]
 
 
 def test_obeyed_command_is_taken_away_after_it_is_remembered(now: datetime) -> None:
