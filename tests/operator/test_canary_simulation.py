@@ -1,4 +1,4 @@
-"""False alarms and power of the error test, over simulated rollouts with fixed seeds."""
+"""False alarms and power of canary analysis, over simulated rollouts with fixed seeds."""
 
 import sys
 from pathlib import Path
@@ -7,12 +7,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "hack" / "bench"))
 
+from canary_evidence import Fault, World, share_failed
 from canary_rollouts import KINDS, Scenario, share_rolled_back
 
 FAULTS = {
     "from 0.1 % to 1 % within 2,000": Scenario(stable=0.001, canary=0.01, requests=2000),
     "from 0.1 % to 2 % within 1,000": Scenario(stable=0.001, canary=0.02, requests=1000),
     "from 2 % to 4 % within 4,000": Scenario(stable=0.02, canary=0.04, requests=4000),
+}
+
+#: What is wrong, and the check that has to find it.
+OTHER_FAULTS = {
+    "p95 up by 30 %": (Fault(slower=1.3), "latency"),
+    "unknown tokens from 1 % to 3 %": (Fault(unknown=0.03), "unknown-tokens"),
+    "seven of ten entities lost": (Fault(lost=0.7), "predictions"),
 }
 
 
@@ -27,6 +35,33 @@ def test_a_good_canary_is_let_through(kind: str) -> None:
 def test_a_fault_is_found(fault: str) -> None:
     """Likewise a sample."""
     assert share_rolled_back(FAULTS[fault], 100, seed=2) >= 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_checks_together_let_a_good_canary_through(kind: str) -> None:
+    """With the settings of a ModelDeployment that says nothing about them."""
+    assert share_failed(World(kind=kind), Fault(), 40, seed=5) <= 0.03
+
+
+@pytest.mark.parametrize("fault", OTHER_FAULTS)
+def test_a_fault_is_found_by_its_check(fault: str) -> None:
+    assert share_failed(World(), OTHER_FAULTS[fault][0], 20, seed=6, check=OTHER_FAULTS[fault][1]) >= 0.95
+
+
+@pytest.mark.full
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_checks_together_keep_the_bound(kind: str) -> None:
+    """More than 10,000 rollouts over the three kinds of errors."""
+    assert share_failed(World(kind=kind), Fault(), 3340, seed=7) <= 0.01
+
+
+@pytest.mark.full
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("spread", [0.4, 0.7])
+def test_95_of_100_canaries_with_a_p95_up_by_30_percent_are_found(spread: float) -> None:
+    """Within 2,000 canary requests, also where the p95 is three times the median."""
+    assert share_failed(World(spread=spread), Fault(slower=1.3), 2000, seed=8, check="latency") >= 0.95
 
 
 @pytest.mark.full
