@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import live
-from echo_model import register
 
+from cloze_api.manifest import verify, version_tags
 from cloze_server.echo import write_artifact
+from cloze_trainer.registry import register
+from cloze_trainer.tracking import JobTags
 
 #: Short enough for a test, long enough for Prometheus: it scrapes every two seconds.
 ANALYSIS = {"intervalSeconds": 5, "minimumRequests": 100, "inconclusiveLimit": 6}
@@ -31,8 +33,11 @@ def publish(mlflow: str, name: str, **faults: float) -> str:
     """Register an echo model with these faults; its version."""
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "artifact"
-        write_artifact(artifact, name=name, **faults)
-        return str(register(mlflow, name, artifact))
+        digest = write_artifact(artifact, name=name, **faults)
+        manifest, _ = verify(artifact)
+        tags = JobTags(f"{name}-echo", "echo", manifest.task.value, name, repeatable=True)
+        facts = version_tags(manifest)
+        return register(mlflow, tags, artifact, digest, facts=facts, params={}, figures={}).version
 
 
 def deployment(name: str, model: str, version: str, **spec: Any) -> live.Resource:
