@@ -34,7 +34,7 @@ def publish(mlflow: str, name: str, **faults: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "artifact"
         digest = write_artifact(artifact, name=name, **faults)
-        manifest, _ = verify(artifact)
+        manifest = verify(artifact, digest)
         tags = JobTags(f"{name}-echo", "echo", manifest.task.value, name, repeatable=True)
         facts = version_tags(manifest)
         return register(mlflow, tags, artifact, digest, facts=facts, params={}, figures={}).version
