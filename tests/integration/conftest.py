@@ -84,10 +84,17 @@ class Objects:
     namespace: str
 
     def kind(self, kind: str) -> Any:
-        versions = {"Job": "batch/v1", "Deployment": "apps/v1", "Lease": "coordination.k8s.io/v1"}
-        own = ("PretrainJob", "FineTuneJob", "ModelDeployment")
-        version = "cloze.dev/v1alpha1" if kind in own else versions.get(kind, "v1")
-        return self.cluster.resources.get(api_version=version, kind=kind)
+        versions = {
+            "Job": "batch/v1",
+            "Deployment": "apps/v1",
+            "ControllerRevision": "apps/v1",
+            "Lease": "coordination.k8s.io/v1",
+            "HorizontalPodAutoscaler": "autoscaling/v2",
+            "PodDisruptionBudget": "policy/v1",
+            "HTTPRoute": "gateway.networking.k8s.io/v1",
+            **dict.fromkeys(("PretrainJob", "FineTuneJob", "ModelDeployment"), "cloze.dev/v1alpha1"),
+        }
+        return self.cluster.resources.get(api_version=versions.get(kind, "v1"), kind=kind)
 
     def create(self, body: Document) -> Document:
         result: Document = self.kind(body["kind"]).create(body=body, namespace=self.namespace).to_dict()
@@ -181,6 +188,9 @@ class StubRegistry:
         if method == "POST":
             if not self.writable:
                 return 403, {"error_code": "PERMISSION_DENIED", "message": "this account may not move aliases"}
+            if path.endswith("model-versions/set-tag"):
+                self.versions[query["name"], query["version"]][query["key"]] = query["value"]
+                return 200, {}
             self.aliases[query["name"], query["alias"]] = query["version"]
             return 200, {}
         if path.endswith("registered-models/alias"):
@@ -421,6 +431,13 @@ def brief(api_client: client.ApiClient, namespace: str) -> Objects:
     return Objects(dynamic.DynamicClient(api_client), namespace)
 
 
+@pytest.fixture
+def other(api_client: client.ApiClient) -> Iterator[Objects]:
+    """The objects of a second namespace that one test has to itself."""
+    with fresh_namespace(api_client) as name:
+        yield Objects(dynamic.DynamicClient(api_client), name)
+
+
 class Kubelet:
     """Plays the kubelet for pods that no machine takes: the real scheduler leaves them alone, a test moves them on."""
 
@@ -516,3 +533,9 @@ def _now() -> str:
 def kubelet(objects: Objects) -> Kubelet:
     """Moves pods on."""
     return Kubelet(objects)
+
+
+@pytest.fixture(scope="session")
+def kubelet_of() -> Callable[[Objects], Kubelet]:
+    """Moves the pods of another namespace on."""
+    return Kubelet

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kubernetes.client import ApiException
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator_address")]
 
@@ -20,11 +21,11 @@ def model_deployment(name: str, kubelet: Any, model: Document, **spec: Any) -> D
     }
 
 
-def served_version(objects: Any, name: str) -> str:
-    """The version in the Deployment's pod template."""
-    deployment = objects.get("Deployment", f"{name}-server")
-    annotations = deployment["spec"]["template"]["metadata"]["annotations"] if deployment else {}
-    return str(annotations.get("cloze.dev/model-version", ""))
+def deployment(objects: Any, name: str, version: str = "1") -> Any:
+    """The Deployment of the revision with this version."""
+    found: list[Document] = objects.list("Deployment", f"cloze.dev/owner={name}")
+    of = {entry["metadata"]["annotations"]["cloze.dev/model-version"]: entry for entry in found}
+    return of.get(version)
 
 
 def pods_of_version(objects: Any, name: str, version: str) -> list[Document]:
@@ -36,16 +37,13 @@ def test_missing_model_is_waited_for_then_served(objects: Any, registry: Any, ku
     """A version that isn't registered yet is looked for again; then children come, owned and exact."""
     owner = objects.create(model_deployment("fixed", kubelet, {"name": "fixed", "version": "1"}))
     objects.wait_for_reason("ModelDeployment", "fixed", "ModelResolved", "ModelNotFound")
-    assert objects.get("Deployment", "fixed-server") is None
+    assert deployment(objects, "fixed") is None
     registry.register("fixed", "1", digest=DIGESTS["1"])
     objects.wait_for_reason("ModelDeployment", "fixed", "ModelResolved", "Resolved", 20)
     (pod,) = kubelet.pods("fixed", 1)
     environment = {entry["name"]: entry["value"] for entry in pod["spec"]["containers"][0]["env"]}
     assert environment["CLOZE_MODEL_URI"] == "models:/fixed/1"
     assert environment["CLOZE_MODEL_DIGEST"] == DIGESTS["1"]
-    for kind, name in (("Deployment", "fixed-server"), ("Service", "fixed")):
-        references = objects.get(kind, name)["metadata"]["ownerReferences"]
-        assert [(o["uid"], o["controller"]) for o in references] == [(owner["metadata"]["uid"], True)]
     found = objects.wait_for_reason("ModelDeployment", "fixed", "Ready", "Unschedulable")
     assert found["status"] == "False"
     kubelet.run(pod)
@@ -56,12 +54,21 @@ def test_missing_model_is_waited_for_then_served(objects: Any, registry: Any, ku
     assert status["desired"] == {"name": "fixed", "version": "1", "digest": DIGESTS["1"]}
     assert status["url"] == f"http://fixed.{objects.namespace}.svc"
     assert (status["state"], status["readyReplicas"]) == ("Ready", 1)
+    children = [
+        child
+        for kind in ("Deployment", "Service", "ControllerRevision", "ConfigMap", "PodDisruptionBudget")
+        for child in objects.list(kind, "cloze.dev/owner=fixed")
+    ]
+    assert len(children) == 5
+    for child in children:
+        references = child["metadata"]["ownerReferences"]
+        assert [(o["uid"], o["controller"]) for o in references] == [(owner["metadata"]["uid"], True)]
 
 
 def test_followed_alias_rolls_out_then_promotes(
     objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
 ) -> None:
-    """A candidate is rolled out without taking the old version away first; only then the promoted alias moves."""
+    """Without steps a candidate takes over once it is ready; until then the old one serves and has the alias."""
     for version in "12":
         registry.register("followed", version, digest=DIGESTS[version])
     registry.aliases["followed", "challenger"] = "1"
@@ -71,14 +78,16 @@ def test_followed_alias_rolls_out_then_promotes(
     assert registry.aliases["followed", "champion"] == "1"
 
     registry.aliases["followed", "challenger"] = "2"
-    eventually(lambda: served_version(objects, "followed") == "2", "version 2 in the pod template", 20)
-    (new,) = eventually(lambda: pods_of_version(objects, "followed", "2"), "a pod of version 2")
+    (new,) = eventually(lambda: pods_of_version(objects, "followed", "2"), "a pod of version 2", 20)
     assert len(pods_of_version(objects, "followed", "1")) == 1
-    assert objects.condition("ModelDeployment", "followed", "Ready")["status"] == "False"
+    selector = lambda: objects.get("Service", "followed")["spec"]["selector"]["cloze.dev/revision"]  # noqa: E731
+    former = selector()
+    assert objects.condition("ModelDeployment", "followed", "Ready")["status"] == "True"
     assert registry.aliases["followed", "champion"] == "1"
     kubelet.run(new)
     objects.wait_for_reason("ModelDeployment", "followed", "AliasMoved", "Version2")
     assert registry.aliases["followed", "champion"] == "2"
+    assert selector() == new["metadata"]["labels"]["cloze.dev/revision"] != former
 
 
 def test_refused_alias_is_said_and_hides_nothing(objects: Any, registry: Any, kubelet: Any) -> None:
@@ -105,22 +114,25 @@ def test_refused_alias_is_said_and_hides_nothing(objects: Any, registry: Any, ku
 def test_tampered_digest_is_put_right(
     objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
 ) -> None:
-    """What somebody writes into the live Deployment isn't taken for what was decided."""
+    """What somebody writes into the live Deployment isn't taken for what was decided, which nobody can change."""
     registry.register("tampered", "1", digest=DIGESTS["1"])
     objects.create(model_deployment("tampered", kubelet, {"name": "tampered", "version": "1"}))
     kubelet.pods("tampered", 1)
-    template = objects.get("Deployment", "tampered-server")["spec"]["template"]["spec"]
+    live = deployment(objects, "tampered")
+    name, template = live["metadata"]["name"], live["spec"]["template"]["spec"]
     for entry in template["containers"][0]["env"]:
         if entry["name"] == "CLOZE_MODEL_DIGEST":
             entry["value"] = DIGESTS["3"]
-    objects.patch("Deployment", "tampered-server", {"spec": {"template": {"spec": template}}})
+    objects.patch("Deployment", name, {"spec": {"template": {"spec": template}}})
 
     def digest() -> str:
-        containers = objects.get("Deployment", "tampered-server")["spec"]["template"]["spec"]["containers"]
+        containers = objects.get("Deployment", name)["spec"]["template"]["spec"]["containers"]
         return str({entry["name"]: entry["value"] for entry in containers[0]["env"]}["CLOZE_MODEL_DIGEST"])
 
     eventually(lambda: digest() == DIGESTS["1"], "the digest to be put back", 20)
     assert objects.get("ModelDeployment", "tampered")["status"]["desired"]["digest"] == DIGESTS["1"]
+    with pytest.raises(ApiException, match="data"):
+        objects.patch("ControllerRevision", name, {"data": {"model": {"digest": DIGESTS["3"]}}})
 
 
 def test_crash_loop_is_never_ready_and_says_why(objects: Any, registry: Any, kubelet: Any) -> None:
@@ -141,7 +153,7 @@ def test_crash_loop_is_never_ready_and_says_why(objects: Any, registry: Any, kub
 def test_serving_goes_on_without_the_registry(
     objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
 ) -> None:
-    """What was resolved stands in the Deployment: it is served and repaired while the registry is away."""
+    """What was resolved is stored: it is served and repaired while the registry is away."""
     registry.register("steady", "1", digest=DIGESTS["1"])
     registry.aliases["steady", "challenger"] = "1"
     objects.create(model_deployment("steady", kubelet, {"name": "steady", "follow": {}}))
@@ -154,10 +166,9 @@ def test_serving_goes_on_without_the_registry(
         assert objects.condition("ModelDeployment", "steady", "Ready")["status"] == "True"
         objects.delete("Service", "steady")
         eventually(lambda: objects.get("Service", "steady"), "the Service to be made again", 20)
-        objects.patch("Deployment", "steady-server", {"spec": {"replicas": 3}})
-        eventually(
-            lambda: objects.get("Deployment", "steady-server")["spec"]["replicas"] == 1, "the replicas to be put back"
-        )
+        name = deployment(objects, "steady")["metadata"]["name"]
+        objects.patch("Deployment", name, {"spec": {"replicas": 3}})
+        eventually(lambda: objects.get("Deployment", name)["spec"]["replicas"] == 1, "the replicas to be put back")
     finally:
         registry.up = True
 
@@ -172,7 +183,7 @@ def test_foreign_service_is_left_alone(objects: Any, registry: Any, kubelet: Any
     assert "Service taken" in found["message"]
     after = objects.get("Service", "taken")
     assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
-    assert objects.get("Deployment", "taken-server") is None
+    assert deployment(objects, "taken") is None
 
 
 def test_an_alias_has_one_owner(objects: Any, registry: Any, kubelet: Any) -> None:
@@ -208,4 +219,4 @@ def test_version_without_digest_is_refused(objects: Any, registry: Any, kubelet:
     registry.register("bare", "1")
     objects.create(model_deployment("bare", kubelet, {"name": "bare", "version": "1"}))
     objects.wait_for_reason("ModelDeployment", "bare", "ModelResolved", "DigestMissing")
-    assert objects.get("Deployment", "bare-server") is None
+    assert deployment(objects, "bare") is None

@@ -61,6 +61,20 @@ def drop(path: str) -> Callable[[Document], None]:
 
 P, F, M = GOOD
 
+PARENT: Document = {"parentRefs": [{"name": "gateway"}]}
+ROUTE: Document = {"provider": "GatewayAPI", "route": PARENT}
+
+
+def routed(spec: Document) -> Callable[[Document], None]:
+    """A change that leads requests through a gateway, with more of the spec."""
+    return lambda target: target["spec"].update({"traffic": ROUTE, **spec})
+
+
+def scaled(autoscaling: Document) -> Callable[[Document], None]:
+    """A change that makes it follow the load."""
+    return routed({"autoscaling": autoscaling, "resources": {"requests": {"cpu": "1"}}})
+
+
 # kind, change, what the message must contain: the field, and for rules the remedy.
 BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (P, drop("spec.corpus"), ("spec.corpus", "Required")),
@@ -149,6 +163,58 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (M, put("spec.runtime", {"maxQueueTokens": 100}), ("spec.runtime.maxQueueTokens", "raise it")),
     (M, put("spec.drainSeconds", 0), ("spec.drainSeconds",)),
     (M, put("spec.drainSeconds", 10), ("spec.drainSeconds", "spec.runtime.timeoutSeconds")),
+    (M, put("spec.traffic", {"provider": "GatewayAPI"}), ("spec.traffic.route", "set both")),
+    (M, put("spec.traffic", {"route": ROUTE["route"]}), ("spec.traffic.route", "or neither")),
+    (M, put("spec.traffic", {"provider": "Istio"}), ("spec.traffic.provider", "ReplicaRatio")),
+    (M, put("spec.traffic", {**ROUTE, "route": {"parentRefs": []}}), ("spec.traffic.route.parentRefs", "at least 1")),
+    (M, put("spec.traffic", {**ROUTE, "route": {**PARENT, "path": "spam"}}), ("spec.traffic.route.path",)),
+    (M, put("spec.traffic", {**ROUTE, "route": {**PARENT, "hostnames": ["a b"]}}), ("spec.traffic.route.hostnames",)),
+    (M, put("spec.rollout.steps", [{"holdSeconds": 5}]), ("spec.rollout.steps", "exactly one", "set one")),
+    (M, put("spec.rollout.steps", [{"weight": 5, "replicas": 1}]), ("spec.rollout.steps", "remove the other")),
+    (M, put("spec.rollout.steps", [{"weight": 100}]), ("spec.rollout.steps[0].weight", "less than or equal to 99")),
+    (M, put("spec.rollout.steps", [{"weight": 5}]), ("spec.rollout.steps", "ReplicaRatio", "change one")),
+    (M, routed({"rollout": {"steps": [{"replicas": 1}]}}), ("spec.rollout.steps", "GatewayAPI", "change one")),
+    (
+        M,
+        put("spec.rollout.steps", [{"replicas": 1}, {"weight": 5}]),
+        ("spec.rollout.steps mixes weight and replicas", "use one"),
+    ),
+    (M, put("spec.rollout.steps", [{"replicas": 2}, {"replicas": 1}]), ("spec.rollout.steps", "goes down")),
+    (M, routed({"rollout": {"steps": [{"weight": 50}, {"weight": 10}]}}), ("spec.rollout.steps", "goes down")),
+    (
+        M,
+        put("spec.rollout", {"strategy": "BlueGreen", "steps": [{"replicas": 1}]}),
+        ("spec.rollout.steps", "BlueGreen", "remove one"),
+    ),
+    (M, put("spec.rollout.previewSeconds", 5), ("spec.rollout.previewSeconds", "BlueGreen", "set it")),
+    (M, put("spec.rollout.strategy", "Recreate"), ("spec.rollout.strategy", "BlueGreen")),
+    (M, put("spec.rollout.onFailure", "Ignore"), ("spec.rollout.onFailure", "Rollback")),
+    (M, put("spec.rollout.analysis.onNoData", "Pass"), ("spec.rollout.analysis.onNoData", "Pause")),
+    (M, put("spec.rollout.analysis.falseAlarmRatio", 0), ("spec.rollout.analysis.falseAlarmRatio",)),
+    (M, put("spec.rollout.analysis.latency.quantile", 1), ("spec.rollout.analysis.latency.quantile",)),
+    (M, put("spec.rollout.analysis.errors.threshold", 1), ("spec.rollout.analysis.errors.threshold", "unknown field")),
+    (
+        M,
+        put("spec.rollout.analysis.queries", [{"name": "mine", "query": "up"}]),
+        ("spec.rollout.analysis.queries", "without a bound", "give it a minimum"),
+    ),
+    (
+        M,
+        put("spec.rollout.analysis.queries", [{"name": "mine", "query": "up", "minimum": 1}] * 2),
+        ("spec.rollout.analysis.queries[1]", "Duplicate value"),
+    ),
+    (
+        M,
+        put("spec.objectives.latencySeconds", 0.21),
+        ("spec.objectives.latencySeconds", "isn't a boundary", "use one of"),
+    ),
+    (M, put("spec.objectives.availability", 1), ("spec.objectives.availability", "less than 1")),
+    (M, put("spec.autoscaling", {"maxReplicas": 3}), ("spec.autoscaling", "GatewayAPI")),
+    (M, routed({"autoscaling": {"maxReplicas": 3}}), ("spec.autoscaling", "spec.resources.requests.cpu", "set it")),
+    (M, scaled({"minReplicas": 2}), ("spec.autoscaling.maxReplicas", "Required")),
+    (M, scaled({"minReplicas": 4, "maxReplicas": 3}), ("spec.autoscaling.minReplicas", "lower it")),
+    (M, put("spec.disruptionBudget", {"maxUnavailable": 0}), ("spec.disruptionBudget.maxUnavailable",)),
+    (M, put("spec.scheduling.tolerations", [{"operator": "In"}]), ("spec.scheduling.tolerations", "Exists")),
 ]
 
 
@@ -169,6 +235,27 @@ def create(kubernetes_client: dynamic.DynamicClient, body: Document, *, dry_run:
 def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind: str) -> None:
     """The smallest object of each kind is enough; every other field has a default."""
     create(kubernetes_client, document(kind), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        scaled({"minReplicas": 3, "maxReplicas": 3}),
+        routed({"rollout": {"steps": [{"weight": 1}, {"weight": 1}, {"weight": 99}]}}),
+        routed({"traffic": {**ROUTE, "route": {**PARENT, "path": "/spam/v1", "filters": [{"type": "Any", "x": {}}]}}}),
+        put("spec.rollout.steps", [{"replicas": 2}, {"replicas": 2, "holdSeconds": 0}]),
+        put("spec.rollout", {"strategy": "BlueGreen", "previewSeconds": 5}),
+        put("spec.rollout.analysis.queries", [{"name": "mine", "query": "up", "maximum": -1.5}]),
+        put("spec.objectives", {"latencySeconds": 0.1, "availability": 0.99}),
+    ],
+)
+def test_what_rollouts_need_is_accepted(
+    kubernetes_client: dynamic.DynamicClient, change: Callable[[Document], None]
+) -> None:
+    """What is close to a mistake, and none."""
+    body = document(M)
+    change(body)
+    create(kubernetes_client, body, dry_run=True)
 
 
 @pytest.mark.parametrize(
