@@ -68,7 +68,7 @@ class Flood:
                 continue
             self.slowest = max(self.slowest, time.monotonic() - started)
             if response.status == 200:
-                self.versions[str(reply["model"]["version"])] += 1
+                self.versions[str(reply["version"])] += 1
                 wanted = hashlib.sha256(text.encode()).hexdigest()
                 self.mixed_up += reply["results"][0]["sha256"] != wanted
 
