@@ -77,7 +77,7 @@ async def _reconcile(
     logger.info("started", extra={"scope": scope, "workers": settings.workers})
     # A standby hasn't synced for as long as it has waited.
     controller.last_resync = time.monotonic()
-    # In this order: at its end kopf waits 5 s for tasks that began after it, and takes them for its own.
+    # In this order: at its end kopf waits 5 s for tasks that began after its own.
     await _first_of(controller.run(), watch(controller, settings, stopped))
 
 

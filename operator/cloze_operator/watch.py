@@ -4,7 +4,6 @@ Only `kopf.on.event` handlers are registered: they put neither finalizers nor an
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import signal
@@ -34,7 +33,7 @@ def key_of_child(labels: Mapping[str, str], namespace: str | None) -> Key | None
     return Key(kind, namespace, name) if kind in _KINDS and name and namespace else None
 
 
-def handlers(controller: Controller) -> kopf.OperatorRegistry:
+def handlers(controller: Controller, stopped: asyncio.Event) -> kopf.OperatorRegistry:
     """kopf's registry with our handlers."""
     registry = kopf.OperatorRegistry()
 
@@ -50,6 +49,11 @@ def handlers(controller: Controller) -> kopf.OperatorRegistry:
         kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(resource_changed)
     for group, version, plural in _WATCHED:
         kopf.on.event(group, version, plural, registry=registry, labels={LABEL_MANAGED_BY: MANAGED_BY})(child_changed)
+
+    @kopf.on.startup(registry=registry)
+    async def begin(**_: Any) -> None:
+        # kopf has just taken the signals for itself.
+        hear(stopped)
 
     @kopf.on.login(registry=registry)
     async def log_in(**options: Any) -> kopf.ConnectionInfo | None:
@@ -90,28 +94,23 @@ def hear(stopped: asyncio.Event) -> None:
 
 
 async def watch(controller: Controller, settings: Settings, stopped: asyncio.Event) -> None:
-    """Watch until the process is told to stop.
+    """Watch until cancelled.
 
     What kopf takes for final isn't: an API server that starts or is overloaded answers a stream with 410, 401 or an
     error in its middle, too. The watches then begin anew, with a list, so that nothing is missed.
     """
-    while not stopped.is_set():
+    while True:
         try:
             await kopf.operator(
-                registry=handlers(controller),
+                registry=handlers(controller, stopped),
                 settings=kopf_settings(),
                 standalone=True,
                 clusterwide=not settings.namespaces,
                 namespaces=settings.namespaces,
-                stop_flag=stopped,
             )
         except Exception as error:  # noqa: BLE001 - its errors have no base of their own
             logger.warning("the watches have failed and begin anew: %s", error)
         else:
+            # It returns when it is cancelled.
             return
-        finally:
-            # kopf has taken the signals over.
-            hear(stopped)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_AGAIN_SECONDS):
-                await stopped.wait()
+        await asyncio.sleep(_AGAIN_SECONDS)

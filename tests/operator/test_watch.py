@@ -1,5 +1,7 @@
 """kopf is used for watch streams alone."""
 
+import asyncio
+
 import pytest
 
 from cloze_operator.cluster import Cluster
@@ -24,7 +26,7 @@ def controller() -> Controller:
 
 def test_no_handler_needs_a_finalizer_or_an_annotation(controller: Controller) -> None:
     """Change handlers, daemons, timers and indexes are what makes kopf write to other people's objects."""
-    registry = handlers(controller)
+    registry = handlers(controller, asyncio.Event())
     assert len(registry._watching.get_all_handlers()) == 6
     assert not registry._changing.get_all_handlers()
     assert not registry._spawning.get_all_handlers()
