@@ -108,6 +108,28 @@ def await_step(namespace: str, name: str, step: str, timeout: float = 180) -> li
     )
 
 
+def await_rejection(namespace: str, name: str, version: str, timeout: float = 240) -> live.Resource:
+    """What the status says of a version once it is rolled back and nothing goes to it any more."""
+
+    def rejected(seen: live.Resource) -> live.Resource:
+        return next(
+            (
+                entry
+                for entry in seen.get("revisions", [])
+                if entry["version"] == version and entry.get("role") == "Rejected" and not entry.get("weight")
+            ),
+            {},
+        )
+
+    seen = live.until(
+        lambda: status(namespace, name),
+        lambda seen: bool(rejected(seen)) and seen.get("state") == "RolledBack",
+        timeout,
+        f"{name} takes version {version} back",
+    )
+    return rejected(seen)
+
+
 @contextlib.contextmanager
 def flood(host: str, rate: float = 150) -> Iterator[dict[str, Any]]:
     """Requests through the gateway while the block runs; yields what came back, filled at its end."""
