@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Proxy:
     def away(self) -> Iterator[None]:
         """Like an API server that restarts: all streams break, and no request gets an answer."""
         self._down = True
-        self._loop.call_soon_threadsafe(self._abort)
+        self.break_streams()
         try:
             yield
         finally:
@@ -94,6 +94,10 @@ class Proxy:
         event = {"type": "ERROR", "object": reply.body()}
         line = json.dumps(event).encode() + b"\n"
         return asyncio.run_coroutine_threadsafe(self._tell(line), self._loop).result(10)
+
+    def break_streams(self) -> None:
+        """End each watch that streams now, without a word."""
+        self._loop.call_soon_threadsafe(self._abort)
 
     async def _tell(self, line: bytes) -> int:
         streams = list(self._streams.items())
@@ -140,13 +144,15 @@ class Proxy:
         ) as answer:
             kept = {key: value for key, value in answer.headers.items() if key not in _HOP_BY_HOP}
             stream = web.StreamResponse(status=answer.status, headers=kept)
-            await stream.prepare(request)
-            if seen.is_watch:
-                self._streams[stream] = request
-            try:
-                async for chunk in answer.content.iter_any():
-                    await stream.write(chunk)
-                await stream.write_eof()
-            finally:
-                self._streams.pop(stream, None)
+            # A client that was killed reads nothing any more.
+            with suppress(ConnectionError):
+                await stream.prepare(request)
+                if seen.is_watch:
+                    self._streams[stream] = request
+                try:
+                    async for chunk in answer.content.iter_any():
+                        await stream.write(chunk)
+                    await stream.write_eof()
+                finally:
+                    self._streams.pop(stream, None)
             return stream
