@@ -194,10 +194,19 @@ def test_a_label_that_is_answered_less_often_is_a_shift_too() -> None:
     assert (shift.canary.ratio, shift.stable.ratio) == (pytest.approx(0.3), pytest.approx(0.5))
 
 
+def test_of_several_shifts_the_surest_is_told() -> None:
+    moved = {"a": pairs(0.25, 0.1), "b": pairs(0.5, 0.1), "c": pairs(0.25, 0.1)}
+    assert largest_shift(moved, alpha=0.001, least_difference=0.1).label == "b"
+    equal = {"a": pairs(0.11, 0.1), "b": pairs(0.12, 0.1), "c": pairs(0.1, 0.1)}
+    assert largest_shift(equal, alpha=0.001, least_difference=0.1).label == "b"
+
+
 def test_a_shift_that_was_large_once_was_large() -> None:
     """A proof stays a proof, though the canary's answers are ordinary again by now."""
     early = [*pairs(0.9, 0.1), *pairs(0.1, 0.1) * 20]
-    assert largest_shift({"spam": early}, alpha=0.001, least_difference=0.1).seen.worse
+    other = pairs(0.15, 0.1) * 21
+    shift = largest_shift({"spam": early, "other": other}, alpha=0.001, least_difference=0.1)
+    assert (shift.label, shift.seen.worse) == ("spam", True)
 
 
 QUERY = {"name": "own", "query": "vector(1)", "maximum": 2, "failureLimit": 3}
@@ -215,6 +224,7 @@ def test_a_query_fails_after_values_in_a_row_out_of_bounds() -> None:
     assert of_query(3, 3, 1, 3, 3, 1).result == Result.PASS
     assert of_query(3, 3, 3, 1).result == Result.FAIL
     assert of_query(3, math.nan, 3, math.nan, 3).result == Result.FAIL
+    assert of_query(3, math.nan, 3, 1).result == Result.PASS
     assert of_query(-1, minimum=0, failureLimit=1).result == Result.FAIL
 
 
@@ -231,7 +241,7 @@ def test_a_query_without_a_value_waits(values: tuple[float, ...]) -> None:
 
 def test_values_of_former_steps_are_not_this_steps() -> None:
     since = BEGAN + timedelta(seconds=45)
-    assert of_query(3, 3, 3, 1, since=since).result == Result.PASS
+    assert of_query(3, 3, 3, 1, since=since, failureLimit=1).result == Result.PASS
     assert of_query(3, 3, 3, since=since).result == Result.WAITING
 
 
