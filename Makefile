@@ -81,12 +81,12 @@ full-training: $(VENV) ## part: training runs killed at any moment, outside a cl
 	@hack/test-full training tests/trainer
 
 .PHONY: full-chaos
-full-chaos: $(VENV) ## part: pods killed again and again on a real cluster
+full-chaos: $(VENV) ## part: pods, operators and the API server killed again and again on a real cluster
 	@$(ON_TEST_CLUSTER) images chaos
 
 .PHONY: chaos
 chaos: $(VENV)
-	@$(ON_CLUSTER) hack/test-full chaos tests/e2e
+	@$(ON_CLUSTER) hack/test-full chaos tests/integration tests/e2e
 
 .PHONY: format
 format: $(VENV) ## format the code and fix what can be fixed

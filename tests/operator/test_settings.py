@@ -1,5 +1,7 @@
 """Settings come from the environment, and a wrong one is named."""
 
+from pathlib import Path
+
 import pytest
 
 from cloze_operator.analysis.queries import GATEWAYS, GatewayCounters
@@ -35,6 +37,23 @@ def test_everything_can_be_set() -> None:
     assert (settings.workers, settings.port, settings.log_level) == (2, 9, "debug")
 
 
+def test_lease_is_the_pod_s_namespace_s(tmp_path: Path) -> None:
+    """Unless another is named; outside a pod it is `default`. An operator that is alone needs none."""
+    file = tmp_path / "namespace"
+    assert read(GOOD, file).lease_namespace == "default"
+    file.write_text("cloze-system\n", encoding="utf-8")
+    settings = read(GOOD, file)
+    assert (settings.leader_election, settings.lease_namespace, settings.lease_name) == (
+        True,
+        "cloze-system",
+        "cloze-operator",
+    )
+    named = {"CLOZE_LEASE_NAMESPACE": "a", "CLOZE_LEASE_NAME": "b", "CLOZE_POD_NAME": "c"}
+    settings = read({**GOOD, **named, "CLOZE_LEADER_ELECTION": "False"}, file)
+    assert not settings.leader_election
+    assert (settings.lease_namespace, settings.lease_name, settings.pod_name) == ("a", "b", "c")
+
+
 def test_prometheus_and_the_gateway_can_be_set() -> None:
     """The counters of a gateway by its name, or in one's own words."""
     settings = read(
@@ -67,6 +86,7 @@ def test_prometheus_and_the_gateway_can_be_set() -> None:
         ("CLOZE_OPERATOR_WORKERS", "0"),
         ("CLOZE_IMAGE_PULL_POLICY", "sometimes"),
         ("CLOZE_LOG_LEVEL", "loud"),
+        ("CLOZE_LEADER_ELECTION", "maybe"),
         ("CLOZE_PROMETHEUS_URL", "prometheus:9090"),
         ("CLOZE_PROMETHEUS_TIMEOUT_SECONDS", "0"),
         ("CLOZE_PROMETHEUS_HEADERS", "X-Scope-OrgID"),
