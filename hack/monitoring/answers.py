@@ -95,5 +95,7 @@ def _reason(url: str, form: Mapping[str, str]) -> str:
             series = json.load(reply)["data"]["result"]
     except urllib.error.HTTPError as error:
         return f"refused, {error.read().decode(errors='replace')[:300]}"
+    except OSError as error:
+        return f"no answer, {error}"
     values = (float(value) for one in series for _, value in one["values"])
     return "" if any(map(math.isfinite, values)) else _NOTHING
