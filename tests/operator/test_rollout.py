@@ -704,3 +704,22 @@ def test_a_declared_tokenizer_change_takes_the_steps(start: Start) -> None:
     world.settle()
     assert world.weights() == {"1": 90, "2": 10}
     assert "another tokenizer" in dict(world.events)["RolloutStarted"]
+
+
+def test_a_version_that_the_registry_cannot_speak_of_waits(start: Start) -> None:
+    """It may be quarantined by now, and couldn't be loaded anyway; what is tried already goes on."""
+    world = start()
+    world.ask_for("2")
+    world.settle()
+    world.ask_for("1")
+    world.after(40)
+    world.registry_is_up = False
+    world.ask_for("2")
+    world.after(30)
+    assert (world.record.canary, world.weights()) == ("", {"1": 100})
+    world.registry_is_up = True
+    world.settle()
+    assert world.weights() == {"1": 90, "2": 10}
+    world.registry_is_up = False
+    world.after(100)
+    assert world.weights() == {"2": 100}

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloze_api.resources import ModelDeployment
 from cloze_operator.analysis.checks import Evidence
-from cloze_operator.decide.answers import Answer, Loaded, NotFound, Version
+from cloze_operator.decide.answers import Answer, Loaded, NotFound, Unavailable, Version
 from cloze_operator.decide.record import Record, load
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
@@ -61,6 +61,7 @@ class World:
     ended: list[str] = field(default_factory=list)
     evidence: Callable[["World"], Evidence | None] = lambda _: None
     route_accepted: bool = True
+    registry_is_up: bool = True
     state: str = ""
     writes: int = 0
     kill_at: int | None = None
@@ -132,6 +133,8 @@ class World:
         return self._version(self.aliases[alias]) if alias in self.aliases else NotFound(f"no alias {alias}")
 
     def _version(self, version: str) -> Answer:
+        if not self.registry_is_up:
+            return Unavailable("the registry is away")
         if version not in self.versions:
             return NotFound(f"no version {version}")
         facts = self.facts.get(version, UNKNOWN)

@@ -13,7 +13,7 @@ from cloze_api.rollout import OnNoData, Provider
 from cloze_operator.analysis.burn import fast_burn
 from cloze_operator.analysis.checks import Judgement, Result, judge
 from cloze_operator.decide import pods
-from cloze_operator.decide.answers import Version
+from cloze_operator.decide.answers import Unavailable, Version
 from cloze_operator.decide.arms import Arm, arm, full_size, in_force, mismatches
 from cloze_operator.decide.fields import dig, format_time
 from cloze_operator.decide.guards import changes_tokenizer, obstacle
@@ -166,7 +166,8 @@ def follow_target(view: View) -> Move | None:
         return Move(record.without_canary(now), Event("Normal", "RolloutWithdrawn", text), "superseded")
     if view.snapshot.parsed.spec.rollout.paused and not record.canary:
         return None
-    if _is_awaited(view):
+    if _is_awaited(view) or isinstance(view.snapshot.model, Unavailable):
+        # A version that the registry can't speak of may be quarantined, and couldn't be loaded either.
         return None
     ended: Ended = "superseded" if record.canary else ""
     if target == record.previous and arm(view.snapshot, target).ready >= full_size(view.snapshot):
