@@ -152,3 +152,23 @@ def events(namespace: str, name: str) -> list[str]:
     """Reasons of the ModelDeployment's events."""
     found = live.items(namespace, "events")
     return [entry["reason"] for entry in found if entry["involvedObject"]["name"] == name]
+
+
+def operator_setting(platform: str, name: str) -> str:
+    """A variable of the operator's environment."""
+    container = live.get(platform, "deployment", "cloze-operator")["spec"]["template"]["spec"]["containers"][0]
+    return next(str(entry.get("value", "")) for entry in container["env"] if entry["name"] == name)
+
+
+def set_operator(platform: str, name: str, value: str) -> None:
+    """Restart the operators with another value of a variable."""
+    live.kubectl("--namespace", platform, "set", "env", "deployment/cloze-operator", f"{name}={value}")
+    live.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=180s")
+
+
+def kill_operators(platform: str) -> None:
+    """End both operators at once, without a chance to finish anything, and wait until there are two again."""
+    pods = live.items(platform, "pods", "app.kubernetes.io/component=operator")
+    names = [pod["metadata"]["name"] for pod in pods]
+    live.kubectl("--namespace", platform, "delete", "pod", *names, "--grace-period=0", "--force")
+    live.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=180s")
