@@ -62,6 +62,13 @@ def test_an_equal_one_is_not() -> None:
     assert not rollout(1.04).worse
 
 
+def test_arms_that_are_scraped_in_turn_are_compared_all_the_same() -> None:
+    """Also within classes of length."""
+    one = {"short": histogram([0.02] * 10)}
+    counted = excesses([one, {}, one, {}], [{}, one, {}, one], quantile=0.95, tolerance=1.0, before=one)
+    assert [len(interval) for interval in counted] == [1, 1]
+
+
 def test_a_canary_that_gets_the_long_requests_is_not_slow_for_it() -> None:
     assert not rollout(1.0, shares=(0.1, 0.3, 0.6)).worse
 
