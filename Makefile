@@ -48,6 +48,7 @@ lint: $(VENV) ## format, lint and architecture checks; generated files are curre
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/lint-imports --no-logo | tail -n 3
 	@.venv/bin/cloze-crds --check crds charts/cloze/files/crds --reference docs/reference.md
+	@$(PY) hack/monitoring generate --check
 
 .PHONY: types
 types: $(VENV) ## strict type checks
@@ -93,8 +94,9 @@ format: $(VENV) ## format the code and fix what can be fixed
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --fix .
 
 .PHONY: generate
-generate: $(VENV) ## render the CRDs and the reference from the contract
+generate: $(VENV) ## render the CRDs and the reference from the contract, and the rules and dashboards
 	@.venv/bin/cloze-crds crds charts/cloze/files/crds --reference docs/reference.md
+	@$(PY) hack/monitoring generate
 
 # ---------------------------------------------------------------- cluster, images, chart
 

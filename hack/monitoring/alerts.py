@@ -212,8 +212,8 @@ def _rollouts() -> list[Rule]:
             severity=TICKET,
             runbook="rollout-rolled-back",
             summary=f"A new version of {_WHO} was taken back",
-            description="Its canary, or the watch over it after the promotion, found it worse than the version before. "
-            "Users are served by that one again.",
+            description="About {{ $value | humanize }} times within 1 hour. Its canary, or the watch over it after "
+            "the promotion, found it worse than the version before. Users are served by that one again.",
         ),
         _alert(
             "ClozeRolloutHeld",
@@ -231,8 +231,7 @@ def _rollouts() -> list[Rule]:
             severity=TICKET,
             runbook="rollout-held",
             summary=f"The canary of {_WHO} can't be judged",
-            description="The check {{ $labels.check }} has come to no result for an hour: too few requests, or no "
-            "data.",
+            description="The check {{ $labels.check }} has come to no result for 1 hour: too few requests, or no data.",
         ),
     ]
 
@@ -253,7 +252,8 @@ def _training() -> list[Rule]:
             severity=TICKET,
             runbook="training-failed",
             summary=f"{job} failed",
-            description="It isn't tried again. The condition Succeeded has the reason; the last checkpoint is kept.",
+            description="It has within the last 1 hour, and isn't tried again. The condition Succeeded has the "
+            "reason; the last checkpoint is kept.",
         ),
         _alert(
             "ClozeTrainingStalled",

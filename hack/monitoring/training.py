@@ -50,7 +50,7 @@ def _runs() -> Row:
             ),
             Panel(
                 "Running",
-                "Runs that train now.",
+                "Runs whose pods are there and work, in any stage.",
                 "short",
                 [
                     Query(

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from cloze_api import crd
+from cloze_api.names import MANAGED_BY
 from cloze_operator import settings
+from cloze_operator.desired.metadata import COMPONENTS
 
 # Helm comes with the local cluster's tools.
 pytestmark = pytest.mark.cluster
@@ -24,6 +26,15 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 def render(*values: str) -> list[dict[str, Any]]:
     flags = [flag for value in values for flag in ("--set-json", value)]
     done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", "--kube-version", "1.31.0", *flags)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def render_monitoring(*values: str) -> list[dict[str, Any]]:
+    """What the chart renders for a cluster that has the Prometheus Operator's definitions."""
+    flags = [flag for value in values for flag in ("--set-json", value)]
+    cluster = ("--kube-version", "1.31.0", "--api-versions", "monitoring.coreos.com/v1")
+    done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", *cluster, *flags)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
@@ -152,6 +163,96 @@ def test_upgrade_does_not_restart_mlflow() -> None:
     assert mlflow["spec"]["template"]["metadata"]["labels"] == mlflow["spec"]["selector"]["matchLabels"]
 
 
+def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+def test_monitoring_is_off_unless_it_is_asked_for() -> None:
+    """A cluster without Prometheus Operator or Grafana gets none of their objects."""
+    assert {document["kind"] for document in render()}.isdisjoint({"PrometheusRule", "ServiceMonitor", "PodMonitor"})
+    assert not of_kind(render(), "ConfigMap")
+
+
+@pytest.mark.parametrize("setting", ["rules", "serviceMonitor", "podMonitors"])
+def test_missing_definitions_are_named_before_anything_is_installed(setting: str) -> None:
+    """Helm's own message would speak of a kind that has no match."""
+    flag = f"monitoring.{setting}.enabled=true"
+    done = helm("template", "cloze", str(CHART), "--kube-version", "1.31.0", "--set-json", flag)
+    assert done.returncode != 0
+    assert f"monitoring.{setting}.enabled needs the Prometheus Operator's definitions" in done.stderr
+
+
+def test_rules_say_whose_they_are_and_where_to_read_on() -> None:
+    """Team and runbooks by values, in rule objects and in the ConfigMap alike; all else as committed."""
+    documents = render_monitoring(
+        "monitoring.rules.enabled=true",
+        "monitoring.rules.configMap=true",
+        'monitoring.rules.labels={"release":"prometheus"}',
+        'monitoring.rules.team="language"',
+        'monitoring.rules.runbookBaseUrl="https://runbooks.example/cloze/"',
+    )
+    objects = of_kind(documents, "PrometheusRule")
+    assert {each["metadata"]["labels"]["release"] for each in objects} == {"prometheus"}
+    (config,) = of_kind(documents, "ConfigMap")
+    assert [yaml.safe_load(text) for _, text in sorted(config["data"].items())] == [each["spec"] for each in objects]
+    committed = CHART / "files" / "rules"
+    for each in objects:
+        name = each["metadata"]["name"].removeprefix("cloze-")
+        expected = yaml.safe_load((committed / f"{name}.yaml").read_text(encoding="utf-8"))
+        for rule in (rule for group in expected["groups"] for rule in group["rules"] if "alert" in rule):
+            rule["labels"]["team"] = "language"
+            page = rule["annotations"]["runbook_url"].removeprefix("docs/runbooks/")
+            rule["annotations"]["runbook_url"] = f"https://runbooks.example/cloze/{page}"
+        assert each["spec"] == expected
+
+
+def test_gateways_rules_come_with_its_counter() -> None:
+    """Without a gateway there is nothing to count."""
+    on = "monitoring.rules.enabled=true"
+    names = {
+        counter: [
+            each["metadata"]["name"]
+            for each in of_kind(render_monitoring(on, f'gateway.counter="{counter}"'), "PrometheusRule")
+        ]
+        for counter in ("none", "traefik")
+    }
+    assert names["none"] == ["cloze-alerts", "cloze-recording"]
+    assert names["traefik"] == ["cloze-alerts", "cloze-gateway-traefik", "cloze-recording"]
+
+
+def test_what_is_scraped_is_there() -> None:
+    """The selectors find the operator's Service alone, and the pods that the operator makes, by their ports' names."""
+    documents = render_monitoring("monitoring.serviceMonitor.enabled=true", "monitoring.podMonitors.enabled=true")
+    (operator,) = of_kind(documents, "ServiceMonitor")
+    wanted = operator["spec"]["selector"]["matchLabels"].items()
+    services = [
+        s["metadata"]["name"] for s in of_kind(documents, "Service") if wanted <= s["metadata"]["labels"].items()
+    ]
+    assert services == ["cloze-operator"]
+    # The operator tells of resources of other namespaces.
+    assert [endpoint["honorLabels"] for endpoint in operator["spec"]["endpoints"]] == [True]
+    pods = of_kind(documents, "PodMonitor")
+    assert {p["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"] for p in pods} == set(
+        COMPONENTS.values()
+    )
+    for monitor in pods:
+        assert monitor["spec"]["namespaceSelector"] == {"any": True}
+        assert monitor["spec"]["selector"]["matchLabels"]["app.kubernetes.io/managed-by"] == MANAGED_BY
+    ports = {p["metadata"]["name"]: p["spec"]["podMetricsEndpoints"][0]["port"] for p in pods}
+    assert ports == {"cloze-servers": "http", "cloze-trainers": "progress"}
+
+
+def test_dashboards_are_found_by_grafana() -> None:
+    """Each in a ConfigMap with the label that its sidecar looks for, and as committed."""
+    documents = of_kind(render_monitoring("monitoring.dashboards.enabled=true"), "ConfigMap")
+    assert {each["metadata"]["labels"]["grafana_dashboard"] for each in documents} == {"1"}
+    shipped = {
+        name.removeprefix("cloze-"): json.loads(text) for each in documents for name, text in each["data"].items()
+    }
+    committed = {path.name: json.loads(path.read_text("utf-8")) for path in (CHART / "files" / "dashboards").glob("*")}
+    assert shipped == committed
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -164,6 +265,7 @@ def test_upgrade_does_not_restart_mlflow() -> None:
         ("mlflow.enabled=false", "mlflow.uri must name your MLflow server"),
         ('mlflow.uri="https://mlflow.example"', "mlflow/uri"),
         ('images.pullSecrets=["Not a name"]', "images/pullSecrets"),
+        ('monitoring.serviceMonitor.interval="often"', "monitoring/serviceMonitor/interval"),
     ],
 )
 def test_bad_value_is_refused_by_name(setting: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """The declarations of metrics: what those who query them rely on."""
 
 import itertools
+import re
 
 import pytest
 
@@ -33,3 +34,48 @@ def test_an_objective_is_a_boundary(seconds: float) -> None:
 def test_boundaries_are_readable() -> None:
     """At most three significant digits: they are typed in queries."""
     assert all(float(f"{bound:.3g}") == bound for bound in metrics.REQUEST_DURATION.buckets)
+
+
+#: Values that a label may take: of a closed list, or of what the cluster's owners name themselves.
+BOUNDED = {
+    *("kind", "state", "stage", "result", "status", "status_class", "length", "route", "operation", "task"),
+    # A check of spec.rollout.analysis; a label of a model, up to PREDICTION_LABELS_MAX; an objective's boundary;
+    # a reason of ours.
+    *("check", "label", "le", "reason"),
+    # Objects of the cluster and of the registry.
+    *("namespace", "name", "model", "version", "digest", "deployment", "revision"),
+}
+_UNITS = {
+    *("seconds", "tokens", "ratio", "bytes", "nats", "requests", "pods", "inputs"),
+    # Things that are counted, and states that are 0 or 1.
+    *("predictions", "reconciles", "failures", "errors", "rollouts"),
+}
+_STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second"}
+
+
+@pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)
+def test_name_follows_prometheus_conventions(metric: metrics.Metric) -> None:
+    """Prefix, snake case, a base unit last, nothing that the library adds (Prometheus, "Metric and label naming")."""
+    assert re.fullmatch(r"cloze(_[a-z]+)+", metric.name)
+    words = metric.name.split("_")
+    assert not {"total", "count", "sum", "bucket", "info"} & set(words)
+    assert not {"ms", "milliseconds", "minutes", "hours", "percent", "kilobytes", "megabytes", "mb"} & set(words)
+    assert words[-1] in _UNITS | _STATES
+    assert metric.help.endswith(".")
+
+
+@pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)
+def test_labels_are_bounded(metric: metrics.Metric) -> None:
+    """Nothing of a request: no id, no text, no address; and no name that Prometheus gives to its targets."""
+    assert set(metric.labels) <= BOUNDED
+    assert not {"job", "instance", "pod", "container"} & set(metric.labels)
+    # Only the operator, which tells of others' resources, has the label that a target has too: it is scraped with
+    # honor_labels.
+    if "namespace" in metric.labels:
+        assert "name" in metric.labels
+    assert metric.kind == "histogram" or "le" not in metric.labels or metric is metrics.OBJECTIVE_LATENCY
+
+
+def test_metrics_are_declared_once() -> None:
+    """One name, one meaning."""
+    assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
