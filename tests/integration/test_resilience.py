@@ -97,14 +97,13 @@ def test_standby_takes_over_from_a_killed_leader(
 def test_leader_that_was_stopped_for_a_while_writes_nothing_any_more(
     brief: Any, candidates: Any, eventually: Callable[..., Any]
 ) -> None:
-    """It wakes up believing that it leads; its fence ends it, and the other's work stays as it is."""
+    """It wakes up believing that it leads, and ends before it writes anything."""
     first, second = candidates("first"), candidates("second")
     brief.create(pretrain("early"))
     eventually(lambda: is_reconciled(brief, "early"), "the first object", 60)
     first.process.send_signal(signal.SIGSTOP)
     brief.create(pretrain("late"))
     eventually(lambda: is_reconciled(brief, "late"), "the object that came after the stop", 120)
-    # A child that the leader of now has seen and the leader of then would make anew.
     before = len(first.said())
     first.process.send_signal(signal.SIGCONT)
     eventually(lambda: first.process.poll() is not None, "the first to end", 30)
