@@ -41,6 +41,10 @@ _TIMEOUT_SECONDS: Final = 20.0
 #: For how long one request may be put off by an API server that has too much to do.
 _PATIENCE_SECONDS: Final = 30.0
 _NOT_FOUND, _CONFLICT = 404, 409
+_NO_GATEWAY_API: Final = (
+    "the cluster doesn't know HTTPRoute: install the Gateway API and a gateway, or use spec.traffic.provider "
+    "ReplicaRatio"
+)
 #: Answers of a server that hasn't begun with the request, when they come with Retry-After.
 _BUSY: Final = (429, 503)
 
@@ -127,7 +131,12 @@ class Cluster:
         metadata = manifest["metadata"]
         path = _path(manifest["kind"], metadata["namespace"], metadata["name"], subresource)
         query = {"fieldManager": manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
-        await self._request("PATCH", path, manifest, query=query, content_type="application/apply-patch+yaml")
+        try:
+            await self._request("PATCH", path, manifest, query=query, content_type="application/apply-patch+yaml")
+        except ClusterError as error:
+            if error.status == _NOT_FOUND and manifest["kind"] == "HTTPRoute":
+                raise ClusterError(_NOT_FOUND, "GatewayAPIMissing", _NO_GATEWAY_API) from error
+            raise
 
     async def change(self, namespace: str, target: Target, spec: Mapping[str, Any]) -> None:
         """Set fields of the spec of exactly this object; None removes one."""

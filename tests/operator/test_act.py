@@ -237,6 +237,25 @@ def test_tag_that_is_refused_holds_nothing_up(now: datetime, error: Exception | 
     assert cluster.writes[0] == "ModelDeployment status"
 
 
+def test_cluster_without_the_gateway_api_is_told_of() -> None:
+    """The API server's own words for a kind that it doesn't know help nobody; other refusals stay as they are."""
+
+    class Server(Cluster):
+        def __init__(self) -> None:
+            pass
+
+        async def _request(self, method: str, path: str, body: Any = None, **_: Any) -> Any:
+            raise ClusterError(404, "Http404", f"{method} {path}: 404 page not found")
+
+    def refusal(kind: str) -> str:
+        with pytest.raises(ClusterError) as said:
+            asyncio.run(Server().apply({"kind": kind, "metadata": {"name": "spam", "namespace": "ml"}}))
+        return said.value.reason
+
+    assert refusal("HTTPRoute") == "GatewayAPIMissing"
+    assert refusal("Service") == "Http404"
+
+
 # ---------------------------------------------------------------- the alias
 
 
