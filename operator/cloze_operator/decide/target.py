@@ -10,13 +10,7 @@ from cloze_operator.desired.revision import Revision, ServedVersion, revision_of
 
 def decided_version(snapshot: ServingSnapshot) -> ServedVersion | None:
     """The version to serve: what the registry says, else what is being served or tried already."""
-    if found := _served(snapshot.model):
-        return found
-    if known := known_version(snapshot):
-        return known
-    follow = snapshot.parsed.spec.model.follow
-    # Nothing has been proposed yet: what was promoted before is what there is.
-    return _served(snapshot.alias) if follow and isinstance(snapshot.model, NotFound) else None
+    return _served(snapshot.model) or known_version(snapshot)
 
 
 def known_version(snapshot: ServingSnapshot) -> ServedVersion | None:
