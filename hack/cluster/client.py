@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -39,15 +39,19 @@ class Client:
 
     def apply(self, manifests: list[dict[str, Any]]) -> None:
         """Server-side apply; repeated for a moment, since a new API server admits some kinds later than others."""
-        document = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests})
+        self._apply(["--filename=-"], json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
+
+    def apply_files(self, files: Sequence[Path]) -> None:
+        """The same for what lies in files."""
+        self._apply([f"--filename={file}" for file in files])
+
+    def _apply(self, sources: Sequence[str], stdin: str | None = None) -> None:
         last = ""
 
         def applied() -> bool:
             nonlocal last
-            done, last = self.try_run(
-                *("apply", "--server-side", "--force-conflicts", "--field-manager=cloze-cluster", "--filename=-"),
-                stdin=document,
-            )
+            options = ("--server-side", "--force-conflicts", "--field-manager=cloze-cluster")
+            done, last = self.try_run("apply", *options, *sources, stdin=stdin)
             return done
 
         wait(applied, 30, lambda: f"the cluster refused its own objects: {last}")

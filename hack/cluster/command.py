@@ -11,7 +11,20 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import lifecycle, network, packages, preflight, process, proxy, prune, registry, report, settings, tools
+from . import (
+    lifecycle,
+    monitoring,
+    network,
+    packages,
+    preflight,
+    process,
+    proxy,
+    prune,
+    registry,
+    report,
+    settings,
+    tools,
+)
 from .console import ClusterError, say
 from .settings import Settings
 
@@ -21,10 +34,13 @@ _COMMANDS = {
     "status": "print how its parts are; exits with 1 unless all are well",
     "reset": "stop it and delete its state; pulled images stay unless --images",
     "env": "print the variables that point kubectl, helm and the tests at it",
+    "rules": "let Prometheus evaluate these rule files, or forget them: --remove",
+    "alerting": "let Alertmanager work by this configuration",
     "prune": "delete builds and images that no running cluster uses; state stays unless --state",
     "preflight": "say what is missing on this machine, start nothing",
     "registry": "start or stop the image registry by itself: registry up, registry down",
 }
+_ADDRESSES = ("CLOZE_GATEWAY", "CLOZE_PROMETHEUS", "CLOZE_ALERTMANAGER")
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DETAILS = {
     "up": (
@@ -33,6 +49,8 @@ _DETAILS = {
         "meanwhile no other may use it, and the first `up` after the process is gone starts it over."
     ),
     "env": "Fails, and prints nothing, when the cluster is not up.",
+    "rules": "A file replaces the one of its name. Files that promtool refuses change nothing. `reset` forgets them.",
+    "alerting": "A file that amtool refuses changes nothing. `reset` forgets it.",
     "prune": (
         "Deletes builds that nothing uses, the pulled images of clusters that are down and, when none is up, the "
         "registry's images. With --state also all else of clusters that are down: objects, volumes with the models "
@@ -78,7 +96,7 @@ def _run(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
             prune.prune(cache, state=arguments.state)
         return 0
     name = settings.cluster_name(env, arguments.name)
-    if arguments.command in {"up", "down", "reset", "registry"}:
+    if arguments.command in {"up", "down", "reset", "registry", "rules", "alerting"}:
         with process.exclusive(lock):
             # What a cluster was made with, and whether its record can be read, must not keep it from being forgotten.
             forget = arguments.command == "reset"
@@ -97,6 +115,13 @@ def _change(arguments: argparse.Namespace, chosen: Settings, env: Mapping[str, s
             lifecycle.down(chosen)
         case "reset":
             lifecycle.reset(chosen, with_images=arguments.images)
+        case "rules":
+            _refuse_down(chosen)
+            change = monitoring.remove_rules if arguments.remove else monitoring.install_rules
+            change(chosen, arguments.files)
+        case "alerting":
+            _refuse_down(chosen)
+            monitoring.install_alerting(chosen, arguments.file)
         case "registry" if arguments.action == "up":
             if "docker-registry" in packages.missing():
                 packages.install(["docker-registry"])
@@ -116,11 +141,12 @@ def _show(arguments: argparse.Namespace, chosen: Settings, env: Mapping[str, str
             print(report.table(chosen.name, rows), flush=True)
             return 0 if report.healthy(rows) else 1
         case "env":
-            if not lifecycle.running(chosen):
-                raise ClusterError(f"cluster {chosen.name!r} is not up: start it with `python3 hack/cluster up`")
+            _refuse_down(chosen)
             print(f"export KUBECONFIG={shlex.quote(str(chosen.kubeconfig))}")
             print(f"export PATH={shlex.quote(str(chosen.home / 'bin'))}:$PATH")
             print(f"export CLOZE_REGISTRY={chosen.registry}")
+            for variable, url in zip(_ADDRESSES, _addresses(chosen), strict=True):
+                print(f"export {variable}={url}")
             for variable, value in proxy.exceptions(chosen, env).items():
                 print(f"export {variable}={shlex.quote(value)}")
         case "preflight":
@@ -140,9 +166,19 @@ def _show(arguments: argparse.Namespace, chosen: Settings, env: Mapping[str, str
     return 0
 
 
+def _refuse_down(chosen: Settings) -> None:
+    if not lifecycle.running(chosen):
+        raise ClusterError(f"cluster {chosen.name!r} is not up: start it with `python3 hack/cluster up`")
+
+
+def _addresses(chosen: Settings) -> list[str]:
+    """What `_ADDRESSES` are of our own cluster, as seen from this machine."""
+    return [chosen.gateway_url, chosen.prometheus_url, chosen.alertmanager_url]
+
+
 def _external(command: str, kubeconfig: Path, env: Mapping[str, str]) -> int:
     """Somebody else's cluster is looked at, never started, stopped or deleted."""
-    built = tools.built(settings.cache_folder())
+    built = tools.built(settings.cache_folder(), tools.KUBERNETES)
     match command:
         case "env":
             _external_env(kubeconfig, built, env)
@@ -150,6 +186,10 @@ def _external(command: str, kubeconfig: Path, env: Mapping[str, str]) -> int:
         case "down" | "reset":
             say(f"the cluster of CLOZE_KUBECONFIG ({kubeconfig}) is not ours, so it is left as it is")
             return 0
+        case "rules" | "alerting":
+            raise ClusterError(
+                "Prometheus and Alertmanager of CLOZE_KUBECONFIG's cluster are not ours: give this to whoever runs them"
+            )
         case "registry":
             say("the cluster of CLOZE_KUBECONFIG pulls from a registry of its own, so ours is not needed")
             return 0
@@ -170,8 +210,9 @@ def _external_env(kubeconfig: Path, built: Path | None, env: Mapping[str, str]) 
         print(f"export PATH=$PATH:{shlex.quote(str(built))}")
     elif missing:
         say(f"{' and '.join(missing)} can't be found on PATH, and ours are not built: install what is missing")
-    if registry_name := env.get("CLOZE_REGISTRY"):
-        print(f"export CLOZE_REGISTRY={shlex.quote(registry_name)}")
+    for variable in ("CLOZE_REGISTRY", *_ADDRESSES):
+        if value := env.get(variable):
+            print(f"export {variable}={shlex.quote(value)}")
 
 
 def _owner(env: Mapping[str, str]) -> process.Identity | None:
@@ -206,6 +247,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--images", action="store_true", help="delete the pulled images too")
         if name == "prune":
             command.add_argument("--state", action="store_true", help="delete the state of clusters that are down too")
+        if name == "rules":
+            command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+            command.add_argument("--remove", action="store_true", help="forget the files of these names instead")
+        if name == "alerting":
+            command.add_argument("file", type=Path, metavar="FILE")
         if name == "registry":
             command.add_argument("action", choices=["up", "down"])
     return parser

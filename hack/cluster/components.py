@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import pki, runtime, storage
+from . import monitoring, pki, resource_metrics, runtime, storage
 from .settings import Settings
 
 BIN = "/run/cloze/bin"
 KEYS = "/run/cloze/pki"
 ETC = runtime.ETC
 DNS_READY_PORT = 8181
-FOLDERS = ["/var/lib/kubelet", "/var/lib/containerd", storage.VOLUMES, "/var/log/pods"]
+_CLIENTS = ("controller-manager", "scheduler", "proxy", "coredns", "storage", "kubelet", "metrics", "prometheus")
+FOLDERS = ["/var/lib/kubelet", "/var/lib/containerd", storage.VOLUMES, *monitoring.DATA, "/var/log/pods"]
 
 
 def units(settings: Settings) -> list[dict[str, Any]]:
@@ -29,12 +30,16 @@ def units(settings: Settings) -> list[dict[str, Any]]:
         _unit("kube-proxy", [f"{BIN}/kube-proxy", f"--config={ETC}/kube-proxy.json"], after=api_up),
         _unit("coredns", [f"{BIN}/coredns", "-conf", f"{ETC}/Corefile"], after=api_up),
         _unit("local-path-provisioner", [f"{BIN}/local-path-provisioner", *storage.arguments(ETC)], after=api_up),
+        _unit("metrics-server", [f"{BIN}/metrics-server", *resource_metrics.arguments(ETC, KEYS)], after=api_up),
+        _unit("prometheus", [f"{BIN}/prometheus", *monitoring.prometheus(settings, ETC)], after=api_up),
+        # From Debian, as containerd is.
+        _unit("alertmanager", ["/usr/bin/env", "prometheus-alertmanager", *monitoring.alertmanager(settings, ETC)]),
     ]
 
 
 def write(settings: Settings, folder: Path, keys: Path, nameservers: list[str]) -> None:
     """Write every configuration file that the daemons read from `folder`."""
-    for client in ("controller-manager", "scheduler", "proxy", "coredns", "storage", "kubelet"):
+    for client in _CLIENTS:
         path = folder / f"{client}.kubeconfig"
         path.write_text(pki.kubeconfig(settings, keys, client))
         path.chmod(0o600)
@@ -43,6 +48,7 @@ def write(settings: Settings, folder: Path, keys: Path, nameservers: list[str]) 
     (folder / "Corefile").write_text(_corefile(settings, nameservers))
     (folder / "resolv.conf").write_text("".join(f"nameserver {server}\n" for server in nameservers))
     storage.write(folder)
+    monitoring.write(settings, folder, ETC, KEYS)
 
 
 def _unit(name: str, argv: list[str], after: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The two images that a node needs before any registry has one, written by hand as OCI archives."""
+"""The images that a node needs before any registry has one, written by hand as OCI archives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from . import runtime
+from . import gateway, runtime
 from .process import run
+from .tools import Builds
 
 BUSYBOX = Path("/bin/busybox")
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -19,32 +20,36 @@ _CONFIG = "application/vnd.oci.image.config.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
-def load(enter: list[str], tools: Path, folder: Path) -> None:
-    """Import both images into the node's containerd unless it has them; `enter` runs a command in the node."""
+def load(enter: list[str], builds: Builds, folder: Path) -> None:
+    """Import the images into the node's containerd unless it has them; `enter` runs a command in the node."""
     ctr = _ctr(enter)
-    present = run(*ctr, "list")
+    present = dict(line.split()[:3:2] for line in run(*ctr, "list").splitlines())  # names and digests
+    traefik = gateway.image(builds.traefik)
+    if traefik not in present:  # its name says of what it is, and it is too large to be made for a comparison
+        layer = program_layer(builds.traefik / "traefik")
+        _import(ctr, oci_archive(traefik, layer, {"Entrypoint": ["/traefik"]})[0], folder)
+        for former in present:
+            if former.startswith(f"{gateway.IMAGE}:"):
+                run(*ctr, "remove", former)
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     for name, layer, settings in (
         (runtime.BUSYBOX_IMAGE, busybox_layer(BUSYBOX, applets), {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}),
-        # Last, so that it stands for both.
-        (runtime.PAUSE_IMAGE, pause_layer(tools / "pause"), {"Entrypoint": ["/pause"]}),
+        # Last, so that it stands for all.
+        (runtime.PAUSE_IMAGE, program_layer(builds.kubernetes / "pause"), {"Entrypoint": ["/pause"]}),
     ):
         archive, digest = oci_archive(name, layer, settings)
-        if any(name in line and digest in line for line in present.splitlines()):
-            continue
-        path = folder / "image.tar"
-        path.write_bytes(archive)
-        run(*ctr, "import", str(path))
-        path.unlink()
+        if present.get(name) != digest:
+            _import(ctr, archive, folder)
 
 
 def loaded(enter: list[str]) -> bool:
-    """Whether an earlier `load` came to its end; cheaper than making both images to compare them."""
+    """Whether an earlier `load` came to its end; cheaper than making the images to compare them."""
     return runtime.PAUSE_IMAGE in run(*_ctr(enter), "list")
 
 
-def pause_layer(pause: Path) -> bytes:
-    return _tar([_file("pause", pause.read_bytes(), 0o755)])
+def program_layer(program: Path) -> bytes:
+    """One static program and nothing else."""
+    return _tar([_file(program.name, program.read_bytes(), 0o755)])
 
 
 def busybox_layer(busybox: Path, applets: list[str]) -> bytes:
@@ -92,6 +97,15 @@ def oci_archive(name: str, layer: bytes, settings: dict[str, Any]) -> tuple[byte
         *blobs,
     ]
     return _tar([_file(path, content, 0o644) for path, content in files]), _digest(manifest)
+
+
+def _import(ctr: list[str], archive: bytes, folder: Path) -> None:
+    path = folder / "image.tar"
+    path.write_bytes(archive)
+    try:
+        run(*ctr, "import", str(path))
+    finally:
+        path.unlink()
 
 
 def _ctr(enter: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from . import (
+    addons,
     cgroup,
     components,
     dns,
@@ -33,6 +34,7 @@ from . import (
 from .client import Client, wait
 from .console import ClusterError, say
 from .settings import Settings
+from .tools import Builds
 
 STOP_SECONDS = 40
 
@@ -55,19 +57,19 @@ def up(settings: Settings, owner: process.Identity | None = None) -> bool:
         say(notice)
     if missing := packages.missing():
         packages.install(missing)
-    binaries = tools.ensure(settings.cache)
+    builds = tools.ensure(settings.cache)
     try:
-        _prepare(settings, binaries)
+        _prepare(settings, builds)
         if owner and not process.recall(_owner_mark(settings)):
             process.remember(_owner_mark(settings), owner)
         registry.start(settings.cache, settings.registry_port)
-        _launch(settings, binaries)
-        _finish(settings)
+        _launch(settings, builds)
+        _finish(settings, builds)
     except BaseException:
         say("starting failed, so everything that was started is stopped again; the logs stay")
         down(settings)
         raise
-    say(f"cluster {settings.name!r} is up: node Ready {time.monotonic() - began:.1f} s after the command")
+    say(f"cluster {settings.name!r} is up, {time.monotonic() - began:.1f} s after the command")
     return True
 
 
@@ -141,10 +143,10 @@ def client(settings: Settings) -> Client:
     return Client(str(settings.home / "bin" / "kubectl"), settings.kubeconfig, direct)
 
 
-def binaries_of(home: Path) -> str:
-    """The name of the build that a cluster was last started with."""
+def builds_of(home: Path) -> list[str]:
+    """The names of the builds that a cluster was last started with."""
     record = home / "binaries"
-    return record.read_text().strip() if record.exists() else ""
+    return record.read_text().split() if record.exists() else []
 
 
 def _owner_mark(settings: Settings) -> Path:
@@ -170,19 +172,20 @@ def _resume(settings: Settings, found: process.Identity) -> None:
     if settings.link not in network.links():
         raise ClusterError(f"the wire {settings.link} of the running cluster is gone: run `down`, then `up`")
     registry.start(settings.cache, settings.registry_port)
-    build = binaries_of(settings.home)
+    builds = tools.present(settings.cache)
+    if builds_of(settings.home) != builds.names:
+        # Its parts may be others than those that are known here.
+        say(f"cluster {settings.name!r} runs an earlier build; `down` and `up` change to the present one")
+        return
     for first in process.children(found.pid):
         _await_runtime(settings, first)
         if not images.loaded(enter(first)):
-            images.load(enter(first), settings.cache / "tools" / build, settings.home / "etc")
-    _finish(settings)
+            images.load(enter(first), builds, settings.home / "etc")
+    _finish(settings, builds)
     say(f"cluster {settings.name!r} was already up")
-    current = tools.built(settings.cache)
-    if current and current.name != build:
-        say("  it runs an earlier build of its binaries; `down` and `up` change to the present one")
 
 
-def _prepare(settings: Settings, binaries: Path) -> None:
+def _prepare(settings: Settings, builds: Builds) -> None:
     """Write the cluster's files: keys, configuration, kubeconfig and the person's commands."""
     home = settings.home
     for folder in ("bin", "etc", "lib", "log"):
@@ -194,24 +197,24 @@ def _prepare(settings: Settings, binaries: Path) -> None:
     runtime.write(settings, home / "etc", network.egress()[1])
     settings.kubeconfig.write_text(pki.kubeconfig(settings, home / "pki", "admin"))
     settings.kubeconfig.chmod(0o600)
-    for command in ("kubectl", "helm"):
+    for command in ("kubectl", "helm", "promtool", "prometheus"):
         link = home / "bin" / command
         link.unlink(missing_ok=True)
-        link.symlink_to(binaries / command)
+        link.symlink_to(builds.kubernetes / command)
     for log in (home / "log").glob("*.log"):
         log.replace(log.with_suffix(".log.1"))
     (home / "log" / "units.json").unlink(missing_ok=True)
-    state.write(home / "binaries", f"{binaries.name}\n")
+    state.write(home / "binaries", "\n".join(builds.names) + "\n")
 
 
-def _launch(settings: Settings, binaries: Path) -> None:
+def _launch(settings: Settings, builds: Builds) -> None:
     """Start the node's first process in namespaces of its own, connect it and let it go."""
     home = settings.home
     say(f"starting node {settings.node_name} at {settings.node_address}")
     sysctl.remember(settings.cache / "sysctl.json", network.egress()[0])
     joins = cgroup.create(settings.cgroup)
     plan = home / "etc" / "node-plan.json"
-    plan.write_text(json.dumps(_plan(settings, binaries), indent=2) + "\n")
+    plan.write_text(json.dumps(_plan(settings, builds.kubernetes), indent=2) + "\n")
     # Joining the groups in the shell keeps the node out of the group, and the fate, of whatever called us.
     join = "".join(f"echo $$ > {shlex.quote(str(path))}; " for path in joins)
     namespaces = "--mount --propagation=slave --net --pid --uts --ipc --fork --mount-proc --kill-child=SIGKILL"
@@ -235,7 +238,7 @@ def _launch(settings: Settings, binaries: Path) -> None:
     started.stdin.close()
     say("  loading the node's own images")
     _await_runtime(settings, first[0])
-    images.load(enter(first[0]), binaries, home / "etc")
+    images.load(enter(first[0]), builds, home / "etc")
 
 
 def _await_runtime(settings: Settings, first: int) -> None:
@@ -243,7 +246,7 @@ def _await_runtime(settings: Settings, first: int) -> None:
     wait(lambda: _enter_ok(first), 20, lambda: f"containerd did not start, see {log}")
 
 
-def _finish(settings: Settings) -> None:
+def _finish(settings: Settings, builds: Builds) -> None:
     """Wait until the cluster serves, and apply the objects that belong to it."""
     kubectl = client(settings)
     say("  waiting for the API server")
@@ -256,13 +259,15 @@ def _finish(settings: Settings) -> None:
             "cut came before and nothing else helps, `reset` starts over without the cluster's objects and volumes"
         ),
     )
-    kubectl.apply([*dns.manifests(settings), *storage.manifests()])
+    kubectl.apply([*dns.objects(settings), *storage.objects()])
+    addons.install(settings, kubectl, builds)
     say("  waiting for the node")
     wait(
         lambda: kubectl.node_ready(settings.node_name), 90, lambda: f"the node is not Ready, see {logs / 'kubelet.log'}"
     )
     ready = f"http://{settings.node_address}:{components.DNS_READY_PORT}/ready"
     wait(lambda: node.reachable(ready), 30, lambda: f"DNS is not ready, see {logs / 'coredns.log'}")
+    addons.wait_for_all(settings, kubectl)
 
 
 def _plan(settings: Settings, binaries: Path) -> dict[str, object]:

@@ -16,6 +16,7 @@ PROBES = {
     "runc": "runc",
     "containernetworking-plugins": "/usr/lib/cni/ptp",
     "docker-registry": "docker-registry",
+    "prometheus-alertmanager": "prometheus-alertmanager",
     "busybox-static": "/bin/busybox",
     "iptables": "iptables",
     "nftables": "nft",

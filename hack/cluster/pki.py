@@ -13,6 +13,9 @@ from .settings import Settings
 _DAYS = "3650"
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc")
 
+# By its service's name the API server asks metrics-server.
+_METRICS_NAMES = "DNS:metrics-server.kube-system.svc"
+
 # Who connects to the API server, and the groups it is in.
 CLIENTS = {
     "admin": ("cloze-admin", "system:masters"),
@@ -22,6 +25,8 @@ CLIENTS = {
     "proxy": ("system:kube-proxy", "system:node-proxier"),
     "coredns": ("cloze:coredns", ""),
     "storage": ("cloze:storage", ""),
+    "metrics": ("cloze:metrics", ""),
+    "prometheus": ("cloze:prometheus", ""),
 }
 
 
@@ -37,6 +42,7 @@ def create(settings: Settings, folder: Path) -> None:
             run("openssl", "genrsa", "-out", str(folder / "service-account.key"), "2048")
         _issue(folder, "kubelet", f"/O=system:nodes/CN=system:node:{settings.node_name}", _kubelet_names(settings))
         _issue(folder, "apiserver", "/CN=kube-apiserver", _api_names(settings))
+        _issue(folder, "metrics-server", "/CN=metrics-server", _METRICS_NAMES)
         _issue(folder, "front-proxy", "/CN=front-proxy-client", "", authority="front-proxy-ca")
         for name, (user, group) in CLIENTS.items():
             _issue(folder, name, f"/O={group}/CN={user}" if group else f"/CN={user}", "")

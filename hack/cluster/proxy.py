@@ -26,6 +26,7 @@ def exceptions(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:
 def _extended(given: str, settings: Settings) -> str:
     names = [name.strip() for name in given.split(",") if name.strip()]
     networks = [settings.link_cidr, settings.pod_cidr, settings.service_cidr]
-    # The node by its address too: not every client, Python's among them, understands a network here.
-    ours = ["127.0.0.1", "localhost", ".svc", ".cluster.local", str(settings.node_address), *map(str, networks)]
+    # What `env` names by its address too: not every client, Python's among them, understands a network here.
+    addresses = [str(settings.node_address), str(settings.gateway_service)]
+    ours = ["127.0.0.1", "localhost", ".svc", ".cluster.local", *addresses, *map(str, networks)]
     return ",".join(dict.fromkeys([*names, *ours]))

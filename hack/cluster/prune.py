@@ -10,13 +10,15 @@ from . import lifecycle, settings, tools
 from .console import say, size
 
 
-def stale(cache: Path, *, running: Collection[str], wanted_build: str | None, state: bool) -> list[Path]:
+def stale(cache: Path, *, running: Collection[str], wanted_builds: Collection[str], state: bool) -> list[Path]:
     """The folders to delete: all of them can be made or pulled again, unless `state` is asked for.
 
     Builds that nothing uses, and the pulled images of clusters that are down; with no cluster up nobody pulls from the
     registry either, and its images go too. `state` adds what clusters that are down have kept: everything.
     """
-    in_use = {wanted_build} | {lifecycle.binaries_of(cache / "clusters" / name) for name in running}
+    in_use = {*wanted_builds}
+    for name in running:
+        in_use |= set(lifecycle.builds_of(cache / "clusters" / name))
     found = [build for build in sorted((cache / "tools").glob("*")) if build.name not in in_use]
     for name in stopped(cache, running):
         home = cache / "clusters" / name
@@ -38,9 +40,8 @@ def prune(cache: Path, *, state: bool) -> None:
     for name in stopped(cache, running):
         lifecycle.sweep(settings.leftover(cache, name))
     lifecycle.settle(cache)
-    wanted = tools.built(cache)
     freed = 0
-    for folder in stale(cache, running=running, wanted_build=wanted.name if wanted else None, state=state):
+    for folder in stale(cache, running=running, wanted_builds=tools.present(cache).names, state=state):
         held = occupied(folder)
         shutil.rmtree(folder)
         freed += held

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cgroup, components, lifecycle, node, process, registry, storage
+from . import addons, cgroup, components, lifecycle, node, process, registry, storage
 from .client import Client
 from .console import duration, size
 from .settings import Settings
@@ -42,6 +42,7 @@ def parts(settings: Settings) -> list[Part]:
         found.append(Part("storage", marked == (True, "true"), f"class {storage.CLASS}, ReadWriteOnce and Many"))
     dns_up = node.reachable(f"http://{settings.node_address}:{components.DNS_READY_PORT}/ready")
     found.append(Part("dns", dns_up, str(settings.dns_service)))
+    found += [Part(addon.name, ready and addon.ready(), addon.address) for addon in addons.known(settings, kubectl)]
     found.append(Part("registry", registry.answers(settings.registry_port), settings.registry))
     return found
 

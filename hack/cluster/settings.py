@@ -25,6 +25,7 @@ SLOTS = 16
 DEFAULT_NAME = "cloze"
 DEFAULT_PORT_BASE = 6443
 DEFAULT_REGISTRY_PORT = 5055
+DEFAULT_SCRAPE_SECONDS = 2
 _RECORDED = frozenset({"slot", "pod_cidr", "service_cidr", "port_base"})
 
 _PODS = list(IPv4Network("198.18.0.0/16").subnets(new_prefix=20))
@@ -42,6 +43,7 @@ class Settings:
     service_cidr: IPv4Network
     port_base: int
     registry_port: int
+    scrape_seconds: int
     cache: Path
 
     @property
@@ -89,6 +91,30 @@ class Settings:
     @property
     def dns_service(self) -> IPv4Address:
         return self.service_cidr[10]
+
+    @property
+    def gateway_service(self) -> IPv4Address:
+        return self.service_cidr[11]
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{self.gateway_service}"
+
+    @property
+    def prometheus_port(self) -> int:
+        return 9090
+
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://{self.node_address}:{self.prometheus_port}"
+
+    @property
+    def alertmanager_port(self) -> int:
+        return 9093
+
+    @property
+    def alertmanager_url(self) -> str:
+        return f"http://{self.node_address}:{self.alertmanager_port}"
 
     @property
     def api_port(self) -> int:
@@ -184,6 +210,7 @@ def derive(env: Mapping[str, str], name: str, slot: int, cache: Path) -> Setting
         service_cidr=_network(env, "CLOZE_SERVICE_CIDR", _SERVICES[slot], 27),
         port_base=_port(env, "CLOZE_CLUSTER_PORT_BASE", DEFAULT_PORT_BASE),
         registry_port=_port(env, "CLOZE_REGISTRY_PORT", DEFAULT_REGISTRY_PORT),
+        scrape_seconds=_scrape_seconds(env),
         cache=cache,
     )
     for (variable, network), (other, taken) in (
@@ -207,6 +234,8 @@ def restore(env: Mapping[str, str], name: str, record: Mapping[str, Any], cache:
         port_base=record["port_base"],
         # Records of before this port was one of them leave it to the environment.
         registry_port=record.get("registry_port", asked.registry_port),
+        # Not recorded: each start may have another.
+        scrape_seconds=asked.scrape_seconds,
         cache=cache,
     )
     for variable, now, then in (
@@ -243,6 +272,13 @@ def _network(env: Mapping[str, str], variable: str, default: IPv4Network, longes
     if network.prefixlen > longest:
         raise ClusterError(f"{variable} {network} is too small: give at least a /{longest}")
     return network
+
+
+def _scrape_seconds(env: Mapping[str, str]) -> int:
+    value = env.get("CLOZE_SCRAPE_SECONDS") or str(DEFAULT_SCRAPE_SECONDS)
+    if not value.isdigit() or not 1 <= int(value) <= 60:
+        raise ClusterError(f"CLOZE_SCRAPE_SECONDS must be a whole number of seconds from 1 to 60, not {value!r}")
+    return int(value)
 
 
 def _port(env: Mapping[str, str], variable: str, default: int) -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import manifests
 from .runtime import BUSYBOX_IMAGE
 
 CLASS = "local-path"
@@ -15,6 +16,16 @@ _ACCOUNT = "local-path-provisioner"
 _PROVISIONER = "cloze.dev/local-path"
 _SCRIPTS = "local-path-scripts"
 _USER = "cloze:storage"
+_READ = ["get", "list", "watch"]
+_RULES = [
+    manifests.rule("", ["nodes", "persistentvolumeclaims", "configmaps"], _READ),
+    manifests.rule("", ["persistentvolumes", "pods", "endpoints"], [*_READ, "create", "update", "patch", "delete"]),
+    manifests.rule("", ["pods/log"], ["get"]),
+    manifests.rule("", ["events"], ["create", "patch", "update"]),
+    manifests.rule("events.k8s.io", ["events"], ["create", "patch", "update"]),
+    manifests.rule("coordination.k8s.io", ["leases"], [*_READ, "create", "update", "patch"]),
+    manifests.rule("storage.k8s.io", ["storageclasses"], _READ),
+]
 
 
 def arguments(folder: str) -> list[str]:
@@ -37,10 +48,10 @@ def write(folder: Path) -> None:
     (folder / "storage-pod.json").write_text(json.dumps(_helper_pod()) + "\n")
 
 
-def manifests() -> list[dict[str, Any]]:
+def objects() -> list[dict[str, Any]]:
     meta = {"name": _ACCOUNT, "namespace": NAMESPACE}
     return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        manifests.namespace(NAMESPACE),
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta, "automountServiceAccountToken": False},
         {
             "apiVersion": "v1",
@@ -63,42 +74,7 @@ def manifests() -> list[dict[str, Any]]:
             "volumeBindingMode": "WaitForFirstConsumer",
             "reclaimPolicy": "Delete",
         },
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRole",
-            "metadata": {"name": _USER},
-            "rules": [
-                {
-                    "apiGroups": [""],
-                    "resources": ["nodes", "persistentvolumeclaims", "configmaps"],
-                    "verbs": ["get", "list", "watch"],
-                },
-                {
-                    "apiGroups": [""],
-                    "resources": ["persistentvolumes", "pods", "endpoints"],
-                    "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"],
-                },
-                {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
-                {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
-                {
-                    "apiGroups": ["coordination.k8s.io"],
-                    "resources": ["leases"],
-                    "verbs": ["get", "list", "watch", "create", "update", "patch"],
-                },
-                {
-                    "apiGroups": ["storage.k8s.io"],
-                    "resources": ["storageclasses"],
-                    "verbs": ["get", "list", "watch"],
-                },
-            ],
-        },
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": _USER},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": _USER},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": _USER}],
-        },
+        *manifests.rights(_USER, _RULES),
     ]
 
 

