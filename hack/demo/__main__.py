@@ -1,4 +1,4 @@
-"""The demo: real text through pretraining, registry, fine-tuning and serving on the current cluster.
+"""The demo: real text through pretraining, registry, fine-tuning, serving and canaries on the current cluster.
 
 hack/demo run     everything, ending with a table
 hack/demo data    only fetch and split the text, and print where it lies
@@ -9,21 +9,27 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import baseline
 import datasets
 import traffic
+import yaml
 from kubectl import get, kubectl, upload
 from rich.console import Console
-from rich.table import Table
 from watch import DemoError, Resource, follow, serving, succeeded
+
+if TYPE_CHECKING:
+    from rollouts import Story
 
 NAMESPACE = "cloze-demo"
 CACHE = Path.home() / ".cache" / "cloze" / "datasets"
-RESOURCES = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+RESOURCES, BETTER = EXAMPLES / "demo.yaml", EXAMPLES / "demo-better.yaml"
 REQUESTS = 200
 SERVED = ("spam", "part-of-speech")
 
@@ -107,68 +113,35 @@ def ask(folder: Path) -> dict[str, traffic.Traffic]:
     return results
 
 
-def report(
-    jobs: dict[str, Resource],
-    stages: dict[str, float],
-    baselines: dict[str, float],
-    answers: dict[str, traffic.Traffic],
-    console: Console,
-) -> None:
-    """The closing tables. jobs: status of each training job by name."""
+def resources(*, gateway: bool) -> list[Resource]:
+    """The objects of the demo. gateway: whether there is one; without it new versions take over at once."""
+    found: list[Resource] = list(yaml.safe_load_all(RESOURCES.read_text(encoding="utf-8")))
+    if not gateway:
+        for resource in found:
+            for field in ("traffic", "rollout"):
+                resource["spec"].pop(field, None)
+    return found
 
-    def version(name: str) -> str:
-        model = jobs[name]["model"]
-        return f"{model['name']} v{model['version']}"
 
-    quality = Table(title="Quality on held-out text", title_justify="left")
-    for column in ("model", "measure", "Cloze", "baseline", "difference", "what the baseline is"):
-        quality.add_column(column, justify="right" if column in ("Cloze", "baseline", "difference") else "left")
-    quality.add_row(
-        version("encoder"), "masked-token accuracy", f"{jobs['encoder']['metrics']['masked_accuracy']:.4f}", "", "", ""
-    )
-    for name, metric, measure, what in (
-        ("spam", "f1", "F1 of spam", "TF-IDF, logistic regression"),
-        ("part-of-speech", "accuracy", "accuracy over words", "most frequent tag"),
-    ):
-        value, baseline_value = jobs[name]["metrics"][metric], baselines[name]
-        quality.add_row(
-            version(name), measure, f"{value:.4f}", f"{baseline_value:.4f}", f"{value - baseline_value:+.4f}", what
-        )
-    console.print(quality)
+def apply(objects: list[Resource], verb: str = "apply", *arguments: str) -> None:
+    """Apply objects, or do something else with them."""
+    body = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    kubectl("--namespace", NAMESPACE, verb, "--filename", "-", *arguments, stdin=body)
 
-    served = Table(title="Requests", title_justify="left")
-    for column in ("service", "sent", "failed", "right", "p50", "p95"):
-        served.add_column(column, justify="left" if column == "service" else "right")
-    for service, seen in answers.items():
-        right = f"{seen.right / max(1, seen.judged):.4f}"
-        p50, p95 = (f"{1000 * seen.quantile(share):.0f} ms" for share in (0.5, 0.95))
-        served.add_row(service, str(seen.sent), str(seen.failed), right, p50, p95)
-    console.print(served)
 
-    times = Table(title="Time", title_justify="left")
-    times.add_column("stage")
-    times.add_column("seconds", justify="right")
-    for stage, seconds in stages.items():
-        times.add_row(stage, f"{seconds:.0f}")
-    times.add_row("together", f"{sum(stages.values()):.0f}")
-    console.print(times)
-    console.print(
-        f"""The cluster stays up. To look around:
-  eval "$(python3 hack/cluster env)"
-  kubectl -n {NAMESPACE} get cloze
-  kubectl -n cloze-system port-forward service/cloze-mlflow 5000    then http://localhost:5000
-  kubectl -n {NAMESPACE} port-forward service/spam 8080:80           then
-  curl -s localhost:8080/v1/classify --json '{{"inputs": "You won a free prize, click here"}}'
-`make demo-clean` deletes the demo's objects, `make cluster-down` stops the cluster.""",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+def mlflow() -> AbstractContextManager[str]:
+    """Address of the chart's MLflow while the block runs."""
+    return traffic.forwarded("cloze-system", "cloze-mlflow", 5000)
 
 
 def run() -> None:
     """The whole demo. Raises DemoError or RuntimeError with what went wrong."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    # MLflow and ONNX take seconds to import, which `data` needn't wait for.
+    import models  # noqa: PLC0415
+    import report  # noqa: PLC0415
+    import rollouts  # noqa: PLC0415
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
     stages: dict[str, float] = {}
     mark = time.monotonic()
 
@@ -180,9 +153,15 @@ def run() -> None:
     folder = datasets.prepare(CACHE)
     load(folder)
     done("text")
+    missing = rollouts.missing()
+    objects = resources(gateway=not missing)
+    better = list(yaml.safe_load_all(BETTER.read_text(encoding="utf-8")))
     # A second demo starts afresh: new runs register new versions of the same models.
-    kubectl("--namespace", NAMESPACE, "delete", "--filename", str(RESOURCES), "--ignore-not-found", "--wait")
-    kubectl("--namespace", NAMESPACE, "apply", "--filename", str(RESOURCES))
+    apply([*objects, *better], "delete", "--ignore-not-found", "--wait")
+    if not missing:
+        with mlflow() as uri:
+            models.forget_aliases(uri, SERVED)
+    apply(objects)
     console.print(f"applied {RESOURCES.name}: one PretrainJob, two FineTuneJobs from it, two ModelDeployments")
     with ThreadPoolExecutor(max_workers=1) as pool:
         done_jobs = follow(NAMESPACE, {("PretrainJob", "encoder"): succeeded}, timeout=1200)
@@ -197,14 +176,42 @@ def run() -> None:
             {("ModelDeployment", name): serving(jobs[name]["model"]["version"]) for name in SERVED},
             timeout=600,
         )
-        done("rollout")
+        done("first rollout")
         baselines = {"spam": spam.result(), "part-of-speech": tags.result()}
         done("baselines")
     answers = ask(folder)
     done("requests")
-    report(jobs, stages, baselines, answers, console)
+    story = None
+    if missing:
+        console.print(missing)
+    else:
+        apply(better)
+        console.print(f"applied {BETTER.name}: a FineTuneJob for the next version of the spam filter")
+        (trained,) = follow(NAMESPACE, {("FineTuneJob", "spam-better"): succeeded}, timeout=1200).values()
+        jobs["spam-better"] = trained["status"]
+        done("better model")
+        stage = rollouts.Stage(NAMESPACE, folder, mlflow, console)
+        story = stage.run(*(jobs[name]["model"]["version"] for name in ("spam", "spam-better")))
+        done("canaries")
+    report.quality(jobs, baselines, console)
+    report.requests(answers, console)
+    if story:
+        report.rollouts(story, console)
+    report.times(stages, console)
+    report.farewell(NAMESPACE, console)
+    check(answers, story)
+
+
+def check(answers: Mapping[str, traffic.Traffic], story: "Story | None") -> None:
+    """Whether all went as it should. Raises DemoError."""
     if failed := sum(seen.failed for seen in answers.values()):
         raise DemoError(f"{failed} requests failed")
+    if story is None:
+        return
+    if wrong := [one.version for one in story.rollouts if not one.is_as_expected]:
+        raise DemoError(f"the rollout of version {', '.join(wrong)} ended otherwise than it should")
+    if story.lost or story.mixed_up:
+        raise DemoError(f"{story.lost} requests got lost and {story.mixed_up} got another's answer")
 
 
 def main() -> None:

@@ -28,17 +28,17 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def forwarded(namespace: str, service: str) -> Iterator[str]:
+def forwarded(namespace: str, service: str, port: int = 80) -> Iterator[str]:
     """Base URL of a Service on this machine while the block runs, by `kubectl port-forward`: works on any cluster."""
-    command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", ":80"]
+    command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
-            port = re.search(r"127\.0\.0\.1:(\d+)", line)
-            if port is None:
+            local = re.search(r"127\.0\.0\.1:(\d+)", line)
+            if local is None:
                 raise RuntimeError(f"kubectl port-forward to service {namespace}/{service} didn't start: {line!r}")
-            yield f"http://127.0.0.1:{port[1]}"
+            yield f"http://127.0.0.1:{local[1]}"
         finally:
             process.terminate()
 

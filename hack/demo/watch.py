@@ -84,7 +84,8 @@ def _check(namespace: str, resource: Resource) -> None:
         )
 
 
-def _look(namespace: str) -> list[Resource]:
+def look(namespace: str) -> list[Resource]:
+    """Jobs and deployments of a namespace. Raises RuntimeError when the API server stays away."""
     for attempt in range(PATIENCE):
         try:
             return get(namespace, "pretrainjobs,finetunejobs,modeldeployments")
@@ -108,7 +109,7 @@ def follow(namespace: str, goals: Mapping[Key, Callable[[Resource], bool]], time
     console = Console()
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         while True:
-            seen = {(resource["kind"], resource["metadata"]["name"]): resource for resource in _look(namespace)}
+            seen = {(resource["kind"], resource["metadata"]["name"]): resource for resource in look(namespace)}
             for key in goals.keys() & seen.keys():
                 _check(namespace, seen[key])
                 if key not in reached and goals[key](seen[key]):
