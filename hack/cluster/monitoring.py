@@ -155,6 +155,8 @@ def _pods(etc: str) -> dict[str, Any]:
     """Every running pod with the annotations that most charts know: scrape, port and path."""
     return {
         "job_name": "pods",
+        # The operator tells of resources in other namespaces than its own.
+        "honor_labels": True,
         "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": f"{etc}/prometheus.kubeconfig"}],
         "relabel_configs": [
             {"source_labels": [f"{_ANNOTATION}_scrape"], "regex": "true", "action": "keep"},

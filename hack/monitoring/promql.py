@@ -5,8 +5,13 @@ from typing import Final
 from cloze_api import metrics
 from cloze_api.metrics import Metric
 
-SHORT_WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h")
-LONG_WINDOWS: Final = ("1d", "3d")
+#: Windows by name, and how often each is asked for. The longer, the dearer, and the less it changes; series that are
+#: recorded less often than every 5 minutes would go stale in between.
+WINDOWS: Final = {
+    "short": ("15s", ("5m", "30m", "1h")),
+    "medium": ("1m", ("2h", "6h")),
+    "long": ("2m", ("1d", "3d")),
+}
 MONTH: Final = "30d"
 SECONDS: Final = {"5m": 300, "30m": 1800, "1h": 3600, "2h": 7200, "6h": 21_600, "1d": 86_400, "3d": 259_200}
 

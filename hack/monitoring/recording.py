@@ -7,11 +7,10 @@ from cloze_api import metrics
 from monitoring.promql import (
     ERRORS,
     KEY,
-    LONG_WINDOWS,
     MONTH,
     OBJECTIVE_BOUNDS,
     PODS,
-    SHORT_WINDOWS,
+    WINDOWS,
     WITH_MODEL,
     objective,
     of_deployments,
@@ -20,6 +19,9 @@ from monitoring.promql import (
 
 Rule = dict[str, Any]
 Group = dict[str, Any]
+
+#: How often a month is looked at.
+_MONTHLY = "3m"
 
 #: Where requests were counted: by the servers, or by the gateway before them.
 _SERVER = {"source": "server"}
@@ -104,18 +106,17 @@ def _month() -> list[Rule]:
 
 def groups() -> list[Group]:
     """The groups that need the servers and the operator only."""
-    # The replica's own labels end with it: the longest windows are asked often enough not to go stale (5 minutes).
     pods = f'label_replace({sample(metrics.MODEL_INFO)}{{deployment!=""}}, "name", "$1", "deployment", "(.+)")'
     return [
         {
-            "name": "cloze-deployments-short",
-            "rules": [
-                _record(PODS, f"max by (namespace, pod, name, revision, model, version) ({pods})"),
-                *_windows(SHORT_WINDOWS),
-            ],
+            "name": "cloze-pods",
+            "rules": [_record(PODS, f"max by (namespace, pod, name, revision, model, version) ({pods})")],
         },
-        {"name": "cloze-deployments-long", "interval": "2m", "rules": _windows(LONG_WINDOWS)},
-        {"name": "cloze-deployments-month", "interval": "3m", "rules": _month()},
+        *(
+            {"name": f"cloze-deployments-{name}", "interval": interval, "rules": _windows(windows)}
+            for name, (interval, windows) in WINDOWS.items()
+        ),
+        {"name": "cloze-deployments-month", "interval": _MONTHLY, "rules": _month()},
     ]
 
 
@@ -149,13 +150,15 @@ def _passed(window: str) -> list[Rule]:
 def gateway_groups() -> list[Group]:
     """The same requests as Traefik counts them, which it does without any server too. Ratios are in `groups`."""
     return [
-        {"name": "cloze-gateway-short", "rules": [rule for each in SHORT_WINDOWS for rule in _passed(each)]},
-        {
-            "name": "cloze-gateway-long",
-            "interval": "2m",
-            "rules": [rule for each in LONG_WINDOWS for rule in _passed(each)],
-        },
-        {"name": "cloze-gateway-month", "interval": "3m", "rules": _passed(MONTH)},
+        *(
+            {
+                "name": f"cloze-gateway-{name}",
+                "interval": interval,
+                "rules": [rule for window in windows for rule in _passed(window)],
+            }
+            for name, (interval, windows) in WINDOWS.items()
+        ),
+        {"name": "cloze-gateway-month", "interval": _MONTHLY, "rules": _passed(MONTH)},
     ]
 
 
