@@ -1,46 +1,17 @@
 """What the chart renders: complete, restricted, and refusing bad values before anything reaches a cluster."""
 
 import json
-import subprocess
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from rendering import CHART, helm, of_kind, pod_specs, render, render_monitoring
 
 from cloze_api import crd
-from cloze_api.names import MANAGED_BY
+from cloze_api.names import COMPONENTS, MANAGED_BY
 from cloze_operator import settings
-from cloze_operator.desired.metadata import COMPONENTS
 
 # Helm comes with the local cluster's tools.
 pytestmark = pytest.mark.cluster
-
-CHART = Path(__file__).resolve().parents[2] / "charts" / "cloze"
-
-
-def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["helm", *arguments], capture_output=True, text=True, check=False)
-
-
-def render(*values: str) -> list[dict[str, Any]]:
-    flags = [flag for value in values for flag in ("--set-json", value)]
-    done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", "--kube-version", "1.31.0", *flags)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def render_monitoring(*values: str) -> list[dict[str, Any]]:
-    """What the chart renders for a cluster that has the Prometheus Operator's definitions."""
-    flags = [flag for value in values for flag in ("--set-json", value)]
-    cluster = ("--kube-version", "1.31.0", "--api-versions", "monitoring.coreos.com/v1")
-    done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", *cluster, *flags)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def pod_specs(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [document["spec"]["template"]["spec"] for document in documents if document["kind"] == "Deployment"]
 
 
 def test_chart_passes_lint() -> None:
@@ -51,10 +22,10 @@ def test_chart_passes_lint() -> None:
 
 def test_definitions_are_the_contract_and_are_kept() -> None:
     """The chart installs the rendered definitions and never deletes them, as that would delete users' objects."""
-    rendered = {d["metadata"]["name"]: d for d in render() if d["kind"] == "CustomResourceDefinition"}
+    installed = {d["metadata"]["name"]: d for d in render() if d["kind"] == "CustomResourceDefinition"}
     expected = {name.removesuffix(".yaml").split(".", 1)[0]: yaml.safe_load(text) for name, text in crd.files().items()}
-    assert {name.split(".")[0] for name in rendered} == expected.keys()
-    for definition in rendered.values():
+    assert {name.split(".")[0] for name in installed} == expected.keys()
+    for definition in installed.values():
         assert definition["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         assert definition == expected[definition["spec"]["names"]["plural"]]
 
@@ -69,7 +40,7 @@ def test_every_pod_is_restricted() -> None:
     for spec in pod_specs(render()):
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in spec["containers"]:
+        for container in spec["containers"] + spec.get("initContainers", []):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -163,14 +134,13 @@ def test_upgrade_does_not_restart_mlflow() -> None:
     assert mlflow["spec"]["template"]["metadata"]["labels"] == mlflow["spec"]["selector"]["matchLabels"]
 
 
-def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [document for document in documents if document["kind"] == kind]
-
-
 def test_monitoring_is_off_unless_it_is_asked_for() -> None:
     """A cluster without Prometheus Operator or Grafana gets none of their objects."""
     assert {document["kind"] for document in render()}.isdisjoint({"PrometheusRule", "ServiceMonitor", "PodMonitor"})
-    assert not of_kind(render(), "ConfigMap")
+    assert {each["metadata"]["name"] for each in of_kind(render(), "ConfigMap")} == {
+        "cloze-mlflow-scripts",
+        "cloze-test",
+    }
 
 
 @pytest.mark.parametrize("setting", ["rules", "serviceMonitor", "podMonitors"])
@@ -193,7 +163,7 @@ def test_rules_say_whose_they_are_and_where_to_read_on() -> None:
     )
     objects = of_kind(documents, "PrometheusRule")
     assert {each["metadata"]["labels"]["release"] for each in objects} == {"prometheus"}
-    (config,) = of_kind(documents, "ConfigMap")
+    (config,) = [each for each in of_kind(documents, "ConfigMap") if each["metadata"]["name"] == "cloze-rules"]
     assert [yaml.safe_load(text) for _, text in sorted(config["data"].items())] == [each["spec"] for each in objects]
     committed = CHART / "files" / "rules"
     for each in objects:
@@ -244,7 +214,8 @@ def test_what_is_scraped_is_there() -> None:
 
 def test_dashboards_are_found_by_grafana() -> None:
     """Each in a ConfigMap with the label that its sidecar looks for, and as committed."""
-    documents = of_kind(render_monitoring("monitoring.dashboards.enabled=true"), "ConfigMap")
+    found = of_kind(render_monitoring("monitoring.dashboards.enabled=true"), "ConfigMap")
+    documents = [each for each in found if each["metadata"]["name"].startswith("cloze-dashboard-")]
     assert {each["metadata"]["labels"]["grafana_dashboard"] for each in documents} == {"1"}
     shipped = {
         name.removeprefix("cloze-"): json.loads(text) for each in documents for name, text in each["data"].items()
@@ -262,6 +233,10 @@ def test_dashboards_are_found_by_grafana() -> None:
         ("operator.replicaCount=3", "replicaCount"),
         ("operator.replicas=9", "operator/replicas"),
         ('images.train=""', "images/train"),
+        ("mlflow.replicas=2", "mlflow.replicas above 1 needs both stores outside"),
+        ("mlflow.workers=2", "mlflow.workers above 1 needs a database server"),
+        ('networkPolicy.mlflow.from=[{"namespace":"notebooks"}]', "networkPolicy/mlflow/from/0"),
+        ("networkPolicy.apiServerPorts=[]", "networkPolicy/apiServerPorts"),
         ("mlflow.enabled=false", "mlflow.uri must name your MLflow server"),
         ('mlflow.uri="https://mlflow.example"', "mlflow/uri"),
         ('images.pullSecrets=["Not a name"]', "images/pullSecrets"),
@@ -275,16 +250,22 @@ def test_bad_value_is_refused_by_name(setting: str, message: str) -> None:
     assert message in done.stderr
 
 
-def test_values_schema_covers_every_value() -> None:
-    """A value without a schema entry would be refused: the defaults themselves prove the schema complete."""
-    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-
-    def walk(value: Any, node: dict[str, Any], path: str) -> None:
-        for key, child in value.items():
-            assert key in node["properties"], f"{path}.{key}"
-            inner = node["properties"][key]
-            if isinstance(child, dict) and inner.get("additionalProperties") is False:
-                walk(child, inner, f"{path}.{key}")
-
-    walk(values, schema, "")
+def test_scheduling_reaches_every_pod() -> None:
+    """Priority, machines, taints and affinity are settings of each component; the test's are the operators'."""
+    values = {
+        "priorityClassName": '"platform"',
+        "nodeSelector": '{"pool":"system"}',
+        "tolerations": '[{"key":"system","operator":"Exists"}]',
+        "affinity": '{"podAntiAffinity":{}}',
+        "resources": '{"limits":{"memory":"1Gi"}}',
+    }
+    given = [f"{part}.{key}={value}" for part in ("operator", "mlflow") for key, value in values.items()]
+    specs = pod_specs(render(*given))
+    assert len(specs) == 3
+    for spec in specs:
+        assert spec["priorityClassName"] == "platform"
+        assert spec["nodeSelector"] == {"pool": "system"}
+        assert spec["tolerations"] == [{"key": "system", "operator": "Exists"}]
+        assert spec["affinity"] == {"podAntiAffinity": {}}
+        for container in spec["containers"] + spec.get("initContainers", []):
+            assert container["resources"]["limits"] == {"memory": "1Gi"}

@@ -24,6 +24,101 @@ http://{{ include "cloze.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:5000
 {{- end -}}
 {{- end }}
 
+{{- /* "true" for a store that lies on the chart's volume, "" for one outside. */ -}}
+{{- define "cloze.mlflowDatabaseOnVolume" -}}
+{{- if hasPrefix "sqlite:" .Values.mlflow.backendStoreUri }}true{{ end }}
+{{- end }}
+
+{{- define "cloze.mlflowArtifactsOnVolume" -}}
+{{- if or (hasPrefix "/" .Values.mlflow.artifactsDestination) (hasPrefix "file:" .Values.mlflow.artifactsDestination) }}true{{ end }}
+{{- end }}
+
+{{- define "cloze.mlflowOnVolume" -}}
+{{- if or (include "cloze.mlflowDatabaseOnVolume" .) (include "cloze.mlflowArtifactsOnVolume" .) }}true{{ end }}
+{{- end }}
+
+{{- /* What the operator is told, and the test of it. */ -}}
+{{- define "cloze.operatorEnv" -}}
+- { name: CLOZE_TRAIN_IMAGE, value: {{ .Values.images.train | quote }} }
+- { name: CLOZE_SERVE_IMAGE, value: {{ .Values.images.serve | quote }} }
+- { name: CLOZE_IMAGE_PULL_POLICY, value: {{ .Values.images.pullPolicy | quote }} }
+- { name: CLOZE_IMAGE_PULL_SECRETS, value: {{ join "," .Values.images.pullSecrets | quote }} }
+- { name: MLFLOW_TRACKING_URI, value: {{ include "cloze.mlflowUri" . | quote }} }
+- { name: CLOZE_NAMESPACES, value: {{ join "," .Values.operator.namespaces | quote }} }
+- { name: CLOZE_LOG_LEVEL, value: {{ .Values.operator.logLevel | quote }} }
+- { name: CLOZE_RESYNC_SECONDS, value: {{ .Values.operator.resyncSeconds | quote }} }
+- { name: CLOZE_PROMETHEUS_URL, value: {{ .Values.prometheus.url | quote }} }
+- { name: CLOZE_PROMETHEUS_TIMEOUT_SECONDS, value: {{ .Values.prometheus.timeoutSeconds | quote }} }
+{{- with .Values.prometheus.headers }}
+{{- $pairs := list }}
+{{- range $header, $value := . }}
+{{- $pairs = append $pairs (printf "%s=%s" $header $value) }}
+{{- end }}
+- { name: CLOZE_PROMETHEUS_HEADERS, value: {{ join "," $pairs | quote }} }
+{{- end }}
+{{- if .Values.prometheus.tokenSecret.name }}
+- { name: CLOZE_PROMETHEUS_TOKEN_FILE, value: /var/run/cloze/prometheus/token }
+{{- end }}
+- { name: CLOZE_GATEWAY_COUNTER, value: {{ .Values.gateway.counter | quote }} }
+- { name: CLOZE_LEASE_NAME, value: {{ include "cloze.fullname" . }}-operator }
+- { name: CLOZE_LEASE_NAMESPACE, valueFrom: { fieldRef: { fieldPath: metadata.namespace } } }
+- { name: CLOZE_POD_NAME, valueFrom: { fieldRef: { fieldPath: metadata.name } } }
+{{- end }}
+
+{{- define "cloze.prometheusMount" -}}
+{{- if .Values.prometheus.tokenSecret.name }}
+- { name: prometheus-token, mountPath: /var/run/cloze/prometheus, readOnly: true }
+{{- end }}
+{{- end }}
+
+{{- define "cloze.prometheusVolume" -}}
+{{- with .Values.prometheus.tokenSecret }}
+{{- if .name }}
+- name: prometheus-token
+  secret:
+    secretName: {{ .name }}
+    items: [{ key: {{ .key }}, path: token }]
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "cloze.pullSecrets" -}}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Where pods of a component may run, and before which others: the settings of this name that each component has. */ -}}
+{{- define "cloze.scheduling" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* Apart from each other where there are several machines; a cluster of one runs all. */ -}}
+{{- define "cloze.spread" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "cloze.selector" . | nindent 8 }}
+    # Only pods of the same template count: those that a rollout replaces are gone soon.
+    matchLabelKeys: [pod-template-hash]
+{{- end }}
+
 {{- define "cloze.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -91,4 +186,30 @@ capabilities: { drop: [ALL] }
 - apiGroups: [""]
   resources: [events]
   verbs: [get, create, patch]
+{{- end }}
+
+{{- /* A rule that lets an address be reached. Policies see a pod's port, which may not be the Service's: a Service's
+whole name (name.namespace.svc) opens its namespace, any other address opens its port. */ -}}
+{{- define "cloze.egressTo" -}}
+{{- $url := urlParse .url }}
+{{- $host := regexReplaceAll ":[0-9]+$" $url.host "" }}
+{{- $labels := splitList "." $host }}
+{{- if and (ge (len $labels) 3) (eq (index $labels 2) "svc") }}
+- to:
+    - namespaceSelector:
+        matchLabels: { kubernetes.io/metadata.name: {{ index $labels 1 }} }
+{{- else }}
+- ports:
+    - { protocol: TCP, port: {{ regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }} }
+{{- end }}
+{{- end }}
+
+{{- /* The namespaces that the operator serves. */ -}}
+{{- define "cloze.servedNamespaces" -}}
+{{- with .Values.operator.namespaces }}
+matchExpressions:
+  - { key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }} }
+{{- else }}
+{}
+{{- end }}
 {{- end }}
