@@ -7,8 +7,9 @@ import yaml
 from rendering import CHART, helm, of_kind, pod_specs, render, render_monitoring
 
 from cloze_api import crd
-from cloze_api.names import COMPONENTS, MANAGED_BY
+from cloze_api.names import MANAGED_BY
 from cloze_operator import settings
+from cloze_operator.desired.metadata import COMPONENTS
 
 # Helm comes with the local cluster's tools.
 pytestmark = pytest.mark.cluster
