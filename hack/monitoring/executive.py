@@ -142,12 +142,11 @@ def _changes() -> Row:
             ),
             Panel(
                 "Pages",
-                "Alerts that wake somebody up, at each moment.",
+                "Alerts that wake somebody up, at each moment; 0 is how it should be.",
                 "short",
                 [
                     Query(
-                        'count by (alertname) (ALERTS{alertname=~"Cloze.+",alertstate="firing",severity="page"})',
-                        "{{alertname}}",
+                        'count(ALERTS{alertname=~"Cloze.+",alertstate="firing",severity="page"}) or vector(0)', "pages"
                     )
                 ],
                 width=12,

@@ -17,7 +17,7 @@ def _of_runs(metric: Metric) -> str:
 
 def _runs() -> Row:
     state = f'{sample(metrics.RESOURCE_STATE)}{{kind=~"PretrainJob|FineTuneJob",{RUNS}}}'
-    failures = f"sum by (kind, reason) ({sample(metrics.JOB_FAILURES)})"
+    failures = f"sum by (kind, reason) ({sample(metrics.JOB_FAILURES)}) or vector(0)"
     return Row(
         "Runs",
         [
