@@ -1,142 +1,15 @@
 """Alerts. A page wakes somebody up: users notice, or soon will. A ticket can wait for the next working day."""
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cloze_api import metrics
-from monitoring.promql import KEY, PODS, SECONDS, grew, objective, sample
+from monitoring import burns
+from monitoring.alert import PAGE, TICKET, WHO, Group, Rule, alert
+from monitoring.promql import KEY, PODS, grew, objective, sample
 
-Rule = dict[str, Any]
-Group = dict[str, Any]
-
-#: The chart puts its own values in the place of these.
-TEAM: Final = "cloze"
-RUNBOOKS: Final = "docs/runbooks"
-
-PAGE, TICKET = "page", "ticket"
-
-#: What a planned rollout explains, and Alertmanager keeps quiet meanwhile by this label.
-QUIET: Final = "quiet_during_rollout"
 ROLLOUT: Final = "ClozeRolloutInProgress"
 #: A rollout that takes longer explains nothing any more.
 _LONGEST_ROLLOUT: Final = "6h"
-
-#: Fewer bad requests than this in the long window are no trend: one error among ten requests wakes nobody up.
-LEAST: Final = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Burn:
-    """Two windows over which the month's error budget burns `factor` times too fast.
-
-    From "Alerting on SLOs", The Site Reliability Workbook, chapter 5: the long window says that it matters, the short
-    one that it goes on.
-    """
-
-    severity: str
-    long: str
-    short: str
-    factor: float
-    gone: str
-    """How long a month's budget lasts at this rate."""
-    quiet: bool
-
-
-#: The fastest one alone is let through during a rollout: it takes an outage to get there, which a canary isn't.
-BURNS: Final = (
-    Burn(PAGE, "1h", "5m", 14.4, "50 hours", quiet=False),
-    Burn(PAGE, "6h", "30m", 6, "5 days", quiet=True),
-    Burn(TICKET, "1d", "2h", 3, "10 days", quiet=True),
-    Burn(TICKET, "3d", "6h", 1, "30 days", quiet=True),
-)
-
-_WHO: Final = "{{ $labels.namespace }}/{{ $labels.name }}"
-
-
-def _alert(
-    name: str,
-    expression: str,
-    *,
-    severity: str,
-    runbook: str,
-    summary: str,
-    description: str,
-    wait: str = "",
-    quiet: bool = False,
-    labels: dict[str, str] | None = None,
-) -> Rule:
-    return {
-        "alert": name,
-        "expr": expression,
-        **({"for": wait} if wait else {}),
-        "labels": {
-            "severity": severity,
-            "team": TEAM,
-            **({QUIET: "true"} if quiet else {}),
-            **(labels or {}),
-        },
-        "annotations": {
-            "summary": summary,
-            "description": description,
-            "runbook_url": f"{RUNBOOKS}/{runbook}.md",
-        },
-    }
-
-
-def _burning(bad: str, counted: str, whole: str, burn: Burn) -> str:
-    # With a low objective the product is beyond any ratio, and an outage would tell nobody.
-    threshold = f"clamp_max({burn.factor:g} * (1 - {whole}), 0.8)"
-    over = [
-        f"deployment:{bad}:ratio_rate{window} > on ({KEY}) group_left () {threshold}"
-        for window in (burn.long, burn.short)
-    ]
-    enough = f"{counted} * {SECONDS[burn.long]} >= {LEAST}"
-    # One alert, whether servers or gateway or both have counted it.
-    return f"max by ({KEY}) (\n  {over[0]}\n  and {over[1]}\n  and {enough}\n)"
-
-
-def _burns() -> list[Rule]:
-    found = []
-    for burn in BURNS:
-        windows = {"long": burn.long, "short": burn.short}
-        speed = f"{burn.factor:g} times as fast as its objective allows"
-        found += [
-            _alert(
-                "ClozeErrorBudgetBurn",
-                _burning(
-                    "cloze_request_errors",
-                    f"deployment:cloze_request_errors:rate{burn.long}",
-                    objective(metrics.OBJECTIVE_AVAILABILITY),
-                    burn,
-                ),
-                severity=burn.severity,
-                runbook="error-budget-burn",
-                quiet=burn.quiet,
-                labels=windows,
-                summary=f"{_WHO} fails requests {speed}",
-                description=f"{{{{ $value | humanizePercentage }}}} of the requests of the last {burn.long} ended "
-                f"with a server error, and it goes on. At {burn.factor:g} times the allowed rate the budget of 30 "
-                f"days is gone in {burn.gone}.",
-            ),
-            _alert(
-                "ClozeLatencyBudgetBurn",
-                _burning(
-                    "cloze_answers_late",
-                    f"(deployment:cloze_answers:rate{burn.long} - deployment:cloze_answers_in_time:rate{burn.long})",
-                    objective(metrics.OBJECTIVE_LATENCY_RATIO),
-                    burn,
-                ),
-                severity=burn.severity,
-                runbook="latency-budget-burn",
-                quiet=burn.quiet,
-                labels=windows,
-                summary=f"{_WHO} answers late {speed}",
-                description=f"{{{{ $value | humanizePercentage }}}} of the successful requests of the last "
-                f"{burn.long} took longer than the objective, and it goes on. At {burn.factor:g} times the allowed "
-                f"rate the budget of 30 days is gone in {burn.gone}.",
-            ),
-        ]
-    return found
 
 
 def _serving() -> list[Rule]:
@@ -149,16 +22,16 @@ def _serving() -> list[Rule]:
         ")"
     )
     return [
-        _alert(
+        alert(
             "ClozeDeploymentFailing",
             f'max by ({KEY}) ({state}{{kind="ModelDeployment",state="Failing"}}) == 1',
             wait="3m",
             severity=PAGE,
             runbook="deployment-not-ready",
-            summary=f"{_WHO} can't serve with the replicas it should have",
+            summary=f"{WHO} can't serve with the replicas it should have",
             description="Its pods end again and again, or have not become ready in time, for 3 minutes now.",
         ),
-        _alert(
+        alert(
             "ClozeDeploymentDown",
             f"max by ({KEY}) (last_over_time({PODS}[1h]))\n"
             f"unless max by ({KEY}) ({PODS})\n"
@@ -167,26 +40,26 @@ def _serving() -> list[Rule]:
             wait="2m",
             severity=PAGE,
             runbook="deployment-not-ready",
-            summary=f"{_WHO} has no server left",
+            summary=f"{WHO} has no server left",
             description="No pod of it has had a loaded model for 2 minutes; there was one within the hour before.",
         ),
-        _alert(
+        alert(
             "ClozeRequestsRefused",
             f"{refused} / ({requests} > 0) > 0.05",
             wait="15m",
             severity=TICKET,
             runbook="overload",
             quiet=True,
-            summary=f"{_WHO} refuses requests because it has too much to do",
+            summary=f"{WHO} refuses requests because it has too much to do",
             description="{{ $value | humanizePercentage }} of the requests are answered with 429, for 15 minutes now.",
         ),
-        _alert(
+        alert(
             "ClozeVersionMismatch",
             f"max by ({KEY}) ({sample(metrics.VERSION_MISMATCH)}) > 0",
             wait="2m",
             severity=TICKET,
             runbook="version-mismatch",
-            summary=f"{_WHO} has pods with another version than they were made for",
+            summary=f"{WHO} has pods with another version than they were made for",
             description="{{ $value }} ready pods report another version or digest. Its rollout is held back meanwhile.",
         ),
     ]
@@ -196,41 +69,41 @@ def _rollouts() -> list[Rule]:
     state, check, going = map(sample, (metrics.RESOURCE_STATE, metrics.ROLLOUT_CHECK, metrics.ROLLOUT_IN_PROGRESS))
     long = _LONGEST_ROLLOUT
     return [
-        _alert(
+        alert(
             ROLLOUT,
             f"max by ({KEY}) ({going}) == 1\n"
             f"unless (\n  min by ({KEY}) (min_over_time({going}[{long}])) == 1\n"
             f"  and max by ({KEY}) ({going} offset {long}) == 1\n)",
             severity="none",
             runbook="silence-during-rollouts",
-            summary=f"{_WHO} is being rolled out",
+            summary=f"{WHO} is being rolled out",
             description=f"Nobody is to be told. For {long} at most it keeps the alerts quiet that a rollout explains.",
         ),
-        _alert(
+        alert(
             "ClozeRolloutRolledBack",
             grew(f'{sample(metrics.ROLLOUTS)}{{result="rolled_back"}}', KEY, "1h"),
             severity=TICKET,
             runbook="rollout-rolled-back",
-            summary=f"A new version of {_WHO} was taken back",
+            summary=f"A new version of {WHO} was taken back",
             description="About {{ $value | humanize }} times within 1 hour. Its canary, or the watch over it after "
             "the promotion, found it worse than the version before. Users are served by that one again.",
         ),
-        _alert(
+        alert(
             "ClozeRolloutHeld",
             f'max by ({KEY}, state) ({state}{{kind="ModelDeployment",state=~"Paused|Blocked"}}) == 1',
             wait="30m",
             severity=TICKET,
             runbook="rollout-held",
-            summary=f"The rollout of {_WHO} waits for a person",
+            summary=f"The rollout of {WHO} waits for a person",
             description="It has been {{ $labels.state }} for 30 minutes. The status says what for.",
         ),
-        _alert(
+        alert(
             "ClozeRolloutUndecided",
             f'max by ({KEY}, check) ({check}{{result=~"waiting|no_data|unknown"}}) == 1',
             wait="1h",
             severity=TICKET,
             runbook="rollout-held",
-            summary=f"The canary of {_WHO} can't be judged",
+            summary=f"The canary of {WHO} can't be judged",
             description="The check {{ $labels.check }} has come to no result for 1 hour: too few requests, or no data.",
         ),
     ]
@@ -244,7 +117,7 @@ def _training() -> list[Rule]:
     training = f'max by ({run}) ({stage}{{stage="training"}}'
     job = "{{ $labels.kind }} {{ $labels.namespace }}/{{ $labels.name }}"
     return [
-        _alert(
+        alert(
             "ClozeTrainingFailed",
             # Only what failed within the hour. Ten minutes bridge a gap in scraping, and not more: a job that was
             # deleted and made anew under its name may fail again.
@@ -255,7 +128,7 @@ def _training() -> list[Rule]:
             description="It has within the last 1 hour, and isn't tried again. The condition Succeeded has the "
             "reason; the last checkpoint is kept.",
         ),
-        _alert(
+        alert(
             "ClozeTrainingStalled",
             f"max by ({run}) (changes({step}[15m])) == 0\nand {training})\nand {training} offset 15m)",
             wait="1m",
@@ -264,7 +137,7 @@ def _training() -> list[Rule]:
             summary=f"{job} makes no progress",
             description="It has been in the stage training for 15 minutes without a step.",
         ),
-        _alert(
+        alert(
             "ClozeTrainingSilent",
             f"{running} == 1\nunless on ({run}) max by ({run}) ({stage})\n"
             f"and on ({run}) max by ({run}) (last_over_time({stage}[1d]))",
@@ -281,7 +154,7 @@ def _platform() -> list[Rule]:
     leader = sample(metrics.LEADER)
     reconciles = f'{sample(metrics.RECONCILES)}{{result="error"}}'
     return [
-        _alert(
+        alert(
             "ClozeOperatorAbsent",
             f"absent({leader})",
             wait="5m",
@@ -291,7 +164,7 @@ def _platform() -> list[Rule]:
             description="Prometheus has heard of no operator for 5 minutes. What is served goes on; canaries are no "
             "longer judged, and nothing is rolled back.",
         ),
-        _alert(
+        alert(
             "ClozeOperatorWithoutLeader",
             f"sum by (namespace) ({leader}) == 0",
             wait="2m",
@@ -301,7 +174,7 @@ def _platform() -> list[Rule]:
             description="None has held the lease for 2 minutes. What is served goes on; canaries are no longer "
             "judged, and nothing is rolled back.",
         ),
-        _alert(
+        alert(
             "ClozeOperatorsDisagree",
             f"sum by (namespace) ({leader}) > 1",
             wait="1m",
@@ -310,7 +183,7 @@ def _platform() -> list[Rule]:
             summary="{{ $value }} operators in {{ $labels.namespace }} act at the same time",
             description="One lease gives the right to one. They may undo each other's work.",
         ),
-        _alert(
+        alert(
             "ClozeReconcileErrors",
             f"sum by (kind) (rate({reconciles}[10m])) > 0",
             wait="30m",
@@ -319,7 +192,7 @@ def _platform() -> list[Rule]:
             summary="The operator fails at resources of kind {{ $labels.kind }}",
             description="For 30 minutes there have been errors without a break, {{ $value | humanize }} a second.",
         ),
-        _alert(
+        alert(
             "ClozeRegistryDown",
             f"sum by (namespace) (rate({sample(metrics.REGISTRY_ERRORS)}[5m])) > 0",
             wait="10m",
@@ -329,7 +202,7 @@ def _platform() -> list[Rule]:
             description="{{ $value | humanize }} calls of the operator a second fail, for 10 minutes now. What is "
             "served goes on; new pods can't fetch their model.",
         ),
-        _alert(
+        alert(
             "ClozePrometheusUnavailable",
             f"sum by (namespace) (rate({sample(metrics.PROMETHEUS_ERRORS)}[5m])) > 0",
             wait="10m",
@@ -344,7 +217,7 @@ def _platform() -> list[Rule]:
 def groups() -> list[Group]:
     """All alerts."""
     return [
-        {"name": "cloze-objectives", "rules": _burns()},
+        {"name": "cloze-objectives", "rules": burns.rules()},
         {"name": "cloze-serving", "rules": _serving()},
         {"name": "cloze-rollouts", "rules": _rollouts()},
         {"name": "cloze-training", "rules": _training()},

@@ -12,14 +12,18 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import burn_cases
+import rule_cases
 from programs import program
-from rule_cases import CASES, ME, Case, durations, growing, objectives, pod, requests, series
+from rule_series import ME, Case, durations, growing, objectives, pod, requests, series
 
 # Prometheus comes with the local cluster's packages.
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "charts" / "cloze" / "files" / "rules"
+CASES = (*burn_cases.CASES, *rule_cases.CASES)
+
 # In the order in which one is made of the other.
 NAMES = ("gateway-traefik", "recording", "alerts")
 RULES = [
