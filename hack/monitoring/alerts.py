@@ -125,7 +125,7 @@ def _training() -> list[Rule]:
             severity=TICKET,
             runbook="training-failed",
             summary=f"{job} failed",
-            description="It has within the last 1 hour, and isn't tried again. The condition Succeeded has the "
+            description="It failed less than 1 hour ago and isn't tried again. The condition Succeeded has the "
             "reason; the last checkpoint is kept.",
         ),
         alert(
