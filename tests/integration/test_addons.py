@@ -178,6 +178,7 @@ def test_prometheus_scrapes_a_pod_by_its_annotations(backends: str, eventually: 
     assert {one["metric"]["pod"] for one in found} == set(BACKENDS)
     assert {one["metric"]["container"] for one in found} == {"web"}
     assert all(one["metric"]["node"] for one in found)
+    assert len(query(f'up{{namespace="{backends}"}}')) == len(BACKENDS)
 
 
 def test_usage_of_pods_is_measured(backends: str, eventually: Callable[..., Any]) -> None:
