@@ -78,6 +78,14 @@ def test_schema_is_migrated_before_the_server_starts() -> None:
     assert "pg_advisory_lock" in scripts["data"]["migrate.py"]
 
 
+def test_database_is_asked_by_the_driver_of_the_image() -> None:
+    """A URI that names no driver would be opened with one that the image hasn't; one that names it is left alone."""
+    (uri,) = container(server(*PRODUCTION), "initContainers")["args"]
+    assert uri == "postgresql+psycopg2://$(USER):$(PASSWORD)@db.example/mlflow"
+    named = 'mlflow.backendStoreUri="postgresql+psycopg://db.example/mlflow"'
+    assert container(server(named), "initContainers")["args"] == ["postgresql+psycopg://db.example/mlflow"]
+
+
 def test_other_s3_stores_get_no_checksums_that_they_may_not_know() -> None:
     """Their address is the server's alone: clients that had it would go past MLflow."""
     found = environment(BUCKET, 'mlflow.s3.endpointUrl="https://s3.example:9000"', 'mlflow.s3.region="here"')

@@ -29,6 +29,11 @@ http://{{ include "cloze.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:5000
 {{- if hasPrefix "sqlite:" .Values.mlflow.backendStoreUri }}true{{ end }}
 {{- end }}
 
+{{- /* With the driver that the image has: SQLAlchemy 2.1 takes another one for a URI that names none. */ -}}
+{{- define "cloze.mlflowDatabase" -}}
+{{- .Values.mlflow.backendStoreUri | replace "postgresql://" "postgresql+psycopg2://" }}
+{{- end }}
+
 {{- define "cloze.mlflowArtifactsOnVolume" -}}
 {{- if or (hasPrefix "/" .Values.mlflow.artifactsDestination) (hasPrefix "file:" .Values.mlflow.artifactsDestination) }}true{{ end }}
 {{- end }}

@@ -28,7 +28,7 @@ class CheckError(Exception):
 
 def operator(client: httpx.Client, address: str) -> str:
     """An operator answers and is ready."""
-    return answer(client, f"{address}/readyz").text.strip()
+    return f"ready, {answer(client, f'{address}/readyz').text.strip()}"
 
 
 def lease(api: httpx.Client, settings: Settings, now: datetime) -> str:
