@@ -354,7 +354,7 @@ def test_rollout_goes_on_where_a_killed_operator_left_it(
 
 
 def test_record_that_somebody_has_changed_is_not_overwritten(
-    alone: Rollout, candidates: Callable[..., Any], brief: Any, proxy: Any
+    alone: Rollout, proxy: Any, candidates: Callable[..., Any], brief: Any
 ) -> None:
     """What follows from the one that was seen is decided again, and nobody takes it for a failure."""
     meddled: list[str] = []
