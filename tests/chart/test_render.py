@@ -270,3 +270,35 @@ def test_scheduling_reaches_every_pod() -> None:
         assert spec["affinity"] == {"podAntiAffinity": {}}
         for container in spec["containers"] + spec.get("initContainers", []):
             assert container["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def notes(*values: str) -> str:
+    """What `helm install` says at its end."""
+    flags = [flag for value in values for flag in ("--set-json", value)]
+    done = helm("install", "cloze", str(CHART), "--namespace", "cloze-system", "--dry-run=client", *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("NOTES:", 1)[1]
+
+
+def test_notes_say_what_is_left_to_do() -> None:
+    """With the defaults: no Prometheus, no alerts, one volume, an MLflow that few may reach."""
+    text = notes()
+    for said in ("helm test cloze", "set prometheus.url", "monitoring.rules", "production-stores.md", "mlflow.from"):
+        assert said in text
+    assert "\n\n\n" not in text
+
+
+def test_notes_are_silent_about_what_is_done() -> None:
+    """Nobody reads the same hints at every upgrade."""
+    text = notes(
+        'prometheus.url="http://prometheus.metrics.svc:9090"',
+        'gateway.counter="traefik"',
+        "monitoring.rules.configMap=true",
+        'mlflow.backendStoreUri="postgresql://db/mlflow"',
+        'mlflow.artifactsDestination="s3://models"',
+        "networkPolicy.enabled=false",
+    )
+    for said in ("set prometheus.url", "with gateway.counter", "monitoring.rules", "production-stores.md", "the claim"):
+        assert said not in text
+    assert "judged by http://prometheus.metrics.svc:9090, with the counter of the gateway." in text
+    assert "\n\n\n" not in text
