@@ -77,8 +77,9 @@ def finished(namespace: str, kind: str, name: str, timeout: float) -> Resource:
 
 @contextlib.contextmanager
 def forwarded(namespace: str, service: str, port: int) -> Iterator[str]:
-    """Base URL of a Service on this machine while the block runs."""
-    command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", f":{port}"]
+    """Base URL of a Service, or of pod/NAME, on this machine while the block runs."""
+    target = service if "/" in service else f"service/{service}"
+    command = ["kubectl", "--namespace", namespace, "port-forward", target, f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
