@@ -536,7 +536,7 @@ class TestConfiguration:
         assert "selector" not in service["spec"]
         assert endpoints["metadata"]["labels"] == {"kubernetes.io/service-name": "x"}
         assert endpoints["endpoints"][0]["addresses"] == [str(derived().node_address)]
-        assert endpoints["ports"] == service["spec"]["ports"]
+        assert endpoints["ports"] == service["spec"]["ports"] == [{"name": "http", "protocol": "TCP", "port": 9090}]
 
     def test_pods_are_scraped_as_often_as_the_environment_says(self, tmp_path: Path) -> None:
         monitoring.write(derived(), tmp_path, "/etc", "/keys")
