@@ -49,6 +49,12 @@ def is_settled(status: Status) -> bool:
     return status.get("state") in ("Ready", "RolledBack") and not status.get("rollout")
 
 
+def is_held(status: Status, version: str) -> bool:
+    """Whether the rollout of a version waits for a person; for a moment one from before may still do so."""
+    tried = (status.get("rollout") or {}).get("canaryVersion") or (status.get("desired") or {}).get("version")
+    return status.get("state") in ("Paused", "Blocked") and tried == version
+
+
 def canary_weight(status: Status, version: str) -> int | None:
     """Per cent of the requests that a version gets as a canary, once that is in force."""
     rollout = status.get("rollout") or {}
@@ -60,7 +66,7 @@ def describe(status: Status, version: str) -> str:
     """Where the rollout is, in a line; without figures that change all the time."""
     rollout = status.get("rollout") or {}
     if rollout.get("canaryVersion") != version:
-        return f"version {version}: {status.get('state', '')}"
+        return f"version {(status.get('stable') or {}).get('version')} serves: {status.get('state')}"
     checks = ", ".join(f"{check['name']} {check['result'].lower()}" for check in rollout.get("checks", []))
     line = f"version {version}: {rollout['state']} {rollout['step']}, {rollout['weight']} % of the requests"
     return f"{line}; {checks}" if checks else line
@@ -103,7 +109,7 @@ def follow_canary(namespace: str, name: str, version: str, began: float, console
                 course = Course(decision, (*steps, 100) if decision.promoted else tuple(steps), seconds)
             if course and is_settled(status):
                 return course
-            if status.get("state") in ("Paused", "Blocked"):
+            if is_held(status, version):
                 why = condition(resource, "Progressing")
                 raise DemoError(f"the rollout of version {version} is held: {why.get('message')}")
             if seconds > TIMEOUT_SECONDS:

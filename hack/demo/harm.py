@@ -12,8 +12,8 @@ from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Lineage, digest_files,
 
 #: Share of the texts that a failing model can't answer: a fault that no trial by hand would find.
 FAILING_SHARE = 0.06
-#: About ten times the work of the demo's own encoder on its longest input.
-WASTED_MATRICES = 6
+#: About thirty times the work of the demo's own encoder on its longest input: a tenth of a second on one core.
+WASTED_MATRICES = 30
 WASTED_WIDTH = 512
 
 Change = Callable[[onnx.ModelProto], None]

@@ -1,11 +1,16 @@
 """The demo's edge to MLflow: versions of its models, and the alias that proposes one of them."""
 
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harm import Change, failing, read_tokenizer, slow, spoil, token_of_share
+
+# The addresses that it would print are of a forwarding that ends.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
 from mlflow.exceptions import MlflowException
 
 from cloze_api.manifest import verify, version_tags
