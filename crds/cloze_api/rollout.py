@@ -216,11 +216,10 @@ class Rollout(Schema):
             check=lambda rollout: len({step.weight is None for step in rollout.steps}) <= 1,
         ),
         Rule(
-            cel="self.steps.size() < 2 || self.steps.all(step, "
-            "(has(step.weight) ? step.weight : step.replicas) >= "
-            "(has(self.steps[0].weight) ? self.steps[0].weight : self.steps[0].replicas))",
-            message="spec.rollout.steps goes down: the first step has the smallest share",
-            check=lambda rollout: all(_share(step) >= _share(rollout.steps[0]) for step in rollout.steps),
+            cel="self.steps.map(step, has(step.weight) ? step.weight : "
+            "(has(step.replicas) ? step.replicas : 0)).isSorted()",
+            message="spec.rollout.steps goes down: put the smaller shares first",
+            check=lambda rollout: sorted(rollout.steps, key=_share) == list(rollout.steps),
         ),
     )
 

@@ -183,6 +183,11 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (M, routed({"rollout": {"steps": [{"weight": 50}, {"weight": 10}]}}), ("spec.rollout.steps", "goes down")),
     (
         M,
+        routed({"rollout": {"steps": [{"weight": 10}, {"weight": 50}, {"weight": 20}]}}),
+        ("spec.rollout.steps", "goes down"),
+    ),
+    (
+        M,
         put("spec.rollout", {"strategy": "BlueGreen", "steps": [{"replicas": 1}]}),
         ("spec.rollout.steps", "BlueGreen", "remove one"),
     ),

@@ -723,3 +723,29 @@ def test_a_version_that_the_registry_cannot_speak_of_waits(start: Start) -> None
     world.registry_is_up = False
     world.after(100)
     assert world.weights() == {"2": 100}
+
+
+def test_pods_that_are_left_get_no_more_than_they_are_there_for(start: Start) -> None:
+    """A canary that loses half of its pods at 50 % is given 25 % until they are back."""
+    world = start()
+    world.ask_for("2")
+    world.after(35)
+    assert (world.weights(), world.pods_of("2")) == ({"1": 50, "2": 50}, 2)
+    canary = world.children["Deployment", f"spam-{world.record.canary}"]
+    canary["status"]["availableReplicas"] = 1
+    world.settle()
+    assert world.weights() == {"1": 75, "2": 25}
+    world.heal()
+    world.settle()
+    assert world.weights() == {"1": 50, "2": 50}
+
+
+def test_promote_means_it_though_the_spec_is_paused(start: Start) -> None:
+    """All requests and the title, not the one without the other."""
+    world = start({**GATEWAY, "rollout": {"steps": STEPS}})
+    world.ask_for("2")
+    world.settle()
+    world.spec = {**world.spec, "rollout": {"steps": STEPS, "paused": True}}
+    world.annotations = {"cloze.dev/rollout": "promote"}
+    world.settle()
+    assert (world.weights(), world.status["stable"]["version"]) == ({"2": 100}, "2")

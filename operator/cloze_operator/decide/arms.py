@@ -89,9 +89,11 @@ def route_refusal(snapshot: ServingSnapshot) -> tuple[str, str] | None:
 
 
 def _is_wanted(snapshot: ServingSnapshot, reference: Object | None) -> bool:
-    route = snapshot.parsed.spec.traffic.route
+    route, own = snapshot.parsed.spec.traffic.route, snapshot.resource["metadata"]["namespace"]
+    said = tuple(dig(reference, key) for key in ("name", "sectionName", "port"))
     return route is not None and any(
-        entry.name == dig(reference, "name") and (entry.section_name or None) == dig(reference, "sectionName")
+        (entry.name, entry.section_name, entry.port) == said
+        and (entry.namespace or own) == (dig(reference, "namespace") or own)
         for entry in route.parent_refs
     )
 

@@ -127,7 +127,8 @@ def obey(view: View) -> Move | None:
     match command:
         case "promote" if record.canary:
             event = Event("Normal", "PromoteCommand", f"{view.version(record.canary)} is promoted by command")
-            return Move(record.at_step(view.last_step, view.now), event)
+            # Whoever says so has seen that spec.rollout.paused is true.
+            return Move(replace(record.at_step(view.last_step, view.now), resumed=True), event)
         case "abort" if record.canary:
             return _reject(view, record, "Aborted", f"{view.version(record.canary)} was aborted by command", "aborted")
         case "abort" if record.previous:
@@ -265,7 +266,7 @@ def advance(view: View) -> Move | None:
     if view.share.pods and not view.canary.ready:
         text = f"no pod of {view.version(record.canary)} is ready any more: it is given no requests until one is"
         return Move(record.at_step(record.step, now), Event("Warning", "CanaryNotReady", text))
-    if record.pause or view.snapshot.parsed.spec.rollout.paused:
+    if record.pause or (view.snapshot.parsed.spec.rollout.paused and not record.resumed):
         return None
     if (now - record.since).total_seconds() < view.share.hold:
         return None

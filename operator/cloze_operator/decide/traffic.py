@@ -34,8 +34,11 @@ def canary_weight(snapshot: ServingSnapshot) -> int:
         return shares[step].weight
     if not ready or _is_crowded(snapshot):
         return 0
-    if ready >= shares[step].pods or record.since is not None:
+    if ready >= shares[step].pods:
         return shares[step].weight
+    if record.since is not None:
+        # Some of its pods are gone: those that are left get no more than they are there for.
+        return min(shares[step].weight, max(1, shares[step].weight * ready // shares[step].pods))
     served = [share.weight for share in shares[:step] if share.pods <= ready]
     return served[-1] if served else 0
 
