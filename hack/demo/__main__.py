@@ -24,7 +24,7 @@ from rich.console import Console
 from watch import DemoError, Resource, follow, serving, succeeded
 
 if TYPE_CHECKING:
-    from rollouts import Story
+    from trials import Story
 
 NAMESPACE = "cloze-demo"
 CACHE = Path.home() / ".cache" / "cloze" / "datasets"
@@ -139,7 +139,6 @@ def run() -> None:
     # MLflow and ONNX take seconds to import, which `data` needn't wait for.
     import models  # noqa: PLC0415
     import report  # noqa: PLC0415
-    import rollouts  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     stages: dict[str, float] = {}
@@ -153,7 +152,7 @@ def run() -> None:
     folder = datasets.prepare(CACHE)
     load(folder)
     done("text")
-    missing = rollouts.missing()
+    missing = trials.missing()
     objects = resources(gateway=not missing)
     better = list(yaml.safe_load_all(BETTER.read_text(encoding="utf-8")))
     # A second demo starts afresh: new runs register new versions of the same models.
@@ -190,7 +189,7 @@ def run() -> None:
         (trained,) = follow(NAMESPACE, {("FineTuneJob", "spam-better"): succeeded}, timeout=1200).values()
         jobs["spam-better"] = trained["status"]
         done("better model")
-        stage = rollouts.Stage(NAMESPACE, folder, mlflow, console)
+        stage = trials.Stage(NAMESPACE, folder, mlflow, console)
         story = stage.run(*(jobs[name]["model"]["version"] for name in ("spam", "spam-better")))
         done("canaries")
     report.quality(jobs, baselines, console)

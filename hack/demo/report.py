@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
-from rollouts import RATE, Story
 from traffic import Traffic
+from trials import RATE, Story
 from watch import Resource
 
 _FAREWELL = """The cluster stays up. To look around:

@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "hack" / "demo"))
 
 import alerts  # noqa: E402 hack/ is no installed package
 import canary  # noqa: E402
-import load  # noqa: E402
 import report  # noqa: E402
-import rollouts  # noqa: E402
+import senders  # noqa: E402
+import trials  # noqa: E402
 import watch  # noqa: E402
 
 
@@ -138,10 +138,10 @@ def test_the_canaries_meet_at_one_route(program: Any) -> None:
     serving = {
         one["metadata"]["name"]: one["spec"] for one in program.resources(gateway=True) if "model" in one["spec"]
     }
-    spec = ModelDeploymentSpec.model_validate(serving[rollouts.MODEL])
-    assert spec.model.name == rollouts.MODEL
+    spec = ModelDeploymentSpec.model_validate(serving[trials.MODEL])
+    assert spec.model.name == trials.MODEL
     assert spec.traffic.route is not None
-    assert spec.traffic.route.hostnames == [rollouts.HOST]
+    assert spec.traffic.route.hostnames == [trials.HOST]
     assert [step.weight for step in spec.rollout.steps] == [10, 50]
 
 
@@ -158,25 +158,25 @@ def test_without_a_gateway_the_demo_is_one_without_canaries(program: Any) -> Non
 def test_what_is_missing_for_canaries_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the name of the variable; with a gateway nothing is missing."""
     monkeypatch.delenv("CLOZE_GATEWAY", raising=False)
-    assert "CLOZE_GATEWAY" in rollouts.missing()
+    assert "CLOZE_GATEWAY" in trials.missing()
     monkeypatch.setenv("CLOZE_GATEWAY", "http://gateway")
-    assert rollouts.missing() == ""
+    assert trials.missing() == ""
 
 
 # ---------------------------------------------------------------- how it ends
 
 
-def told(version: str, *, expected: bool, promoted: bool) -> rollouts.Rollout:
+def told(version: str, *, expected: bool, promoted: bool) -> trials.Rollout:
     """A rollout of which some was to be expected, and something became."""
     decision = canary.Decision(promoted, "" if promoted else "LatencyWorse", "" if promoted else "latency: worse")
     course = canary.Course(decision, (10,), 40.0)
-    seen = load.Tally(requests=60, failed=4, right=50, seconds=[0.2] * 56)
-    return rollouts.Rollout(version, "a model", expected, course, seen, load.Tally(), "ClozeRolloutRolledBack")
+    seen = senders.Tally(requests=60, failed=4, right=50, seconds=[0.2] * 56)
+    return trials.Rollout(version, "a model", expected, course, seen, senders.Tally(), "ClozeRolloutRolledBack")
 
 
-def ended(*rows: rollouts.Rollout, lost: int = 0, mixed_up: int = 0) -> rollouts.Story:
+def ended(*rows: trials.Rollout, lost: int = 0, mixed_up: int = 0) -> trials.Story:
     """A story of these rollouts."""
-    return rollouts.Story(list(rows), sent=3000, lost=lost, mixed_up=mixed_up, own_failures=4)
+    return trials.Story(list(rows), sent=3000, lost=lost, mixed_up=mixed_up, own_failures=4)
 
 
 def test_the_demo_fails_when_its_rollouts_do(program: Any) -> None:

@@ -13,8 +13,8 @@ from alerts import ROLLED_BACK, Prometheus, tell
 from baseline import read
 from canary import Course, follow_canary
 from harm import FAILING_SHARE
-from load import Load, Reply, Tally, by_version, mixed_up
 from rich.console import Console
+from senders import Load, Reply, Tally, by_version, mixed_up
 from watch import DemoError
 
 #: Requests a second: two cores answer as many with time to spare, which other machines have anyway.
