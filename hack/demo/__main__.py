@@ -139,6 +139,7 @@ def run() -> None:
     # MLflow and ONNX take seconds to import, which `data` needn't wait for.
     import models  # noqa: PLC0415
     import report  # noqa: PLC0415
+    import trials  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     stages: dict[str, float] = {}
