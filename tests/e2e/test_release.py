@@ -61,3 +61,29 @@ def test_objects_outlive_upgrade_uninstall_and_reinstall(namespace: str, platfor
         json.dumps({"metadata": {"labels": {"touched": "yes"}}}),
     )  # fmt: skip
     assert live.get(namespace, "pretrainjob", "kept")["metadata"]["uid"] == uid
+
+
+def proof(platform: str) -> subprocess.CompletedProcess[str]:
+    """What `helm test` finds."""
+    command = ["helm", "test", "cloze", "--namespace", platform, "--logs"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_installation_is_proven_with_the_operators_own_rights(platform: str) -> None:
+    """`helm test` finds all well, and says which right is missing once one is taken away."""
+    done = proof(platform)
+    assert done.returncode == 0, done.stdout
+    for part in ("operator", "lease", "definitions", "rights", "mlflow", "prometheus"):
+        assert f"ok      {part}: " in done.stdout
+
+    role = json.loads(live.kubectl("get", "clusterrole", "cloze-operator", "--output", "json"))
+    role["metadata"] = {key: role["metadata"][key] for key in ("name", "labels", "annotations")}
+    without = [rule for rule in role["rules"] if "poddisruptionbudgets" not in rule["resources"]]
+    live.kubectl("replace", "--filename", "-", stdin=json.dumps({**role, "rules": without}))
+    try:
+        done = proof(platform)
+    finally:
+        live.kubectl("replace", "--filename", "-", stdin=json.dumps(role))
+    assert done.returncode != 0
+    assert "FAILED  rights: the operator may not: get poddisruptionbudgets" in done.stdout
+    assert "1 of 6 failed: rights" in done.stdout

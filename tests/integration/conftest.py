@@ -341,7 +341,9 @@ def candidate(kubeconfig: str, namespace: str, registry_uri: str, log: Path, **o
     process = operator.process
     try:
         ready = ("ok\n", "standby\n")
-        wait_for(lambda: process.poll() is not None or operator.get("/readyz") in ready, "the operator to be ready", 120)
+        wait_for(
+            lambda: process.poll() is not None or operator.get("/readyz") in ready, "the operator to be ready", 120
+        )
         assert process.poll() is None, operator.said()
         yield operator
     finally:
