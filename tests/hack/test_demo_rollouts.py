@@ -58,9 +58,13 @@ def follow(monkeypatch: pytest.MonkeyPatch) -> Following:
         seen = list(looks)
         monkeypatch.setattr(canary, "look", lambda namespace: [seen.pop(0) if len(seen) > 1 else seen[0]])
         monkeypatch.setattr(canary.time, "sleep", lambda seconds: None)
-        return canary.follow_canary("n", "spam", "2", 0.0, canary.Console(quiet=True))
+        course = canary.follow_canary("n", "spam", "2", 0.0, canary.Console(quiet=True))
+        assert clock() == len(looks), "it wasn't followed to the end"
+        return course
 
-    monkeypatch.setattr(canary.time, "monotonic", iter(range(1000)).__next__)
+    # A second for each look.
+    clock = iter(range(1000)).__next__
+    monkeypatch.setattr(canary.time, "monotonic", clock)
     return through
 
 
