@@ -304,7 +304,11 @@ def test_crash_looping_canary_is_rolled_back_and_quarantined(rollout: Callable[[
     one.reason("Ready", "AllReplicasReady")
     assert (one.weights(), one.status()["state"]) == ({"1": 100}, "RolledBack")
     one.command("retry")
-    one.reason("Progressing", "PreparingStep")
+    # The same pod may still be there, and crash again.
+    one.eventually(
+        lambda: "RetriedByCommand" in {event["reason"] for event in one.objects.list("Event")},
+        "the version to be tried again",
+    )
 
 
 def test_quarantined_version_is_not_tried(rollout: Callable[[str], Rollout], eventually: Eventually) -> None:
