@@ -47,7 +47,9 @@ def known(settings: Settings, kubectl: Client) -> list[Addon]:
 def install(settings: Settings, kubectl: Client, builds: Builds) -> None:
     """Apply all objects of all add-ons; their pods start once there is a node."""
     authority = base64.b64encode((settings.home / "pki" / "ca.crt").read_bytes()).decode()
-    kubectl.apply_files(gateway.definitions(builds.traefik))
+    definitions = gateway.definitions(builds.traefik)
+    if not gateway.defined(kubectl, definitions):
+        kubectl.apply_files(definitions)
     kubectl.apply(
         [
             *resource_metrics.objects(settings, authority),

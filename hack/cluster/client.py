@@ -54,7 +54,7 @@ class Client:
             done, last = self.try_run("apply", *options, *sources, stdin=stdin)
             return done
 
-        wait(applied, 30, lambda: f"the cluster refused its own objects: {last}")
+        wait(applied, 90, lambda: f"the cluster refused its own objects: {last}")
 
 
 def wait(condition: Callable[[], bool], seconds: float, failure: Callable[[], str]) -> None:

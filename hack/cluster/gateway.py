@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,21 @@ def image(build: Path) -> str:
 def definitions(build: Path) -> list[Path]:
     """The definitions of the Gateway API, as files: its standard channel in the version that Traefik was built with."""
     return sorted((build / "gateway-api").glob(f"{_GROUP}_*.yaml"))
+
+
+def defined(kubectl: Client, files: Sequence[Path]) -> bool:
+    """Whether the cluster has these definitions; applying them takes longer than all other objects together."""
+    names = [f"{file.stem.removeprefix(f'{_GROUP}_')}.{_GROUP}" for file in files]
+    done, text = kubectl.try_run("get", "customresourcedefinitions", *names, "--output=json")
+    return done and [_version(json.dumps(item)) for item in json.loads(text)["items"]] == [
+        _version(file.read_text()) for file in files
+    ]
+
+
+def _version(definition: str) -> str:
+    """The release of the Gateway API that a definition says it is of, in YAML or JSON."""
+    found = re.search(rf'{re.escape(_GROUP)}/bundle-version"?: "?(v[\w.-]+)', definition)
+    return found[1] if found else ""
 
 
 def objects(settings: Settings, image: str) -> list[dict[str, Any]]:

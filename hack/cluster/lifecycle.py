@@ -259,6 +259,7 @@ def _finish(settings: Settings, builds: Builds) -> None:
             "cut came before and nothing else helps, `reset` starts over without the cluster's objects and volumes"
         ),
     )
+    say("  giving it the objects of the cluster's parts")
     kubectl.apply([*dns.objects(settings), *storage.objects()])
     addons.install(settings, kubectl, builds)
     say("  waiting for the node")
@@ -266,7 +267,7 @@ def _finish(settings: Settings, builds: Builds) -> None:
         lambda: kubectl.node_ready(settings.node_name), 90, lambda: f"the node is not Ready, see {logs / 'kubelet.log'}"
     )
     ready = f"http://{settings.node_address}:{components.DNS_READY_PORT}/ready"
-    wait(lambda: node.reachable(ready), 30, lambda: f"DNS is not ready, see {logs / 'coredns.log'}")
+    wait(lambda: node.reachable(ready), 90, lambda: f"DNS is not ready, see {logs / 'coredns.log'}")
     addons.wait_for_all(settings, kubectl)
 
 

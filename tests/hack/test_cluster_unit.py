@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "hack"))
 
 from cluster import (
     cgroup,
+    client,
     command,
     components,
     dns,
@@ -523,6 +524,21 @@ class TestConfiguration:
             f"--providers.kubernetesgateway.statusaddress.ip={derived().gateway_service}"
             in (found["Deployment"]["template"]["spec"]["containers"][0]["args"])
         )
+
+    @pytest.mark.parametrize(("there", "known"), [("v1.4.0", True), ("v1.3.0", False), ("", False)])
+    def test_definitions_are_applied_unless_the_cluster_has_those_of_the_release(
+        self, tmp_path: Path, there: str, known: bool
+    ) -> None:
+        annotation = "gateway.networking.k8s.io/bundle-version"
+        file = tmp_path / "gateway.networking.k8s.io_httproutes.yaml"
+        file.write_text(f"metadata:\n  annotations:\n    {annotation}: v1.4.0\n")
+        document = json.dumps({"items": [{"metadata": {"annotations": {annotation: there}}}]})
+        kubectl = tmp_path / "kubectl"
+        kubectl.write_text(
+            f"#!/bin/sh\ncase \"$*\" in *httproutes.gateway.networking.k8s.io*) echo '{document}' ;; esac\n"
+        )
+        kubectl.chmod(0o755)
+        assert gateway.defined(client.Client(str(kubectl), tmp_path / "none"), [file]) is known
 
     def test_addresses_of_the_cluster_are_outside_of_what_it_gives_to_services(self) -> None:
         """Kubernetes takes the first sixteen of even the smallest service network last."""
