@@ -135,3 +135,19 @@ def test_all_parts_are_reported(check: ModuleType, capsys: pytest.CaptureFixture
         "1 of 3 failed: two",
     ]
     assert check.report({"one": lambda: "fine"}) == 0
+
+
+def test_election_is_given_its_time(check: ModuleType) -> None:
+    """What is right at the second look is right; what is wrong for all the time is told as it was last."""
+    looks = iter([check.CheckError("no operator holds it"), "held by one"])
+
+    def look() -> str:
+        found = next(looks)
+        if isinstance(found, Exception):
+            raise found
+        return str(found)
+
+    assert check.patiently(look, 30) == "held by one"
+    looks = iter([check.CheckError("no operator holds it")])
+    with pytest.raises(check.CheckError, match="no operator"):
+        check.patiently(look, 0)

@@ -79,6 +79,8 @@ def applied(namespace: str) -> str:
                 "replicas": 1,
                 "runtime": {"timeoutSeconds": 10},
                 "drainSeconds": 10,
+                # The former revision's pods go soon after the new one has taken over.
+                "rollout": {"rollbackWindowSeconds": 15},
             },
         },
     )
