@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,23 @@ from cloze_trainer.tracking import JobTags
 #: Short enough for a test, long enough for Prometheus: it scrapes every two seconds.
 ANALYSIS = {"intervalSeconds": 5, "minimumRequests": 100, "inconclusiveLimit": 6}
 STEPS = [{"weight": 10, "holdSeconds": 15}, {"weight": 50, "holdSeconds": 15}]
+
+
+@dataclass(frozen=True)
+class Echoes:
+    """A registered echo model: versions by what they do."""
+
+    namespace: str
+    model: str
+    versions: dict[str, str]
+
+
+FAULTS: dict[str, dict[str, float]] = {
+    "good": {},
+    "better": {"seed": 1},
+    "failing": {"error_ratio": 0.05},
+    "slow": {"delay_seconds": 0.05},
+}
 
 
 def gateway() -> str:

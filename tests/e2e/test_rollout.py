@@ -2,30 +2,13 @@
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import live
 import pytest
 import rollouts
+from rollouts import FAULTS, Echoes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-
-@dataclass(frozen=True)
-class Echoes:
-    """A registered echo model: versions by what they do."""
-
-    namespace: str
-    model: str
-    versions: dict[str, str]
-
-
-FAULTS: dict[str, dict[str, float]] = {
-    "good": {},
-    "better": {"seed": 1},
-    "failing": {"error_ratio": 0.05},
-    "slow": {"delay_seconds": 0.05},
-}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import live
 import pytest
 import rollouts
-from test_rollout import FAULTS, Echoes
+from rollouts import FAULTS, Echoes
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(1800)]
 
