@@ -271,7 +271,7 @@ def test_route_has_the_canarys_weight_once_the_gateway_says_so(rollout: Callable
     assert one.weights() == {"1": 100}
     one.kubelet.run(canary)
     one.divided(v1=90, v2=10)
-    one.eventually(lambda: "RoutePending" in one.status()["rollout"]["message"], "the gateway to be waited for")
+    one.eventually(lambda: "RouteChanging" in one.status()["rollout"]["message"], "the gateway to be waited for")
     assert one.status()["rollout"]["startTime"] == ""
     one.accept()
     one.reason("Progressing", "CanaryStep")

@@ -749,3 +749,14 @@ def test_promote_means_it_though_the_spec_is_paused(start: Start) -> None:
     world.annotations = {"cloze.dev/rollout": "promote"}
     world.settle()
     assert (world.weights(), world.status["stable"]["version"]) == ({"2": 100}, "2")
+
+
+def test_ready_survives_that_the_gateway_takes_its_time(start: Start) -> None:
+    """While it is still at the route as it was, requests are answered by that; the new share isn't in force yet."""
+    world = start()
+    world.slow_gateway = True
+    world.ask_for("2")
+    world.settle()
+    assert world.record.since is None
+    assert (world.condition("Ready"), world.state) == (("True", "AllReplicasReady"), "Canary")
+    assert "RouteChanging" in world.status["rollout"]["message"]

@@ -61,6 +61,7 @@ class World:
     ended: list[str] = field(default_factory=list)
     evidence: Callable[["World"], Evidence | None] = lambda _: None
     route_accepted: bool = True
+    slow_gateway: bool = False
     registry_is_up: bool = True
     state: str = ""
     writes: int = 0
@@ -229,8 +230,9 @@ class World:
             }
         if live["kind"] == "HTTPRoute":
             status = "True" if self.route_accepted else "False"
+            seen = generation - 1 if self.slow_gateway else generation
             conditions = [
-                {"type": kind, "status": status, "observedGeneration": generation, "reason": "Refused"}
+                {"type": kind, "status": status, "observedGeneration": seen, "reason": "Refused"}
                 for kind in ("Accepted", "ResolvedRefs")
             ]
             live["status"] = {

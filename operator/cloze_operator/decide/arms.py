@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from cloze_api.names import ANNOTATION_MODEL_DIGEST, ANNOTATION_MODEL_VERSION, LABEL_REVISION
 from cloze_api.rollout import Provider
@@ -11,6 +12,9 @@ from cloze_operator.decide.fields import Object, condition, dig
 from cloze_operator.decide.snapshot import ServingSnapshot
 from cloze_operator.desired.revision import child_name
 from cloze_operator.desired.route import http_route
+
+#: Reason of a gateway that still does what the route said before its last change.
+ROUTE_CHANGING: Final = "RouteChanging"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def route_refusal(snapshot: ServingSnapshot) -> tuple[str, str] | None:
         for kind in ("Accepted", "ResolvedRefs"):
             found = condition({"status": entry}, kind)
             if found.get("observedGeneration") != live["metadata"].get("generation"):
-                return "RoutePending", f"the gateway hasn't seen the present HTTPRoute: condition {kind}"
+                return ROUTE_CHANGING, f"the gateway hasn't seen the present HTTPRoute: condition {kind}"
             if found.get("status") != "True":
                 return f"Route{found.get('reason') or 'Refused'}", f"{kind}: {found.get('message', '')}"
     return None

@@ -7,7 +7,7 @@ from typing import Any
 from cloze_api.rollout import Provider
 from cloze_operator.analysis.checks import Judgement, Result
 from cloze_operator.decide import pods
-from cloze_operator.decide.arms import Arm, arm, full_size, mismatches, route_refusal
+from cloze_operator.decide.arms import ROUTE_CHANGING, Arm, arm, full_size, mismatches, route_refusal
 from cloze_operator.decide.drift import is_current
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going
 from cloze_operator.decide.guards import obstacle
@@ -81,7 +81,9 @@ def _readiness(snapshot: ServingSnapshot, stable: Arm, *, complete: bool) -> tup
     if complete and wanted == 0:
         return "False", "NoReplicas", "spec.replicas is 0: nothing is served"
     if complete and len(ready) == wanted:
-        if gateway and (refusal := route_refusal(snapshot)):
+        refusal = route_refusal(snapshot) if gateway else None
+        # One that is still at the route as it was goes on serving by that: each step of a rollout passes through this.
+        if refusal and refusal[0] != ROUTE_CHANGING:
             return "False", *refusal
         silent = sum(pods.name_of(pod) not in snapshot.loaded for pod in ready)
         text = f"{wanted} of {wanted} replicas serve version {version}"
