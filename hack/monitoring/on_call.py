@@ -93,10 +93,10 @@ def _requests() -> Row:
             ),
             Panel(
                 "Requests by status, at the gateway",
-                "As Traefik answered them for the Services of all revisions: 502, 503 and 504 are its own words for a "
-                "server that isn't there. No data without Traefik.",
+                "As Traefik answered them for all routes: 502, 503 and 504 are its own words for a server that isn't "
+                "there. No data without Traefik.",
                 "reqps",
-                [Query("sum by (code) (rate(traefik_service_requests_total[$__rate_interval]))", "{{code}}")],
+                [Query("sum by (code) (rate(traefik_router_requests_total[$__rate_interval]))", "{{code}}")],
                 stacked=True,
             ),
             Panel(

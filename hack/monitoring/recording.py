@@ -27,8 +27,8 @@ _MONTHLY = "3m"
 _SERVER = {"source": "server"}
 _GATEWAY = {"source": "gateway"}
 
-#: A Service of a revision ends in the revision's hash, before Traefik's own port and provider.
-_SERVICE = "-[0-9a-f]{8}-http-[0-9]+@kubernetesgateway"
+#: Traefik's name of a rule of an HTTPRoute at an entry point of a Gateway.
+_ROUTER = "httproute-{}-gw-.+-ep-.+@kubernetesgateway"
 
 
 def _record(name: str, expression: str, labels: dict[str, str] | None = None) -> Rule:
@@ -121,15 +121,16 @@ def groups() -> list[Group]:
 
 
 def _passed(window: str) -> list[Rule]:
-    """What Traefik counted of the Services of each ModelDeployment.
+    """What Traefik counted of the HTTPRoute of each ModelDeployment: by router, since what no server was there for
+    (503), or no Service (500), it counts for no service.
 
     Its label joins namespace and name by a dash, and so is this: there is no telling where the one ends.
     """
 
     def count(*further: str) -> str:
-        selector = ",".join([f'service=~".+{_SERVICE}"', *further])
-        rate = f"rate(traefik_service_requests_total{{{selector}}}[{window}])"
-        by_route = f'sum by (route) (label_replace({rate}, "route", "$1", "service", "(.+){_SERVICE}"))'
+        selector = ",".join([f'router=~"{_ROUTER.format(".+")}"', *further])
+        rate = f"rate(traefik_router_requests_total{{{selector}}}[{window}])"
+        by_route = f'sum by (route) (label_replace({rate}, "route", "$1", "router", "{_ROUTER.format("(.+?)")}"))'
         owners = f"group by ({KEY}) ({sample(metrics.OBJECTIVE_AVAILABILITY)})"
         routes = f'label_join({owners}, "route", "-", "namespace", "name")'
         return f"sum by ({KEY}) (\n  {by_route}\n  * on (route) group_right () {routes}\n)"

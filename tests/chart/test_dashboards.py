@@ -27,7 +27,7 @@ RULES = [rule for groups in files.rules().values() for group in groups for rule 
 FOREIGN = {
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",
-    "traefik_service_requests_total",
+    "traefik_router_requests_total",
     "ALERTS",
     "DCGM_FI_DEV_GPU_UTIL",
     "DCGM_FI_DEV_FB_USED",

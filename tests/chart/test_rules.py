@@ -203,8 +203,9 @@ def test_latency_is_read_at_the_objectives_boundary(tmp_path: Path) -> None:
     examine(tmp_path, [record], given, 1, promql_expr_test=[expectation(record, 10, told)])
 
 
-def traefik(code: str, values: str, service: str = "shop-spam-0123abcd-http-80@kubernetesgateway") -> tuple[str, str]:
-    return series("traefik_service_requests_total", code=code, service=service, namespace="gateway", pod="t"), values
+def traefik(code: str, values: str, route: str = "httproute-shop-spam") -> tuple[str, str]:
+    router = f"{route}-gw-gateway-cloze-ep-http-0-2900b96f073f8a9bb86c@kubernetesgateway"
+    return series("traefik_router_requests_total", code=code, router=router, namespace="gateway", pod="t"), values
 
 
 def test_an_outage_without_any_server_pages_by_the_gateways_counters(tmp_path: Path) -> None:
@@ -214,8 +215,8 @@ def test_an_outage_without_any_server_pages_by_the_gateways_counters(tmp_path: P
         traefik("200", growing((100, 60))),
         traefik("503", growing((0, 60), (100, 10))),
         # Another ModelDeployment's, and what is none of ours.
-        traefik("200", growing((100, 70)), "shop-ham-89abcdef-http-80@kubernetesgateway"),
-        traefik("503", growing((100, 70)), "whoami@docker"),
+        traefik("200", growing((100, 70)), "httproute-shop-ham"),
+        traefik("503", growing((100, 70)), "httproute-shop-whoami"),
     ]
     query = 'ALERTS{alertname="ClozeErrorBudgetBurn",alertstate="firing",severity="page",long="1h"}'
     labels = {"alertname": "ClozeErrorBudgetBurn", "alertstate": "firing", "team": "cloze", "severity": "page"}

@@ -81,8 +81,8 @@ class World:
             Server("ham", "89abcdef", "5", self.SLOW),
         ]
         self._gateway = CollectorRegistry()
-        labels = ("code", "method", "protocol", "service")
-        self._passed = Counter("traefik_service_requests", "As Traefik has it.", labels, registry=self._gateway)
+        labels = ("code", "method", "protocol", "router")
+        self._passed = Counter("traefik_router_requests", "As Traefik has it.", labels, registry=self._gateway)
         self._rollouts, self._states = operator.RolloutGauges(), operator.StateGauge()
         self._operator()
         self._progress = ProgressFile(folder / "progress.json")
@@ -125,9 +125,9 @@ class World:
     def go_on(self, server: Server) -> None:
         """What happens between two scrapes."""
         with self._lock:
-            service = f"{NAMESPACE}-{server.deployment}-{server.revision}-http-80@kubernetesgateway"
+            router = f"httproute-{NAMESPACE}-{server.deployment}-gw-gateway-cloze-ep-http-0-2900b96f@kubernetesgateway"
             for status, count in server.go_on(self._chance).items():
-                self._passed.labels(str(status), "POST", "http", service).inc(count)
+                self._passed.labels(str(status), "POST", "http", router).inc(count)
             self._train()
             for kind, result in (("ModelDeployment", "success"), ("FineTuneJob", "error")):
                 operator.RECONCILES.labels(kind, result).inc()
