@@ -64,6 +64,24 @@ def test_a_tenfold_ratio_is_found() -> None:
     assert not weigh(steady(0.01, 0.001, 2)).worse
 
 
+@given(
+    canary=st.floats(0.3, 1.0),
+    stable=st.floats(0.0, 0.05),
+    share=st.floats(0.02, 0.5),
+    requests=st.integers(500, 5000),
+)
+def test_the_plainest_fault_is_found_soonest(canary: float, stable: float, share: float, requests: int) -> None:
+    """Failing (nearly) always beside a stable arm that (nearly) never does is no cluster, however high the lift is."""
+    assert weigh(steady(canary, stable, 5, requests, share)).worse
+
+
+def test_a_few_clusters_are_not_taken_for_it() -> None:
+    """Three intervals in which everything failed, of forty: by chance they may all have hit the canary."""
+    quiet = Pair(Counts(0, 50), Counts(0, 450))
+    down = Pair(Counts(50, 50), Counts(0, 450))
+    assert not weigh([[down if at in (3, 17, 31) else quiet] for at in range(40)]).worse
+
+
 def test_a_proof_stays_a_proof() -> None:
     """A canary that was worse and then is quiet was worse."""
     assert weigh([*steady(0.05, 0.001, 10), *steady(0.0, 0.001, 200)]).worse

@@ -13,7 +13,9 @@ Real errors come in clusters (one client retries, one replica restarts), which a
 for proof. Two measures, which can only lower the evidence, and so keep the bound: no interval adds more than a share of
 the evidence needed, so that a burst in one of them proves nothing, and the evidence is divided by the dispersion of the
 events between the arms (Pearson's statistic over its expectation, at the likeliest lift): 1 for independent events,
-about a cluster's size for clustered ones, and untouched by whatever hits both arms alike.
+about a cluster's size for clustered ones, and untouched by whatever hits both arms alike. A canary that fails every
+time beside a stable arm that never does is beyond any lift, and would look like one large cluster; but its events come
+evenly over time, as those of clusters don't, so that their dispersion among its own requests is taken where it is less.
 """
 
 import math
@@ -94,19 +96,21 @@ def compare(
     needed = -math.log(alpha)
     lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
     equal = _Lift(tolerance)
+    evenness = _Evenness()
     evidence, spread, worse = 0.0, 1.0, False
     canary, stable = Counts(0, 0), Counts(0, 0)
     for interval in intervals:
+        both = [pair for pair in interval if pair.canary.trials and pair.stable.trials]
         pairs = [
             (pair.canary.events, pair.stable.events, pair.canary.trials / (pair.canary.trials + pair.stable.trials))
-            for pair in interval
-            if pair.canary.trials and pair.stable.trials
+            for pair in both
         ]
         for lift in (equal, *lifts):
             lift.see(pairs, against=tolerance, most=_LARGEST_SHARE * needed)
         canary = total([canary, *(pair.canary for pair in interval)])
         stable = total([stable, *(pair.stable for pair in interval)])
-        spread = max((equal, *lifts), key=lambda lift: lift.likelihood).dispersion
+        evenness.see(total([pair.canary for pair in both]))
+        spread = min(max((equal, *lifts), key=lambda lift: lift.likelihood).dispersion, evenness.dispersion)
         now = _mixture([lift.score for lift in lifts]) / spread
         evidence = max(evidence, now)
         worse = worse or (now >= needed and canary.ratio - stable.ratio >= least_difference)
@@ -191,6 +195,35 @@ class _Lift:
         if not self._expected:
             return 1.0
         return max(1.0, (self._squares - math.sqrt(self._variance)) / self._expected)
+
+
+class _Evenness:
+    """How evenly the canary's events fall on its own requests over time."""
+
+    def __init__(self) -> None:
+        self._intervals = 0
+        self._whole = Counts(0, 0)
+        self._squares = 0.0
+
+    def see(self, counts: Counts) -> None:
+        """Add an interval."""
+        if counts.trials:
+            self._intervals += 1
+            self._whole = total([self._whole, counts])
+            self._squares += counts.events**2 / counts.trials
+
+    @property
+    def dispersion(self) -> float:
+        """Pearson's statistic over its degrees of freedom, and one standard error more: few intervals say little."""
+        freedom = self._intervals - 1
+        if freedom < 2:
+            return math.inf
+        ratio = self._whole.ratio
+        variance = ratio * (1 - ratio)
+        if not variance:
+            return 1.0
+        statistic = (self._squares - self._whole.events * ratio) / variance
+        return max(1.0, statistic / freedom * (1 + math.sqrt(2 / freedom)))
 
 
 def _mixture(scores: Sequence[float]) -> float:
