@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from . import base, packages
-from .builder import Order
-from .console import output, say, succeeds, work
+from .builder import DamagedError, Order
+from .console import ImageError, output, say, succeeds, work
 
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _WHEELS = "/var/cache/uv-mounted"
@@ -59,16 +59,25 @@ class Buildah:
         self._forget_older(order.reference)
 
     def push(self, reference: str, destination: str, *, plain_http: bool) -> None:
-        work(
-            f"pushing {destination}",
-            [
-                *(*self._buildah, "push", f"--tls-verify={'false' if plain_http else 'true'}"),
-                # The fast level: on two cores gzip takes a third longer than the whole build.
-                *("--compression-format", "zstd", "--compression-level", "1"),
-                *(reference, f"docker://{destination}"),
-            ],
-            self._logs / "push.log",
-        )
+        log = self._logs / "push.log"
+        try:
+            work(
+                f"pushing {destination}",
+                [
+                    *(*self._buildah, "push", f"--tls-verify={'false' if plain_http else 'true'}"),
+                    # The fast level: on two cores gzip takes a third longer than the whole build.
+                    *("--compression-format", "zstd", "--compression-level", "1"),
+                    *(reference, f"docker://{destination}"),
+                ],
+                log,
+            )
+        except ImageError as error:
+            if "file integrity checksum failed" in log.read_text(errors="replace"):
+                raise DamagedError(f"{reference} was changed in {self._store} after it was built") from error
+            raise
+
+    def forget(self) -> None:
+        output(*self._buildah, "rmi", "--all", "--force")
 
     def prune(self, keep: set[str]) -> None:
         """Delete what `keep` does not need; for its layers, an older build stays where the kept one is not here."""

@@ -28,13 +28,21 @@ class Order:
         return [word for name, value in facts.items() for word in ("--build-arg", f"{name}={value}")]
 
 
+class DamagedError(ImageError):
+    """The builder's store isn't what it wrote: something else changed or lost files in it."""
+
+
 class Builder(Protocol):
     def has(self, reference: str) -> bool:
         """Whether the builder's own store holds the image."""
 
     def build(self, order: Order) -> None: ...
 
-    def push(self, reference: str, destination: str, *, plain_http: bool) -> None: ...
+    def push(self, reference: str, destination: str, *, plain_http: bool) -> None:
+        """Raises DamagedError when only a new build helps."""
+
+    def forget(self) -> None:
+        """Delete the whole store, so that everything is built anew."""
 
     def prune(self, keep: set[str]) -> None:
         """Delete our images from the builder's store, except those in `keep`."""

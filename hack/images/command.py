@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import base, builder, content, registry
 from .buildah import Buildah
-from .builder import Builder, Order
+from .builder import Builder, DamagedError, Order
 from .catalog import IMAGES, Image
 from .console import ImageError, output, say, size
 from .docker import DOCKERFILE_BASE, Docker
@@ -122,7 +122,13 @@ def _push(settings: Settings, images: list[Image]) -> None:
             maker = _builder(settings)
             for image in missing:
                 tags[image] = _ensure_built(settings, maker, image)
-                _upload(settings, maker, image, tags[image], plain_http=local is not None)
+                try:
+                    _upload(settings, maker, image, tags[image], plain_http=local is not None)
+                except DamagedError as error:
+                    say(f"{error}: building anew")
+                    maker.forget()
+                    tags[image] = _ensure_built(settings, maker, image)
+                    _upload(settings, maker, image, tags[image], plain_http=local is not None)
     references = {image.name: settings.reference(image, tag) for image, tag in tags.items()}
     if local:
         _list(references)

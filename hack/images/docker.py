@@ -36,6 +36,9 @@ class Docker:
             output("docker", "tag", reference, destination)
         work(f"pushing {destination}", ["docker", "push", destination], self._logs / "push.log")
 
+    def forget(self) -> None:
+        self.prune(set())
+
     def prune(self, keep: set[str]) -> None:
         listed = output("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").split()
         for reference in set(listed) - keep:
