@@ -17,39 +17,38 @@ from cloze_server import logs, paths
 from cloze_server.bounds import ERRORS_MAX
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.hosting import Hosted, Room, identity
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
-from cloze_server.model import LoadedModel, Loader
+from cloze_server.model import Loader
 from cloze_server.problems import ProblemError, ProblemType, with_problem_type
-from cloze_server.reference import RegisteredVersion, parse_reference
-from cloze_server.routes import Room, build_router
+from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
+from cloze_server.routes import build_router
 from cloze_server.service import Service
 from cloze_server.settings import Settings
-from cloze_server.telemetry import Telemetry
+from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, load: Loader, lifecycle: Lifecycle | None = None) -> FastAPI:
-    """The application. `load` runs in a thread once the server listens, so that probes are answered meanwhile.
+def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecycle | None = None) -> FastAPI:
+    """The application. `loaders`, one for each model of the settings, run one after the other in a thread once the
+    server listens, so that probes are answered meanwhile.
 
-    When it raises, `lifecycle.failure` says so, and whoever runs the server ends it. Raises FatalError (CONFIGURATION)
+    When one raises, `lifecycle.failure` says so, and whoever runs the server ends it. Raises FatalError (CONFIGURATION)
     for a model reference that can't be read.
     """
-    reference = parse_reference(settings.model)
-    asked = (reference.name, reference.version) if isinstance(reference, RegisteredVersion) else ("", "")
+    references = [parse_reference(each) for each in settings.model]
     lifecycle = lifecycle or Lifecycle()
-    telemetry = Telemetry(*asked, deployment=settings.deployment, revision=settings.revision)
-    room = Room(lifecycle, telemetry, settings.revision)
+    instruments = Instruments()
+    room = Room(lifecycle, instruments, _counter(references, settings, instruments), models=len(loaders))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        thread = threading.Thread(target=_load, args=(load, settings, room, loop), name="load", daemon=True)
-        thread.start()
+        threading.Thread(target=_load, args=(loaders, settings, room, loop), name="load", daemon=True).start()
         yield
-        if room.service:
-            room.service.close()
+        room.close()
 
     # The documentation pages load scripts from other hosts, which a cluster may not reach; the schema is enough.
     app = FastAPI(
@@ -60,53 +59,74 @@ def create_app(settings: Settings, load: Loader, lifecycle: Lifecycle | None = N
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.include_router(build_router(room))
+    app.include_router(build_router(room, settings))
     describe = app.openapi
     # The framework knows one media type for all replies of a route.
     app.openapi = lambda: with_problem_type(describe())  # type: ignore[method-assign]
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
-    app.add_middleware(
-        RequestMiddleware,
-        settings=settings,
-        telemetry=telemetry,
-        lifecycle=lifecycle,
-        identity=room.identity,
-    )
+    app.add_middleware(RequestMiddleware, settings=settings, room=room)
     return app
 
 
-def _load(load: Loader, settings: Settings, room: Room, loop: asyncio.AbstractEventLoop) -> None:
-    """Load the model and hand its service to the event loop."""
+def _counter(references: Sequence[ModelReference], settings: Settings, instruments: Instruments) -> RequestCounter:
+    """Counts what no model is known for. Where there is one model, all is counted as that one's."""
+    if len(references) > 1:
+        return RequestCounter(instruments)
+    (reference,) = references
+    asked = (reference.name, reference.version) if isinstance(reference, RegisteredVersion) else ("", "")
+    return _telemetry(*asked, settings, instruments)
+
+
+def _telemetry(name: str, version: str, settings: Settings, instruments: Instruments) -> Telemetry:
+    return Telemetry(name, version, deployment=settings.deployment, revision=settings.revision, instruments=instruments)
+
+
+def _load(loaders: Sequence[Loader], settings: Settings, room: Room, loop: asyncio.AbstractEventLoop) -> None:
+    """Load the models one after the other and hand each one's service to the event loop."""
+    names: set[str] = set()
     try:
-        model = load()
-        service = Service(model, settings, room.telemetry)
-        room.lifecycle.report(Stage.WARMING_UP)
-        asyncio.run_coroutine_threadsafe(service.warm_up(), loop).result()
+        for load in loaders:
+            model = load()
+            _claim(identity(model), names)
+            telemetry = room.counter
+            if not isinstance(telemetry, Telemetry):
+                telemetry = _telemetry(model.name, model.version, settings, room.instruments)
+            service = Service(model, settings, telemetry)
+            room.lifecycle.report(Stage.WARMING_UP)
+            asyncio.run_coroutine_threadsafe(service.warm_up(), loop).result()
+            # A closed loop means that the process ends anyway.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_open, room, Hosted(service, telemetry))
     except (StoppedError, CancelledError):
         return
     except FatalError as error:
-        failure = error
+        room.lifecycle.fail(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the reason that the operator shows
         _log.exception("loading failed")
-        failure = FatalError(ExitCode.INTERNAL, "LoadFailed", f"{type(error).__name__} while loading: see the log")
-    else:
-        # A closed loop means that the process ends anyway.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_open, room, service, model)
-        return
-    room.lifecycle.fail(failure)
+        message = f"{type(error).__name__} while loading: see the log"
+        room.lifecycle.fail(FatalError(ExitCode.INTERNAL, "LoadFailed", message))
 
 
-def _open(room: Room, service: Service, model: LoadedModel) -> None:
-    room.telemetry.bind(
-        model.name, model.version, digest=model.digest, task=model.task, answers=service.handler.answers()
+def _claim(name: str, names: set[str]) -> None:
+    """Note a model's name. Raises FatalError (CONFIGURATION) for one that another model has."""
+    if name in names:
+        message = f"two models are {name}: give --model NAME=… for one of them"
+        raise FatalError(ExitCode.CONFIGURATION, "ModelReferenceInvalid", message)
+    names.add(name)
+
+
+def _open(room: Room, hosted: Hosted) -> None:
+    model = hosted.service.model
+    hosted.telemetry.bind(
+        model.name, model.version, digest=model.digest, task=model.task, answers=hosted.service.handler.answers()
     )
-    logs.set_context(model=model.name, version=model.version)
-    room.service = service
-    room.lifecycle.loaded()
-    _log.info("ready", extra=logs.fields(digest=model.digest, task=model.task))
+    room.add(hosted)
+    named = {"model": model.name, "version": model.version}
+    if room.only:
+        logs.set_context(**named)
+    _log.info("ready", extra=logs.fields(**named, digest=model.digest, task=model.task))
 
 
 async def _problem(_: Request, error: Exception) -> Response:

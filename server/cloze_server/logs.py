@@ -4,11 +4,16 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 request_id_variable: ContextVar[str] = ContextVar("request_id", default="")
+
+_NO_FIELDS: Mapping[str, str] = {}
+model_variable: ContextVar[Mapping[str, str]] = ContextVar("model", default=_NO_FIELDS)
+"""Name and version of the model that a request belongs to, where the process has several."""
 
 _context: dict[str, str] = {}
 
@@ -32,6 +37,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **_context,
+            **model_variable.get(),
         }
         if request_id := request_id_variable.get():
             line["request_id"] = request_id

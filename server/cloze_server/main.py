@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -31,14 +33,15 @@ _log = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 620
 
 
-def load_model(settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
-    """Fetch, verify and load what the settings name. Raises FatalError and StoppedError."""
-    match parse_reference(settings.model):
-        case Dummy(task, seconds):
-            return dummy_model(task, seconds)
-        case Folder(path):
+def load_model(reference: str, settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
+    """Fetch, verify and load one of the settings' models. Raises FatalError and StoppedError."""
+    match parse_reference(reference):
+        case Dummy(task, seconds, given):
+            model = dummy_model(task, seconds)
+            return replace(model, name=given) if given else model
+        case Folder(path, given):
             artifact = open_folder(path, settings.digest)
-            name, number = artifact.manifest.name, LOCAL_VERSION
+            name, number = given or artifact.manifest.name, LOCAL_VERSION
         case RegisteredVersion(name, number) as version:
             from cloze_server.registry import Registry  # noqa: PLC0415 - httpx, which a folder does without
 
@@ -68,7 +71,8 @@ def serve(settings: Settings) -> None:
     """Serve until a signal. Raises FatalError."""
     lifecycle = Lifecycle()
     stop = threading.Event()
-    app = create_app(settings, lambda: load_model(settings, stop, lifecycle), lifecycle)
+    loaders = [partial(load_model, reference, settings, stop, lifecycle) for reference in settings.model]
+    app = create_app(settings, loaders, lifecycle)
     config = uvicorn.Config(
         app,
         loop="uvloop",

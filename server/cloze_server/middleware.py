@@ -5,21 +5,24 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloze_server import paths
-from cloze_server.lifecycle import Lifecycle, State
-from cloze_server.logs import fields, request_id_variable
+from cloze_server.hosting import Hosted, Room
+from cloze_server.lifecycle import State
+from cloze_server.logs import fields, model_variable, request_id_variable
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.settings import Settings
-from cloze_server.telemetry import Telemetry
+from cloze_server.telemetry import RequestCounter
+from cloze_server.timing import Timing
 
 _log = logging.getLogger(__name__)
 
 _ID_HEADER = b"x-request-id"
+_TIMEOUT_HEADER = b"x-cloze-timeout-ms"
+_MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _ID_PATTERN = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON_PATTERN = re.compile(rb"application/(json|[^;,\s]+\+json)\s*(;.*)?", re.IGNORECASE)
 _CLIENT_CLOSED = 499
@@ -39,41 +42,48 @@ class ClientLeftError(Exception):
 class Exchange:
     """One request: how far it is. Its route finds it in the scope's state.
 
-    held: bytes of its body that count against the bound over all requests. longest: tokens of its longest input, once
-    it was tokenized.
+    counter: counts it. limit: seconds that it may take, from its arrival. held: bytes of its body that count against
+    the bound over all requests.
     """
 
     request_id: bytes
+    counter: RequestCounter
+    hosted: Hosted | None
+    limit: float
+    arrived: float
+    deadline: asyncio.Timeout | None = None
     status: int | None = None
     body_complete: bool = False
     held: int = 0
-    longest: int | None = None
+    timing: Timing = field(default_factory=Timing)
 
-    def measured(self, longest: int) -> None:
-        """Note the tokens of the longest input."""
-        self.longest = longest
+    def belongs_to(self, hosted: Hosted) -> None:
+        """Note which of several models answers."""
+        if hosted is self.hosted:
+            return
+        self.counter.request_left()
+        self.counter, self.hosted = hosted.telemetry, hosted
+        self.counter.request_started()
+        model_variable.set({"model": hosted.service.model.name, "version": hosted.service.model.version})
+
+    def shorten(self, milliseconds: int) -> None:
+        """Give the request less time than every other one has; more is not to be had."""
+        seconds = milliseconds / 1000
+        if seconds >= self.limit:
+            return
+        if self.deadline is not None and (when := self.deadline.when()) is not None:
+            self.deadline.reschedule(when - self.limit + seconds)
+        self.limit = seconds
 
 
 class RequestMiddleware:
-    """Pure ASGI, so that a request costs no extra task.
+    """Pure ASGI, so that a request costs no extra task."""
 
-    identity: the loaded model's name and version, for the headers; None before there is one.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        settings: Settings,
-        telemetry: Telemetry,
-        lifecycle: Lifecycle,
-        identity: Callable[[], tuple[str, str] | None],
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, room: Room) -> None:
         self._app = app
         self._settings = settings
-        self._telemetry = telemetry
-        self._lifecycle = lifecycle
-        self._identity = identity
+        self._room = room
+        self._lifecycle = room.lifecycle
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,37 +91,43 @@ class RequestMiddleware:
         if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
         headers = dict(scope["headers"])
         given = headers.get(_ID_HEADER, b"")
-        exchange = Exchange(given if _ID_PATTERN.fullmatch(given) else secrets.token_hex(16).encode())
+        exchange = Exchange(
+            given if _ID_PATTERN.fullmatch(given) else secrets.token_hex(16).encode(),
+            self._room.counter,
+            self._room.only,
+            self._settings.timeout_seconds,
+            time.monotonic(),
+        )
         scope["state"] = {**scope.get("state", {}), "exchange": exchange}
         request_id_variable.set(exchange.request_id.decode("ascii"))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *self._reply_headers(exchange)]
+                message["headers"] = [*message.get("headers", ()), *self._reply_headers(exchange, scope)]
             await send(message)
 
-        self._telemetry.request_started()
+        exchange.counter.request_started()
         try:
             problem = await self._handle(exchange, scope, headers, receive, send_with_headers)
             if problem is not None and exchange.status is None:
                 await problem.response(request_id_variable.get())(scope, receive, send_with_headers)
         finally:
             self._held -= exchange.held
-            self._telemetry.request_finished(
-                self._route(scope), exchange.status or _CLIENT_CLOSED, time.monotonic() - started, exchange.longest
+            seconds = time.monotonic() - exchange.arrived
+            exchange.counter.request_finished(
+                self._route(scope), exchange.status or _CLIENT_CLOSED, seconds, exchange.timing.longest
             )
 
     async def _handle(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> ProblemError | None:
         """Answer a request within its time; what is left to answer, when something was in the way."""
-        limit = self._settings.timeout_seconds
         try:
-            async with asyncio.timeout(limit) as deadline:
+            async with asyncio.timeout(exchange.limit) as deadline:
+                exchange.deadline = deadline
                 await self._answer(exchange, scope, headers, receive, send)
         except ClientLeftError:
             return None
@@ -129,9 +145,10 @@ class RequestMiddleware:
             )
         except Exception as error:  # noqa: BLE001 - a reply is owed whatever happened
             if isinstance(error, TimeoutError) and deadline.expired():
+                limit = f"{exchange.limit:g} s"
                 if exchange.body_complete:
-                    return ProblemError(ProblemType.TIMEOUT, f"no answer within {limit:g} s: send less, or later")
-                return ProblemError(ProblemType.BODY_TIMEOUT, f"the body was not complete within {limit:g} s")
+                    return ProblemError(ProblemType.TIMEOUT, f"no answer within {limit}: send less, or later")
+                return ProblemError(ProblemType.BODY_TIMEOUT, f"the body was not complete within {limit}")
             _log.exception("request failed", extra=fields(path=self._route(scope)))
             return ProblemError(ProblemType.INTERNAL, "an unexpected error; the log has it under the request id")
         return None
@@ -139,6 +156,10 @@ class RequestMiddleware:
     async def _answer(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
+        if (given := headers.get(_TIMEOUT_HEADER)) is not None:
+            if not _MILLISECONDS.fullmatch(given):
+                raise ProblemError(ProblemType.INPUT_INVALID, "x-cloze-timeout-ms: give whole milliseconds, 1 or more")
+            exchange.shorten(int(given))
         if scope["method"] == "POST" and scope["path"] in _TAKING_BODIES:
             declared = headers.get(b"content-type", b"")
             if not _JSON_PATTERN.fullmatch(declared.strip()):
@@ -183,10 +204,13 @@ class RequestMiddleware:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _reply_headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    def _reply_headers(self, exchange: Exchange, scope: Scope) -> list[tuple[bytes, bytes]]:
         result = [(_ID_HEADER, exchange.request_id)]
-        if identity := self._identity():
-            result += [(b"x-cloze-model", identity[0].encode()), (b"x-cloze-version", identity[1].encode())]
+        if hosted := exchange.hosted or self._room.only:
+            result += hosted.headers
+        if scope["path"] in _TAKING_BODIES:
+            total = time.monotonic() - exchange.arrived
+            result.append((b"server-timing", exchange.timing.header(total).encode()))
         # While draining, the client's next request dials anew and finds a server that stays. What is left of a body
         # that came too slowly nobody wants.
         if self._lifecycle.state is State.DRAINING or exchange.status == 408:

@@ -26,6 +26,8 @@ class ProblemType(StrEnum):
     BODY_TIMEOUT = "body-timeout"
     MEDIA_TYPE_UNSUPPORTED = "media-type-unsupported"
     TASK_MISMATCH = "task-mismatch"
+    MODEL_AMBIGUOUS = "model-ambiguous"
+    MODEL_UNKNOWN = "model-unknown"
     QUEUE_FULL = "queue-full"
     MODEL_LOADING = "model-loading"
     SHUTTING_DOWN = "shutting-down"
@@ -42,9 +44,11 @@ class _Entry:
 TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.BODY_INVALID: _Entry(400, "The body is not JSON"),
     ProblemType.NOT_FOUND: _Entry(404, "There is no such route"),
+    ProblemType.MODEL_UNKNOWN: _Entry(404, "There is no such model"),
     ProblemType.METHOD_NOT_ALLOWED: _Entry(405, "The route doesn't take this method"),
     ProblemType.BODY_TIMEOUT: _Entry(408, "The body took too long to arrive"),
     ProblemType.TASK_MISMATCH: _Entry(409, "The loaded model has another task"),
+    ProblemType.MODEL_AMBIGUOUS: _Entry(409, "Several models could answer"),
     ProblemType.BODY_TOO_LARGE: _Entry(413, "The body is too large"),
     ProblemType.TOO_MANY_INPUTS: _Entry(413, "The request has too many inputs"),
     ProblemType.REQUEST_TOO_LARGE: _Entry(413, "The request asks for too much at once"),

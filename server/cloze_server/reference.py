@@ -1,13 +1,15 @@
 """What `--model` may name."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from cloze_api.task import Task
 from cloze_server.exits import ExitCode, FatalError
 
+# As a registered model may be called; a path or a query has other characters before its first =.
+_NAMED = re.compile(r"([A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)=(.+)")
 _REGISTERED = re.compile(r"models:/([A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?)/([1-9][0-9]*)")
 
 
@@ -24,9 +26,10 @@ class RegisteredVersion:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """An artifact on disk. It is reported as version `local`."""
+    """An artifact on disk. Its version is `local`, its name the manifest's unless another is given."""
 
     path: Path
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Dummy:
 
     task: Task
     seconds: float
+    name: str | None = None
 
 
 ModelReference = RegisteredVersion | Folder | Dummy
@@ -42,6 +46,12 @@ ModelReference = RegisteredVersion | Folder | Dummy
 
 def parse_reference(text: str) -> ModelReference:
     """Take `--model` apart. Raises FatalError (CONFIGURATION) that says what is accepted."""
+    if matched := _NAMED.fullmatch(text):
+        match parse_reference(matched[2]):
+            case RegisteredVersion():
+                raise _invalid(f"{text!r}: a registered version has its name already, leave out {matched[1]}=")
+            case reference:
+                return replace(reference, name=matched[1])
     if text.startswith("models:"):
         if matched := _REGISTERED.fullmatch(text):
             return RegisteredVersion(matched[1], matched[2])

@@ -12,15 +12,14 @@ from starlette.types import Receive
 
 from cloze_api.task import Task
 from cloze_server import paths
+from cloze_server.hosting import Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Exchange
 from cloze_server.problems import TABLE, Problem, ProblemError, ProblemType
 from cloze_server.service import Service
+from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
-from cloze_server.telemetry import Telemetry
-
-_LOADING_RETRY_SECONDS = 5
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     entry.status: {"model": Problem, "description": "A problem document (RFC 9457)"}
@@ -55,51 +54,20 @@ class Status(BaseModel):
 
 
 class Models(Status):
-    """What is loaded: nothing before the server is ready, then one model."""
+    """What is loaded: those that answer already; all of them once the server is ready."""
 
     models: list[ModelDescription]
 
 
-class Room:
-    """What the routes share: the process's state, and the service once there is one."""
-
-    def __init__(self, lifecycle: Lifecycle, telemetry: Telemetry, revision: str = "") -> None:
-        self.lifecycle = lifecycle
-        self.telemetry = telemetry
-        self.revision = revision
-        self.service: Service | None = None
-
-    def identity(self) -> tuple[str, str] | None:
-        """Name and version of the loaded model."""
-        return (self.service.model.name, self.service.model.version) if self.service else None
-
-    def status(self) -> Status:
-        """The state for probes and people."""
-        lifecycle = self.lifecycle
-        if lifecycle.state in (State.READY, State.DRAINING):
-            return Status(state=lifecycle.state)
-        progress = lifecycle.progress
-        return Status(state=lifecycle.state, stage=progress.stage, reason=progress.reason, message=progress.message)
-
-    def service_for(self, task: Task) -> Service:
-        """The service. Raises ProblemError while there is none, or when its model has another task."""
-        if self.service is None:
-            raise ProblemError(
-                ProblemType.MODEL_LOADING,
-                "the model is being fetched, verified or warmed up: /readyz says when it answers",
-                retry_after_seconds=_LOADING_RETRY_SECONDS,
-            )
-        loaded = self.service.model.task
-        if loaded is not task:
-            raise ProblemError(
-                ProblemType.TASK_MISMATCH,
-                f"this server has a {loaded} model and answers at {paths.TASK_PATHS[loaded]}",
-                members={"loaded_task": loaded, "route": paths.TASK_PATHS[loaded]},
-            )
-        return self.service
+def _status(lifecycle: Lifecycle) -> Status:
+    """The state for probes and people."""
+    if lifecycle.state in (State.READY, State.DRAINING):
+        return Status(state=lifecycle.state)
+    progress = lifecycle.progress
+    return Status(state=lifecycle.state, stage=progress.stage, reason=progress.reason, message=progress.message)
 
 
-def build_router(room: Room) -> APIRouter:
+def build_router(room: Room, settings: Settings) -> APIRouter:
     """All routes, bound to one process's state."""
     router = APIRouter()
 
@@ -117,40 +85,38 @@ def build_router(room: Room) -> APIRouter:
     @router.get(paths.MODELS)
     async def models() -> Models:
         """What is loaded."""
-        loaded = []
-        if room.service:
-            model = room.service.model
-            loaded.append(
-                ModelDescription(
-                    name=model.name,
-                    version=model.version,
-                    digest=model.digest,
-                    task=model.task,
-                    architecture=model.architecture,
-                    labels=model.labels,
-                    max_length=model.max_length,
-                    route=paths.TASK_PATHS[model.task],
-                    revision=room.revision or None,
-                )
+        loaded = [
+            ModelDescription(
+                name=model.name,
+                version=model.version,
+                digest=model.digest,
+                task=model.task,
+                architecture=model.architecture,
+                labels=model.labels,
+                max_length=model.max_length,
+                route=paths.TASK_PATHS[model.task],
+                revision=settings.revision or None,
             )
-        return Models(**dict(room.status()), models=loaded)
+            for model in (hosted.service.model for hosted in room.hosted)
+        ]
+        return Models(**dict(_status(room.lifecycle)), models=loaded)
 
     @router.get(paths.HEALTH)
     async def healthz() -> Response:
         """200 while the process can do its work; 503 when only a restart helps, as with a model that hangs."""
-        failure = room.service.failure() if room.service else None
+        failure = room.failure()
         return JSONResponse({"status": failure or "alive"}, 503 if failure else 200)
 
     @router.get(paths.READY)
     async def readyz() -> Response:
-        """200 once the model is verified, loaded and warmed up, until the process is asked to end; else 503."""
-        status = room.status()
+        """200 once all models are verified, loaded and warmed up, until the process is asked to end; else 503."""
+        status = _status(room.lifecycle)
         return JSONResponse(status.model_dump(mode="json"), 200 if status.state is State.READY else 503)
 
     @router.get(paths.METRICS, include_in_schema=False)
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(room.telemetry.registry), media_type=content_type)
+        return Response(encode(room.instruments.registry), media_type=content_type)
 
     return router
 
@@ -159,17 +125,30 @@ def _endpoint(room: Room, handler: type[AnyHandler]) -> Callable[..., Awaitable[
     """The function that answers for one task."""
 
     async def endpoint(body: TaskRequest, request: Request) -> Response:
-        return await _answer(room.service_for(handler.task), body, request)
+        exchange: Exchange = request.state.exchange
+        hosted = room.select(handler.task, _wanted(body, request))
+        exchange.belongs_to(hosted)
+        if body.timeout_ms is not None:
+            exchange.shorten(body.timeout_ms)
+        return await _answer(hosted.service, body, request, exchange)
 
     # The framework reads there how to check the body.
     endpoint.__annotations__["body"] = handler.request
     return endpoint
 
 
-async def _answer(service: Service, body: TaskRequest, request: Request) -> Response:
+def _wanted(body: TaskRequest, request: Request) -> str | None:
+    """The model that a request names. Raises ProblemError when it names two."""
+    header = request.headers.get("x-cloze-model")
+    if body.model is not None and header not in (None, body.model):
+        message = "the header x-cloze-model and the field model name different models: send one of them"
+        raise ProblemError(ProblemType.INPUT_INVALID, message)
+    return body.model if body.model is not None else header
+
+
+async def _answer(service: Service, body: TaskRequest, request: Request, exchange: Exchange) -> Response:
     """Answer, or stop when the client leaves. Raises ProblemError and ClientLeftError."""
-    exchange: Exchange = request.state.exchange
-    work = asyncio.create_task(service.answer(body, exchange.measured))
+    work = asyncio.create_task(service.answer(body, exchange.timing))
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,6 @@ import logging
 import time
 from asyncio import sleep
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
 from cloze_server.telemetry import Telemetry
+from cloze_server.timing import Timing
 from cloze_server.tokenization import Encoded, Inputs, TokenizerPool
 
 _log = logging.getLogger(__name__)
@@ -110,13 +110,13 @@ class Service:
         self._engine.close()
         self._tokenizers.close()
 
-    async def answer(self, request: TaskRequest, measured: Callable[[int], None] = lambda _: None) -> bytes:
+    async def answer(self, request: TaskRequest, timing: Timing | None = None) -> bytes:
         """The reply as JSON. Raises ProblemError. Cancelling withdraws the request from the queue.
 
-        measured: told the tokens of the longest input, as the model reads it, as soon as they are known.
+        timing: told what is known as soon as it is.
         """
         try:
-            return await self._answer(request, measured)
+            return await self._answer(request, timing or Timing())
         except QueueFullError as error:
             raise ProblemError(
                 ProblemType.QUEUE_FULL, str(error), retry_after_seconds=error.retry_after_seconds
@@ -124,7 +124,7 @@ class Service:
         except InferenceError as error:
             raise ProblemError(ProblemType.INTERNAL, str(error)) from error
 
-    async def _answer(self, request: TaskRequest, measured: Callable[[int], None]) -> bytes:
+    async def _answer(self, request: TaskRequest, timing: Timing) -> bytes:
         inputs = self.handler.inputs(request)
         self._check_size(inputs)
         # Before work is spent on tokens that couldn't wait anyway.
@@ -137,26 +137,30 @@ class Service:
         items = await self._tokenizers.encode(
             inputs, offsets=self.handler.needs_offsets, then=lambda encoded: self._prepare(request, encoded)
         )
-        self._telemetry.stage("tokenize", time.monotonic() - started)
-        measured(max(len(item.encoded.ids) for item in items))
+        self._stage(timing, "tokenize", time.monotonic() - started)
+        timing.longest = max(len(item.encoded.ids) for item in items)
         if self._faults is not None:
             await self._disturb(self._faults)
 
         answer = await self._engine.submit(
             [Piece(item.encoded.ids, partial(self.handler.keep, request, item)) for item in items]
         )
-        self._telemetry.stage("queue", answer.queue_seconds)
-        self._telemetry.stage("infer", answer.infer_seconds)
+        self._stage(timing, "queue", answer.queue_seconds)
+        self._stage(timing, "infer", answer.infer_seconds)
 
         started = time.monotonic()
         reply = await self._tokenizers.run(lambda: self._reply(request, items, answer.kept))
-        self._telemetry.stage("post", time.monotonic() - started)
+        self._stage(timing, "post", time.monotonic() - started)
         unknown = self.model.special_tokens.unk
         self._telemetry.answered(
             unknown=sum(item.encoded.ids.count(unknown) for item in items),
             truncated=sum(item.encoded.truncated for item in items),
         )
         return reply
+
+    def _stage(self, timing: Timing, name: str, seconds: float) -> None:
+        timing.seconds[name] = seconds
+        self._telemetry.stage(name, seconds)
 
     async def _disturb(self, faults: Faults) -> None:
         """Hold a request up, and fail it, as its echo model was made to. Raises InferenceError."""

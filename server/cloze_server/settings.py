@@ -40,7 +40,8 @@ _SPEC_FIELDS = ModelDeploymentSpec.model_fields
 class Settings:
     """What one process serves, and within which bounds. Times are in seconds."""
 
-    model: str
+    model: tuple[str, ...]
+    """References, one for each model."""
     digest: str | None = None
     deployment: str = ""
     revision: str = ""
@@ -68,7 +69,8 @@ class Settings:
 class Flag:
     """One setting on the command line and in the environment.
 
-    minimum, maximum: the smallest and the largest allowed number; None for text.
+    minimum, maximum: the smallest and the largest allowed number; None for text. repeated: may be given several times;
+    the environment separates the values by white space.
     """
 
     field: str
@@ -77,6 +79,7 @@ class Flag:
     help: str
     minimum: float | None = None
     maximum: float = _SECONDS_MAX
+    repeated: bool = False
 
     @property
     def option(self) -> str:
@@ -91,9 +94,11 @@ FLAGS: tuple[Flag, ...] = (
         "model",
         ENV_MODEL_URI,
         str,
-        "models:/NAME/VERSION, a folder, or dummy:[TASK][?seconds=S] (answers with a hash of the request)",
+        "models:/NAME/VERSION, a folder, or dummy:[TASK][?seconds=S] (answers with a hash of the request); NAME=… "
+        "gives one of the latter two a name; may be given several times",
+        repeated=True,
     ),
-    Flag("digest", ENV_MODEL_DIGEST, str, "sha256:… of the artifact's manifest; anything else is refused"),
+    Flag("digest", ENV_MODEL_DIGEST, str, "sha256:… of the one model's manifest; anything else is refused"),
     Flag("deployment", ENV_DEPLOYMENT, str, "ModelDeployment that this replica belongs to, for metrics"),
     Flag("revision", ENV_REVISION, str, "its revision"),
     Flag("mlflow_uri", ENV_MLFLOW_URI, str, "MLflow's address; needed for models:/ unless the cache has the digest"),
@@ -148,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line. Values stay text, so that flags and environment are read by the same code."""
     result = _Parser(
         prog="cloze-server",
-        description="Serve one model version over HTTP. Each flag may also be set by the environment variable in "
+        description="Serve model versions over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
         epilog=f"Endpoints: POST {', '.join(paths.TASK_PATHS.values())}; GET {paths.MODELS}, {paths.HEALTH}, "
         f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. Exit codes: "
@@ -160,7 +165,8 @@ def parser() -> argparse.ArgumentParser:
         shown = f"; default {default}" if isinstance(default, int | float | Path) or default else ""
         if flag.field == "model":
             shown = "; required"
-        result.add_argument(flag.option, metavar="…", help=f"{flag.help} ({flag.env}{shown})")
+        action = "append" if flag.repeated else "store"
+        result.add_argument(flag.option, metavar="…", action=action, help=f"{flag.help} ({flag.env}{shown})")
     return result
 
 
@@ -176,13 +182,17 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         if text is None:
             # An empty variable is how a manifest says "not set".
             text, origin = environment.get(flag.env) or None, flag.env
+            text = text.split() if text and flag.repeated else text
         if text is not None:
-            values[flag.field] = _value(flag, text, origin)
+            repeated = flag.repeated
+            values[flag.field] = tuple(flag.parse(each) for each in text) if repeated else _value(flag, text, origin)
     if "model" not in values:
         raise _invalid(f"no model: give --model or set {ENV_MODEL_URI} to models:/NAME/VERSION or a folder")
     if "cache" not in values and (user_cache := environment.get("XDG_CACHE_HOME")):
         values["cache"] = Path(user_cache, "cloze", "models")
     settings = Settings(**values)
+    if settings.digest is not None and len(settings.model) > 1:
+        raise _invalid("--digest is of one artifact, and there are several models: serve that one alone")
     if settings.log_level not in _LOG_LEVELS:
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
     if settings.digest is not None and not _DIGEST.fullmatch(settings.digest):

@@ -28,8 +28,7 @@ def instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge |
         case "histogram":
             return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
         case "info":
-            # An Info's labels are its value, set when the model is known.
-            return Info(metric.name, metric.help, registry=registry)
+            return Info(metric.name, metric.help, metric.labels, registry=registry)
 
 
 def length_class(tokens: int | None) -> str:
@@ -39,38 +38,104 @@ def length_class(tokens: int | None) -> str:
     return next((str(bound) for bound in metrics.LENGTHS if tokens <= bound), metrics.LENGTH_MORE)
 
 
-class Telemetry:
-    """Counts what one process does, in a registry of its own.
+class Instruments:
+    """The metrics of one process, in a registry of its own; the models that it serves share them."""
 
-    Looking a label child up costs more than counting, so children are kept. `bind` names the model; until then
-    requests are counted under the name that was asked for.
-    """
-
-    def __init__(self, model: str = "", version: str = "", *, deployment: str = "", revision: str = "") -> None:
-        """`deployment` and `revision` are what this replica belongs to; empty outside a cluster."""
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         # Any: the four kinds share no interface but `labels`.
         make = self._make
-        self._requests: Any = make(metrics.REQUESTS)
-        self._request_duration: Any = make(metrics.REQUEST_DURATION)
-        self._stage_duration: Any = make(metrics.STAGE_DURATION)
-        self._batch_tokens: Any = make(metrics.BATCH_TOKENS)
-        self._tokens: Any = make(metrics.TOKENS)
-        self._queue_tokens: Any = make(metrics.QUEUE_TOKENS)
-        self._in_flight: Any = make(metrics.IN_FLIGHT)
-        self._truncated: Any = make(metrics.TRUNCATED)
-        self._unknown: Any = make(metrics.UNKNOWN_TOKENS)
-        self._predictions: Any = make(metrics.PREDICTIONS)
-        self._confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
-        self._info: Any = make(metrics.MODEL_INFO)
-        self._membership = {"deployment": deployment, "revision": revision}
-        self._active = 0
-        self._muted = False
-        self.bind(model, version)
+        self.requests: Any = make(metrics.REQUESTS)
+        self.request_duration: Any = make(metrics.REQUEST_DURATION)
+        self.stage_duration: Any = make(metrics.STAGE_DURATION)
+        self.batch_tokens: Any = make(metrics.BATCH_TOKENS)
+        self.tokens: Any = make(metrics.TOKENS)
+        self.queue_tokens: Any = make(metrics.QUEUE_TOKENS)
+        self.in_flight: Any = make(metrics.IN_FLIGHT)
+        self.truncated: Any = make(metrics.TRUNCATED)
+        self.unknown: Any = make(metrics.UNKNOWN_TOKENS)
+        self.predictions: Any = make(metrics.PREDICTIONS)
+        self.confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
+        self.info: Any = make(metrics.MODEL_INFO)
 
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)
+
+
+class RequestCounter:
+    """Counts requests under one model's name and version; both are empty for those that name none of several.
+
+    Looking a label child up costs more than counting, so children are kept.
+    """
+
+    def __init__(self, instruments: Instruments, model: str = "", version: str = "") -> None:
+        self._instruments = instruments
+        self._active = 0
+        self._count_as(model, version)
+
+    def _count_as(self, model: str, version: str) -> None:
+        self._labels = (model, version)
+        self._by_status: dict[tuple[str, int], Any] = {}
+        self._by_class: dict[tuple[str, str, str], Any] = {}
+        # A request that began before the name was known must leave the gauge that it entered.
+        self._flight = self._instruments.in_flight.labels(*self._labels)
+        self._flight.set(self._active)
+
+    def request_started(self) -> None:
+        """One more request in flight."""
+        self._active += 1
+        self._flight.set(self._active)
+
+    def request_left(self) -> None:
+        """One request less in flight: it was answered, or turned out to be another model's."""
+        self._active -= 1
+        self._flight.set(self._active)
+
+    def request_finished(self, route: str, status: int, seconds: float, longest: int | None = None) -> None:
+        """One request less in flight, answered with `status` (499: the client left first).
+
+        longest: tokens of its longest input; None when it was not tokenized.
+        """
+        self.request_left()
+        self._count(route, status).inc()
+        key = (route, f"{status // 100}xx", length_class(longest))
+        histogram = self._by_class.get(key)
+        if histogram is None:
+            histogram = self._by_class[key] = self._instruments.request_duration.labels(*self._labels, *key)
+        histogram.observe(seconds)
+
+    def _count(self, route: str, status: int) -> Any:
+        """The counter of a route's replies with a status."""
+        counter = self._by_status.get((route, status))
+        if counter is None:
+            counter = self._by_status[route, status] = self._instruments.requests.labels(
+                *self._labels, route, str(status)
+            )
+        return counter
+
+
+class Telemetry(RequestCounter):
+    """Counts what one model does, and its requests.
+
+    `bind` names the model; until then requests are counted under the name that was asked for.
+    """
+
+    def __init__(
+        self,
+        model: str = "",
+        version: str = "",
+        *,
+        deployment: str = "",
+        revision: str = "",
+        instruments: Instruments | None = None,
+    ) -> None:
+        """`deployment` and `revision` are what this replica belongs to; empty outside a cluster."""
+        super().__init__(instruments or Instruments(), model, version)
+        self.registry = self._instruments.registry
+        self._membership = {"deployment": deployment, "revision": revision}
+        self._muted = False
+        self.bind(model, version)
 
     def bind(
         self, model: str, version: str, *, digest: str = "", task: Task | None = None, answers: Collection[str] = ()
@@ -79,31 +144,30 @@ class Telemetry:
 
         answers: the labels that its predictions may have.
         """
-        labels = self._labels = (model, version)
+        instruments = self._instruments
         # Requests keep what was counted under the former name; the rest has counted nothing yet.
+        former = dict(zip(("model", "version"), self._labels, strict=True))
         for untouched in (
-            *(self._stage_duration, self._batch_tokens, self._tokens, self._queue_tokens),
-            *(self._truncated, self._unknown, self._in_flight, self._predictions, self._confidence),
+            *(instruments.stage_duration, instruments.batch_tokens, instruments.tokens, instruments.queue_tokens),
+            *(instruments.truncated, instruments.unknown, instruments.in_flight),
+            *(instruments.predictions, instruments.confidence),
         ):
-            untouched.clear()
-        self._by_status: dict[tuple[str, int], Any] = {}
-        self._by_class: dict[tuple[str, str, str], Any] = {}
-        self._stages = {stage: self._stage_duration.labels(*labels, stage) for stage in STAGES}
-        self._kinds = {kind: self._tokens.labels(*labels, kind) for kind in _TOKEN_KINDS}
-        self._batch = self._batch_tokens.labels(*labels)
-        self._waiting = self._queue_tokens.labels(*labels)
-        self._cut = self._truncated.labels(*labels)
-        self._unread = self._unknown.labels(*labels)
-        self._certainty = self._confidence.labels(*labels)
+            untouched.remove_by_labels(former)
+        self._count_as(model, version)
+        labels = self._labels
+        self._stages = {stage: instruments.stage_duration.labels(*labels, stage) for stage in STAGES}
+        self._kinds = {kind: instruments.tokens.labels(*labels, kind) for kind in _TOKEN_KINDS}
+        self._batch = instruments.batch_tokens.labels(*labels)
+        self._waiting = instruments.queue_tokens.labels(*labels)
+        self._cut = instruments.truncated.labels(*labels)
+        self._unread = instruments.unknown.labels(*labels)
+        self._certainty = instruments.confidence.labels(*labels)
         named = list(answers)[: metrics.PREDICTION_LABELS_MAX]
         if len(answers) > len(named):
             named.append(metrics.PREDICTION_LABEL_OTHER)
-        self._by_label = {label: self._predictions.labels(*labels, label) for label in named}
-        # A request that began before the name was known must leave the gauge that it entered.
-        self._flight = self._in_flight.labels(*labels)
-        self._flight.set(self._active)
+        self._by_label = {label: instruments.predictions.labels(*labels, label) for label in named}
         if task is not None:
-            self._info.info({"model": model, "version": version, "digest": digest, "task": task, **self._membership})
+            instruments.info.labels(**self._membership, model=model, version=version, digest=digest, task=task).info({})
             for status in _STATUSES:
                 self._count(TASK_PATHS[task], status)
 
@@ -115,32 +179,6 @@ class Telemetry:
             yield
         finally:
             self._muted = False
-
-    def request_started(self) -> None:
-        """One more request in flight."""
-        self._active += 1
-        self._flight.set(self._active)
-
-    def request_finished(self, route: str, status: int, seconds: float, longest: int | None = None) -> None:
-        """One request less in flight, answered with `status` (499: the client left first).
-
-        longest: tokens of its longest input; None when it was not tokenized.
-        """
-        self._active -= 1
-        self._flight.set(self._active)
-        self._count(route, status).inc()
-        key = (route, f"{status // 100}xx", length_class(longest))
-        histogram = self._by_class.get(key)
-        if histogram is None:
-            histogram = self._by_class[key] = self._request_duration.labels(*self._labels, *key)
-        histogram.observe(seconds)
-
-    def _count(self, route: str, status: int) -> Any:
-        """The counter of a route's replies with a status."""
-        counter = self._by_status.get((route, status))
-        if counter is None:
-            counter = self._by_status[route, status] = self._requests.labels(*self._labels, route, str(status))
-        return counter
 
     def stage(self, name: str, seconds: float) -> None:
         """Time that one request spent in a stage."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,11 +146,14 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], Arti
 
 @asynccontextmanager
 async def serving(
-    load: Callable[[], LoadedModel], lifecycle: Lifecycle | None = None, **settings: Any
+    load: Callable[[], LoadedModel] | Sequence[Callable[[], LoadedModel]],
+    lifecycle: Lifecycle | None = None,
+    **settings: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application in this process, once its model is loaded."""
+    """A client of an application in this process, once its model is loaded, or all of several."""
+    loaders = [load] if callable(load) else load
     lifecycle = lifecycle or Lifecycle()
-    app = create_app(Settings(model="dummy:", **settings), load, lifecycle)
+    app = create_app(Settings(model=("dummy:",) * len(loaders), **settings), loaders, lifecycle)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -275,7 +275,7 @@ async def test_before_the_model_is_loaded_probes_tell_it() -> None:
         assert go.wait(10)
         return dummy_model(Task.SEQUENCE_CLASSIFICATION)
 
-    app = create_app(Settings(model="models:/mails/7"), load, lifecycle)
+    app = create_app(Settings(model=("models:/mails/7",)), [load], lifecycle)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client,

@@ -25,7 +25,7 @@ def test_the_environment_sets_what_flags_do_not() -> None:
             "CLOZE_MODEL_DIGEST": "",
         },
     )
-    assert (settings.model, settings.threads, settings.timeout_seconds) == ("models:/mails/7", 3, 12.0)
+    assert (settings.model, settings.threads, settings.timeout_seconds) == (("models:/mails/7",), 3, 12.0)
     assert settings.cache == Path("/somewhere")
     assert settings.digest is None
 
@@ -79,6 +79,7 @@ def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
         (["--model", "x", "--log-level", "loud"], {}, "--log-level"),
         (["--model", "x", "--digest", "sha256:../x"], {}, "--digest"),
         (["--modle", "x"], {}, "--modle"),
+        (["--model", "x", "--model", "y", "--digest", "sha256:" + "0" * 64], {}, "--digest"),
     ],
 )
 def test_a_wrong_setting_is_named(arguments: list[str], environment: dict[str, str], named: str) -> None:
@@ -89,12 +90,22 @@ def test_a_wrong_setting_is_named(arguments: list[str], environment: dict[str, s
 
 
 def test_model_references() -> None:
-    """A version, a folder, or a stand-in."""
+    """A version, a folder, or a stand-in; the latter two may be named."""
     assert parse_reference("models:/my-model/12") == RegisteredVersion("my-model", "12")
     assert parse_reference("/models/x") == Folder(Path("/models/x"))
     assert parse_reference("dummy:") == Dummy(Task.SEQUENCE_CLASSIFICATION, 0.0)
     assert parse_reference("dummy:fill-mask?seconds=0.25") == Dummy(Task.FILL_MASK, 0.25)
-    for wrong in ("models:/m", "models:/m@champion", "models:/m/0", "models:/a/b/1", "dummy:poetry"):
+    assert parse_reference("spam=/models/x=y") == Folder(Path("/models/x=y"), "spam")
+    assert parse_reference("./spam=1") == Folder(Path("./spam=1"))
+    assert parse_reference("tags=dummy:token-classification") == Dummy(Task.TOKEN_CLASSIFICATION, 0.0, "tags")
+    for wrong in (
+        "spam=models:/m/1",
+        "models:/m",
+        "models:/m@champion",
+        "models:/m/0",
+        "models:/a/b/1",
+        "dummy:poetry",
+    ):
         with pytest.raises(FatalError):
             parse_reference(wrong)
 

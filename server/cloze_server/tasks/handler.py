@@ -25,6 +25,12 @@ class TaskRequest(BaseModel):
 
     truncate: Literal["error", "right"] = "error"
     """An input with more tokens than the model takes: `error` refuses the request, `right` drops the end."""
+    model: Annotated[str, Field(max_length=128)] | None = None
+    """`name` or `name/version` of the model that is to answer, where the server has several of this task; also the
+    header `x-cloze-model`."""
+    timeout_ms: Annotated[int, Field(ge=1)] | None = None
+    """Milliseconds from the request's arrival after which its answer is of no use, at most the server's own limit; also
+    the header `x-cloze-timeout-ms`."""
 
     @model_validator(mode="before")
     @classmethod

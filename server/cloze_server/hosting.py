@@ -1,0 +1,127 @@
+"""The models of one process, and which of them answers a request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cloze_api.task import Task
+from cloze_server import paths
+from cloze_server.lifecycle import Lifecycle
+from cloze_server.model import LoadedModel
+from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.service import Service
+from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
+
+_LOADING_RETRY_SECONDS = 5
+
+
+def identity(model: LoadedModel) -> str:
+    """`name/version`, as a request may name a model."""
+    return f"{model.name}/{model.version}"
+
+
+def choose(models: Sequence[LoadedModel], task: Task | None, wanted: str | None, *, complete: bool) -> int:
+    """Index of the model that answers.
+
+    task: what the route answers; None for a route of all tasks. wanted: the `name` or `name/version` that the request
+    asks for; without one the only model of the task answers. complete: whether no model is still being loaded.
+    Raises ProblemError: the model is unknown, has another task, or several fit.
+    """
+    named = [index for index, model in enumerate(models) if wanted in (None, model.name, identity(model))]
+    fitting = [index for index in named if task in (None, models[index].task)]
+    if len(fitting) == 1 and (complete or wanted is not None):
+        return fitting[0]
+    if not complete:
+        raise ProblemError(
+            ProblemType.MODEL_LOADING,
+            "the model is being fetched, verified or warmed up: /readyz says when it answers",
+            retry_after_seconds=_LOADING_RETRY_SECONDS,
+        )
+    candidates = [identity(models[index]) for index in (fitting or named or range(len(models)))]
+    listed = ", ".join(candidates)
+    if fitting:
+        raise ProblemError(
+            ProblemType.MODEL_AMBIGUOUS,
+            f"{listed} could answer: name one by the field model or the header x-cloze-model",
+            members={"models": candidates},
+        )
+    if not named:
+        # The name isn't repeated: a client may have put anything there.
+        raise ProblemError(
+            ProblemType.MODEL_UNKNOWN, f"the models here are {listed}: name one of them", members={"models": candidates}
+        )
+    tasks = {models[index].task for index in named}
+    routes = ", ".join(f"{each} at {paths.TASK_PATHS[each]}" for each in sorted(tasks))
+    members: dict[str, object] = {"models": candidates}
+    if len(tasks) == 1:
+        (loaded,) = tasks
+        members |= {"loaded_task": loaded, "route": paths.TASK_PATHS[loaded]}
+    raise ProblemError(ProblemType.TASK_MISMATCH, f"{listed} can't do that, but: {routes}", members=members)
+
+
+@dataclass(eq=False, slots=True)
+class Hosted:
+    """A model that answers.
+
+    headers: of each of its replies.
+    """
+
+    service: Service
+    telemetry: Telemetry
+    headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        model = self.service.model
+        self.headers = (
+            (b"x-cloze-model", model.name.encode()),
+            (b"x-cloze-version", model.version.encode()),
+            (b"x-cloze-digest", model.digest.encode()),
+        )
+
+
+class Room:
+    """What the routes share: the process's state, and the models that answer.
+
+    counter: counts requests that belong to no model of several.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, instruments: Instruments, counter: RequestCounter, *, models: int) -> None:
+        """models: how many are loaded in the end."""
+        self.lifecycle = lifecycle
+        self.instruments = instruments
+        self.counter = counter
+        self.hosted: list[Hosted] = []
+        self._models: list[LoadedModel] = []
+        self._count = models
+
+    @property
+    def complete(self) -> bool:
+        """Whether all models are loaded."""
+        return len(self.hosted) == self._count
+
+    @property
+    def only(self) -> Hosted | None:
+        """The model, where there is one for all requests."""
+        return self.hosted[0] if self._count == 1 and self.hosted else None
+
+    def add(self, hosted: Hosted) -> None:
+        """One more model answers."""
+        self._models.append(hosted.service.model)
+        self.hosted.append(hosted)
+        if self.complete:
+            self.lifecycle.loaded()
+
+    def select(self, task: Task | None, wanted: str | None) -> Hosted:
+        """Who answers a request. Raises ProblemError: see `choose`."""
+        return self.hosted[choose(self._models, task, wanted, complete=self.complete)]
+
+    def failure(self) -> str | None:
+        """Why the process has to be started anew; None while it can answer."""
+        for hosted in self.hosted:
+            if reason := hosted.service.failure():
+                return reason
+        return None
+
+    def close(self) -> None:
+        """Stop all models' threads; call when no request is left."""
+        for hosted in self.hosted:
+            hosted.service.close()
