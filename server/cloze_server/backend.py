@@ -19,10 +19,11 @@ _SHRINK_EVERY = 64
 class Backend(Protocol):
     """Runs one batch at a time, always from the same thread."""
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:  # noqa: N803 - B batch, L length
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: N803 - B batch, L length
         """Logits of a padded batch, (batch, length, classes) or (batch, classes).
 
-        ids_BL: token ids, padded. mask_BL: 1 for tokens, 0 for padding.
+        ids_BL: token ids, padded. mask_BL: 1 for tokens, 0 for padding. segments_BL: 1 for tokens of the second text
+        of a pair; None for a batch without pairs.
         """
         ...
 
@@ -67,10 +68,12 @@ class OnnxBackend:
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._runs = 0
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:  # noqa: N803 - as in Backend
-        """Run the graph; every token is of segment 0."""
-        available = {"input_ids": ids_BL, "attention_mask": mask_BL}
-        feed = {name: available[name] if name in available else np.zeros_like(ids_BL) for name in self._inputs}
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: N803 - as in Backend
+        """Run the graph."""
+        if segments_BL is None:
+            segments_BL = np.zeros_like(ids_BL)  # noqa: N806
+        available = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": segments_BL}
+        feed = {name: available[name] for name in self._inputs}
         self._runs += 1
         options = self._shrink if self._runs % _SHRINK_EVERY == 0 else None
         logits: Logits = self._session.run([self._output], feed, options)[0]
@@ -88,7 +91,7 @@ class DummyBackend:
         self._per_token = per_token
         self._seconds = seconds
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:  # noqa: N803 - as in Backend
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: ARG002, N803 - as in Backend
         """Logits between 0 and 1; padding doesn't change them."""
         time.sleep(self._seconds)
         batch, length = ids_BL.shape

@@ -14,6 +14,7 @@ from cloze_server.backend import DummyBackend
 from cloze_server.echo import echo_model
 from cloze_server.faults import Faults
 from cloze_server.model import LOCAL_VERSION, LoadedModel
+from cloze_server.tokenization import frame_of
 
 _NAME = "dummy"
 _DIGEST = "sha256:" + "0" * 64
@@ -48,6 +49,7 @@ def dummy_model(task: Task, seconds: float = 0.0) -> LoadedModel:
         max_length=128,
         special_tokens=special,
         tokenizer=tokenizer.to_str(),
+        frame=frame_of(tokenizer),
         vocabulary=vocabulary,
         backend=DummyBackend(
             classes=len(labels) or len(vocabulary),

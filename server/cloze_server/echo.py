@@ -17,6 +17,7 @@ from cloze_server.backend import DummyBackend
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.model import LoadedModel
+from cloze_server.tokenization import Frame
 
 ECHO_FILE = "echo.json"
 
@@ -86,6 +87,7 @@ def echo_model(
         max_length=max_length,
         special_tokens=_NO_SPECIAL_TOKENS,
         tokenizer=tokenizer.to_str(),
+        frame=Frame([], [], []),
         vocabulary={_WORD: 0},
         backend=DummyBackend(classes=1, per_token=False, seconds=seconds),
         faults=faults,

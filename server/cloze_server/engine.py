@@ -41,12 +41,14 @@ class InferenceError(Exception):
 class Piece:
     """One sequence for the model.
 
-    ids: token ids. keep: makes of the sequence's logits, (length, classes) or (classes,), what the answer needs. It
-    runs in the inference thread as the batch ends, on the batch's own memory, of which it must keep nothing.
+    ids: token ids. second: where the second text of a pair begins among them; None without one. keep: makes of the
+    sequence's logits, (length, classes) or (classes,), what the answer needs. It runs in the inference thread as the
+    batch ends, on the batch's own memory, of which it must keep nothing.
     """
 
     ids: list[int]
     keep: Callable[[Logits], Any]
+    second: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +226,14 @@ class Engine:
         longest = max(entry.length for entry in batch)
         ids_BL = np.full((len(batch), longest), self._pad, np.int64)  # noqa: N806 - B batch, L length
         mask_BL = np.zeros((len(batch), longest), np.int64)  # noqa: N806
+        pairs = any(entry.piece.second is not None for entry in batch)
+        segments_BL = np.zeros((len(batch), longest), np.int64) if pairs else None  # noqa: N806
         for row, entry in enumerate(batch):
             ids_BL[row, : entry.length] = entry.piece.ids
             mask_BL[row, : entry.length] = 1
-        logits = self._backend.infer(ids_BL, mask_BL)
+            if segments_BL is not None and entry.piece.second is not None:
+                segments_BL[row, entry.piece.second : entry.length] = 1
+        logits = self._backend.infer(ids_BL, mask_BL, segments_BL)
         self._telemetry.batch((entry.length for entry in batch), ids_BL.size)
         return logits
 

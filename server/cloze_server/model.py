@@ -15,7 +15,7 @@ from cloze_server.backend import Backend, OnnxBackend
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.logs import fields
-from cloze_server.tokenization import build_tokenizer
+from cloze_server.tokenization import Frame, build_tokenizer, frame_of
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ LOCAL_VERSION = "local"
 class LoadedModel:
     """What serving needs to know about a model, and what runs it.
 
-    max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. faults:
-    what an echo model does wrong on purpose; None for any other.
+    max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. frame: the
+    special tokens that it puts around texts. faults: what an echo model does wrong on purpose; None for any other.
     """
 
     name: str
@@ -40,6 +40,7 @@ class LoadedModel:
     max_length: int
     special_tokens: SpecialTokens
     tokenizer: str = field(repr=False)
+    frame: Frame
     vocabulary: dict[str, int] = field(repr=False)
     backend: Backend = field(repr=False)
     faults: Faults | None = None
@@ -57,6 +58,7 @@ def load_artifact(
     serialized = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
     try:
         tokenizer = build_tokenizer(serialized)
+        frame = frame_of(tokenizer)
     except ValueError as error:
         raise _invalid("TokenizerInvalid", str(error)) from error
     check_vocabulary(tokenizer, manifest)
@@ -76,6 +78,7 @@ def load_artifact(
         max_length=manifest.limits.max_length,
         special_tokens=manifest.special_tokens,
         tokenizer=serialized,
+        frame=frame,
         vocabulary=tokenizer.get_vocab(),
         backend=backend,
     )

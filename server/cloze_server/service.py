@@ -7,9 +7,11 @@ from asyncio import sleep
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from cloze_api.task import Task
+from cloze_server import windows
 from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
@@ -138,12 +140,20 @@ class Service:
             inputs, offsets=self.handler.needs_offsets, then=lambda encoded: self._prepare(request, encoded)
         )
         self._stage(timing, "tokenize", time.monotonic() - started)
-        timing.longest = max(len(item.encoded.ids) for item in items)
+        timing.longest = max(item.tokens for item in items)
         if self._faults is not None:
             await self._disturb(self._faults)
 
         answer = await self._engine.submit(
-            [Piece(item.encoded.ids, partial(self.handler.keep, request, item)) for item in items]
+            [
+                Piece(
+                    item.ids(window),
+                    partial(self.handler.keep, request, item, window),
+                    len(item.lead) if item.paired else None,
+                )
+                for item in items
+                for window in item.windows
+            ]
         )
         self._stage(timing, "queue", answer.queue_seconds)
         self._stage(timing, "infer", answer.infer_seconds)
@@ -153,8 +163,8 @@ class Service:
         self._stage(timing, "post", time.monotonic() - started)
         unknown = self.model.special_tokens.unk
         self._telemetry.answered(
-            unknown=sum(item.encoded.ids.count(unknown) for item in items),
-            truncated=sum(item.encoded.truncated for item in items),
+            unknown=sum(item.count(unknown) for item in items),
+            truncated=sum(item.truncated for item in items),
         )
         return reply
 
@@ -171,20 +181,23 @@ class Service:
 
     def _prepare(self, request: TaskRequest, encoded: list[Encoded]) -> list[Item]:
         """What the model reads, and where it answers. Not for the event loop: it looks at every token."""
-        items = [Item(index, each) for index, each in enumerate(self._truncate(request, encoded))]
-        items = [replace(item, positions=self.handler.positions(request, item)) for item in items]
+        items = [self._read(request, item) for item in self.handler.items(request, encoded)]
+        self._check_total(sum(item.tokens for item in items))
         self.handler.check(request, items)
         return items
 
     def _reply(self, request: TaskRequest, items: list[Item], kept: list[Any]) -> bytes:
         """The reply, whose predictions are counted. Not for the event loop: it may be a megabyte of JSON."""
-        results = [self.handler.result(request, item, each) for item, each in zip(items, kept, strict=True)]
+        remaining = iter(kept)
+        results = [self.handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
         reply = self.handler.reply.model_validate(
             {
                 "model": self.model.name,
                 "version": self.model.version,
                 "digest": self.model.digest,
-                "tokens": sum(len(item.encoded.ids) for item in items),
+                "tokens": sum(item.tokens for item in items),
+                "truncated": sum(item.truncated for item in items),
+                "windows": sum(len(item.windows) for item in items),
                 "results": results,
             }
         )
@@ -220,20 +233,36 @@ class Service:
             message = f"{words} words: a request may have at most {self._engine.max_queue_tokens}"
             raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": self._engine.max_queue_tokens})
 
-    def _truncate(self, request: TaskRequest, encoded: list[Encoded]) -> list[Encoded]:
+    def _read(self, request: TaskRequest, item: Item) -> Item:
+        """An input with the windows that the model reads of it. Raises ProblemError."""
         limit = self.model.max_length
-        if request.truncate == "error":
-            for index, each in enumerate(encoded):
-                if len(each.ids) > limit:
-                    raise ProblemError(
-                        ProblemType.INPUT_TOO_LONG,
-                        f"input {index} has {len(each.ids)} tokens, the model takes {limit}: shorten it, or send "
-                        '"truncate": "right" to drop the end',
-                        members={"input": index, "tokens": len(each.ids), "limit": limit},
-                    )
-        cut = [each.cut(limit) for each in encoded]
-        tokens = sum(len(each.ids) for each in cut)
-        if tokens > self._engine.max_queue_tokens:
-            message = f"{tokens} tokens: a request may have at most {self._engine.max_queue_tokens}"
-            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": self._engine.max_queue_tokens})
-        return cut
+        length, room = len(item.encoded.ids), limit - len(item.lead) - len(item.tail)
+        windowed = request.truncate == "window"
+        stride = windows.default_stride(room) if request.stride is None else request.stride
+        if length > room:
+            if request.truncate == "error":
+                tokens = length + limit - room
+                raise ProblemError(
+                    ProblemType.INPUT_TOO_LONG,
+                    f"input {item.index} has {tokens} tokens, the model takes {limit}: shorten it, or send "
+                    '"truncate": "window" to have it read in parts, or "left" or "right" to drop one end',
+                    members={"input": item.index, "tokens": tokens, "limit": limit},
+                )
+            if windowed and stride > (most := windows.largest_stride(room)):
+                message = f"stride is {stride}: a window of input {item.index} takes {room} tokens, {most} may overlap"
+                raise ProblemError(ProblemType.INPUT_INVALID, message, members={"input": item.index, "limit": most})
+            if windowed:
+                # Before there is an object for each.
+                self._check_total(windows.count(length, room, stride) * (limit - room) + length)
+        planned = windows.plan(length, room, request.truncate, stride)
+        item = replace(item, windows=planned, covered=windows.covered(planned))
+        item = replace(item, positions=self.handler.positions(request, item))
+        if item.positions is None:
+            return item
+        # The first stays where there is nothing to answer, so that every input goes the same way.
+        return replace(item, windows=[each for each in item.windows if item.owned(each)] or item.windows[:1])
+
+    def _check_total(self, tokens: int) -> None:
+        if tokens > (most := self._engine.max_queue_tokens):
+            message = f"{tokens} tokens: a request may have at most {most}"
+            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": most})

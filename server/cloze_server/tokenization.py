@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -23,34 +23,38 @@ Inputs = Sequence[str] | Sequence[Sequence[str]]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One input as tokens.
+    """One text as tokens, without special tokens around it.
 
-    ids: token ids with special tokens.
-    offsets: (start, end) in characters of the input for each token; None where nobody asked.
-    words: index of the word of each token, None for special tokens; None where nobody asked.
-    full_length: tokens before truncation.
+    ids: token ids.
+    offsets: (start, end) in characters of the text for each token; None where nobody asked.
+    words: index of the word of each token; None where nobody asked.
     """
 
     ids: list[int]
-    offsets: list[tuple[int, int]] | None
-    words: list[int | None] | None
-    full_length: int
+    offsets: list[tuple[int, int]] | None = None
+    words: list[int | None] | None = None
 
-    @property
-    def truncated(self) -> bool:
-        """Whether tokens are missing at the end."""
-        return self.full_length > len(self.ids)
 
-    def cut(self, limit: int) -> "Encoded":
-        """At most `limit` tokens: the beginning, and the final separator."""
-        if len(self.ids) <= limit:
-            return self
-        return replace(
-            self,
-            ids=[*self.ids[: limit - 1], self.ids[-1]],
-            offsets=self.offsets and [*self.offsets[: limit - 1], self.offsets[-1]],
-            words=self.words and [*self.words[: limit - 1], self.words[-1]],
-        )
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The special tokens that a model expects around a text, and between the two texts of a pair."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+
+
+def frame_of(tokenizer: Tokenizer) -> Frame:
+    """The frame that a tokenizer puts around texts. Raises ValueError for one that has no place for a pair."""
+    places = tokenizer.encode("a", "a")
+    sequences = places.sequence_ids
+    if 0 not in sequences or 1 not in sequences:
+        raise ValueError("the tokenizer drops a text of a pair")
+    first, second = sequences.index(0), sequences.index(1)
+    end = len(sequences) - sequences[::-1].index(1)
+    between = [place for place in range(first, second) if sequences[place] is None]
+    ids = places.ids
+    return Frame(ids[:first], [ids[place] for place in between], ids[end:])
 
 
 def build_tokenizer(serialized: str, in_text: Collection[int] = ()) -> Tokenizer:
@@ -108,16 +112,11 @@ class TokenizerPool:
         tokenizer: Tokenizer = self._local.tokenizer
         split = bool(inputs) and not isinstance(inputs[0], str)
         encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
-        encodings: list[Encoding] = encode(list(inputs), is_pretokenized=split)
-        return [
-            Encoded(
-                encoding.ids,
-                encoding.offsets if offsets else None,
-                encoding.word_ids if offsets else None,
-                len(encoding.ids),
-            )
-            for encoding in encodings
-        ]
+        # Special tokens are put around each window of a text, once it is known where it is cut.
+        encodings: list[Encoding] = encode(list(inputs), is_pretokenized=split, add_special_tokens=False)
+        if not offsets:
+            return [Encoded(encoding.ids) for encoding in encodings]
+        return [Encoded(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encodings]
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run short work in one of the threads."""

@@ -194,9 +194,7 @@ def test_layers_that_something_else_changed_are_built_anew(tmp_path: Path) -> No
 
 @pytest.mark.e2e
 @pytest.mark.skipif(not shutil.which("buildah"), reason="measures the builder that this machine has without Docker")
-def test_a_changed_line_is_built_and_pushed(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_changed_line_is_built_and_pushed(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The way from an editor to the registry; the rest of the way to a pod is a pull of the same small layer."""
     for part in ("hack/images", "crds/cloze_api", "operator/cloze_operator", "trainer/cloze_trainer"):
         shutil.copytree(ROOT / part, tmp_path / part)

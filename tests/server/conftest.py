@@ -25,12 +25,13 @@ from cloze_api.manifest import (
     SpecialTokens,
     digest_files,
     tokenizer_fingerprint,
+    verify,
     write_manifest,
 )
 from cloze_api.task import Task
 from cloze_server.app import create_app
 from cloze_server.lifecycle import Lifecycle, State
-from cloze_server.model import LoadedModel
+from cloze_server.model import LoadedModel, load_artifact
 from cloze_server.settings import Settings
 
 MAX_LENGTH = 48
@@ -57,6 +58,11 @@ class Artifact:
     task: Task
     model: Any
     tokenizer: Any
+
+    def load(self) -> LoadedModel:
+        """Verify and load it as version 3."""
+        manifest = verify(self.folder, self.digest)
+        return load_artifact(self.folder, manifest, version="3", digest=self.digest, name=manifest.name, threads=1)
 
 
 def export(folder: Path, task: Task) -> Artifact:

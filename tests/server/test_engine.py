@@ -34,7 +34,7 @@ class Gate:
         self.go = threading.Event()
         self.rows: list[list[int]] = []
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
         self.entered.set()
         assert self.go.wait(10)
         self.rows += [[int(token) for token in row[mask == 1]] for row, mask in zip(ids_BL, mask_BL, strict=True)]
@@ -120,7 +120,7 @@ async def test_a_failing_batch_fails_its_requests_and_no_others() -> None:
     """The thread outlives an error of the model."""
 
     class Flaky(DummyBackend):
-        def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+        def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
             if ids_BL.max() == 13:
                 raise RuntimeError("unlucky")
             return super().infer(ids_BL, mask_BL)
@@ -141,7 +141,7 @@ async def test_an_output_that_cannot_be_used_fails_its_own_request_alone() -> No
         return logits.copy()
 
     class Broken(DummyBackend):
-        def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+        def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
             logits = super().infer(ids_BL, mask_BL)
             logits[ids_BL[:, 0] == 13] = np.nan
             return logits
@@ -166,7 +166,7 @@ async def test_what_is_kept_is_made_as_each_batch_ends() -> None:
     order: list[str] = []
 
     class Noted(DummyBackend):
-        def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+        def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
             order.append("run")
             return super().infer(ids_BL, mask_BL)
 

@@ -11,6 +11,7 @@ from cloze_server.dummy import dummy_model
 from cloze_server.tasks.fill_mask import FillMask, FillMaskRequest
 from cloze_server.tasks.handler import Item
 from cloze_server.tokenization import Encoded
+from cloze_server.windows import Window
 
 pytestmark = pytest.mark.anyio
 
@@ -36,8 +37,8 @@ def test_no_more_than_the_asked_tokens_is_kept_of_a_vocabulary() -> None:
     """A request's masks may be thousands, each with a score for every token: those can't wait for the reply."""
     model = dummy_model(Task.FILL_MASK)
     logits = np.random.default_rng(1).normal(size=(6, 30_000)).astype(np.float32)
-    item = Item(0, Encoded([0] * 6, None, None, 6), positions=[1, 4])
-    kept = FillMask(model).keep(FillMaskRequest(inputs="", top_k=3), item, logits)
+    item = Item(0, Encoded([0] * 4), lead=[2], tail=[3], positions=[0, 3])
+    kept = FillMask(model).keep(FillMaskRequest(inputs="", top_k=3), item, Window(0, 4, 0, 4), logits)
     for ranking, position in zip(kept, (1, 4), strict=True):
         scores = np.exp(logits[position]) / np.exp(logits[position]).sum()
         assert ranking.classes == np.argsort(-scores)[:3].tolist()

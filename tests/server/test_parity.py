@@ -2,14 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cloze_api.manifest import verify
 from cloze_api.task import Task
-from cloze_server.model import LoadedModel, load_artifact
 
 pytestmark = pytest.mark.anyio
 
@@ -20,18 +17,6 @@ TEXTS = [
     "hello",
     "The parcel arrived late and nobody answers the phone at Harvard",
 ]
-
-
-def loader(artifact: Any) -> Callable[[], LoadedModel]:
-    """Loads an artifact as version 3."""
-
-    def load() -> LoadedModel:
-        manifest = verify(artifact.folder, artifact.digest)
-        return load_artifact(
-            artifact.folder, manifest, version="3", digest=artifact.digest, name=manifest.name, threads=1
-        )
-
-    return load
 
 
 def logits_of(artifact: Any, text: str | list[str]) -> tuple[Any, Any]:
@@ -50,7 +35,7 @@ async def test_fill_mask_scores_are_those_of_the_pipeline(artifacts: Any, servin
     artifact = artifacts(Task.FILL_MASK)
     reference = pipeline("fill-mask", model=artifact.model, tokenizer=artifact.tokenizer, top_k=4)
     texts = ["Ada lived in [MASK].", "my [MASK] was [MASK] twice", "[MASK]"]
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         reply = (await client.post("/v1/fill-mask", json={"inputs": texts, "top_k": 4})).json()
     assert (reply["model"], reply["version"], reply["digest"]) == ("mails", "3", artifact.digest)
     for text, result in zip(texts, reply["results"], strict=True):
@@ -75,7 +60,7 @@ async def test_classification_scores_are_those_of_the_pipeline(artifacts: Any, s
 
     artifact = artifacts(Task.SEQUENCE_CLASSIFICATION)
     reference = pipeline("text-classification", model=artifact.model, tokenizer=artifact.tokenizer, top_k=None)
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         reply = (await client.post("/v1/classify", json={"inputs": TEXTS})).json()
         one = (await client.post("/v1/classify", json={"inputs": TEXTS[0], "top_k": 1})).json()
     for result, expected in zip(reply["results"], reference(TEXTS), strict=True):
@@ -95,7 +80,7 @@ async def test_special_tokens_in_a_text_to_classify_are_text(artifacts: Any, ser
     assert not special & set(encoded["input_ids"][0, 1:-1].tolist())
     with torch.no_grad():
         scores = artifact.model(**encoded).logits[0].softmax(-1)
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         result = (await client.post("/v1/classify", json={"inputs": text})).json()["results"][0]
     assert result["tokens"] == encoded["input_ids"].shape[1]
     assert {p["label"]: p["score"] for p in result["predictions"]} == pytest.approx(
@@ -109,7 +94,7 @@ async def test_special_tokens_in_a_text_to_tag_are_text(artifacts: Any, serving:
     text = "Ada [SEP] Lovelace [CLS]"
     words = text.split()
     given = artifact.tokenizer(words, is_split_into_words=True, split_special_tokens=True)
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         found = (await client.post("/v1/token-classify", json={"inputs": text, "aggregation": "none"})).json()
         brought = (await client.post("/v1/token-classify", json={"words": [words]})).json()
     assert "".join(tag["word"] for tag in found["results"][0]["tags"]) == text.replace(" ", "")
@@ -137,7 +122,7 @@ async def test_of_the_special_tokens_only_the_mask_means_something_to_fill_mask(
     ]
     with torch.no_grad():
         logits = artifact.model(torch.tensor([expected])).logits[0]
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         body = {"inputs": "Ada [SEP] lived [MASK] [PAD] London", "top_k": 3}
         result = (await client.post("/v1/fill-mask", json=body)).json()["results"][0]
     position = expected.index(tokenizer.mask_token_id)
@@ -151,7 +136,7 @@ async def test_word_labels_are_the_argmax_at_first_sub_words(artifacts: Any, ser
     """For words that the request brings: one label for each, in order."""
     artifact = artifacts(Task.TOKEN_CLASSIFICATION)
     words = [["Ada", "Lovelace", "lived", "in", "London", "."], ["St.", "James's"], ["hello"]]
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         reply = (await client.post("/v1/token-classify", json={"words": words})).json()
     for given, result in zip(words, reply["results"], strict=True):
         logits, encoded = logits_of(artifact, given)
@@ -167,7 +152,7 @@ async def test_tags_of_a_text_point_to_its_characters(artifacts: Any, serving: A
     """Sub-word tags cover the text; entities are slices of it, also beyond ASCII."""
     artifact = artifacts(Task.TOKEN_CLASSIFICATION)
     text = "Ünïcode 👋 Ada Lovelace, London"
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         subwords = (await client.post("/v1/token-classify", json={"inputs": text, "aggregation": "none"})).json()
         entities = (await client.post("/v1/token-classify", json={"inputs": text})).json()
     logits, encoded = logits_of(artifact, text)
@@ -184,7 +169,7 @@ async def test_many_of_mixed_lengths_answer_as_one_at_a_time(artifacts: Any, ser
     """Batching, padding and order change no answer."""
     texts = [" ".join([text] * repeat) for repeat in (1, 2) for text in TEXTS]
     artifact = artifacts(Task.SEQUENCE_CLASSIFICATION)
-    async with serving(loader(artifact), max_batch_tokens=128) as client:
+    async with serving(artifact.load, max_batch_tokens=128) as client:
 
         async def ask(inputs: list[str]) -> list[Any]:
             reply = await client.post("/v1/classify", json={"inputs": inputs, "truncate": "right"})
@@ -203,7 +188,7 @@ async def test_too_long_a_text_is_refused_or_cut_as_asked(artifacts: Any, servin
     """Cut on the right, and said so; by default an error that names the limit."""
     artifact = artifacts(Task.SEQUENCE_CLASSIFICATION)
     text = "the parcel arrived late " * 20
-    async with serving(loader(artifact)) as client:
+    async with serving(artifact.load) as client:
         refused = await client.post("/v1/classify", json={"inputs": ["hello", text]})
         cut = (await client.post("/v1/classify", json={"inputs": ["hello", text], "truncate": "right"})).json()
         counted = (await client.get("/metrics")).text
@@ -228,7 +213,7 @@ async def test_too_long_a_text_is_refused_or_cut_as_asked(artifacts: Any, servin
 
 async def test_a_text_without_a_mask_is_refused(artifacts: Any, serving: Any) -> None:
     """Also when truncation took the mask away."""
-    async with serving(loader(artifacts(Task.FILL_MASK))) as client:
+    async with serving(artifacts(Task.FILL_MASK).load) as client:
         missing = await client.post("/v1/fill-mask", json={"inputs": ["[MASK]", "no"]})
         cut = await client.post("/v1/fill-mask", json={"inputs": "late " * 60 + "[MASK]", "truncate": "right"})
     assert missing.status_code == cut.status_code == 422
@@ -240,7 +225,7 @@ async def test_a_text_without_a_mask_is_refused(artifacts: Any, serving: Any) ->
 async def test_the_prediction_does_not_depend_on_threads_of_tokenizers(artifacts: Any, serving: Any) -> None:
     """Several tokenizer threads at once give what one gives."""
     artifact = artifacts(Task.TOKEN_CLASSIFICATION)
-    async with serving(loader(artifact), threads=4) as client:
+    async with serving(artifact.load, threads=4) as client:
         replies = await asyncio.gather(
             *(client.post("/v1/token-classify", json={"inputs": text}) for text in TEXTS * 8)
         )

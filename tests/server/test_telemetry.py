@@ -48,7 +48,7 @@ class Scattered:
     def __init__(self, classes: int) -> None:
         self._classes = classes
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:  # noqa: N803 - as in Backend
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: N803 - as in Backend
         best = (ids_BL * mask_BL * np.arange(1, ids_BL.shape[1] + 1)).sum(axis=1) % self._classes
         return np.eye(self._classes, dtype=np.float32)[best]
 

@@ -3,28 +3,32 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cloze_api.task import Task
 from cloze_server.dummy import dummy_model
-from cloze_server.tasks.token_classify import Tag, first_subwords, join_entities, joinable
-from cloze_server.tokenization import Encoded
+from cloze_server.tasks.entities import Labelled, Scheme, labels_of, trimmed, words_of
 
 TEXT = "Ada Lovelace saw St. James"
 
 
-def tags(*labels: str) -> list[Tag]:
-    """One tag for each word of the text."""
+IOB = Scheme(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
+BIOES = Scheme(["O", "B-PER", "I-PER", "E-PER", "S-PER", "S-LOC"])
+
+
+def parts(*labels: str) -> list[Labelled]:
+    """One label for each word of the text."""
     spans = [(0, 3), (4, 12), (13, 16), (17, 20), (21, 26)]
     return [
-        Tag(word=TEXT[start:end], label=label, score=0.5 if label[0] == "B" else 1.0, start=start, end=end)
+        Labelled(label, 0.5 if label[0] == "B" else 1.0, start, end)
         for label, (start, end) in zip(labels, spans, strict=True)
     ]
 
 
-def found(*labels: str) -> list[tuple[str, str | None]]:
+def found(*labels: str, scheme: Scheme = IOB) -> list[tuple[str, str]]:
     """Entities as (text, label)."""
-    return [(entity.word, entity.label) for entity in join_entities(tags(*labels), TEXT)]
+    return [(TEXT[entity.start : entity.end], entity.label) for entity in scheme.join(parts(*labels))]
 
 
 def test_words_join_to_entities() -> None:
@@ -44,33 +48,60 @@ def test_an_i_without_its_beginning_starts_an_entity() -> None:
 
 def test_an_entitys_score_is_the_mean_over_its_words() -> None:
     """0.5 and 1.0."""
-    entity = join_entities(tags("B-PER", "I-PER", "O", "O", "O"), TEXT)[0]
+    entity = IOB.join(parts("B-PER", "I-PER", "O", "O", "O"))[0]
     assert (entity.score, entity.start, entity.end) == (0.75, 0, 12)
 
 
+def test_ends_and_single_words_close_an_entity() -> None:
+    """BIOES and BILOU: what follows an E- or S- begins anew, whatever its prefix."""
+    assert found("B-PER", "E-PER", "I-PER", "S-PER", "S-PER", scheme=BIOES) == [
+        ("Ada Lovelace", "PER"),
+        ("saw", "PER"),
+        ("St.", "PER"),
+        ("James", "PER"),
+    ]
+    bilou = Scheme(["O", "B-PER", "I-PER", "L-PER", "U-PER"])
+    assert found("B-PER", "I-PER", "L-PER", "U-PER", "O", scheme=bilou) == [("Ada Lovelace saw", "PER"), ("St.", "PER")]
+
+
+def test_names_beside_an_o_join_with_their_like() -> None:
+    """As transformers' pipeline has it."""
+    assert found("PER", "PER", "O", "LOC", "PER", scheme=Scheme(["O", "PER", "LOC"])) == [
+        ("Ada Lovelace", "PER"),
+        ("St.", "LOC"),
+        ("James", "PER"),
+    ]
+
+
 @pytest.mark.parametrize(
-    ("labels", "expected"),
+    ("labels", "joins", "names"),
     [
-        (["O", "B-PER", "I-PER"], True),
-        (["B-PER", "I-PER"], True),
-        (["O", "B-PER", "I-PER", "E-PER", "S-PER"], False),
-        (["O", "B-PER", "I-PER", "L-PER", "U-PER"], False),
-        (["NOUN", "VERB"], False),
-        (["O", "PER", "LOC"], False),
-        (["O", "B-PER", "MISC"], False),
-        (["O"], False),
+        (["O", "B-PER", "I-PER"], True, ["PER"]),
+        (["B-PER", "I-PER"], True, ["PER"]),
+        (["O", "B-PER", "I-PER", "E-PER", "S-PER"], True, ["PER"]),
+        (["O", "B-PER", "I-PER", "L-PER", "U-PER"], True, ["PER"]),
+        (["NOUN", "VERB"], False, []),
+        (["O", "PER", "LOC"], True, ["PER", "LOC"]),
+        (["O", "B-PER", "MISC"], True, ["PER", "MISC"]),
+        (["O", "B-PER", "I-PER", "E-mail"], True, ["PER", "mail"]),
+        (["O", "B-PER", "I-PER", "E-mail", "street"], True, ["PER", "E-mail", "street"]),
+        (["O", "E-mail", "S-Bahn"], True, ["E-mail", "S-Bahn"]),
+        (["B-side", "A-side"], False, []),
+        (["O"], False, []),
     ],
 )
-def test_words_are_joined_only_with_labels_that_joining_knows(labels: list[str], expected: bool) -> None:
-    """An S- or E- that joining doesn't know would vanish from the reply."""
-    assert joinable(labels) is expected
+def test_labels_tell_how_they_mark_entities(labels: list[str], joins: bool, names: list[str]) -> None:
+    """Without an O or prefixes on all they mark none: two nouns side by side are two, where the pipeline makes them
+    one."""
+    scheme = Scheme(labels)
+    assert (scheme.joins, scheme.names) == (joins, names)
 
 
 @pytest.mark.anyio
 async def test_with_other_label_schemes_every_word_has_its_tag(serving: Any) -> None:
     """As the model gives it."""
     model = dummy_model(Task.TOKEN_CLASSIFICATION)
-    labels = ["O", "B-PER", "E-PER", "S-PER", "S-LOC"]
+    labels = ["NOUN", "VERB", "ADP", "PROPN", "X"]
     async with serving(lambda: replace(model, labels=labels)) as client:
         reply = (await client.post("/v1/token-classify", json={"inputs": TEXT})).json()
     tags = reply["results"][0]["tags"]
@@ -78,15 +109,22 @@ async def test_with_other_label_schemes_every_word_has_its_tag(serving: Any) -> 
     assert {tag["label"] for tag in tags} <= set(labels)
 
 
-def test_a_words_label_is_that_of_its_first_sub_word() -> None:
-    """Special tokens belong to no word."""
-    assert first_subwords([None, 0, 0, 1, 3, 3, None]) == [1, 3, 4]
+def test_the_tokens_of_a_word_belong_together() -> None:
+    """A window may begin within a word."""
+    assert words_of([4, 4, 5, 7, 7]) == [range(2), range(2, 3), range(3, 5)]
+    assert words_of([]) == []
 
 
-def test_a_cut_keeps_the_final_separator() -> None:
-    """And the lists stay aligned."""
-    encoded = Encoded([2, 10, 11, 12, 3], [(0, 0), (0, 1), (1, 2), (2, 3), (0, 0)], [None, 0, 1, 2, None], 5)
-    cut = encoded.cut(4)
-    assert (cut.ids, cut.words, cut.truncated) == ([2, 10, 11, 3], [None, 0, 1, None], True)
-    assert cut.offsets == [(0, 0), (0, 1), (1, 2), (0, 0)]
-    assert encoded.cut(5) is encoded
+def test_a_words_label_is_that_of_its_sub_words_as_asked() -> None:
+    """First, of the mean, or of the surest; figures by hand."""
+    scores = np.array([[0.6, 0.4, 0.0], [0.0, 0.3, 0.7], [0.5, 0.5, 0.0], [0.1, 0.8, 0.1]], np.float32)
+    spans = [range(3), range(3, 4)]
+    assert labels_of(scores, spans, "first") == [(0, pytest.approx(0.6)), (1, pytest.approx(0.8))]
+    assert labels_of(scores, spans, "average") == [(1, pytest.approx(0.4)), (1, pytest.approx(0.8))]
+    assert labels_of(scores, spans, "max") == [(2, pytest.approx(0.7)), (1, pytest.approx(0.8))]
+
+
+def test_white_space_at_the_edges_is_no_part_of_a_word() -> None:
+    """Byte-level tokenizers count the space before a word to it; a token of nothing else stays where it is."""
+    assert trimmed("in London", 2, 9) == (3, 9)
+    assert trimmed("a  \n", 1, 4) == (1, 4)

@@ -32,10 +32,10 @@ class Watched:
         self._backend = model.backend
         self._before = before
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
         self.shapes.append(ids_BL.shape)
         self._before(ids_BL.shape)
-        return self._backend.infer(ids_BL, mask_BL)
+        return self._backend.infer(ids_BL, mask_BL, segments_BL)
 
 
 def watched(task: Task, before: Any = lambda shape: None) -> tuple[LoadedModel, Watched]:

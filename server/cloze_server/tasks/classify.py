@@ -1,4 +1,9 @@
-"""Sequence classification: a probability for each label of a text."""
+"""Sequence classification: a probability for each label of a text.
+
+The windows of a long text are put together as the mean of their logits, weighted by tokens, so that a short last window
+has a short say. Logits, because a window that can't tell has about equal ones and leaves the decision to the others,
+where its even probabilities would water down theirs.
+"""
 
 from typing import Annotated
 
@@ -11,13 +16,15 @@ from cloze_server.tasks.handler import (
     InputResult,
     Item,
     Prediction,
-    Ranking,
     TaskReply,
     TaskRequest,
     Texts,
+    finite,
+    pooled,
     rank,
 )
 from cloze_server.tokenization import Inputs
+from cloze_server.windows import Window
 
 
 class ClassifyRequest(TaskRequest):
@@ -62,18 +69,18 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
     def positions(self, request: ClassifyRequest, item: Item) -> None:
         """The model answers for the whole sequence."""
 
-    def keep(self, request: ClassifyRequest, item: Item, logits: Logits) -> Ranking:  # noqa: ARG002 - as in Handler
-        """The best labels."""
-        return rank(logits, request.top_k or len(logits))
+    def keep(self, request: ClassifyRequest, item: Item, window: Window, logits: Logits) -> Logits:  # noqa: ARG002 - as in Handler
+        """The logits, as long as they are all finite."""
+        return finite(logits).copy()
 
-    def result(self, request: ClassifyRequest, item: Item, kept: Ranking) -> ClassifyResult:  # noqa: ARG002
+    def result(self, request: ClassifyRequest, item: Item, kept: list[Logits]) -> ClassifyResult:
         """The best labels by name."""
+        ranking = rank(pooled(item.windows, kept), request.top_k or len(self.model.labels))
         return ClassifyResult(
-            tokens=len(item.encoded.ids),
-            truncated=item.encoded.truncated,
+            **item.facts(),
             predictions=[
                 LabelPrediction(label=self.model.labels[label], score=score)
-                for label, score in zip(kept.classes, kept.scores, strict=True)
+                for label, score in zip(ranking.classes, ranking.scores, strict=True)
             ],
         )
 

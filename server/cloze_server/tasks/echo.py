@@ -8,6 +8,7 @@ from cloze_api.task import Task
 from cloze_server.backend import Logits
 from cloze_server.tasks.handler import Handler, InputResult, Item, Prediction, TaskReply, TaskRequest, Texts
 from cloze_server.tokenization import Inputs
+from cloze_server.windows import Window
 
 
 class EchoRequest(TaskRequest):
@@ -35,7 +36,6 @@ class Echo(Handler[EchoRequest, EchoResult]):
     task = Task.ECHO
     request = EchoRequest
     reply = EchoReply
-    framing = 0
 
     def inputs(self, request: EchoRequest) -> Inputs:
         """The texts."""
@@ -44,18 +44,14 @@ class Echo(Handler[EchoRequest, EchoResult]):
     def positions(self, request: EchoRequest, item: Item) -> None:
         """The model answers for the whole sequence."""
 
-    def keep(self, request: EchoRequest, item: Item, logits: Logits) -> None:
+    def keep(self, request: EchoRequest, item: Item, window: Window, logits: Logits) -> None:
         """Nothing: the answer is in the request."""
 
-    def result(self, request: EchoRequest, item: Item, kept: None) -> EchoResult:  # noqa: ARG002 - as in Handler
+    def result(self, request: EchoRequest, item: Item, kept: list[None]) -> EchoResult:  # noqa: ARG002 - as in Handler
         """The hash."""
         text = self.inputs(request)[item.index]
         assert isinstance(text, str)
-        return EchoResult(
-            tokens=len(item.encoded.ids),
-            truncated=item.encoded.truncated,
-            sha256=hashlib.sha256(text.encode()).hexdigest(),
-        )
+        return EchoResult(**item.facts(), sha256=hashlib.sha256(text.encode()).hexdigest())
 
     def predictions(self, result: EchoResult) -> list[Prediction]:  # noqa: ARG002 - as in Handler
         """None: a hash isn't more or less likely."""

@@ -1,5 +1,6 @@
 """Fill-mask: the most likely tokens at each mask."""
 
+from itertools import chain
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -21,6 +22,7 @@ from cloze_server.tasks.handler import (
     rank,
 )
 from cloze_server.tokenization import Inputs
+from cloze_server.windows import Window
 
 
 class FillMaskRequest(TaskRequest):
@@ -43,7 +45,7 @@ class Mask(BaseModel):
     """One mask of an input."""
 
     position: int
-    """Index among the input's tokens; `[CLS]` is 0."""
+    """Index among all tokens of the input, also of one that was cut; `[CLS]` is 0."""
     predictions: list[TokenPrediction]
 
 
@@ -78,10 +80,10 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
 
     def positions(self, request: FillMaskRequest, item: Item) -> list[int]:  # noqa: ARG002 - as in Handler
         """Where the masks are."""
-        mask = self.model.special_tokens.mask
-        found = [position for position, token_id in enumerate(item.encoded.ids) if token_id == mask]
+        mask, ids = self.model.special_tokens.mask, item.encoded.ids
+        found = [position for position in item.covered if ids[position] == mask]
         if not found:
-            where = " in the part that is left after truncation" if item.encoded.truncated else ""
+            where = " in the part that is left after truncation" if item.truncated else ""
             token = self._tokens.get(mask, "[MASK]")
             raise ProblemError(
                 ProblemType.MASK_MISSING,
@@ -96,20 +98,20 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
             message = f"{predictions} predictions (masks × top_k): a request may have at most {PREDICTIONS_MAX}"
             raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": PREDICTIONS_MAX})
 
-    def keep(self, request: FillMaskRequest, item: Item, logits: Logits) -> list[Ranking]:
+    def keep(self, request: FillMaskRequest, item: Item, window: Window, logits: Logits) -> list[Ranking]:
         """The best tokens for each mask. One mask after the other: each has a score for the whole vocabulary."""
-        return [rank(logits[position], request.top_k) for position in item.positions or []]
+        return [rank(logits[row], request.top_k) for row in item.rows(window)]
 
-    def result(self, request: FillMaskRequest, item: Item, kept: list[Ranking]) -> FillMaskResult:  # noqa: ARG002 - as in Handler
-        """The `top_k` tokens for each mask."""
+    def result(self, request: FillMaskRequest, item: Item, kept: list[list[Ranking]]) -> FillMaskResult:  # noqa: ARG002 - as in Handler
+        """The `top_k` tokens for each mask, from the window where it has most context."""
         masks = []
-        for position, ranking in zip(item.positions or [], kept, strict=True):
+        for position, ranking in zip(item.positions or [], chain.from_iterable(kept), strict=True):
             predictions = [
                 TokenPrediction(token=self._tokens.get(token_id, ""), token_id=token_id, score=score)
                 for token_id, score in zip(ranking.classes, ranking.scores, strict=True)
             ]
-            masks.append(Mask(position=position, predictions=predictions))
-        return FillMaskResult(tokens=len(item.encoded.ids), truncated=item.encoded.truncated, masks=masks)
+            masks.append(Mask(position=position + len(item.lead), predictions=predictions))
+        return FillMaskResult(**item.facts(), masks=masks)
 
     def predictions(self, result: FillMaskResult) -> list[Prediction]:
         """The likeliest token of each mask, unnamed: it is text."""

@@ -1,8 +1,9 @@
 """What a task's module provides, and the parts of requests and replies that all tasks share."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,7 @@ from cloze_server.backend import Logits
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.tokenization import Encoded, Inputs
+from cloze_server.windows import Truncation, Window
 
 # Checking stops at the first wrong item: a body of wrong items must not make an error for each.
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
@@ -23,8 +25,12 @@ class TaskRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    truncate: Literal["error", "right"] = "error"
-    """An input with more tokens than the model takes: `error` refuses the request, `right` drops the end."""
+    truncate: Truncation = "error"
+    """An input with more tokens than the model takes: `error` refuses the request, `left` drops the beginning, `right`
+    the end, `window` reads all of it in overlapping windows whose answers are put together."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """With `window`: tokens that a window shares with the one before it, which is the overlap and not the step. At most
+    half of a window, and a quarter when absent."""
     model: Annotated[str, Field(max_length=128)] | None = None
     """`name` or `name/version` of the model that is to answer, where the server has several of this task; also the
     header `x-cloze-model`."""
@@ -48,9 +54,11 @@ class InputResult(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     tokens: int
-    """Tokens that the model read, special tokens included."""
+    """Tokens that the model read: special tokens are among them, and what two windows share counts for both."""
     truncated: bool
-    """Whether the end of the input was dropped."""
+    """Whether a part of the input was dropped."""
+    windows: int
+    """Parts that the model read the input in."""
 
 
 class TaskReply(BaseModel):
@@ -63,15 +71,62 @@ class TaskReply(BaseModel):
     digest: str
     tokens: int
     """Tokens that the model read, over all inputs."""
+    truncated: int
+    """Inputs of which a part was dropped."""
+    windows: int
+    """Parts that the model read, over all inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input of a request: its place, its tokens, and where the model's answers are (see `Handler.positions`)."""
+    """One input of a request.
+
+    index: its place. encoded: the text that may be cut into windows. lead, tail: what the model reads before and after
+    every window: special tokens, and the question of a context. paired: whether the windows are the second text of a
+    pair. covered: the tokens of the text that truncation has left. windows: the parts of them that are read. positions:
+    tokens that need an answer, in their order; None for a model that answers for the whole sequence.
+    """
 
     index: int
     encoded: Encoded
+    lead: list[int]
+    tail: list[int]
+    paired: bool = False
+    covered: range = range(0)
+    windows: list[Window] = field(default_factory=list)
     positions: list[int] | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a part of the text is dropped."""
+        return len(self.covered) < len(self.encoded.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads, over all windows."""
+        around = len(self.lead) + len(self.tail)
+        return sum(window.stop - window.start + around for window in self.windows)
+
+    def count(self, token_id: int) -> int:
+        """How often a token is in the text, as far as it is covered."""
+        return self.encoded.ids[self.covered.start : self.covered.stop].count(token_id)
+
+    def ids(self, window: Window) -> list[int]:
+        """What the model reads of one window."""
+        return [*self.lead, *self.encoded.ids[window.start : window.stop], *self.tail]
+
+    def owned(self, window: Window) -> list[int]:
+        """The positions that this window answers for."""
+        positions = self.positions or []
+        return positions[bisect_left(positions, window.first) : bisect_left(positions, window.last)]
+
+    def rows(self, window: Window) -> list[int]:
+        """Where the answers to `owned` are in the window's logits."""
+        return [position - window.start + len(self.lead) for position in self.owned(window)]
+
+    def facts(self) -> dict[str, Any]:
+        """The fields that every result has."""
+        return {"tokens": self.tokens, "truncated": self.truncated, "windows": len(self.windows)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +152,6 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     """Ids of the special tokens that mean something in a text; others in it are ordinary text."""
     prefix: str = ""
     """The token that a text needs for the task to have something to answer, and a space."""
-    framing: int = 2
-    """Special tokens around a text."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
@@ -109,13 +162,19 @@ class Handler(ABC, Generic[RequestT, ResultT]):
 
     def sample(self, lengths: list[int]) -> RequestT:
         """A request with one text of about each length in tokens, for warming up."""
-        framing = self.framing + bool(self.prefix)
+        framing = len(self.model.frame.before) + len(self.model.frame.after) + bool(self.prefix)
         texts = [self.prefix + "a " * (length - framing) for length in lengths]
         return cast(RequestT, self.request.model_validate({"inputs": texts, "truncate": "right"}))
 
+    def items(self, request: RequestT, encoded: list[Encoded]) -> list[Item]:  # noqa: ARG002 - for tasks with pairs
+        """The inputs, from the tokens of what `inputs` gave; not yet in windows."""
+        frame = self.model.frame
+        return [Item(index, each, frame.before, frame.after) for index, each in enumerate(encoded)]
+
     @abstractmethod
     def positions(self, request: RequestT, item: Item) -> list[int] | None:
-        """Tokens that an input needs an answer for; None for a model that answers for the whole sequence.
+        """Tokens of an input that need an answer, among those covered; None for a model that answers for the whole
+        sequence. Of an input that has some, windows without any are not read.
 
         Raises ProblemError for an input that has nothing to answer.
         """
@@ -124,15 +183,15 @@ class Handler(ABC, Generic[RequestT, ResultT]):
         """Raises ProblemError when the reply would be too large."""
 
     @abstractmethod
-    def keep(self, request: RequestT, item: Item, logits: Logits) -> Any:
-        """What `result` needs of an input's logits, (length, classes) or (classes,); small, and a copy.
+    def keep(self, request: RequestT, item: Item, window: Window, logits: Logits) -> Any:
+        """What `result` needs of a window's logits, (length, classes) or (classes,); small, and a copy.
 
         Raises FloatingPointError for logits that are not finite.
         """
 
     @abstractmethod
-    def result(self, request: RequestT, item: Item, kept: Any) -> ResultT:
-        """The answer for one input, from what `keep` made."""
+    def result(self, request: RequestT, item: Item, kept: list[Any]) -> ResultT:
+        """The answer for one input, from what `keep` made of each of its windows."""
 
     def answers(self) -> list[str]:
         """The labels that predictions may have; none for a task whose answers aren't labels."""
@@ -162,10 +221,24 @@ def rank(logits: Logits, count: int) -> Ranking:
     return Ranking(classes, scores[classes].tolist())
 
 
-def softmax(logits: Logits) -> Logits:
-    """Softmax over the last axis. Raises FloatingPointError for logits that are not finite."""
+def pooled(windows: list[Window], vectors: list[Logits]) -> Logits:
+    """The mean of one (classes,) vector for each window, weighted by the window's tokens of the text."""
+    if len(vectors) == 1:
+        return vectors[0]
+    mean: Logits = np.average(vectors, axis=0, weights=[window.stop - window.start for window in windows])
+    return mean.astype(np.float32)
+
+
+def finite(logits: Logits) -> Logits:
+    """The same logits. Raises FloatingPointError for some that are not finite."""
     if not np.isfinite(logits).all():
         raise FloatingPointError("the model gave a logit that is not finite")
+    return logits
+
+
+def softmax(logits: Logits) -> Logits:
+    """Softmax over the last axis. Raises FloatingPointError for logits that are not finite."""
+    finite(logits)
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores: Logits = shifted / shifted.sum(axis=-1, keepdims=True)
     return scores
