@@ -29,7 +29,7 @@ class Gate:
         self.go.set()
         self.sequences = 0
 
-    def infer(self, ids_BL: Ids, mask_BL: Ids) -> Logits:  # noqa: N803 - as in Backend
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: N803 - as in Backend
         self.entered.set()
         assert self.go.wait(10)
         self.sequences += len(ids_BL)
