@@ -105,6 +105,11 @@ MODEL_INFO = Metric(
     "The loaded model, and the ModelDeployment and revision that this replica belongs to (empty outside a cluster).",
     ("model", "version", "digest", "task", "deployment", "revision"),
 )
+KEY_FILE_ERRORS = Metric(
+    "cloze_key_file_errors",
+    "counter",
+    "Times that a server looked at its file of API keys and couldn't read it; the former keys stay in force.",
+)
 
 # Trainer.
 # Not `job`, nor `namespace`: Prometheus gives those to what it scrapes.

@@ -156,6 +156,13 @@ def _replicas() -> Row:
                 [Query(served(f"process_resident_memory_bytes{{{HERE}}}", "pod"), pod)],
             ),
             Panel(
+                "API keys that can't be read",
+                "Looks at a file of API keys that failed. The server goes on with the keys that it has; its log says "
+                "why.",
+                "cps",
+                [Query(served(rate(metrics.KEY_FILE_ERRORS), "pod"), pod)],
+            ),
+            Panel(
                 "Revisions",
                 "What each pod has loaded, with its digest.",
                 "short",

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from cloze_server import logs, paths
@@ -18,6 +19,7 @@ from cloze_server.bounds import ERRORS_MAX
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.hosting import Hosted, Room, identity
+from cloze_server.keys import KeyFile
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
 from cloze_server.model import Loader
@@ -30,13 +32,26 @@ from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
 
 _log = logging.getLogger(__name__)
 
+_CORS_REQUEST_HEADERS = (
+    "authorization",
+    "content-type",
+    "x-api-key",
+    "x-request-id",
+    "x-cloze-model",
+    "x-cloze-timeout-ms",
+)
+_CORS_REPLY_HEADERS = (
+    *("x-request-id", "x-cloze-model", "x-cloze-version", "x-cloze-digest"),
+    *("server-timing", "retry-after", "www-authenticate"),
+)
+
 
 def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecycle | None = None) -> FastAPI:
     """The application. `loaders`, one for each model of the settings, run one after the other in a thread once the
     server listens, so that probes are answered meanwhile.
 
     When one raises, `lifecycle.failure` says so, and whoever runs the server ends it. Raises FatalError (CONFIGURATION)
-    for a model reference that can't be read.
+    for a model reference or a file of keys that can't be read.
     """
     references = [parse_reference(each) for each in settings.model]
     lifecycle = lifecycle or Lifecycle()
@@ -66,7 +81,17 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
-    app.add_middleware(RequestMiddleware, settings=settings, room=room)
+    keys = KeyFile(settings.api_keys, instruments.key_file_errors.inc) if settings.api_keys else None
+    app.add_middleware(RequestMiddleware, settings=settings, room=room, keys=keys)
+    if settings.cors_origins:
+        # Around the other, so that a browser may read refusals too.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_CORS_REQUEST_HEADERS,
+            expose_headers=_CORS_REPLY_HEADERS,
+        )
     return app
 
 

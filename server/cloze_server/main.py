@@ -13,7 +13,7 @@ import uvicorn
 
 from cloze_api.names import TERMINATION_LOG
 from cloze_api.task import Task
-from cloze_server import echo, logs
+from cloze_server import echo, keys, logs
 from cloze_server.app import create_app
 from cloze_server.cache import Cache
 from cloze_server.drain import DrainingServer
@@ -116,6 +116,9 @@ def main() -> None:
     # Also for settings that can't be read.
     termination_log = Path(os.environ.get(ENV_TERMINATION_LOG) or TERMINATION_LOG)
     try:
+        if sys.argv[1:2] == ["key"]:
+            sys.stdout.write(keys.command(sys.argv[2:]))
+            return
         settings = read(sys.argv[1:])
         termination_log = settings.termination_log
         logs.configure(settings.log_level)

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloze_server import paths
 from cloze_server.hosting import Hosted, Room
+from cloze_server.keys import KeyFile, presented
 from cloze_server.lifecycle import State
 from cloze_server.logs import fields, model_variable, request_id_variable
 from cloze_server.problems import ProblemError, ProblemType
@@ -28,7 +29,6 @@ _JSON_PATTERN = re.compile(rb"application/(json|[^;,\s]+\+json)\s*(;.*)?", re.IG
 _CLIENT_CLOSED = 499
 _RETRY_SECONDS = 1
 
-_UNCOUNTED = frozenset({paths.HEALTH, paths.READY, paths.METRICS})
 _TAKING_BODIES = frozenset(paths.TASK_PATHS.values())
 # Paths that get a label of their own in metrics; one that a client made up must not.
 _LABELLED = _TAKING_BODIES | {paths.MODELS}
@@ -43,7 +43,7 @@ class Exchange:
     """One request: how far it is. Its route finds it in the scope's state.
 
     counter: counts it. limit: seconds that it may take, from its arrival. held: bytes of its body that count against
-    the bound over all requests.
+    the bound over all requests. tenant: the name of its API key; empty where none is asked for.
     """
 
     request_id: bytes
@@ -55,6 +55,7 @@ class Exchange:
     status: int | None = None
     body_complete: bool = False
     held: int = 0
+    tenant: str = ""
     timing: Timing = field(default_factory=Timing)
 
     def belongs_to(self, hosted: Hosted) -> None:
@@ -76,11 +77,27 @@ class Exchange:
         self.limit = seconds
 
 
+def _authenticated(keys: KeyFile, headers: dict[bytes, bytes]) -> str:
+    """The name of the request's key. Raises ProblemError."""
+    key = presented(headers)
+    if key is None:
+        message = "send a key as `authorization: Bearer KEY` or as `x-api-key: KEY`"
+        challenge = 'Bearer realm="cloze"'
+    elif (name := keys.owner(key)) is None:
+        message = "this key isn't known here, or not any more"
+        challenge = 'Bearer realm="cloze", error="invalid_token"'
+    else:
+        return name
+    raise ProblemError(ProblemType.UNAUTHORIZED, message, headers={"www-authenticate": challenge})
+
+
 class RequestMiddleware:
     """Pure ASGI, so that a request costs no extra task."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, room: Room) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, room: Room, keys: KeyFile | None) -> None:
+        """keys: who may ask; None: everybody."""
         self._app = app
+        self._keys = keys
         self._settings = settings
         self._room = room
         self._lifecycle = room.lifecycle
@@ -88,7 +105,7 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
+        if scope["type"] != "http" or scope["path"] in paths.UNCOUNTED:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
@@ -156,6 +173,8 @@ class RequestMiddleware:
     async def _answer(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
+        if self._keys is not None and scope["path"] not in paths.WITHOUT_KEY:
+            exchange.tenant = _authenticated(self._keys, headers)
         if (given := headers.get(_TIMEOUT_HEADER)) is not None:
             if not _MILLISECONDS.fullmatch(given):
                 raise ProblemError(ProblemType.INPUT_INVALID, "x-cloze-timeout-ms: give whole milliseconds, 1 or more")

@@ -16,3 +16,8 @@ HEALTH: Final = "/healthz"
 READY: Final = "/readyz"
 METRICS: Final = "/metrics"
 SCHEMA: Final = "/openapi.json"
+
+UNCOUNTED: Final = frozenset({HEALTH, READY, METRICS})
+"""What asks about the process: neither counted, nor bounded, nor behind a key."""
+WITHOUT_KEY: Final = UNCOUNTED | {SCHEMA}
+"""What tells nothing of a model or of its users."""

@@ -21,6 +21,7 @@ class ProblemType(StrEnum):
     INPUT_TOO_LONG = "input-too-long"
     MASK_MISSING = "mask-missing"
     REQUEST_TOO_LARGE = "request-too-large"
+    UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not-found"
     METHOD_NOT_ALLOWED = "method-not-allowed"
     BODY_TIMEOUT = "body-timeout"
@@ -43,6 +44,7 @@ class _Entry:
 
 TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.BODY_INVALID: _Entry(400, "The body is not JSON"),
+    ProblemType.UNAUTHORIZED: _Entry(401, "The request has no key that is known"),
     ProblemType.NOT_FOUND: _Entry(404, "There is no such route"),
     ProblemType.MODEL_UNKNOWN: _Entry(404, "There is no such model"),
     ProblemType.METHOD_NOT_ALLOWED: _Entry(405, "The route doesn't take this method"),
@@ -86,12 +88,14 @@ class ProblemError(Exception):
         *,
         retry_after_seconds: int | None = None,
         members: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.members = dict(members or {})
+        self.headers = dict(headers or {})
 
     @property
     def status(self) -> int:
@@ -101,7 +105,7 @@ class ProblemError(Exception):
     def response(self, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         """The reply for this problem."""
         entry = TABLE[self.kind]
-        sent = dict(headers or {})
+        sent = {**self.headers, **(headers or {})}
         if self.retry_after_seconds is not None:
             sent["retry-after"] = str(self.retry_after_seconds)
         problem = Problem(

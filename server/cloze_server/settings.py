@@ -61,6 +61,8 @@ class Settings:
     max_bodies_bytes: int = 32 << 20
     max_inputs: int = 256
     max_characters: int = 65_536
+    api_keys: Path | None = None
+    cors_origins: tuple[str, ...] = ()
     log_level: str = "info"
     termination_log: Path = Path(TERMINATION_LOG)
 
@@ -135,12 +137,26 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1, INPUTS_MAX),
     Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1, _COUNT_MAX),
+    Flag(
+        "api_keys",
+        "CLOZE_API_KEYS",
+        Path,
+        "file of the keys' hashes, NAME:SHA256 a line; without it no key is asked for",
+    ),
+    Flag(
+        "cors_origins",
+        "CLOZE_CORS_ORIGINS",
+        str,
+        "origin whose pages may call the server, as https://app.example; may be given several times; none when absent",
+        repeated=True,
+    ),
     Flag("log_level", "CLOZE_LOG_LEVEL", str, "debug, info, warning or error"),
     Flag("termination_log", ENV_TERMINATION_LOG, Path, "where a fatal error's reason is left"),
 )
 
 _DEFAULTS = {field.name: field.default for field in fields(Settings)}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -156,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
         description="Serve model versions over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
         epilog=f"Endpoints: POST {', '.join(paths.TASK_PATHS.values())}; GET {paths.MODELS}, {paths.HEALTH}, "
-        f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. Exit codes: "
+        f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. `cloze-server key new NAME` makes an API key. Exit codes: "
         + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
         + ".",
     )
@@ -197,6 +213,9 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
     if settings.digest is not None and not _DIGEST.fullmatch(settings.digest):
         raise _invalid(f"--digest is {settings.digest!r}: give sha256: and 64 hexadecimal digits")
+    for origin in settings.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise _invalid(f"--cors-origins is {origin!r}: give * or scheme and host, as https://app.example")
     if settings.max_queue_tokens < settings.max_batch_tokens:
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
     if settings.max_bodies_bytes < settings.max_body_bytes:

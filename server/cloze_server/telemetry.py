@@ -58,6 +58,7 @@ class Instruments:
         self.predictions: Any = make(metrics.PREDICTIONS)
         self.confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
         self.info: Any = make(metrics.MODEL_INFO)
+        self.key_file_errors: Any = make(metrics.KEY_FILE_ERRORS)
 
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)

@@ -79,6 +79,8 @@ def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
         (["--model", "x", "--log-level", "loud"], {}, "--log-level"),
         (["--model", "x", "--digest", "sha256:../x"], {}, "--digest"),
         (["--modle", "x"], {}, "--modle"),
+        (["--model", "x", "--cors-origins", "app.example"], {}, "--cors-origins"),
+        (["--model", "x"], {"CLOZE_CORS_ORIGINS": "https://app.example/"}, "--cors-origins"),
         (["--model", "x", "--model", "y", "--digest", "sha256:" + "0" * 64], {}, "--digest"),
     ],
 )
