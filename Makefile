@@ -60,7 +60,9 @@ unit: $(VENV) ## tests that need no cluster
 
 .PHONY: integration
 integration: $(VENV) ## tests against the API server of the current cluster
-	@$(ON_CLUSTER) .venv/bin/pytest -m "cluster and not e2e and not full" --durations=5 -q
+	@# By itself: a cluster's life compares the machine before and after.
+	@$(ON_CLUSTER) .venv/bin/pytest tests/hack -m "cluster and not e2e and not full" -q
+	@$(ON_CLUSTER) .venv/bin/pytest --ignore=tests/hack -n 2 --dist loadfile -m "cluster and not e2e and not full" --durations=5 -q
 
 .PHONY: e2e
 e2e: $(VENV) images ## tests with real pods on the current cluster

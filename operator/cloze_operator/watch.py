@@ -33,7 +33,7 @@ def key_of_child(labels: Mapping[str, str], namespace: str | None) -> Key | None
     return Key(kind, namespace, name) if kind in _KINDS and name and namespace else None
 
 
-def handlers(controller: Controller, stopped: asyncio.Event) -> kopf.OperatorRegistry:
+def handlers(controller: Controller) -> kopf.OperatorRegistry:
     """kopf's registry with our handlers."""
     registry = kopf.OperatorRegistry()
 
@@ -49,11 +49,6 @@ def handlers(controller: Controller, stopped: asyncio.Event) -> kopf.OperatorReg
         kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(resource_changed)
     for group, version, plural in _WATCHED:
         kopf.on.event(group, version, plural, registry=registry, labels={LABEL_MANAGED_BY: MANAGED_BY})(child_changed)
-
-    @kopf.on.startup(registry=registry)
-    async def begin(**_: Any) -> None:
-        # kopf has just taken the signals for itself.
-        hear(stopped)
 
     @kopf.on.login(registry=registry)
     async def log_in(**options: Any) -> kopf.ConnectionInfo | None:
@@ -100,14 +95,18 @@ async def watch(controller: Controller, settings: Settings, stopped: asyncio.Eve
     error in its middle, too. The watches then begin anew, with a list, so that nothing is missed.
     """
     while True:
+        others = asyncio.all_tasks()
         try:
-            await kopf.operator(
-                registry=handlers(controller, stopped),
+            tasks = await kopf.spawn_tasks(
+                registry=handlers(controller),
                 settings=kopf_settings(),
                 standalone=True,
                 clusterwide=not settings.namespaces,
                 namespaces=settings.namespaces,
             )
+            # The last thing that kopf does there is to take the signals for itself.
+            hear(stopped)
+            await kopf.run_tasks(tasks, ignored=others)
         except Exception as error:  # noqa: BLE001 - its errors have no base of their own
             logger.warning("the watches have failed and begin anew: %s", error)
         else:
