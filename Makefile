@@ -69,7 +69,7 @@ e2e: $(VENV) images ## tests with real pods on the current cluster
 	@$(ON_CLUSTER) .venv/bin/pytest -m "e2e and not full" --durations=10 -q
 
 .PHONY: test-full
-test-full: full-cluster full-statistics full-training full-chaos ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
+test-full: full-cluster full-statistics full-training full-chaos full-rollouts full-releases ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
 
 .PHONY: full-cluster
 full-cluster: $(VENV) ## part: life cycles of local clusters, with nothing left behind
@@ -84,12 +84,28 @@ full-training: $(VENV) ## part: training runs killed at any moment, outside a cl
 	@hack/test-full training tests/trainer
 
 .PHONY: full-chaos
-full-chaos: $(VENV) ## part: pods, operators and the API server killed again and again on a real cluster
+full-chaos: $(VENV) ## part: trainings, operators and the API server under fire on a real cluster
 	@$(ON_TEST_CLUSTER) images chaos
 
 .PHONY: chaos
 chaos: $(VENV)
-	@$(ON_CLUSTER) hack/test-full chaos tests/integration tests/e2e
+	@$(ON_CLUSTER) hack/test-full chaos tests/integration tests/e2e/test_chaos.py
+
+.PHONY: full-rollouts
+full-rollouts: $(VENV) ## part: canaries under fire on a real cluster, with 20,000 requests
+	@$(ON_TEST_CLUSTER) images rollouts
+
+.PHONY: rollouts
+rollouts: $(VENV)
+	@$(ON_CLUSTER) hack/test-full rollouts tests/e2e/test_rollout_chaos.py
+
+.PHONY: full-releases
+full-releases: $(VENV) ## part: upgrades in the middle of a canary, and MLflow on PostgreSQL and S3
+	@$(ON_TEST_CLUSTER) images releases
+
+.PHONY: releases
+releases: $(VENV)
+	@$(ON_CLUSTER) hack/test-full releases tests/e2e/test_stores.py tests/e2e/test_upgrade.py
 
 .PHONY: format
 format: $(VENV) ## format the code and fix what can be fixed
