@@ -9,7 +9,7 @@ import json
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -51,10 +51,24 @@ class SpecialTokens(_Part):
     """Ids that the server needs, as in the tokenizer."""
 
     pad: int
-    unk: int
+    unk: int | None = None
+    """None for a tokenizer that has a token for everything."""
     cls: int
     sep: int
-    mask: int
+    mask: int | None = None
+    """None for a model that fills no masks."""
+
+
+class Embedding(_Part):
+    """What an embedding model gives; pooling and normalisation are in its graph."""
+
+    dimensions: Annotated[int, Field(ge=1)]
+    pooling: Literal["mean", "cls"]
+    """Mean over the tokens, or the first token."""
+    normalized: bool
+    """Whether vectors have length 1."""
+    matryoshka: list[Annotated[int, Field(ge=1)]] = []
+    """Numbers of leading dimensions that the model was trained to be cut to."""
 
 
 class Lineage(_Part):
@@ -88,7 +102,9 @@ class Manifest(_Part):
     task: Task
     architecture: str
     labels: list[str] = []
-    """Label names by class id; empty for fill-mask and echo."""
+    """Label names by class id; empty for tasks without classes."""
+    embedding: Embedding | None = None
+    """For the task embedding alone."""
     limits: Limits
     special_tokens: SpecialTokens
     lowercase: bool
@@ -97,7 +113,8 @@ class Manifest(_Part):
     inputs: list[str]
     """Names of the ONNX graph's inputs, each int64 of shape (batch, length)."""
     output: str
-    """Name of the ONNX graph's output: logits, (batch, length, classes) or (batch, classes)."""
+    """Name of the ONNX graph's output: logits, (batch, length, classes) or (batch, classes); for question answering
+    (batch, length, 2), of the answer's start and end; for an embedding (batch, dimensions)."""
     evaluation: dict[str, float] = {}
     lineage: Lineage
     files: dict[Annotated[str, AfterValidator(_inside)], str]

@@ -95,7 +95,8 @@ PREDICTIONS = Metric(
 PREDICTION_CONFIDENCE = Metric(
     "cloze_prediction_confidence",
     "histogram",
-    "Probability of each answered label; for fill-mask, of the likeliest token of each mask.",
+    "Probability of each answered label; for fill-mask, of the likeliest token of each mask; for question answering, "
+    "score of the best answer.",
     _MODEL,
     tuple(step / 10 for step in range(1, 11)),
 )

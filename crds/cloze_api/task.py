@@ -9,6 +9,10 @@ class Task(StrEnum):
     FILL_MASK = "fill-mask"
     SEQUENCE_CLASSIFICATION = "sequence-classification"
     TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105 - a task's name, not a secret
+    QUESTION_ANSWERING = "question-answering"
+    """The part of a context that answers a question (extractive)."""
+    EMBEDDING = "embedding"
+    """A vector for a text."""
     ECHO = "echo"
     """No language model: answers with a hash of each text, and fails or is slow when it was made to. It exists to prove
     routes, rollouts and drains; nothing trains it, and its artifact has neither tokenizer nor graph."""

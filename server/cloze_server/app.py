@@ -189,7 +189,7 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            known = ", ".join((*paths.TASK_PATHS.values(), paths.MODELS))
+            known = ", ".join((*paths.INFERENCE, paths.MODELS))
             problem = ProblemError(ProblemType.NOT_FOUND, f"the routes are {known}")
         case 405:
             problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")

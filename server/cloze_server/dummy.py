@@ -8,7 +8,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 
-from cloze_api.manifest import SpecialTokens
+from cloze_api.manifest import Embedding, SpecialTokens
 from cloze_api.task import Task
 from cloze_server.backend import DummyBackend
 from cloze_server.echo import echo_model
@@ -18,6 +18,7 @@ from cloze_server.tokenization import frame_of
 
 _NAME = "dummy"
 _DIGEST = "sha256:" + "0" * 64
+_DIMENSIONS = 8
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -34,11 +35,14 @@ def dummy_model(task: Task, seconds: float = 0.0) -> LoadedModel:
     tokenizer.add_special_tokens(list(_SPECIAL))
     special = SpecialTokens(**{name.strip("[]").lower(): vocabulary[name] for name in _SPECIAL})
     tokenizer.post_processor = BertProcessing(("[SEP]", special.sep), ("[CLS]", special.cls))
-    labels = {
-        Task.FILL_MASK: [],
-        Task.SEQUENCE_CLASSIFICATION: [f"label-{index}" for index in range(8)],
-        Task.TOKEN_CLASSIFICATION: ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    labels, classes = {
+        Task.FILL_MASK: ([], len(vocabulary)),
+        Task.SEQUENCE_CLASSIFICATION: ([f"label-{index}" for index in range(8)], 8),
+        Task.TOKEN_CLASSIFICATION: (["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], 5),
+        Task.QUESTION_ANSWERING: ([], 2),
+        Task.EMBEDDING: ([], _DIMENSIONS),
     }[task]
+    embedding = Embedding(dimensions=_DIMENSIONS, pooling="mean", normalized=False, matryoshka=[_DIMENSIONS // 2])
     return LoadedModel(
         name=_NAME,
         version=LOCAL_VERSION,
@@ -52,8 +56,9 @@ def dummy_model(task: Task, seconds: float = 0.0) -> LoadedModel:
         frame=frame_of(tokenizer),
         vocabulary=vocabulary,
         backend=DummyBackend(
-            classes=len(labels) or len(vocabulary),
-            per_token=task is not Task.SEQUENCE_CLASSIFICATION,
+            classes=classes,
+            per_token=task not in (Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING),
             seconds=seconds,
         ),
+        embedding=embedding if task is Task.EMBEDDING else None,
     )

@@ -24,7 +24,7 @@ ECHO_FILE = "echo.json"
 _MAX_LENGTH = 1024
 _WORD = "word"
 # There are none: no id is negative.
-_NO_SPECIAL_TOKENS = SpecialTokens(pad=0, unk=-1, cls=-1, sep=-1, mask=-1)
+_NO_SPECIAL_TOKENS = SpecialTokens(pad=0, cls=-1, sep=-1)
 
 
 def write_artifact(
@@ -87,7 +87,7 @@ def echo_model(
         max_length=max_length,
         special_tokens=_NO_SPECIAL_TOKENS,
         tokenizer=tokenizer.to_str(),
-        frame=Frame([], [], []),
+        frame=Frame([], [], None),
         vocabulary={_WORD: 0},
         backend=DummyBackend(classes=1, per_token=False, seconds=seconds),
         faults=faults,

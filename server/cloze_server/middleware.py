@@ -29,7 +29,7 @@ _JSON_PATTERN = re.compile(rb"application/(json|[^;,\s]+\+json)\s*(;.*)?", re.IG
 _CLIENT_CLOSED = 499
 _RETRY_SECONDS = 1
 
-_TAKING_BODIES = frozenset(paths.TASK_PATHS.values())
+_TAKING_BODIES = frozenset(paths.INFERENCE)
 # Paths that get a label of their own in metrics; one that a client made up must not.
 _LABELLED = _TAKING_BODIES | {paths.MODELS}
 

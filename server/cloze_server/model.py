@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Manifest, SpecialTokens
+from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Embedding, Manifest, SpecialTokens
 from cloze_api.task import Task
 from cloze_server.backend import Backend, OnnxBackend
 from cloze_server.exits import ExitCode, FatalError
@@ -28,7 +28,8 @@ class LoadedModel:
     """What serving needs to know about a model, and what runs it.
 
     max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. frame: the
-    special tokens that it puts around texts. faults: what an echo model does wrong on purpose; None for any other.
+    special tokens that it puts around texts. embedding: what an embedding model gives; None for any other. faults: what
+    an echo model does wrong on purpose; None for any other.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LoadedModel:
     frame: Frame
     vocabulary: dict[str, int] = field(repr=False)
     backend: Backend = field(repr=False)
+    embedding: Embedding | None = None
     faults: Faults | None = None
 
 
@@ -51,8 +53,7 @@ def load_artifact(
 ) -> LoadedModel:
     """Load a verified artifact. Raises FatalError (ARTIFACT_INVALID) when it can't be run."""
     started = time.monotonic()
-    if manifest.task is not Task.FILL_MASK and not manifest.labels:
-        raise _invalid("LabelsMissing", f"the manifest of a {manifest.task} has no labels")
+    check_manifest(manifest)
     if not (folder / ONNX_FILE).is_file():
         raise _invalid("FileMissing", f"the artifact has no {ONNX_FILE}")
     serialized = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
@@ -62,6 +63,8 @@ def load_artifact(
     except ValueError as error:
         raise _invalid("TokenizerInvalid", str(error)) from error
     check_vocabulary(tokenizer, manifest)
+    if manifest.task is Task.QUESTION_ANSWERING and frame.between is None:
+        raise _invalid("TokenizerInvalid", "the tokenizer frames a pair of texts with other tokens than a text")
     backend = OnnxBackend(folder / ONNX_FILE, inputs=manifest.inputs, output=manifest.output, threads=threads)
     check_graph(backend, manifest)
     _log.info(
@@ -81,7 +84,18 @@ def load_artifact(
         frame=frame,
         vocabulary=tokenizer.get_vocab(),
         backend=backend,
+        embedding=manifest.embedding,
     )
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Whether the manifest says what its task needs. Raises FatalError (ARTIFACT_INVALID)."""
+    if manifest.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION) and not manifest.labels:
+        raise _invalid("LabelsMissing", f"the manifest of a {manifest.task} has no labels")
+    if manifest.task is Task.FILL_MASK and manifest.special_tokens.mask is None:
+        raise _invalid("SpecialTokensInvalid", "the manifest of a fill-mask model has no mask token")
+    if manifest.task is Task.EMBEDDING and manifest.embedding is None:
+        raise _invalid("EmbeddingMissing", "the manifest of an embedding model doesn't say what it gives")
 
 
 def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
@@ -96,7 +110,8 @@ def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
         raise _invalid("VocabularyInvalid", f"the tokenizer's token {token!r} has id {highest}, the limit is {size}")
     special = manifest.special_tokens
     added = tokenizer.get_added_tokens_decoder()
-    for role, number in special.model_dump().items():
+    named = special.model_dump(exclude_none=True)
+    for role, number in named.items():
         if number not in added or not added[number].special:
             raise _invalid("SpecialTokensInvalid", f"the {role} id {number} isn't a special token of the tokenizer")
     unknown = getattr(tokenizer.model, "unk_token", None)
@@ -108,7 +123,7 @@ def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
         # Truncation relies on it.
         expected = f"[CLS] [SEP]: [{special.cls}, {special.sep}]"
         raise _invalid("TokenizerInvalid", f"the tokenizer turns an empty text into {framed}, expected {expected}")
-    if len(set(special.model_dump().values())) < len(SpecialTokens.model_fields):
+    if len(set(named.values())) < len(named):
         raise _invalid("SpecialTokensInvalid", "two special tokens have one id")
 
 
@@ -118,19 +133,36 @@ def check_graph(backend: Backend, manifest: Manifest) -> None:
     Raises FatalError (ARTIFACT_INVALID) when a run fails or its output has another shape than the manifest says.
     """
     special, limits = manifest.special_tokens, manifest.limits
-    classes = len(manifest.labels) or limits.vocab_size
-    ids = [special.cls, special.pad, special.unk, special.mask, limits.vocab_size - 1]
+    ids = [*special.model_dump(exclude_none=True).values(), limits.vocab_size - 1]
     for length in sorted({min(len(ids) + 1, limits.max_length), limits.max_length}):
         ids_BL = np.full((1, length), special.sep, np.int64)  # noqa: N806 - B batch, L length
         ids_BL[0, : len(ids)] = ids[:length]
-        expected = (1, classes) if manifest.task is Task.SEQUENCE_CLASSIFICATION else (1, length, classes)
+        ones_BL = np.ones_like(ids_BL)  # noqa: N806
+        expected = output_shape(manifest, length)
         try:
-            shape = backend.infer(ids_BL, np.ones_like(ids_BL)).shape
+            segments_BL = ones_BL if manifest.task is Task.QUESTION_ANSWERING else None  # noqa: N806
+            shape = backend.infer(ids_BL, ones_BL, segments_BL).shape
         except Exception as error:  # the runtime's exceptions share no base class
             raise _invalid("GraphInvalid", f"the graph fails on a sequence of {length} tokens: {error}") from error
         if shape != expected:
             message = f"the graph's output has the shape {shape} for {length} tokens, expected {expected}"
             raise _invalid("GraphInvalid", message)
+
+
+def output_shape(manifest: Manifest, length: int) -> tuple[int, ...]:
+    """Shape of the graph's output for one sequence."""
+    match manifest.task:
+        case Task.SEQUENCE_CLASSIFICATION:
+            return (1, len(manifest.labels))
+        case Task.TOKEN_CLASSIFICATION:
+            return (1, length, len(manifest.labels))
+        case Task.QUESTION_ANSWERING:
+            return (1, length, 2)
+        case Task.EMBEDDING:
+            assert manifest.embedding is not None
+            return (1, manifest.embedding.dimensions)
+        case _:
+            return (1, length, manifest.limits.vocab_size)
 
 
 def _invalid(reason: str, message: str) -> FatalError:

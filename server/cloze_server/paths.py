@@ -5,12 +5,18 @@ from typing import Final
 
 from cloze_api.task import Task
 
+#: Where a model of each task answers.
 TASK_PATHS: Final[Mapping[Task, str]] = {
     Task.FILL_MASK: "/v1/fill-mask",
     Task.SEQUENCE_CLASSIFICATION: "/v1/classify",
     Task.TOKEN_CLASSIFICATION: "/v1/token-classify",
+    Task.QUESTION_ANSWERING: "/v1/answer",
+    Task.EMBEDDING: "/v1/embeddings",
     Task.ECHO: "/v1/echo",
 }
+SIMILARITY: Final = "/v1/similarity"
+INFERENCE: Final = (*TASK_PATHS.values(), SIMILARITY)
+"""All routes that a model answers at."""
 MODELS: Final = "/v1/models"
 HEALTH: Final = "/healthz"
 READY: Final = "/readyz"

@@ -71,12 +71,12 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
     """All routes, bound to one process's state."""
     router = APIRouter()
 
-    for task, handler in HANDLERS.items():
+    for path, handler in HANDLERS.items():
         router.add_api_route(
-            paths.TASK_PATHS[task],
+            path,
             _endpoint(room, handler),
             methods=["POST"],
-            name=task.value,
+            name=path.rpartition("/")[2],
             description=handler.__doc__,
             response_model=handler.reply,
             responses=_PROBLEMS,

@@ -5,16 +5,15 @@ import logging
 import time
 from asyncio import sleep
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from cloze_api.task import Task
-from cloze_server import windows
 from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
+from cloze_server.limits import Limits
 from cloze_server.logs import fields
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
@@ -23,7 +22,7 @@ from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
 from cloze_server.telemetry import Telemetry
 from cloze_server.timing import Timing
-from cloze_server.tokenization import Encoded, Inputs, TokenizerPool
+from cloze_server.tokenization import Encoded, TokenizerPool
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +51,16 @@ class Service:
 
     def __init__(self, model: LoadedModel, settings: Settings, telemetry: Telemetry) -> None:
         self.model = model
-        self.handler: AnyHandler = HANDLERS[model.task](model)
+        handlers = [handler(model) for handler in HANDLERS.values() if handler.task is model.task]
+        self.handler: AnyHandler = handlers[0]
+        self._handlers = {handler.request: handler for handler in handlers}
         self._settings = settings
+        self._limits = Limits(
+            inputs=settings.max_inputs,
+            characters=settings.max_characters,
+            tokens=settings.max_queue_tokens,
+            length=model.max_length,
+        )
         # An echo model's, once it has warmed up: they are for clients.
         self._faults: Faults | None = None
         self._numbers = itertools.count()
@@ -127,8 +134,9 @@ class Service:
             raise ProblemError(ProblemType.INTERNAL, str(error)) from error
 
     async def _answer(self, request: TaskRequest, timing: Timing) -> bytes:
-        inputs = self.handler.inputs(request)
-        self._check_size(inputs)
+        handler = self._handlers[type(request)]
+        inputs = handler.inputs(request)
+        self._limits.check_size(inputs, handler.texts_per_input)
         # Before work is spent on tokens that couldn't wait anyway.
         self._engine.refuse_when_full(1)
         waiting = self._tokenizers.pending_characters
@@ -137,7 +145,7 @@ class Service:
 
         started = time.monotonic()
         items = await self._tokenizers.encode(
-            inputs, offsets=self.handler.needs_offsets, then=lambda encoded: self._prepare(request, encoded)
+            inputs, offsets=handler.needs_offsets, then=lambda encoded: self._prepare(handler, request, encoded)
         )
         self._stage(timing, "tokenize", time.monotonic() - started)
         timing.longest = max(item.tokens for item in items)
@@ -148,7 +156,7 @@ class Service:
             [
                 Piece(
                     item.ids(window),
-                    partial(self.handler.keep, request, item, window),
+                    partial(handler.keep, request, item, window),
                     len(item.lead) if item.paired else None,
                 )
                 for item in items
@@ -159,11 +167,11 @@ class Service:
         self._stage(timing, "infer", answer.infer_seconds)
 
         started = time.monotonic()
-        reply = await self._tokenizers.run(lambda: self._reply(request, items, answer.kept))
+        reply = await self._tokenizers.run(lambda: self._reply(handler, request, items, answer.kept))
         self._stage(timing, "post", time.monotonic() - started)
         unknown = self.model.special_tokens.unk
         self._telemetry.answered(
-            unknown=sum(item.count(unknown) for item in items),
+            unknown=0 if unknown is None else sum(item.count(unknown) for item in items),
             truncated=sum(item.truncated for item in items),
         )
         return reply
@@ -179,90 +187,34 @@ class Service:
         if fails:
             raise InferenceError("the echo model was made to fail this request")
 
-    def _prepare(self, request: TaskRequest, encoded: list[Encoded]) -> list[Item]:
+    def _prepare(self, handler: AnyHandler, request: TaskRequest, encoded: list[Encoded]) -> list[Item]:
         """What the model reads, and where it answers. Not for the event loop: it looks at every token."""
-        items = [self._read(request, item) for item in self.handler.items(request, encoded)]
-        self._check_total(sum(item.tokens for item in items))
-        self.handler.check(request, items)
+        items = []
+        for whole in handler.items(request, encoded):
+            item = self._limits.cut(whole, request.truncate, request.stride)
+            items.append(item.answering(handler.positions(request, item)))
+        self._limits.check_tokens(sum(item.tokens for item in items))
+        handler.check(request, items)
         return items
 
-    def _reply(self, request: TaskRequest, items: list[Item], kept: list[Any]) -> bytes:
+    def _reply(self, handler: AnyHandler, request: TaskRequest, items: list[Item], kept: list[Any]) -> bytes:
         """The reply, whose predictions are counted. Not for the event loop: it may be a megabyte of JSON."""
         remaining = iter(kept)
-        results = [self.handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
-        reply = self.handler.reply.model_validate(
-            {
-                "model": self.model.name,
-                "version": self.model.version,
-                "digest": self.model.digest,
-                "tokens": sum(item.tokens for item in items),
-                "truncated": sum(item.truncated for item in items),
-                "windows": sum(len(item.windows) for item in items),
-                "results": results,
-            }
-        )
+        results = [handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
+        facts = {
+            "model": self.model.name,
+            "version": self.model.version,
+            "digest": self.model.digest,
+            "tokens": sum(item.tokens for item in items),
+            "truncated": sum(item.truncated for item in items),
+            "windows": sum(len(item.windows) for item in items),
+        }
+        reply = handler.compose(request, results, facts)
         body = reply.model_dump_json().encode()
         # Here and not on the event loop: a request may have a prediction for each of its tokens.
-        predictions = [each for result in results for each in self.handler.predictions(result)]
+        predictions = [each for result in results for each in handler.predictions(result)]
         self._telemetry.predicted(
             Counter(each.label for each in predictions if each.label is not None),
             (each.confidence for each in predictions),
         )
         return body
-
-    def _check_size(self, inputs: Inputs) -> None:
-        """Bounds that cost nothing to check, before any token is made."""
-        if len(inputs) > self._settings.max_inputs:
-            message = f"{len(inputs)} inputs: send at most {self._settings.max_inputs} in one request"
-            raise ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": self._settings.max_inputs})
-        limit = self._settings.max_characters
-        for index, text in enumerate(inputs):
-            try:
-                # JSON can spell half of a surrogate pair, which is no text; the tokenizer would fail on it.
-                (text if isinstance(text, str) else "".join(text)).encode()
-            except UnicodeEncodeError as error:
-                message = f"input {index} has a lone surrogate at character {error.start}: send whole characters"
-                raise ProblemError(ProblemType.INPUT_INVALID, message, members={"input": index}) from error
-            characters = len(text) if isinstance(text, str) else sum(map(len, text))
-            if characters > limit:
-                message = f"input {index} has {characters} characters: send at most {limit}"
-                raise ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": index, "limit": limit})
-        # A word of control characters has no token, and yet its tag in the reply.
-        words = sum(len(text) for text in inputs if not isinstance(text, str))
-        if words > self._engine.max_queue_tokens:
-            message = f"{words} words: a request may have at most {self._engine.max_queue_tokens}"
-            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": self._engine.max_queue_tokens})
-
-    def _read(self, request: TaskRequest, item: Item) -> Item:
-        """An input with the windows that the model reads of it. Raises ProblemError."""
-        limit = self.model.max_length
-        length, room = len(item.encoded.ids), limit - len(item.lead) - len(item.tail)
-        windowed = request.truncate == "window"
-        stride = windows.default_stride(room) if request.stride is None else request.stride
-        if length > room:
-            if request.truncate == "error":
-                tokens = length + limit - room
-                raise ProblemError(
-                    ProblemType.INPUT_TOO_LONG,
-                    f"input {item.index} has {tokens} tokens, the model takes {limit}: shorten it, or send "
-                    '"truncate": "window" to have it read in parts, or "left" or "right" to drop one end',
-                    members={"input": item.index, "tokens": tokens, "limit": limit},
-                )
-            if windowed and stride > (most := windows.largest_stride(room)):
-                message = f"stride is {stride}: a window of input {item.index} takes {room} tokens, {most} may overlap"
-                raise ProblemError(ProblemType.INPUT_INVALID, message, members={"input": item.index, "limit": most})
-            if windowed:
-                # Before there is an object for each.
-                self._check_total(windows.count(length, room, stride) * (limit - room) + length)
-        planned = windows.plan(length, room, request.truncate, stride)
-        item = replace(item, windows=planned, covered=windows.covered(planned))
-        item = replace(item, positions=self.handler.positions(request, item))
-        if item.positions is None:
-            return item
-        # The first stays where there is nothing to answer, so that every input goes the same way.
-        return replace(item, windows=[each for each in item.windows if item.owned(each)] or item.windows[:1])
-
-    def _check_total(self, tokens: int) -> None:
-        if tokens > (most := self._engine.max_queue_tokens):
-            message = f"{tokens} tokens: a request may have at most {most}"
-            raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": most})

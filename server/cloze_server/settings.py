@@ -171,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         prog="cloze-server",
         description="Serve model versions over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
-        epilog=f"Endpoints: POST {', '.join(paths.TASK_PATHS.values())}; GET {paths.MODELS}, {paths.HEALTH}, "
+        epilog=f"Endpoints: POST {', '.join(paths.INFERENCE)}; GET {paths.MODELS}, {paths.HEALTH}, "
         f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. `cloze-server key new NAME` makes an API key. Exit codes: "
         + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
         + ".",

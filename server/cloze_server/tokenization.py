@@ -37,24 +37,28 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The special tokens that a model expects around a text, and between the two texts of a pair."""
+    """The special tokens that a model expects around a text, and between the two texts of a pair.
+
+    between: None for a tokenizer that puts others around a pair than around a text.
+    """
 
     before: list[int]
-    between: list[int]
     after: list[int]
+    between: list[int] | None
 
 
 def frame_of(tokenizer: Tokenizer) -> Frame:
-    """The frame that a tokenizer puts around texts. Raises ValueError for one that has no place for a pair."""
-    places = tokenizer.encode("a", "a")
-    sequences = places.sequence_ids
-    if 0 not in sequences or 1 not in sequences:
-        raise ValueError("the tokenizer drops a text of a pair")
-    first, second = sequences.index(0), sequences.index(1)
-    end = len(sequences) - sequences[::-1].index(1)
-    between = [place for place in range(first, second) if sequences[place] is None]
-    ids = places.ids
-    return Frame(ids[:first], [ids[place] for place in between], ids[end:])
+    """The frame that a tokenizer puts around texts. Raises ValueError for one that doesn't keep them whole."""
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    single, pair = tokenizer.encode("a").ids, tokenizer.encode("a", "a").ids
+    places = [at for at in range(len(single)) if single[at : at + len(text)] == text]
+    if not text or not places:
+        raise ValueError("the tokenizer changes a text when it puts special tokens around it")
+    at = places[0]
+    before, after = single[:at], single[at + len(text) :]
+    inner = pair[len(before) + len(text) : len(pair) - len(after) - len(text)]
+    fits = pair == [*before, *text, *inner, *text, *after]
+    return Frame(before, after, inner if fits else None)
 
 
 def build_tokenizer(serialized: str, in_text: Collection[int] = ()) -> Tokenizer:

@@ -19,6 +19,7 @@ import pytest
 from cloze_api.manifest import (
     ONNX_FILE,
     TOKENIZER_FILE,
+    Embedding,
     Limits,
     Lineage,
     Manifest,
@@ -39,7 +40,10 @@ LABELS = {
     Task.FILL_MASK: [],
     Task.SEQUENCE_CLASSIFICATION: ["billing", "delivery", "praise", "other"],
     Task.TOKEN_CLASSIFICATION: ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    Task.QUESTION_ANSWERING: [],
+    Task.EMBEDDING: [],
 }
+HIDDEN = 32
 TEXTS = [
     "Ada Lovelace lived in London, near St. James's Square.",
     "my card was charged twice and nobody answers the phone",
@@ -72,8 +76,10 @@ def export(folder: Path, task: Task) -> Artifact:
     from transformers import (  # noqa: PLC0415
         BertConfig,
         BertForMaskedLM,
+        BertForQuestionAnswering,
         BertForSequenceClassification,
         BertForTokenClassification,
+        BertModel,
         BertTokenizerFast,
     )
 
@@ -88,7 +94,7 @@ def export(folder: Path, task: Task) -> Artifact:
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=HIDDEN,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
@@ -101,14 +107,34 @@ def export(folder: Path, task: Task) -> Artifact:
         Task.FILL_MASK: BertForMaskedLM,
         Task.SEQUENCE_CLASSIFICATION: BertForSequenceClassification,
         Task.TOKEN_CLASSIFICATION: BertForTokenClassification,
+        Task.QUESTION_ANSWERING: BertForQuestionAnswering,
+        Task.EMBEDDING: BertModel,
     }[task]
     model = head(config).eval()
+
+    class Graph(torch.nn.Module):
+        """The model with the one output that an artifact's graph has."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            output = self.model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            if task is Task.QUESTION_ANSWERING:
+                return torch.stack([output.start_logits, output.end_logits], dim=-1)
+            if task is Task.EMBEDDING:
+                weights = attention_mask.unsqueeze(-1).to(torch.float32)
+                mean = (output.last_hidden_state * weights).sum(1) / weights.sum(1)
+                return torch.nn.functional.normalize(mean, dim=-1)
+            return output.logits
+
     # One tensor for each: the exporter would take a shared one for one input under three names.
     example = [torch.full((2, 7), value, dtype=torch.int64) for value in (5, 1, 0)]
     names = ["input_ids", "attention_mask", "token_type_ids"]
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2, max=MAX_LENGTH)
     torch.onnx.export(
-        model,
+        Graph(),
         kwargs=dict(zip(names, example, strict=True)),
         f=str(folder / ONNX_FILE),
         input_names=names,
@@ -124,6 +150,9 @@ def export(folder: Path, task: Task) -> Artifact:
         task=task,
         architecture="bert",
         labels=labels,
+        embedding=Embedding(dimensions=HIDDEN, pooling="mean", normalized=True, matryoshka=[8])
+        if task is Task.EMBEDDING
+        else None,
         limits=Limits(max_length=MAX_LENGTH, vocab_size=len(tokenizer)),
         special_tokens=SpecialTokens(**ids),
         lowercase=True,

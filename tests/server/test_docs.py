@@ -29,7 +29,7 @@ def test_every_problem_is_documented_with_its_status() -> None:
 
 def test_every_route_and_limit_is_documented() -> None:
     """With its number."""
-    for path in (*paths.TASK_PATHS.values(), paths.MODELS, paths.HEALTH, paths.READY, paths.METRICS, paths.SCHEMA):
+    for path in (*paths.INFERENCE, paths.MODELS, paths.HEALTH, paths.READY, paths.METRICS, paths.SCHEMA):
         assert f"{path}`" in HTTP
     settings = read(["--model", "x"], {})
     for number in (

@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from typing import Final
 
-from cloze_api.task import Task
+from cloze_server import paths
+from cloze_server.tasks.answer import AnswerQuestion
 from cloze_server.tasks.classify import Classify
 from cloze_server.tasks.echo import Echo
+from cloze_server.tasks.embed import Embed, Similarity
 from cloze_server.tasks.fill_mask import FillMask
 from cloze_server.tasks.handler import AnyHandler
 from cloze_server.tasks.token_classify import TokenClassify
 
-HANDLERS: Final[Mapping[Task, type[AnyHandler]]] = {
-    handler.task: handler for handler in (FillMask, Classify, TokenClassify, Echo)
+_MAIN = (FillMask, Classify, TokenClassify, AnswerQuestion, Embed, Echo)
+
+#: By path; that of `paths.TASK_PATHS` comes first among those of a task.
+HANDLERS: Final[Mapping[str, type[AnyHandler]]] = {
+    **{paths.TASK_PATHS[handler.task]: handler for handler in _MAIN},
+    paths.SIMILARITY: Similarity,
 }

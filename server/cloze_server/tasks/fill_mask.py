@@ -71,8 +71,11 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model)
         self._tokens = {token_id: token for token, token_id in model.vocabulary.items()}
-        self.special_in_text = frozenset({model.special_tokens.mask})
-        self.prefix = self._tokens.get(model.special_tokens.mask, "") + " "
+        # Loading refuses a fill-mask model without one.
+        assert model.special_tokens.mask is not None
+        self._mask: int = model.special_tokens.mask
+        self.special_in_text = frozenset({self._mask})
+        self.prefix = self._tokens.get(self._mask, "") + " "
 
     def inputs(self, request: FillMaskRequest) -> Inputs:
         """The texts."""
@@ -80,11 +83,11 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
 
     def positions(self, request: FillMaskRequest, item: Item) -> list[int]:  # noqa: ARG002 - as in Handler
         """Where the masks are."""
-        mask, ids = self.model.special_tokens.mask, item.encoded.ids
-        found = [position for position in item.covered if ids[position] == mask]
+        ids = item.encoded.ids
+        found = [position for position in item.covered if ids[position] == self._mask]
         if not found:
             where = " in the part that is left after truncation" if item.truncated else ""
-            token = self._tokens.get(mask, "[MASK]")
+            token = self._tokens.get(self._mask, "[MASK]")
             raise ProblemError(
                 ProblemType.MASK_MISSING,
                 f"input {item.index} has no {token}{where}: put one in it",

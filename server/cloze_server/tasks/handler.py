@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -20,10 +20,23 @@ from cloze_server.windows import Truncation, Window
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
 
 
-class TaskRequest(BaseModel):
-    """Fields of every request. Unknown fields are refused: a misspelt option must not be ignored."""
+class Strict(BaseModel):
+    """What a client sends. Unknown fields are refused: a misspelt option must not be ignored."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        """One error for all unknown fields, which doesn't repeat their names: a client may have put text there."""
+        if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
+            fields = ", ".join(cls.model_fields)
+            raise PydanticCustomError("unknown_field", "unknown field; the fields are {fields}", {"fields": fields})
+        return data
+
+
+class TaskRequest(Strict):
+    """Fields of every request."""
 
     truncate: Truncation = "error"
     """An input with more tokens than the model takes: `error` refuses the request, `left` drops the beginning, `right`
@@ -37,15 +50,6 @@ class TaskRequest(BaseModel):
     timeout_ms: Annotated[int, Field(ge=1)] | None = None
     """Milliseconds from the request's arrival after which its answer is of no use, at most the server's own limit; also
     the header `x-cloze-timeout-ms`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_fields(cls, data: Any) -> Any:
-        """One error for all unknown fields, which doesn't repeat their names: a client may have put text there."""
-        if isinstance(data, dict) and not data.keys() <= cls.model_fields.keys():
-            fields = ", ".join(cls.model_fields)
-            raise PydanticCustomError("unknown_field", "unknown field; the fields are {fields}", {"fields": fields})
-        return data
 
 
 class InputResult(BaseModel):
@@ -124,6 +128,14 @@ class Item:
         """Where the answers to `owned` are in the window's logits."""
         return [position - window.start + len(self.lead) for position in self.owned(window)]
 
+    def answering(self, positions: list[int] | None) -> "Item":
+        """The same with these positions; windows without any are left out."""
+        if positions is None:
+            return self
+        item = replace(self, positions=positions)
+        # The first stays where there is nothing to answer, so that every input goes the same way.
+        return replace(item, windows=[window for window in self.windows if item.owned(window)] or self.windows[:1])
+
     def facts(self) -> dict[str, Any]:
         """The fields that every result has."""
         return {"tokens": self.tokens, "truncated": self.truncated, "windows": len(self.windows)}
@@ -148,6 +160,8 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     request: type[TaskRequest]
     reply: type[TaskReply]
     needs_offsets: bool = False
+    texts_per_input: int = 1
+    """Texts that `inputs` gives for each input."""
     special_in_text: frozenset[int] = frozenset()
     """Ids of the special tokens that mean something in a text; others in it are ordinary text."""
     prefix: str = ""
@@ -162,9 +176,13 @@ class Handler(ABC, Generic[RequestT, ResultT]):
 
     def sample(self, lengths: list[int]) -> RequestT:
         """A request with one text of about each length in tokens, for warming up."""
+        body = {"inputs": self.fillers(lengths), "truncate": "right"}
+        return cast(RequestT, self.request.model_validate(body))
+
+    def fillers(self, lengths: list[int]) -> list[str]:
+        """One text of about each length in tokens."""
         framing = len(self.model.frame.before) + len(self.model.frame.after) + bool(self.prefix)
-        texts = [self.prefix + "a " * (length - framing) for length in lengths]
-        return cast(RequestT, self.request.model_validate({"inputs": texts, "truncate": "right"}))
+        return [self.prefix + "a " * (length - framing) for length in lengths]
 
     def items(self, request: RequestT, encoded: list[Encoded]) -> list[Item]:  # noqa: ARG002 - for tasks with pairs
         """The inputs, from the tokens of what `inputs` gave; not yet in windows."""
@@ -192,6 +210,10 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     @abstractmethod
     def result(self, request: RequestT, item: Item, kept: list[Any]) -> ResultT:
         """The answer for one input, from what `keep` made of each of its windows."""
+
+    def compose(self, request: RequestT, results: list[ResultT], facts: dict[str, Any]) -> TaskReply:  # noqa: ARG002 - for tasks with a reply of another form
+        """The reply. facts: the fields that every reply has."""
+        return self.reply.model_validate({**facts, "results": results})
 
     def answers(self) -> list[str]:
         """The labels that predictions may have; none for a task whose answers aren't labels."""

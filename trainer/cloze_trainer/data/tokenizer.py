@@ -17,7 +17,16 @@ from cloze_trainer.data.wordpiece import PREFIX, pieces
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
-SPECIAL_IDS = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+
+class _AllSpecialTokens(SpecialTokens):
+    """Those of a tokenizer that has one for each purpose."""
+
+    unk: int
+    mask: int
+
+
+SPECIAL_IDS = _AllSpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 # Words that `pii` puts in place of personal data; each is one token, so that its kind is learned.
 PLACEHOLDERS = ("[EMAIL]", "[IBAN]", "[CARD]", "[IP]", "[PHONE]")
 FIRST_ORDINARY_ID = len(SPECIAL)
