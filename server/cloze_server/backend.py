@@ -17,7 +17,7 @@ _SHRINK_EVERY = 64
 
 
 class Backend(Protocol):
-    """Runs one batch at a time, always from the same thread."""
+    """Runs batches; several threads may call at once."""
 
     def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: N803 - B batch, L length
         """Logits of a padded batch, (batch, length, classes) or (batch, classes).

@@ -1,6 +1,6 @@
-"""The queue and the thread that runs batches.
+"""The queue and the threads that run batches.
 
-Work-conserving: whenever the thread is free and something waits, a batch runs. What arrives meanwhile makes the next.
+Work-conserving: whenever a thread is free and something waits, a batch runs. What arrives meanwhile makes the next.
 """
 
 import asyncio
@@ -88,12 +88,20 @@ class _Entry:
 class Engine:
     """Runs pieces through a backend in batches under a budget of padded tokens.
 
-    The queue belongs to a lock: the event loop adds and withdraws, the inference thread takes.
+    The queue belongs to a lock: the event loop adds and withdraws, the inference threads take.
     """
 
     def __init__(
-        self, backend: Backend, telemetry: Telemetry, *, pad: int, max_batch_tokens: int, max_queue_tokens: int
+        self,
+        backend: Backend,
+        telemetry: Telemetry,
+        *,
+        pad: int,
+        max_batch_tokens: int,
+        max_queue_tokens: int,
+        parallel: int = 1,
     ) -> None:
+        """parallel: batches that run at the same time, each in a thread of its own."""
         self._backend = backend
         self._telemetry = telemetry
         self._pad = pad
@@ -104,9 +112,15 @@ class Engine:
         self._queued_tokens = 0
         self._closing = False
         self._tokens_per_second = 0.0
-        self._batch_began: float | None = None
-        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
-        self._thread.start()
+        self._parallel = parallel
+        self._running: dict[int, float] = {}
+        """When each batch began that runs now, by its thread."""
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"inference-{number}", daemon=True)
+            for number in range(parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def queued_tokens(self) -> int:
@@ -137,7 +151,7 @@ class Engine:
             self.refuse_when_full(tokens)
             self._queue.extend(_Entry(request, index, piece) for index, piece in enumerate(pieces))
             self._queue_changed(tokens)
-            self._changed.notify()
+            self._changed.notify(len(pieces))
         try:
             return await request.future
         finally:
@@ -145,20 +159,20 @@ class Engine:
                 self._withdraw(request)
 
     def failure(self, patience_seconds: float) -> str | None:
-        """Why nothing will be answered any more: the thread is dead, or its batch runs for longer than that."""
-        if not self._thread.is_alive() and not self._closing:
-            return "the inference thread is dead"
-        began = self._batch_began
-        if began is not None and (seconds := time.monotonic() - began) > patience_seconds:
-            return f"a batch has been running for {seconds:.0f} s"
-        return None
+        """Why answers will be missing from now on: a thread is dead, or its batch runs for longer than that."""
+        if not self._closing and not all(thread.is_alive() for thread in self._threads):
+            return "an inference thread is dead"
+        with self._changed:
+            seconds = time.monotonic() - min(self._running.values(), default=math.inf)
+        return f"a batch has been running for {seconds:.0f} s" if seconds > patience_seconds else None
 
     def close(self) -> None:
-        """Stop the thread after the batch that is running; what still waits is never answered."""
+        """Stop the threads after the batches that are running; what still waits is never answered."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join(timeout=5)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=5)
 
     def _withdraw(self, request: _Request) -> None:
         with self._changed:
@@ -170,27 +184,33 @@ class Engine:
         self._queued_tokens += tokens
         self._telemetry.queue_tokens(self._queued_tokens)
 
-    def _work(self) -> None:
-        while (batch := self._take()) is not None:
-            started = self._batch_began = time.monotonic()
+    def _work(self, number: int) -> None:
+        while (batch := self._take(number)) is not None:
+            started = time.monotonic()
             try:
                 logits = self._infer(batch)
             except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
-                self._batch_began = None
                 _log.exception("inference failed")
                 for request in {entry.request for entry in batch}:
                     self._settle(request, InferenceError("the model failed on this batch"))
-                continue
-            seconds = time.monotonic() - started
-            for row, entry in enumerate(batch):
-                self._keep(entry, logits[row, : entry.length] if logits.ndim == 3 else logits[row], started, seconds)
-            self._batch_began = None
-            rate = sum(entry.length for entry in batch) / max(time.monotonic() - started, 1e-6)
-            self._tokens_per_second += (rate - self._tokens_per_second) * (
-                _RATE_WEIGHT if self._tokens_per_second else 1.0
-            )
-            # Else they stay until the next batch has its own.
-            del logits, batch
+            else:
+                seconds = time.monotonic() - started
+                for row, entry in enumerate(batch):
+                    own = logits[row, : entry.length] if logits.ndim == 3 else logits[row]
+                    self._keep(entry, own, started, seconds)
+                self._measure(sum(entry.length for entry in batch), time.monotonic() - started)
+                # Else they stay until the next batch has its own.
+                del logits, own
+            del batch
+            with self._changed:
+                del self._running[number]
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        """Note how fast the queue drains while every thread has a batch."""
+        rate = self._parallel * tokens / max(seconds, 1e-6)
+        with self._changed:
+            weight = _RATE_WEIGHT if self._tokens_per_second else 1.0
+            self._tokens_per_second += (rate - self._tokens_per_second) * weight
 
     def _keep(self, entry: _Entry, logits: Logits, started: float, seconds: float) -> None:
         """Note what the answer needs of one sequence; only its own request fails with it."""
@@ -203,18 +223,25 @@ class Engine:
             _log.exception("an output of the model can't be used")
             self._settle(request, InferenceError("the model gave no usable answer for an input"))
             return
-        request.missing -= 1
-        if request.missing == 0:
+        with self._changed:
+            request.missing -= 1
+            complete = request.missing == 0
+        if complete:
             self._settle(request, Answer(request.kept, started - request.arrived, seconds))
 
-    def _take(self) -> list[_Entry] | None:
-        """Wait for work and take the next batch off the queue; None when closing."""
+    def _take(self, number: int) -> list[_Entry] | None:
+        """Wait for work and take the next batch off the queue; None when closing.
+
+        What waits is shared with the other threads that are free: two halves at once are done before a whole.
+        """
         with self._changed:
             while not self._queue and not self._closing:
                 self._changed.wait()
             if self._closing:
                 return None
-            chosen = plan_batch(self._queue, self._budget)
+            free = self._parallel - len(self._running)
+            self._running[number] = time.monotonic()
+            chosen = plan_batch(self._queue, min(self._budget, math.ceil(self._queued_tokens / free)))
             batch = [self._queue[index] for index in chosen]
             taken = set(chosen)
             self._queue = [entry for index, entry in enumerate(self._queue) if index not in taken]

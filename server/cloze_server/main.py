@@ -63,7 +63,7 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
         name=name,
         version=number,
         digest=artifact.digest,
-        threads=settings.threads,
+        threads=max(1, settings.threads // settings.parallel_batches),
     )
 
 

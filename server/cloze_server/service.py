@@ -83,6 +83,7 @@ class Service:
             pad=model.special_tokens.pad,
             max_batch_tokens=self._budget,
             max_queue_tokens=settings.max_queue_tokens,
+            parallel=settings.parallel_batches,
         )
 
     async def warm_up(self) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Never
 
@@ -24,7 +24,7 @@ from cloze_api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
 )
-from cloze_server import paths
+from cloze_server import cpus, paths
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.exits import ExitCode, FatalError
 
@@ -51,7 +51,8 @@ class Settings:
     # All addresses: in a pod the network policy, not the bind address, decides who may connect.
     host: str = "0.0.0.0"  # noqa: S104
     port: int = SERVER_PORT
-    threads: int = _RUNTIME.threads
+    threads: int = field(default_factory=cpus.available)
+    parallel_batches: int = 1
     max_batch_tokens: int = _RUNTIME.max_batch_tokens
     max_queue_tokens: int = _RUNTIME.max_queue_tokens
     timeout_seconds: float = _RUNTIME.timeout_seconds
@@ -107,7 +108,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag("cache", ENV_MODEL_CACHE, Path, "folder for verified artifacts; the only one that is written to"),
     Flag("host", "CLOZE_LISTEN_HOST", str, "address to listen on"),
     Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0, 65_535),
-    Flag("threads", ENV_THREADS, int, "compute threads; give the pod as many CPUs", 1, 1024),
+    Flag("threads", ENV_THREADS, int, "compute threads; as many as the process may use CPUs when absent", 1, 1024),
+    Flag("parallel_batches", "CLOZE_PARALLEL_BATCHES", int, "batches at the same time, which share the threads", 1, 64),
     Flag("max_batch_tokens", ENV_MAX_BATCH_TOKENS, int, "padded tokens in one batch", 1, _COUNT_MAX),
     Flag(
         "max_queue_tokens",
@@ -154,7 +156,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("termination_log", ENV_TERMINATION_LOG, Path, "where a fatal error's reason is left"),
 )
 
-_DEFAULTS = {field.name: field.default for field in fields(Settings)}
+_DEFAULTS = {each.name: None if each.default is MISSING else each.default for each in fields(Settings)}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 _LOG_LEVELS = ("debug", "info", "warning", "error")

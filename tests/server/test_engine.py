@@ -21,9 +21,16 @@ from cloze_server.telemetry import Telemetry
 pytestmark = pytest.mark.anyio
 
 
-def engine(backend: object, *, batch: int = 256, queue: int = 65_536) -> Engine:
+def engine(backend: object, *, batch: int = 256, queue: int = 65_536, parallel: int = 1) -> Engine:
     """An engine over a backend."""
-    return Engine(backend, Telemetry(), pad=0, max_batch_tokens=batch, max_queue_tokens=queue)  # type: ignore[arg-type]
+    return Engine(
+        backend,  # type: ignore[arg-type]
+        Telemetry(),
+        pad=0,
+        max_batch_tokens=batch,
+        max_queue_tokens=queue,
+        parallel=parallel,
+    )
 
 
 class Gate:
@@ -52,13 +59,13 @@ SEQUENCES = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.lists(SEQUENCES, min_size=1, max_size=5), min_size=1, max_size=12))
-def test_every_request_gets_its_own_answer(requests: list[list[list[int]]]) -> None:
+@given(st.lists(st.lists(SEQUENCES, min_size=1, max_size=5), min_size=1, max_size=12), st.integers(1, 3))
+def test_every_request_gets_its_own_answer(requests: list[list[list[int]]], parallel: int) -> None:
     """Whatever shares a batch, rows come back to who sent them, in order."""
     backend = DummyBackend(classes=4, per_token=False)
 
     async def run() -> None:
-        running = engine(backend)
+        running = engine(backend, parallel=parallel)
         try:
             answers = await asyncio.gather(
                 *(running.submit([Piece(ids, np.copy) for ids in request]) for request in requests)
@@ -174,3 +181,42 @@ async def test_what_is_kept_is_made_as_each_batch_ends() -> None:
     await running.submit([Piece([token], lambda _: order.append("keep")) for token in range(3)])
     running.close()
     assert order == ["run", "keep"] * 3
+
+
+async def test_what_waits_is_shared_among_free_threads() -> None:
+    """Two that are free take half of it each, at once, though one batch would hold it all."""
+
+    class Both(DummyBackend):
+        together = threading.Barrier(2)
+
+        def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
+            # Breaks, and fails the batch, unless another thread comes here too.
+            self.together.wait(10)
+            return super().infer(ids_BL, mask_BL)
+
+    running = engine(Both(classes=2, per_token=False), parallel=2)
+    answer = await running.submit([Piece([token] * 8, np.copy) for token in range(6)])
+    running.close()
+    assert len(answer.kept) == 6
+
+
+async def test_one_hanging_batch_is_a_failure_however_busy_the_others_are() -> None:
+    """Its thread never comes back, so that the process has to be started anew."""
+
+    class Stuck(DummyBackend):
+        go = threading.Event()
+
+        def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
+            if ids_BL.max() == 13:
+                assert self.go.wait(10)
+            return super().infer(ids_BL, mask_BL)
+
+    running = engine(Stuck(classes=2, per_token=False), batch=1, parallel=2)
+    stuck = asyncio.create_task(running.submit([Piece([13], np.copy)]))
+    await until(lambda: running.failure(0.05) is not None)
+    await running.submit([Piece([1], np.copy)])
+    assert "has been running" in (running.failure(0.05) or "")
+    assert running.failure(60) is None
+    Stuck.go.set()
+    await stuck
+    running.close()

@@ -155,7 +155,7 @@ async def test_a_dead_inference_thread_makes_the_process_unhealthy(serving: Any)
         die.set()
         assert (await client.post("/v1/classify", json={"inputs": "x"})).status_code == 504
         response = await client.get("/healthz")
-    assert (response.status_code, response.json()["status"]) == (503, "the inference thread is dead")
+    assert (response.status_code, response.json()["status"]) == (503, "an inference thread is dead")
 
 
 async def test_an_input_longer_than_a_batch_is_announced(serving: Any, caplog: pytest.LogCaptureFixture) -> None:
