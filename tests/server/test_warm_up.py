@@ -127,7 +127,7 @@ async def test_a_batch_that_hangs_makes_the_process_unhealthy(serving: Any) -> N
         assert go.wait(10)
 
     model, _ = watched(Task.SEQUENCE_CLASSIFICATION, wait)
-    async with serving(lambda: model, timeout_seconds=0.1) as client:
+    async with serving(lambda: model, timeout_seconds=0.4) as client:
         go.clear()
         assert (await client.post("/v1/classify", json={"inputs": "x"})).status_code == 504
         assert (await client.get("/healthz")).status_code == 200, "not at the first timeout"
