@@ -29,7 +29,8 @@ def test_many_kills_change_no_bit(namespace: str, platform: str) -> None:
         live.until(
             lambda: pods(namespace, "chased", index),  # noqa: B023
             lambda seen: any(pod["metadata"]["uid"] != gone and pod["status"]["phase"] == "Running" for pod in seen),  # noqa: B023
-            300,
+            # Kubernetes doubles its wait with each failure of a Job's pods, up to ten minutes.
+            700,
             "a successor runs",
         )
     jobs = [live.finished(namespace, "pretrainjob", name, 900) for name in ("calm", "chased")]
