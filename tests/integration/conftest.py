@@ -370,34 +370,35 @@ def objects(api_client: client.ApiClient) -> Iterator[Objects]:
 
 
 @pytest.fixture(scope="module")
-def operator_address(
-    kubeconfig: str,
-    objects: Objects,
-    registry: StubRegistry,
-    api_client: client.ApiClient,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[str]:
-    """An operator that serves the module's namespace."""
+def alone(api_client: client.ApiClient) -> None:
+    """No operator is installed on the cluster."""
     pods = client.CoreV1Api(api_client).list_pod_for_all_namespaces(
         label_selector="app.kubernetes.io/component=operator,app.kubernetes.io/name=cloze"
     )
     busy = [pod.metadata.namespace for pod in pods.items if any(s.ready for s in pod.status.container_statuses or [])]
     if busy:
         pytest.fail(f"an operator already runs in namespace {busy[0]}: two would undo each other's work; scale it to 0")
+
+
+@pytest.fixture(scope="module")
+def operator_address(
+    kubeconfig: str, objects: Objects, registry: StubRegistry, alone: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """An operator that serves the module's namespace."""
     log = tmp_path_factory.mktemp("operator") / "log"
     with running_operator(kubeconfig, objects.namespace, registry.uri, log) as address:
         yield address
 
 
-@pytest.fixture(scope="session")
-def operate(kubeconfig: str) -> Callable[[str, str, Path], AbstractContextManager[str]]:
+@pytest.fixture(scope="module")
+def operate(kubeconfig: str, alone: None) -> Callable[[str, str, Path], AbstractContextManager[str]]:
     """Runs an operator for a namespace: `with operate(namespace, registry_uri, log):`."""
     return lambda namespace, uri, log: running_operator(kubeconfig, namespace, uri, log)
 
 
 @pytest.fixture
 def candidates(
-    kubeconfig: str, namespace: str, registry: StubRegistry, tmp_path: Path
+    kubeconfig: str, namespace: str, registry: StubRegistry, alone: None, tmp_path: Path
 ) -> Iterator[Callable[..., Operator]]:
     """Starts operators of the test's namespace, by name: `candidates("a", server=..., CLOZE_...=...)`."""
     with ExitStack() as stack:
