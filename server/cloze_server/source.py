@@ -24,6 +24,8 @@ _DAMAGE = frozenset(
     {"ManifestMissing", "DigestMismatch", "FileMissing", "FileCorrupt", "FileUnlisted", "FileNotRegular"}
 )
 
+_FOREIGN_CONFIG = "config.json"
+
 _BACKOFF_FIRST_SECONDS = 0.5
 _BACKOFF_MAX_SECONDS = 30.0
 
@@ -61,6 +63,12 @@ def backoff_seconds(attempt: int) -> float:
 
 def open_folder(folder: Path, digest: str | None) -> VerifiedArtifact:
     """Verify an artifact that is already on disk. Raises FatalError (ARTIFACT_INVALID)."""
+    if (folder / _FOREIGN_CONFIG).is_file() and not (folder / MANIFEST_FILE).exists():
+        message = (
+            f"{folder} is a model in Hugging Face's format and no Cloze artifact: make one with "
+            f"`cloze-train import {folder} --task TASK --name NAME --output DIR`"
+        )
+        raise FatalError(ExitCode.ARTIFACT_INVALID, "NotImported", message)
     try:
         manifest, found = verify_with_digest(folder, digest)
     except ArtifactError as error:

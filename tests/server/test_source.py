@@ -343,3 +343,11 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(FatalError, match=MANIFEST_FILE):
         open_folder(tmp_path, None)
+
+
+def test_a_folder_that_was_never_imported_says_how_to(tmp_path: Path) -> None:
+    """Instead of that a file of ours is missing."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FatalError, match=f"cloze-train import {tmp_path} --task") as error:
+        open_folder(tmp_path, None)
+    assert (error.value.code, error.value.reason) == (ExitCode.ARTIFACT_INVALID, "NotImported")

@@ -29,7 +29,7 @@ def config(max_length: int, vocab_size: int) -> EncoderConfig:
 )
 def test_check_is_bounded(max_length: int, vocab_size: int, length: int) -> None:
     """Attention scores and logits of the longest sequences would take gigabytes: shorter ones prove the same."""
-    assert check_length(config(max_length, vocab_size)) == length
+    assert check_length(vocab_size, max_length) == length
 
 
 def model(scale: float) -> TaskModel:

@@ -10,6 +10,7 @@ from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, file_sha2
 from cloze_api.names import ENV_BASE_DIGEST, ENV_MLFLOW_URI
 from cloze_api.task import Task
 from cloze_trainer.console import log
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.model import EncoderConfig
 from cloze_trainer.run import Run
@@ -43,6 +44,12 @@ def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel
         raise BaseModelError(
             "BaseTaskUnsuitable",
             f"the base model {name} is for {manifest.task}: name a fill-mask model, as a PretrainJob registers it",
+        )
+    if manifest.special_tokens.model_dump() != SPECIAL_IDS.model_dump():
+        raise BaseModelError(
+            "BaseTokenizerUnsuitable",
+            f"the special tokens of the base model {name} have other ids than those of this trainer: name a model that "
+            "a PretrainJob has registered",
         )
     try:
         config = EncoderConfig.read(folder / "config.json")

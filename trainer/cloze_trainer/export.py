@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,49 @@ TOLERANCE = 1e-4
 _LONGEST_CHECK = 512
 _CHECK_LOGITS = 1 << 26
 _CHECK_ROWS = 3
+# Ids below may be special; the check's texts are of ordinary tokens.
+_FIRST_CHECKED_ID = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """What a graph takes and gives.
+
+    inputs: names in the order of the module's arguments, each int64 (batch, length). per_token: whether its output has
+    a row for each token, (batch, length, …), or one for the sequence, (batch, …). pad: id of the padding token.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    per_token: bool
+    vocab_size: int
+    max_length: int
+    pad: int
 
 
 def export(model: nn.Module, task: Task, config: EncoderConfig, path: Path) -> None:
-    """Write the graph: int64 inputs (batch, length), float32 logits; both dimensions are free.
+    """Write the graph of one of our own models: see `export_graph`."""
+    graph = Graph(
+        inputs=INPUTS,
+        output=OUTPUT,
+        per_token=task is not Task.SEQUENCE_CLASSIFICATION,
+        vocab_size=config.vocab_size,
+        max_length=config.max_length,
+        pad=SPECIAL_IDS.pad,
+    )
+    export_graph(model, graph, path)
+
+
+def export_graph(model: nn.Module, graph: Graph, path: Path) -> None:
+    """Write the graph: int64 inputs (batch, length), a float32 output; both dimensions are free.
 
     Raises TrainerError when ONNX Runtime's outputs differ from torch's by more than the tolerance.
     """
     model.eval().cpu()
-    length = min(16, config.max_length)
-    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in INPUTS)
-    axes = {name: {0: "batch", 1: "length"} for name in INPUTS}
-    axes[OUTPUT] = {0: "batch"} if task is Task.SEQUENCE_CLASSIFICATION else {0: "batch", 1: "length"}
+    length = min(16, graph.max_length)
+    example = tuple(torch.ones(2, length, dtype=torch.int64) for _ in graph.inputs)
+    axes = {name: {0: "batch", 1: "length"} for name in graph.inputs}
+    axes[graph.output] = {0: "batch", 1: "length"} if graph.per_token else {0: "batch"}
     with warnings.catch_warnings(), torch.no_grad():
         # The tracing exporter is on its way out upstream, but takes one second where its successor takes twenty and
         # half a gigabyte more; the graphs run equally fast.
@@ -44,37 +76,39 @@ def export(model: nn.Module, task: Task, config: EncoderConfig, path: Path) -> N
             model,
             example,
             str(path),
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
+            input_names=list(graph.inputs),
+            output_names=[graph.output],
             opset_version=OPSET,
             dynamic_axes=axes,
             dynamo=False,
         )
-    _compare(model, config, path)
+    _compare(model, graph, path)
 
 
-def check_length(config: EncoderConfig) -> int:
+def check_length(vocab_size: int, max_length: int) -> int:
     """Length of the sequences that the graph is checked on: the longest one that leaves the memory in bounds."""
-    affordable = _CHECK_LOGITS // (_CHECK_ROWS * config.vocab_size)
-    return min(config.max_length, _LONGEST_CHECK, max(16, affordable))
+    affordable = _CHECK_LOGITS // (_CHECK_ROWS * vocab_size)
+    return min(max_length, _LONGEST_CHECK, max(16, affordable))
 
 
-def _compare(model: nn.Module, config: EncoderConfig, path: Path) -> None:
+def _compare(model: nn.Module, graph: Graph, path: Path) -> None:
     """Check the graph on batches of other shapes than the traced one, with and without padding."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     random = np.random.Generator(np.random.PCG64(0))
-    for batch, length in ((1, min(7, config.max_length)), (_CHECK_ROWS, check_length(config))):
-        ids_BT = random.integers(5, config.vocab_size, size=(batch, length))
+    longest = check_length(graph.vocab_size, graph.max_length)
+    for batch, length in ((1, min(7, graph.max_length)), (_CHECK_ROWS, longest)):
+        ids_BT = random.integers(_FIRST_CHECKED_ID, graph.vocab_size, size=(batch, length))
         mask_BT = np.ones_like(ids_BT)
         mask_BT[-1, length // 2 + 1 :] = 0
-        ids_BT = np.where(mask_BT == 1, ids_BT, SPECIAL_IDS.pad)
-        feeds = dict(zip(INPUTS, (ids_BT, mask_BT, np.zeros_like(ids_BT)), strict=True))
+        ids_BT = np.where(mask_BT == 1, ids_BT, graph.pad)
+        available = dict(zip(INPUTS, (ids_BT, mask_BT, np.zeros_like(ids_BT)), strict=True))
+        feeds = {name: available[name] for name in graph.inputs}
         with torch.inference_mode():
-            expected = model(*(torch.from_numpy(feeds[name]) for name in INPUTS)).numpy()
-        (actual,) = session.run([OUTPUT], feeds)
-        if expected.ndim == 3:
+            expected = model(*(torch.from_numpy(feeds[name]) for name in graph.inputs)).numpy()
+        (actual,) = session.run([graph.output], feeds)
+        if graph.per_token:
             expected, actual = expected[mask_BT == 1], actual[mask_BT == 1]
         difference = float(np.abs(expected - actual).max() / max(1.0, np.abs(expected).max()))
         if not difference <= TOLERANCE:

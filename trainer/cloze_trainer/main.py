@@ -1,4 +1,4 @@
-"""`cloze-train`: carry out one PretrainJob or FineTuneJob, in a pod or on this machine."""
+"""`cloze-train`: carry out one PretrainJob or FineTuneJob, in a pod or on this machine, or import a model."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from cloze_api.names import (
     PROGRESS_PORT,
 )
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer import outcome
+from cloze_trainer import importing, outcome
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
@@ -25,7 +25,12 @@ from cloze_trainer.origin import refuse_changed
 from cloze_trainer.outcome import FAILURE_FILE
 from cloze_trainer.run import Run, open_run
 
+_IMPORT = "import"
+
 _EPILOG = f"""\
+cloze-train import FOLDER --task TASK --name NAME --output DIR [--register] makes an artifact of a model in
+Hugging Face's format: see cloze-train import --help.
+
 environment:
   {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
   {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine
@@ -99,6 +104,14 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     return result
 
 
+def _import(arguments: list[str]) -> Outcome:
+    """Import a model; nothing is left behind by a failure."""
+    try:
+        return importing.run(importing.parse(arguments))
+    except (TrainerError, OSError) as error:
+        return outcome.failed(classify(error))
+
+
 def _end(result: Outcome) -> None:
     """Tell how it ended, on the log and where Kubernetes reads it."""
     outcome.terminate(result)
@@ -116,6 +129,10 @@ def main() -> None:
     # A pod's first process ignores SIGTERM unless it asks for it, and the imports to come take seconds.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hear)
+    if sys.argv[1:2] == [_IMPORT]:
+        result = _import(sys.argv[2:])
+        _end(result)
+        sys.exit(int(result.exit_code))
     arguments = _arguments()
     if arguments.workspace:
         os.environ[ENV_WORKSPACE] = arguments.workspace

@@ -78,6 +78,8 @@ class EncoderConfig:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["model_type"] != "bert":
             raise ValueError(f"{path.name} describes a {document['model_type']!r} model, not bert")
+        if (document.get("hidden_act"), document.get("layer_norm_eps")) != ("gelu", LAYER_NORM_EPSILON):
+            raise ValueError(f"{path.name} describes another activation or normalisation than ours")
         return cls(
             vocab_size=document["vocab_size"],
             layers=document["num_hidden_layers"],

@@ -1,0 +1,155 @@
+"""Weights, tokenizer and graph of a checkpoint in Hugging Face's format, written into an artifact's folder."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Set before the library is imported. A folder is read, never a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import nn
+
+from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, SpecialTokens
+from cloze_api.task import Task
+from cloze_trainer.console import log
+from cloze_trainer.errors import InputError
+from cloze_trainer.export import INPUTS, OUTPUT, Graph, export_graph
+from cloze_trainer.heads import Classes, Embedding, Span
+from cloze_trainer.huggingface import Checkpoint
+
+transformers.utils.logging.disable_progress_bar()
+
+_VECTOR_OUTPUT = "embedding"
+_SHORTEST = 8
+# Protocol buffers, which ONNX files are, hold no more.
+_LARGEST_GRAPH_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the manifest has to say about the files. dimensions: of an embedding; 0 for other tasks."""
+
+    inputs: tuple[str, ...]
+    output: str
+    max_length: int
+    special_tokens: SpecialTokens
+    lowercase: bool
+    dimensions: int
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> Facts:
+    """Convert a checkpoint. Raises InputError for what can't be, TrainerError when the graph isn't the model."""
+    loaded = _load_tokenizer(checkpoint)
+    # A copy: the settings of the one in use stay as they are.
+    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special_tokens = _special_tokens(checkpoint, loaded, tokenizer)
+    model = _model(checkpoint)
+    longest = int(min(loaded.model_max_length, checkpoint.positions))
+    max_length = min(longest, checkpoint.declared or longest)
+    if max_length < _SHORTEST:
+        raise InputError("LengthInvalid", f"{checkpoint.folder} takes {max_length} tokens, at least {_SHORTEST} needed")
+    # A tokenizer may not tell the texts of a pair apart though the model could; then the model never learnt it.
+    segments = checkpoint.architecture.segments and 1 in tokenizer.encode("a", "a").type_ids
+    inputs = INPUTS if segments else INPUTS[:2]
+    graph = Graph(
+        inputs=inputs,
+        output=_VECTOR_OUTPUT if checkpoint.task is Task.EMBEDDING else OUTPUT,
+        per_token=checkpoint.task not in (Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING),
+        vocab_size=checkpoint.vocab_size,
+        max_length=max_length,
+        pad=special_tokens.pad,
+    )
+    model.save_pretrained(folder)
+    loaded.save_pretrained(folder)
+    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
+    for path in folder.iterdir():
+        # Weights are written for their owner alone, and served by another.
+        path.chmod(0o644)
+    for name in checkpoint.files:
+        shutil.copyfile(checkpoint.folder / name, folder / name)
+    export_graph(_headed(checkpoint, model, inputs), graph, folder / ONNX_FILE)
+    log("converted", model=checkpoint.class_name, max_length=max_length, vocab_size=checkpoint.vocab_size)
+    return Facts(
+        inputs=inputs,
+        output=graph.output,
+        max_length=max_length,
+        special_tokens=special_tokens,
+        lowercase=tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a",
+        dimensions=int(model.config.hidden_size) if checkpoint.task is Task.EMBEDDING else 0,
+    )
+
+
+def _headed(checkpoint: Checkpoint, model: Any, inputs: tuple[str, ...]) -> nn.Module:
+    if checkpoint.vectors is not None:
+        return Embedding(model, inputs, checkpoint.vectors)
+    return Span(model, inputs) if checkpoint.task is Task.QUESTION_ANSWERING else Classes(model, inputs)
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The folder's tokenizer, as transformers has it. Raises InputError."""
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        loaded.backend_tokenizer.to_str()
+    except Exception as error:  # whatever it is, the folder has no tokenizer that can be used
+        message = f"{checkpoint.folder} has no tokenizer that transformers loads as a fast one ({type(error).__name__})"
+        raise InputError("TokenizerUnsupported", f"{message}: put its tokenizer.json there") from error
+    return loaded
+
+
+def _special_tokens(checkpoint: Checkpoint, loaded: Any, tokenizer: Tokenizer) -> SpecialTokens:
+    """The ids that a server needs, where the tokenizer fits the model. Raises InputError."""
+    folder = checkpoint.folder
+    ids = {role: getattr(loaded, f"{role}_token_id") for role in SpecialTokens.model_fields}
+    needed = [role for role, field in SpecialTokens.model_fields.items() if field.is_required()]
+    needed += ["mask"] if checkpoint.task is Task.FILL_MASK else []
+    if missing := [role for role in needed if ids[role] is None]:
+        raise InputError("SpecialTokensMissing", f"the tokenizer of {folder} has no {', '.join(missing)} token")
+    special = SpecialTokens(**ids)
+    if tokenizer.encode("").ids != [special.cls, special.sep]:
+        message = f"the tokenizer of {folder} doesn't put its cls and sep tokens around a text: the model expects them"
+        raise InputError("TokenizerUnsupported", message)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= checkpoint.vocab_size:
+        message = f"the tokenizer of {folder} gives ids up to {highest}, the model knows {checkpoint.vocab_size}"
+        raise InputError("VocabularyInvalid", message)
+    return special
+
+
+def _model(checkpoint: Checkpoint) -> Any:
+    """The model in 32-bit floats. Raises InputError for weights that aren't all there."""
+    classes = {
+        Task.FILL_MASK: transformers.AutoModelForMaskedLM,
+        Task.SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
+        Task.TOKEN_CLASSIFICATION: transformers.AutoModelForTokenClassification,
+        Task.QUESTION_ANSWERING: transformers.AutoModelForQuestionAnswering,
+        Task.EMBEDDING: transformers.AutoModel,
+    }
+    try:
+        model, found = classes[checkpoint.task].from_pretrained(
+            checkpoint.folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            # Traces to fewer nodes, and the runtime fuses them.
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library's errors share no base class
+        message = f"the weights of {checkpoint.folder} can't be loaded ({type(error).__name__}): {str(error)[:300]}"
+        raise InputError("WeightsInvalid", message) from error
+    # The pooler belongs to sequence classification's head; no vector is made of it.
+    missing = sorted(name for name in found["missing_keys"] if "pooler." not in name or checkpoint.vectors is None)
+    if missing or found["mismatched_keys"]:
+        what = missing[0] if missing else str(next(iter(found["mismatched_keys"])))
+        message = f"{checkpoint.folder} has no weights for {what}: it would be random; import it for another task"
+        raise InputError("WeightsMissing", message)
+    if sum(each.numel() for each in model.parameters()) * 4 >= _LARGEST_GRAPH_BYTES:
+        raise InputError("ModelTooLarge", f"{checkpoint.folder} has 2 GiB of weights or more, which no ONNX file holds")
+    return model

@@ -1,0 +1,208 @@
+"""A model's folder in Hugging Face's format: what it holds, and whether it can become an artifact. Reads JSON alone.
+
+Formats: `config.json` of transformers; `modules.json`, `1_Pooling/config.json` and `sentence_bert_config.json` of
+sentence-transformers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cloze_api.task import Task
+from cloze_trainer.errors import InputError
+
+CONFIG_FILE = "config.json"
+MODULES_FILE = "modules.json"
+SENTENCE_FILE = "sentence_bert_config.json"
+
+#: End of the class names in `architectures` that have the head of a task.
+HEADS = {
+    Task.FILL_MASK: "ForMaskedLM",
+    Task.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
+    Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
+    Task.QUESTION_ANSWERING: "ForQuestionAnswering",
+}
+#: Tasks that a folder can be imported for.
+TASKS = (*HEADS, Task.EMBEDDING)
+
+Pooling = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A family of models. segments: whether it tells the texts of a pair apart by `token_type_ids`."""
+
+    segments: bool = False
+    positions_after_padding: bool = False
+    """Whether positions are counted from the padding's id on, so that so many fewer tokens fit."""
+
+
+ARCHITECTURES = {
+    "bert": Architecture(segments=True),
+    "roberta": Architecture(positions_after_padding=True),
+    "distilbert": Architecture(),
+    "modernbert": Architecture(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """How an embedding is made of the last layer."""
+
+    pooling: Pooling
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder that can be imported for a task.
+
+    labels: by class id, for the tasks that have some. positions: most tokens that the model takes. declared: most that
+    its folder says it should be given; None where it says nothing. files: what else describes it, to be kept.
+    """
+
+    folder: Path
+    task: Task
+    architecture: Architecture
+    class_name: str
+    labels: tuple[str, ...]
+    vocab_size: int
+    positions: int
+    declared: int | None
+    vectors: Vectors | None
+    files: tuple[str, ...]
+
+
+def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize: bool = False) -> Checkpoint:
+    """Read a folder. Raises InputError that says why it can't be imported.
+
+    pooling, normalize: how vectors are made, for an encoder whose folder doesn't say.
+    """
+    if not folder.is_dir():
+        raise InputError("FolderMissing", f"{folder} isn't a folder: give one in Hugging Face's format")
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError("ConfigMissing", f"{folder} has no {CONFIG_FILE}: it isn't a model in Hugging Face's format")
+    config = _object(folder / CONFIG_FILE)
+    kind = config.get("model_type")
+    architecture = ARCHITECTURES.get(str(kind))
+    if architecture is None or config.get("auto_map"):
+        what = "code of its own" if architecture else f"the architecture {kind!r}"
+        raise InputError("ArchitectureUnsupported", f"{folder} has {what}; supported are {', '.join(ARCHITECTURES)}")
+    try:
+        positions = int(config["max_position_embeddings"])
+        vocab_size = int(config["vocab_size"])
+        if architecture.positions_after_padding:
+            positions -= int(config.get("pad_token_id", 1)) + 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("ConfigInvalid", f"{CONFIG_FILE} of {folder} has no usable {error}") from error
+    classes = [str(name) for name in config.get("architectures") or []]
+    sentence = _object(folder / SENTENCE_FILE) if (folder / SENTENCE_FILE).is_file() else {}
+    return Checkpoint(
+        folder=folder,
+        task=task,
+        architecture=architecture,
+        class_name=_head(folder, classes, task),
+        labels=_labels(folder, config) if task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION) else (),
+        vocab_size=vocab_size,
+        positions=positions,
+        declared=sentence.get("max_seq_length"),
+        vectors=_vectors(folder, pooling, normalize) if task is Task.EMBEDDING else None,
+        files=tuple(name for name in ("README.md", "LICENSE", "LICENSE.txt", "NOTICE") if (folder / name).is_file()),
+    )
+
+
+def _head(folder: Path, classes: Sequence[str], task: Task) -> str:
+    """The class with the task's head; for embeddings any. Raises InputError."""
+    if not classes:
+        raise InputError("ConfigInvalid", f"{CONFIG_FILE} of {folder} names no architectures")
+    if task is Task.EMBEDDING:
+        return classes[0]
+    for name in classes:
+        if name.endswith(HEADS[task]):
+            return name
+    fitting = [each.value for each, end in HEADS.items() if any(name.endswith(end) for name in classes)]
+    raise InputError(
+        "HeadMissing",
+        f"{folder} is a {', '.join(classes)} without a head for {task}: import it for "
+        f"{' or '.join([*fitting, Task.EMBEDDING.value])}, or fine-tune it first",
+    )
+
+
+def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """Label names by class id. Raises InputError for classes that aren't exclusive, or unnamed ones."""
+    if config.get("problem_type") in ("multi_label_classification", "regression"):
+        message = f"{folder} is for {config['problem_type']}: the labels of a text must exclude each other"
+        raise InputError("ProblemUnsupported", message)
+    named = config.get("id2label")
+    # What transformers assumes where a configuration doesn't say.
+    named = {"0": "LABEL_0", "1": "LABEL_1"} if named is None else named
+    try:
+        labels = tuple(str(named[str(number)]) for number in range(len(named)))
+    except (KeyError, TypeError) as error:
+        raise InputError("ConfigInvalid", f"id2label in {CONFIG_FILE} of {folder} has gaps") from error
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise InputError("LabelsInvalid", f"{folder} has the labels {', '.join(labels)}: at least two different ones")
+    return labels
+
+
+def _vectors(folder: Path, pooling: Pooling | None, normalize: bool) -> Vectors:
+    """How vectors are made, from the folder or as told. Raises InputError where neither says it, or both do."""
+    if not (folder / MODULES_FILE).is_file():
+        if pooling is None:
+            raise InputError(
+                "PoolingUnknown",
+                f"{folder} has no {MODULES_FILE} to say how vectors are made of the last layer: give --pooling mean or "
+                "--pooling cls, as the model was trained, and --normalize if its vectors have length 1",
+            )
+        return Vectors(pooling, normalize)
+    if pooling is not None or normalize:
+        raise InputError("PoolingKnown", f"{MODULES_FILE} of {folder} says how vectors are made: leave it to that")
+    modules = _list(folder / MODULES_FILE)
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise InputError(
+            "ModulesUnsupported",
+            f"{folder} is made of {', '.join(kinds)}; supported are Transformer, Pooling and Normalize, in this order",
+        )
+    if modules[0].get("path"):
+        raise InputError("ModulesUnsupported", f"{folder} keeps its encoder in {modules[0]['path']}: move it up")
+    settings = _object(folder / str(modules[1].get("path", "")) / CONFIG_FILE)
+    return Vectors(_pooling(folder, settings), len(kinds) == 3)
+
+
+def _pooling(folder: Path, settings: dict[str, Any]) -> Pooling:
+    chosen = {name.removeprefix("pooling_mode_") for name, value in settings.items() if value is True}
+    chosen &= {"cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"}
+    if isinstance(named := settings.get("pooling_mode"), str):
+        chosen = {named}
+    if chosen in ({"mean_tokens"}, {"mean"}):
+        return "mean"
+    if chosen in ({"cls_token"}, {"cls"}):
+        return "cls"
+    found = ", ".join(sorted(chosen)) or "nothing"
+    raise InputError("PoolingUnsupported", f"{folder} pools by {found}; supported are the mean and the first token")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    document = _json(path)
+    if not isinstance(document, dict):
+        raise InputError("ConfigInvalid", f"{path} isn't a JSON object")
+    return document
+
+
+def _list(path: Path) -> list[dict[str, Any]]:
+    document = _json(path)
+    if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
+        raise InputError("ConfigInvalid", f"{path} isn't a list of modules")
+    return document
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("ConfigUnreadable", f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError("ConfigInvalid", f"{path} isn't JSON in UTF-8") from error
