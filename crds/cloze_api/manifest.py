@@ -103,8 +103,8 @@ class Manifest(_Part):
     architecture: str
     labels: list[str] = []
     """Label names by class id; empty for tasks without classes."""
-    embedding: Embedding | None = None
-    """For the task embedding alone."""
+    embedding: Embedding | None = Field(default=None, exclude_if=lambda embedding: embedding is None)
+    """For the task embedding alone, and left out for others: an older server refuses fields that it doesn't know."""
     limits: Limits
     special_tokens: SpecialTokens
     lowercase: bool

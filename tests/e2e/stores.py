@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "hack"))
-from cluster import tools  # noqa: E402
+from cluster import golang  # noqa: E402
 
 S3_SERVER = ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
 CACHE = Path.home() / ".cache" / "cloze"
@@ -170,10 +170,9 @@ def _s3_server() -> Path:
     package, version = S3_SERVER
     folder = CACHE / "tools" / f"versitygw-{version}"
     if not (folder / "versitygw").exists():
-        go = tools.find_go(CACHE)
-        assert go, "the local cluster's tools bring a Go: run `make cluster-up` first"
+        go = golang.find(CACHE) or golang.fetch(CACHE)
         environment = {**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0"}
-        subprocess.run([go, "install", "-trimpath", f"{package}@{version}"], env=environment, cwd="/", check=True)
+        subprocess.run([str(go), "install", "-trimpath", f"{package}@{version}"], env=environment, cwd="/", check=True)
     return folder / "versitygw"
 
 
