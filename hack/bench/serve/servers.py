@@ -1,0 +1,245 @@
+"""Who is measured: ours and each peer, how it is started, asked and understood."""
+
+import base64
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workload import MAX_LENGTH, ROOT
+
+PEERS = Path(__file__).parent / "peers"
+CACHE = Path(os.environ.get("CLOZE_BENCH_CACHE", Path.home() / ".cache" / "cloze" / "bench"))
+PORT = 18_300
+
+Command = Callable[[Path, Path], list[str]]
+"""From the artifact and a folder for scratch files to what is started."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server. python: the interpreter of its environment. answer: a reply's likeliest label and its probability."""
+
+    name: str
+    command: Command
+    path: str
+    body: Callable[[str], dict[str, Any]]
+    answer: Callable[[Any], tuple[str, float]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready: str = "/"
+    prepare: Command | None = None
+
+
+def interpreter(peer: str) -> str:
+    """Python of a peer's environment, which is made from its pins when it is missing."""
+    pins = PEERS / f"{peer}.txt"
+    folder = CACHE / f"{peer}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "complete").exists():
+        print(f"installing {peer} into {folder}", file=sys.stderr, flush=True)
+        uv = os.environ.get("UV", "uv")
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(pins)]
+        subprocess.run(install, check=True)
+        (folder / "complete").touch()
+    return str(folder / "bin" / "python")
+
+
+def ours(graph_threads: int = 2, *, parallel: int = 1, flags: tuple[str, ...] = ()) -> Server:
+    """Cloze's server, from this checkout."""
+    return Server(
+        name="cloze",
+        command=lambda artifact, _: [
+            *(sys.executable, "-m", "cloze_server.main", "--model", str(artifact), "--host", "127.0.0.1"),
+            *("--port", str(PORT), "--threads", str(graph_threads), "--parallel-batches", str(parallel)),
+            *("--lame-duck-seconds", "0", *flags),
+        ],
+        path="/v1/classify",
+        body=lambda text: {"inputs": text, "truncate": "right", "top_k": 1},
+        answer=lambda reply: (
+            reply["results"][0]["predictions"][0]["label"],
+            reply["results"][0]["predictions"][0]["score"],
+        ),
+        environment={"CLOZE_TERMINATION_LOG": os.devnull, "CLOZE_LOG_LEVEL": "warning"},
+        ready="/readyz",
+    )
+
+
+def _plain(reply: Any) -> tuple[str, float]:
+    answer = reply[0] if isinstance(reply, list) else reply
+    return str(answer["label"]), float(answer["score"])
+
+
+def fastapi(_: int = 0) -> Server:
+    """A transformers pipeline in FastAPI."""
+    return Server(
+        name="fastapi+pipeline",
+        command=lambda *_: [
+            *(sys.executable, "-m", "uvicorn", "--app-dir", str(PEERS), "--port", str(PORT)),
+            *("--log-level", "error", "fastapi_app:app"),
+        ],
+        path="/predict",
+        body=lambda text: {"text": text},
+        answer=_plain,
+    )
+
+
+def litserve(batch: int = 32) -> Server:
+    """LitServe."""
+    return Server(
+        name=f"litserve batch {batch}",
+        command=lambda *_: [interpreter("litserve"), str(PEERS / "litserve_app.py"), str(PORT)],
+        path="/predict",
+        body=lambda text: {"text": text},
+        answer=_plain,
+        environment={"BENCH_BATCH": str(batch)},
+        ready="/health",
+    )
+
+
+def bentoml(batch: int = 100) -> Server:
+    """BentoML."""
+    return Server(
+        name=f"bentoml batch {batch}",
+        command=lambda *_: [
+            *(interpreter("bentoml"), "-m", "bentoml", "serve", "bentoml_app:Service", "--port", str(PORT)),
+            *("--host", "127.0.0.1", "--working-dir", str(PEERS)),
+        ],
+        path="/predict",
+        body=lambda text: {"texts": [text]},
+        answer=_plain,
+        environment={"BENCH_BATCH": str(batch), "BENTOML_DO_NOT_TRACK": "1"},
+        ready="/readyz",
+    )
+
+
+def pytriton(batch: int = 32) -> Server:
+    """Triton Inference Server through nvidia-pytriton."""
+
+    def answer(reply: Any) -> tuple[str, float]:
+        return _plain(json.loads(reply["outputs"][0]["data"][0]))
+
+    return Server(
+        name=f"triton batch {batch}",
+        command=lambda *_: [interpreter("pytriton"), str(PEERS / "pytriton_app.py"), str(PORT)],
+        path="/v2/models/classify/infer",
+        body=lambda text: {
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}],
+        },
+        answer=answer,
+        environment={"BENCH_BATCH": str(batch)},
+        ready="/v2/models/classify/ready",
+    )
+
+
+def mlflow(_: int = 0) -> Server:
+    """`mlflow models serve`."""
+    return Server(
+        name="mlflow serve",
+        command=lambda _, folder: [
+            *(sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(PORT)),
+            *("--model-uri", str(folder / "model")),
+        ],
+        prepare=lambda _, folder: [sys.executable, str(PEERS / "mlflow_app.py"), str(folder / "model")],
+        path="/invocations",
+        body=lambda text: {"inputs": [text]},
+        answer=lambda reply: _plain(reply["predictions"][0]),
+        ready="/ping",
+    )
+
+
+PEER_SERVERS: dict[str, Callable[[int], Server]] = {
+    "fastapi": fastapi,
+    "litserve": litserve,
+    "bentoml": bentoml,
+    "triton": pytriton,
+    "mlflow": mlflow,
+}
+#: What each gets without a choice of ours: its dynamic batching as it comes.
+DEFAULT_BATCH = {"fastapi": 0, "litserve": 32, "bentoml": 100, "triton": 32, "mlflow": 0}
+#: Settings tried for the best of each.
+SWEEP = {"fastapi": (0,), "litserve": (1, 4, 32), "bentoml": (1, 4, 100), "triton": (1, 4, 32), "mlflow": (0,)}
+
+
+@contextmanager
+def running(server: Server, artifact: Path, threads: int) -> Iterator[int]:
+    """A server that answers; yields its process id. It is ended, with all that it started, afterwards."""
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as scratch:
+        folder = Path(scratch)
+        environment = os.environ | {
+            "BENCH_ARTIFACT": str(artifact),
+            "BENCH_THREADS": str(threads),
+            "BENCH_MAX_LENGTH": str(MAX_LENGTH),
+            "BENCH_SHORT_FOLDER": str(folder / "t"),
+            "TOKENIZERS_PARALLELISM": "false",
+            **server.environment,
+        }
+        if server.prepare:
+            subprocess.run(server.prepare(artifact, folder), check=True, env=environment, capture_output=True)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                server.command(artifact, folder),
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            _await(process, server, folder / "log")
+            yield process.pid
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            _await_free()
+
+
+def _await(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}{server.ready}", timeout=2).close()
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"{server.name} didn't start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def _await_free() -> None:
+    """Until nobody listens any more."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", PORT)):
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"port {PORT} is still in use")
+
+
+def plan(server: Server, texts: list[str], tokens: list[int], **load: Any) -> dict[str, Any]:
+    """What the generator is told."""
+    return {
+        "address": f"127.0.0.1:{PORT}",
+        "path": server.path,
+        "headers": {"content-type": "application/json"},
+        "bodies": [base64.b64encode(json.dumps(server.body(text)).encode()).decode() for text in texts],
+        "tokens": tokens,
+        "warm_up_seconds": 2,
+        **load,
+    }
