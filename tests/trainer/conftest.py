@@ -1,5 +1,6 @@
 """Real text of this machine, and a real MLflow server."""
 
+import importlib.util
 import os
 import pydoc
 import socket
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,3 +60,16 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The module of tiny models; tests can't import a file beside them."""
+    specification = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    # Its dataclasses look themselves up there.
+    sys.modules["tiny"] = module
+    specification.loader.exec_module(module)
+    return module

@@ -1,11 +1,11 @@
 """Folders in Hugging Face's format become artifacts whose graphs give what transformers' models give."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,145 +14,32 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
+from cloze_server.model import load_artifact
+from cloze_server.paths import TASK_PATHS
+from cloze_server.service import Service
+from cloze_server.settings import Settings
+from cloze_server.tasks import HANDLERS
+from cloze_server.telemetry import Telemetry
 from cloze_trainer import importing
 from cloze_trainer.base import open_base
 from cloze_trainer.errors import BaseModelError, InputError
 
 TEXTS = ["Ada Lovelace lived in London.", "hello"]
 QUESTION = "who?"
-LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-
-
-@dataclass(frozen=True)
-class Family:
-    """Configuration and tokenizer of an architecture. room: tokens that 40 positions hold."""
-
-    config: Callable[[int], Any]
-    tokenizer: Callable[[], Any]
-    room: int
-    segments: bool
-
-
-def wordpiece(kind: str) -> Any:
-    """BERT's tokenizer, of letters."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = "abcdefghijklmnopqrstuvwxyz.?"
-    vocabulary = {
-        token: number for number, token in enumerate([*special, *letters, *(f"##{each}" for each in letters)])
-    }
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of text
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
-    return getattr(transformers, kind)(tokenizer_object=tokenizer, model_max_length=10**9, **names)
-
-
-def byte_level(special: list[str], kind: str, *, pairs: bool) -> Any:
-    """A tokenizer of bytes, as RoBERTa's and ModernBERT's are of merged ones."""
-    vocabulary = {
-        token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    cls, pad, sep, unknown, mask = special
-    if pairs:
-        tokenizer.post_processor = processors.RobertaProcessing((sep, 2), (cls, 0), add_prefix_space=False)
-    else:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B {sep}", special_tokens=[(cls, 0), (sep, 2)]
-        )
-    names = {"cls_token": cls, "pad_token": pad, "sep_token": sep, "unk_token": unknown, "mask_token": mask}
-    if pairs:
-        names |= {"bos_token": cls, "eos_token": sep}
-    return getattr(transformers, kind)(tokenizer_object=tokenizer, **names)
-
-
-FAMILIES = {
-    "bert": Family(
-        lambda size: transformers.BertConfig(
-            vocab_size=size, max_position_embeddings=40, initializer_range=0.4, **SIZES
-        ),
-        lambda: wordpiece("PreTrainedTokenizerFast"),
-        40,
-        segments=True,
-    ),
-    "distilbert": Family(
-        lambda size: transformers.DistilBertConfig(
-            vocab_size=size,
-            max_position_embeddings=40,
-            initializer_range=0.4,
-            dim=16,
-            n_layers=2,
-            n_heads=2,
-            hidden_dim=32,
-        ),
-        lambda: wordpiece("PreTrainedTokenizerFast"),
-        40,
-        segments=False,
-    ),
-    "roberta": Family(
-        lambda size: transformers.RobertaConfig(
-            vocab_size=size,
-            max_position_embeddings=42,
-            type_vocab_size=1,
-            initializer_range=0.4,
-            pad_token_id=1,
-            bos_token_id=0,
-            eos_token_id=2,
-            **SIZES,
-        ),
-        lambda: byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "PreTrainedTokenizerFast", pairs=True),
-        40,
-        segments=False,
-    ),
-    "modernbert": Family(
-        lambda size: transformers.ModernBertConfig(
-            **{**SIZES, "num_hidden_layers": 4},
-            vocab_size=size,
-            max_position_embeddings=40,
-            local_attention=8,
-            initializer_range=0.4,
-            cls_token_id=0,
-            bos_token_id=0,
-            pad_token_id=1,
-            sep_token_id=2,
-            eos_token_id=2,
-        ),
-        lambda: byte_level(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"], "PreTrainedTokenizerFast", pairs=False),
-        40,
-        segments=False,
-    ),
-}
-HEADS = {
-    Task.FILL_MASK: transformers.AutoModelForMaskedLM,
-    Task.SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
-    Task.TOKEN_CLASSIFICATION: transformers.AutoModelForTokenClassification,
-    Task.QUESTION_ANSWERING: transformers.AutoModelForQuestionAnswering,
-    Task.EMBEDDING: transformers.AutoModel,
-}
-
-
-def save(folder: Path, family: str, task: Task) -> tuple[Any, Any]:
-    """Write a tiny random model in Hugging Face's format; the model and its tokenizer."""
-    tokenizer = FAMILIES[family].tokenizer()
-    config = FAMILIES[family].config(len(tokenizer))
-    if task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
-        config.id2label, config.label2id = LABELS, {name: number for number, name in LABELS.items()}
-    torch.manual_seed(3)
-    model = HEADS[task].from_config(config).eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model, tokenizer
+FAMILIES = ("bert", "distilbert", "roberta", "modernbert")
+TASKS = (
+    Task.FILL_MASK,
+    Task.SEQUENCE_CLASSIFICATION,
+    Task.TOKEN_CLASSIFICATION,
+    Task.QUESTION_ANSWERING,
+    Task.EMBEDDING,
+)
+LABELS = ["O", "B-PER", "I-PER"]
+POSITIONS = 40
 
 
 def convert(folder: Path, output: Path, task: Task, **options: Any) -> Manifest:
@@ -176,15 +63,73 @@ def run_graph(folder: Path, manifest: Manifest, encoded: Any) -> Any:
     return session.run([manifest.output], {name: available[name] for name in manifest.inputs})[0]
 
 
+def ask(folder: Path, task: Task, **body: Any) -> Any:
+    """The reply of a server that has loaded an artifact."""
+    loaded = load_artifact(folder, verify(folder), version="1", digest="", name="tiny", threads=1)
+    telemetry = Telemetry()
+    service = Service(loaded, Settings(model=("tiny",)), telemetry)
+    telemetry.bind("tiny", "1", answers=service.handler.answers())
+    handler = HANDLERS[TASK_PATHS[task]]
+    try:
+        return json.loads(asyncio.run(service.answer(handler.request.model_validate(body))))
+    finally:
+        service.close()
+
+
+def assert_served_alike(model: Any, tokenizer: Any, folder: Path, task: Task) -> None:
+    """A server answers as transformers does: it frames texts and pairs as the tokenizer, with its special tokens."""
+
+    def logits(*texts: str) -> Any:
+        with torch.no_grad():
+            encoded = tokenizer(
+                *texts, return_tensors="pt", return_token_type_ids=bool(model.config.model_type == "bert")
+            )
+            return model(**encoded)
+
+    match task:
+        case Task.FILL_MASK:
+            text = f"Ada {tokenizer.mask_token} in London"
+            (place,) = (tokenizer(text, return_tensors="pt")["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0]
+            best = logits(text).logits[0, place].softmax(-1).topk(3)
+            (mask,) = ask(folder, task, inputs=text, top_k=3)["results"][0]["masks"]
+            assert mask["position"] == place
+            found, expected = [each["score"] for each in mask["predictions"]], best.values
+            assert [each["token_id"] for each in mask["predictions"]] == best.indices.tolist()
+        case Task.SEQUENCE_CLASSIFICATION:
+            predictions = ask(folder, task, inputs=TEXTS[0])["results"][0]["predictions"]
+            scores = {each["label"]: each["score"] for each in predictions}
+            found, expected = [scores[label] for label in LABELS], logits(TEXTS[0]).logits[0].softmax(-1)
+        case Task.TOKEN_CLASSIFICATION:
+            tags = ask(folder, task, inputs=TEXTS[0], aggregation="none")["results"][0]["tags"]
+            scores = logits(TEXTS[0]).logits[0, 1:-1].softmax(-1)
+            assert [tag["label"] for tag in tags] == [LABELS[number] for number in scores.argmax(-1)]
+            found, expected = [tag["score"] for tag in tags], scores.max(-1).values
+        case Task.QUESTION_ANSWERING:
+            result = ask(folder, task, question=QUESTION, context=TEXTS[0])["results"][0]
+            sequences = tokenizer(QUESTION, TEXTS[0]).sequence_ids()
+            counted = [place for place, sequence in enumerate(sequences) if sequence == 1 or place == 0]
+            output = logits(QUESTION, TEXTS[0])
+            none = output.start_logits[0, counted].softmax(-1)[0] * output.end_logits[0, counted].softmax(-1)[0]
+            assert result["tokens"] == len(sequences)
+            found, expected = [result["no_answer_score"]], none[None]
+        case _:
+            hidden = logits(TEXTS[0]).last_hidden_state[0].mean(0)
+            found = ask(folder, task, input=TEXTS[0])["data"][0]["embedding"]
+            expected = hidden / hidden.norm()
+    assert found == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("task", HEADS)
-def test_the_graph_of_every_architecture_gives_what_its_model_gives(tmp_path: Path, family: str, task: Task) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_the_graph_of_every_architecture_gives_what_its_model_gives(
+    tmp_path: Path, tiny: Any, family: str, task: Task
+) -> None:
     """On padded texts, and on pairs for question answering; the manifest says what a server needs to know."""
-    model, tokenizer = save(tmp_path / "model", family, task)
+    model, tokenizer = tiny.save(tmp_path / "model", family, task)
     options = {"pooling": "mean", "normalize": True} if task is Task.EMBEDDING else {}
     manifest = convert(tmp_path / "model", tmp_path / "artifact", task, **options)
     pairs = ([QUESTION] * 2, TEXTS) if task is Task.QUESTION_ANSWERING else (TEXTS,)
-    keep_segments = {"return_token_type_ids": FAMILIES[family].segments}
+    keep_segments = {"return_token_type_ids": (family == "bert")}
     encoded = tokenizer(*pairs, padding=True, return_tensors="pt", **keep_segments)
     with torch.no_grad():
         output = model(**encoded)
@@ -201,6 +146,7 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(tmp_path: Pa
     if task not in (Task.EMBEDDING, Task.SEQUENCE_CLASSIFICATION):
         expected, actual = expected[mask == 1], actual[mask == 1]
     np.testing.assert_allclose(actual, expected, atol=1e-3, rtol=1e-3)
+    assert_served_alike(model, tokenizer, tmp_path / "artifact", task)
     special = manifest.special_tokens
     assert (special.pad, special.cls, special.sep) == (
         tokenizer.pad_token_id,
@@ -208,16 +154,16 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(tmp_path: Pa
         tokenizer.sep_token_id,
     )
     assert (special.mask, special.unk) == (tokenizer.mask_token_id, tokenizer.unk_token_id)
-    assert manifest.limits.max_length == FAMILIES[family].room
-    assert ("token_type_ids" in manifest.inputs) == FAMILIES[family].segments
-    assert manifest.labels == (list(LABELS.values()) if "classification" in task else [])
+    assert manifest.limits.max_length == POSITIONS
+    assert ("token_type_ids" in manifest.inputs) == (family == "bert")
+    assert manifest.labels == (LABELS if "classification" in task else [])
     assert manifest.lineage.data["model.safetensors"]
     assert manifest.lowercase == (family in ("bert", "distilbert"))
 
 
-def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path) -> None:
+def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any) -> None:
     """It can be loaded again, and imported again."""
-    model, _ = save(tmp_path / "model", "roberta", Task.TOKEN_CLASSIFICATION)
+    model, _ = tiny.save(tmp_path / "model", "roberta", Task.TOKEN_CLASSIFICATION)
     (tmp_path / "model" / "README.md").write_text("a card")
     convert(tmp_path / "model", tmp_path / "artifact", Task.TOKEN_CLASSIFICATION)
     again = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "artifact")
@@ -229,9 +175,9 @@ def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path) -
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "artifact").iterdir())
 
 
-def test_a_tokenizer_without_a_mask_serves_other_tasks(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_mask_serves_other_tasks(tmp_path: Path, tiny: Any) -> None:
     """The manifest says that there is none; for fill-mask it is refused."""
-    save(tmp_path / "model", "bert", Task.FILL_MASK)
+    tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
     path = tmp_path / "model" / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     del settings["mask_token"]
@@ -244,9 +190,9 @@ def test_a_tokenizer_without_a_mask_serves_other_tasks(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def sentence_transformer(folder: Path, *, normalize: bool = True, **pooling: Any) -> Any:
+def sentence_transformer(tiny: Any, folder: Path, *, normalize: bool = True, **pooling: Any) -> Any:
     """A folder as sentence-transformers writes it."""
-    model, tokenizer = save(folder, "bert", Task.EMBEDDING)
+    model, tokenizer = tiny.save(folder, "bert", Task.EMBEDDING)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     (folder / "modules.json").write_text(
         json.dumps(
@@ -269,10 +215,12 @@ def sentence_transformer(folder: Path, *, normalize: bool = True, **pooling: Any
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_sentence_transformers_say_themselves_how_they_pool(tmp_path: Path, pooling: str, normalize: bool) -> None:
+def test_sentence_transformers_say_themselves_how_they_pool(
+    tmp_path: Path, tiny: Any, pooling: str, normalize: bool
+) -> None:
     """And how many tokens they take, however many positions the encoder has."""
     key = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
-    model, tokenizer = sentence_transformer(tmp_path / "model", normalize=normalize, **{key: True})
+    model, tokenizer = sentence_transformer(tiny, tmp_path / "model", normalize=normalize, **{key: True})
     manifest = convert(tmp_path / "model", tmp_path / "artifact", Task.EMBEDDING, matryoshka=[8, 4])
     assert manifest.embedding is not None
     assert manifest.embedding.model_dump() == {
@@ -398,6 +346,7 @@ def modules(*kinds: str) -> Callable[[Path], None]:
 )
 def test_what_cannot_be_imported_is_refused_with_the_reason(
     tmp_path: Path,
+    tiny: Any,
     monkeypatch: pytest.MonkeyPatch,
     task: Task,
     break_it: Callable[[Path], None],
@@ -407,7 +356,7 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(
 ) -> None:
     """Final, in a sentence that says what to do, and without leaving anything behind."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
+    tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
     break_it(tmp_path / "model")
     with pytest.raises(InputError, match=said) as refused:
         importing.run(asked(tmp_path / "model", tmp_path / "artifact", task, **options))
@@ -415,9 +364,9 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_the_same_import_again_keeps_what_is_there(tmp_path: Path) -> None:
+def test_the_same_import_again_keeps_what_is_there(tmp_path: Path, tiny: Any) -> None:
     """Another one does not take its place."""
-    save(tmp_path / "model", "distilbert", Task.SEQUENCE_CLASSIFICATION)
+    tiny.save(tmp_path / "model", "distilbert", Task.SEQUENCE_CLASSIFICATION)
     first = importing.run(asked(tmp_path / "model", tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION))
     again = importing.run(asked(tmp_path / "model", tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION))
     assert first.model_digest == again.model_digest
@@ -426,20 +375,20 @@ def test_the_same_import_again_keeps_what_is_there(tmp_path: Path) -> None:
     assert refused.value.reason == "OutputExists"
 
 
-def test_an_imported_encoder_is_no_base_whose_tokens_the_trainer_would_mistake(tmp_path: Path) -> None:
+def test_an_imported_encoder_is_no_base_whose_tokens_the_trainer_would_mistake(tmp_path: Path, tiny: Any) -> None:
     """Its special tokens have ids of their own."""
-    save(tmp_path / "model", "roberta", Task.FILL_MASK)
+    tiny.save(tmp_path / "model", "roberta", Task.FILL_MASK)
     convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
     with pytest.raises(BaseModelError) as refused:
         open_base(tmp_path / "artifact", "tiny/1", None)
     assert refused.value.reason == "BaseTokenizerUnsuitable"
 
 
-def test_the_command_registers_a_version_once(tmp_path: Path, mlflow: str) -> None:
+def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow: str) -> None:
     """With the digest that the server will ask for; the same command again finds it."""
     from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
 
-    save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
+    tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
     command = [
         *(sys.executable, "-m", "cloze_trainer.main", "import", str(tmp_path / "model")),
         *(
@@ -465,7 +414,7 @@ def test_the_command_registers_a_version_once(tmp_path: Path, mlflow: str) -> No
     assert verify(tmp_path / "downloaded", versions[0].tags["cloze.dev/digest"]).name == "imported"
 
 
-def test_the_command_tells_a_refusal_by_its_code(tmp_path: Path) -> None:
+def test_the_command_tells_a_refusal_by_its_code(tmp_path: Path, tiny: Any) -> None:
     """On the log, too."""
     command = [
         *(sys.executable, "-m", "cloze_trainer.main", "import", str(tmp_path / "none")),
