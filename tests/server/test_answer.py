@@ -1,8 +1,10 @@
 """Answers follow from torch's logits by the rules of transformers' question-answering pipeline, brute force.
 
 Its formula for one window: softmax of start and of end over the context's tokens and [CLS]; a span's score is the
-product; the best span of at most so many tokens wins and is widened to whole words. Over several windows it normalises
-each by itself, so that a window without the answer has as sure a one as that with it; here all share one softmax.
+product; spans are widened to whole words, and those that become the same add up. The pipeline adds up those among its
+few best spans of tokens, and such as have the same text anywhere; here it is all spans of the same words. Over several
+windows it normalises each by itself, so that a window without the answer has as sure a one as that with it; here all
+share one softmax.
 """
 
 from typing import Any
@@ -71,12 +73,15 @@ def expected_answers(
     totals = [np.logaddexp.reduce(list(table.values())) for table in tables]
     found: dict[tuple[int, int], float] = {}
     for shift, starts, ends in placed:
+        here: dict[tuple[int, int], float] = {}
         for first in range(len(starts)):
             for last in range(first, min(first + longest, len(starts))):
                 score = float(np.exp(starts[first] - totals[0] + ends[last] - totals[1]))
                 begin = offsets[words.index(words[shift + first])][0]
                 end = offsets[len(words) - 1 - words[::-1].index(words[shift + last])][1]
-                found[begin, end] = max(score, found.get((begin, end), 0.0))
+                here[begin, end] = here.get((begin, end), 0.0) + score
+        for span, score in here.items():
+            found[span] = max(score, found.get(span, 0.0))
     ranked = sorted(((begin, end, score) for (begin, end), score in found.items()), key=lambda each: -each[2])
     return ranked, float(np.exp(none[0][0] - totals[0] + none[1][0] - totals[1]))
 
@@ -227,11 +232,14 @@ def test_the_best_spans_are_found_whatever_the_windows(
     totals = np.logaddexp.reduce(np.vstack([table.astype(np.float64), [0.5, 0.5]]), axis=0)
     expected: dict[tuple[int, int], float] = {}
     for window in windows:
+        here: dict[tuple[int, int], float] = {}
         for first in range(window.start, window.stop):
             for last in range(first, min(first + longest, window.stop)):
                 words = (word_of[first], word_of[last])
                 score = float(np.exp(table[first, 0] - totals[0] + table[last, 1] - totals[1]))
-                expected[words] = max(score, expected.get(words, 0.0))
+                here[words] = here.get(words, 0.0) + score
+        for words, score in here.items():
+            expected[words] = max(score, expected.get(words, 0.0))
     found = Spans(windows, evidence).best(count, longest, word_of)
     assert len(found) == min(count, len(expected))
     for first, last, score in found:

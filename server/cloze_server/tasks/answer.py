@@ -66,8 +66,8 @@ class Answer(BaseModel):
 
     answer: str
     score: float
-    """Probability of its first token as the start, times that of its last one as the end; among all tokens of the
-    context and the place that stands for no answer."""
+    """Probability that the answer starts in its first word and ends in its last one; over all tokens of the context and
+    the place that stands for no answer."""
     start: int
     end: int
 

@@ -3,7 +3,7 @@
 Start and end are each a distribution over the context's tokens and the place that stands for no answer, normalised over
 all windows at once: a window that has no answer would otherwise praise its least bad span as highly as the right one.
 A token that two windows hold counts once, with its better logit, so that an answer in the overlap isn't at a
-disadvantage. For one window that is softmax, and a span's score the product of both.
+disadvantage. For one window that is softmax, and the score of a span of tokens the product of both.
 """
 
 from collections.abc import Sequence
@@ -49,40 +49,35 @@ class Spans:
         return float(np.logaddexp.reduce([*best, none]))
 
     def best(self, count: int, longest: int, word_of: Sequence[int]) -> list[tuple[int, int, float]]:
-        """The `count` best spans as first word, last word and score, best first.
+        """The `count` best spans of words as first word, last word and score, best first.
 
-        longest: most tokens of a span. word_of: the word of each of the context's tokens. Spans of the same words are
-        one, with the better score; of equals the earlier wins.
+        longest: most tokens of a span. word_of: the word of each of the context's tokens, ascending. The score is the
+        sum over the spans of tokens that begin in the first word and end in the last one; of two windows' the better
+        counts, and of equals the earlier span.
         """
         found: dict[tuple[int, int], float] = {}
+        words = np.asarray(word_of, np.int64)
         for window, evidence in self._windows:
-            places = word_of[window.start - self._first : window.stop - self._first]
-            for words, score in self._best_of(evidence, count, longest, places).items():
-                found[words] = max(score, found.get(words, 0.0))
+            places = words[window.start - self._first : window.stop - self._first]
+            for span, score in self._best_of(evidence, count, longest, places):
+                found[span] = max(score, found.get(span, 0.0))
         ranked = sorted(found.items(), key=lambda each: (-each[1], each[0]))[:count]
         return [(first, last, score) for (first, last), score in ranked]
 
     def _best_of(
-        self, evidence: Evidence, count: int, longest: int, places: Sequence[int]
-    ) -> dict[tuple[int, int], float]:
-        """One window's `count` best spans of different words."""
+        self, evidence: Evidence, count: int, longest: int, places: NDArray[np.int64]
+    ) -> list[tuple[tuple[int, int], float]]:
+        """One window's `count` best spans of words. places: the word of each token."""
         tokens = len(places)
-        longest = min(longest, tokens)
         if not tokens:
-            return {}
-        starts = evidence.starts - self._start_total
-        ends = np.concatenate([evidence.ends - self._end_total, np.full(longest - 1, -np.inf)])
-        # Row: where the span starts. Column: how many tokens it has more than one.
-        scores = (starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)).ravel()
-        found: dict[tuple[int, int], float] = {}
-        size = min(len(scores), count)
-        while True:
-            # Several spans of tokens may be of the same words, so the first few needn't be enough.
-            top = np.argpartition(-scores, size - 1)[:size]
-            for place in top[np.lexsort((top, -scores[top]))]:
-                first, more = divmod(int(place), longest)
-                if np.isfinite(scores[place]):
-                    found.setdefault((places[first], places[first + more]), float(np.exp(scores[place])))
-            if len(found) >= count or size == len(scores):
-                return found
-            size = min(len(scores), 4 * size)
+            return []
+        starts = np.exp(evidence.starts.astype(np.float64) - self._start_total)
+        ends = np.exp(evidence.ends.astype(np.float64) - self._end_total)
+        begin, more = np.meshgrid(np.arange(tokens), np.arange(min(longest, tokens)), indexing="ij")
+        inside = begin + more < tokens
+        begin, end = begin[inside], (begin + more)[inside]
+        base = int(places[-1]) + 1
+        keys, member = np.unique(places[begin] * base + places[end], return_inverse=True)
+        scores = np.bincount(member, weights=starts[begin] * ends[end])
+        chosen = np.lexsort((keys, -scores))[:count]
+        return [(divmod(int(keys[each]), base), float(scores[each])) for each in chosen]
