@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,7 +14,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from cloze_server import logs, paths
-from cloze_server.bounds import ERRORS_MAX
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.hosting import Hosted, Room, identity
@@ -23,7 +21,8 @@ from cloze_server.keys import KeyFile
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
 from cloze_server.model import Loader
-from cloze_server.problems import ProblemError, ProblemType, with_problem_type
+from cloze_server.oip.routes import build_router as build_protocol_router
+from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
 from cloze_server.routes import build_router
 from cloze_server.service import Service
@@ -75,6 +74,7 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
         lifespan=lifespan,
     )
     app.include_router(build_router(room, settings))
+    app.include_router(build_protocol_router(room))
     describe = app.openapi
     # The framework knows one media type for all replies of a route.
     app.openapi = lambda: with_problem_type(describe())  # type: ignore[method-assign]
@@ -151,37 +151,21 @@ def _open(room: Room, hosted: Hosted) -> None:
     named = {"model": model.name, "version": model.version}
     if room.only:
         logs.set_context(**named)
-    _log.info("ready", extra=logs.fields(**named, digest=model.digest, task=model.task))
+    _log.info(
+        "ready" if room.complete else "one of the models answers",
+        extra=logs.fields(**named, digest=model.digest, task=model.task),
+    )
 
 
-async def _problem(_: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return error.response(logs.request_id_variable.get())
+    return error.response(logs.request_id_variable.get(), path=request.url.path)
 
 
 async def _validation_problem(request: Request, error: Exception) -> Response:
     """What was wrong and where; never the value, which is the user's text."""
     assert isinstance(error, RequestValidationError)
-    return await _problem(request, invalid_request(error.errors()[:ERRORS_MAX]))
-
-
-def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
-    """The problem of a body that doesn't fit the schema, from pydantic's errors."""
-    # The deepest error is the one that helps: a list with a wrong item, or with too many, is also "not a text".
-    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
-    if first["type"] == "json_invalid":
-        return ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
-    if first["type"] == "too_long":
-        limit = int(first["ctx"]["max_length"])
-        inputs = [part for part in first["loc"] if isinstance(part, int)]
-        if inputs:
-            message = f"input {inputs[0]} has more than {limit} words: send fewer"
-            return ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": inputs[0], "limit": limit})
-        message = f"more than {limit} inputs: send fewer in one request"
-        return ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": limit})
-    found = [{"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in errors]
-    detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found})
+    return await _problem(request, invalid_request(error.errors()))
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
@@ -195,4 +179,4 @@ async def _http_problem(request: Request, error: Exception) -> Response:
             problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")
         case _:
             problem = ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
-    return problem.response(logs.request_id_variable.get(), error.headers)
+    return problem.response(logs.request_id_variable.get(), error.headers, path=request.url.path)

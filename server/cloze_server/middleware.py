@@ -26,12 +26,9 @@ _TIMEOUT_HEADER = b"x-cloze-timeout-ms"
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _ID_PATTERN = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON_PATTERN = re.compile(rb"application/(json|[^;,\s]+\+json)\s*(;.*)?", re.IGNORECASE)
+_BINARY = b"application/octet-stream"
 _CLIENT_CLOSED = 499
 _RETRY_SECONDS = 1
-
-_TAKING_BODIES = frozenset(paths.INFERENCE)
-# Paths that get a label of their own in metrics; one that a client made up must not.
-_LABELLED = _TAKING_BODIES | {paths.MODELS}
 
 
 class ClientLeftError(Exception):
@@ -40,13 +37,15 @@ class ClientLeftError(Exception):
 
 @dataclass(slots=True)
 class Exchange:
-    """One request: how far it is. Its route finds it in the scope's state.
+    """One request: how far it is. Its endpoint finds it in the scope's state.
 
+    route: its label in metrics.
     counter: counts it. limit: seconds that it may take, from its arrival. held: bytes of its body that count against
     the bound over all requests. tenant: the name of its API key; empty where none is asked for.
     """
 
     request_id: bytes
+    route: str
     counter: RequestCounter
     hosted: Hosted | None
     limit: float
@@ -91,6 +90,19 @@ def _authenticated(keys: KeyFile, headers: dict[bytes, bytes]) -> str:
     raise ProblemError(ProblemType.UNAUTHORIZED, message, headers={"www-authenticate": challenge})
 
 
+def _check_media_type(route: str, declared: bytes) -> None:
+    """Whether a body is declared as what the route takes. Raises ProblemError."""
+    if _JSON_PATTERN.fullmatch(declared):
+        return
+    if route == paths.OIP_INFER:
+        # Triton's clients declare nothing.
+        if declared in (b"", _BINARY):
+            return
+        message = "send content-type: application/json, or application/octet-stream"
+        raise ProblemError(ProblemType.MEDIA_TYPE_UNSUPPORTED, message)
+    raise ProblemError(ProblemType.MEDIA_TYPE_UNSUPPORTED, "send content-type: application/json")
+
+
 class RequestMiddleware:
     """Pure ASGI, so that a request costs no extra task."""
 
@@ -112,6 +124,7 @@ class RequestMiddleware:
         given = headers.get(_ID_HEADER, b"")
         exchange = Exchange(
             given if _ID_PATTERN.fullmatch(given) else secrets.token_hex(16).encode(),
+            paths.route(scope["path"]),
             self._room.counter,
             self._room.only,
             self._settings.timeout_seconds,
@@ -123,19 +136,19 @@ class RequestMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *self._reply_headers(exchange, scope)]
+                message["headers"] = [*message.get("headers", ()), *self._reply_headers(exchange)]
             await send(message)
 
         exchange.counter.request_started()
         try:
             problem = await self._handle(exchange, scope, headers, receive, send_with_headers)
             if problem is not None and exchange.status is None:
-                await problem.response(request_id_variable.get())(scope, receive, send_with_headers)
+                await problem.response(request_id_variable.get(), path=scope["path"])(scope, receive, send_with_headers)
         finally:
             self._held -= exchange.held
             seconds = time.monotonic() - exchange.arrived
             exchange.counter.request_finished(
-                self._route(scope), exchange.status or _CLIENT_CLOSED, seconds, exchange.timing.longest
+                exchange.route, exchange.status or _CLIENT_CLOSED, seconds, exchange.timing.longest
             )
 
     async def _handle(
@@ -166,7 +179,7 @@ class RequestMiddleware:
                 if exchange.body_complete:
                     return ProblemError(ProblemType.TIMEOUT, f"no answer within {limit}: send less, or later")
                 return ProblemError(ProblemType.BODY_TIMEOUT, f"the body was not complete within {limit}")
-            _log.exception("request failed", extra=fields(path=self._route(scope)))
+            _log.exception("request failed", extra=fields(path=exchange.route))
             return ProblemError(ProblemType.INTERNAL, "an unexpected error; the log has it under the request id")
         return None
 
@@ -179,10 +192,8 @@ class RequestMiddleware:
             if not _MILLISECONDS.fullmatch(given):
                 raise ProblemError(ProblemType.INPUT_INVALID, "x-cloze-timeout-ms: give whole milliseconds, 1 or more")
             exchange.shorten(int(given))
-        if scope["method"] == "POST" and scope["path"] in _TAKING_BODIES:
-            declared = headers.get(b"content-type", b"")
-            if not _JSON_PATTERN.fullmatch(declared.strip()):
-                raise ProblemError(ProblemType.MEDIA_TYPE_UNSUPPORTED, "send content-type: application/json")
+        if scope["method"] == "POST" and paths.of_task(exchange.route):
+            _check_media_type(exchange.route, headers.get(b"content-type", b"").strip())
         body = await self._read_body(exchange, headers, receive)
         exchange.body_complete = True
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -223,11 +234,11 @@ class RequestMiddleware:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _reply_headers(self, exchange: Exchange, scope: Scope) -> list[tuple[bytes, bytes]]:
+    def _reply_headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
         result = [(_ID_HEADER, exchange.request_id)]
         if hosted := exchange.hosted or self._room.only:
             result += hosted.headers
-        if scope["path"] in _TAKING_BODIES:
+        if paths.of_task(exchange.route):
             total = time.monotonic() - exchange.arrived
             result.append((b"server-timing", exchange.timing.header(total).encode()))
         # While draining, the client's next request dials anew and finds a server that stays. What is left of a body
@@ -235,7 +246,3 @@ class RequestMiddleware:
         if self._lifecycle.state is State.DRAINING or exchange.status == 408:
             result.append((b"connection", b"close"))
         return result
-
-    def _route(self, scope: Scope) -> str:
-        path: str = scope["path"]
-        return path if path in _LABELLED else "unmatched"

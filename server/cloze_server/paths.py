@@ -1,5 +1,6 @@
 """Paths of the HTTP interface, for routes, metrics, messages and `--help`."""
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -23,7 +24,31 @@ READY: Final = "/readyz"
 METRICS: Final = "/metrics"
 SCHEMA: Final = "/openapi.json"
 
-UNCOUNTED: Final = frozenset({HEALTH, READY, METRICS})
+OIP: Final = "/v2"
+"""Below it are the routes of the Open Inference Protocol."""
+OIP_INFER: Final = f"{OIP}/models/{{model}}/infer"
+_OIP_INFER = re.compile(rf"{OIP}/models/[^/]+(/versions/[^/]+)?/infer")
+
+UNCOUNTED: Final = frozenset({HEALTH, READY, METRICS, f"{OIP}/health/live", f"{OIP}/health/ready"})
 """What asks about the process: neither counted, nor bounded, nor behind a key."""
 WITHOUT_KEY: Final = UNCOUNTED | {SCHEMA}
 """What tells nothing of a model or of its users."""
+
+_TASK_ROUTES = frozenset(INFERENCE)
+
+
+def route(path: str) -> str:
+    """The route of a path, as metrics have it: one that a client made up must not get a label of its own."""
+    if path in _TASK_ROUTES or path == MODELS:
+        return path
+    return OIP_INFER if _OIP_INFER.fullmatch(path) else "unmatched"
+
+
+def of_task(route: str) -> bool:
+    """Whether a model answers at a route."""
+    return route in _TASK_ROUTES or route == OIP_INFER
+
+
+def of_protocol(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, whose errors have another form."""
+    return path == OIP or path.startswith(OIP + "/")

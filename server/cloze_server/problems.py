@@ -1,12 +1,15 @@
 """Errors as RFC 9457 problem documents, from one table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
+
+from cloze_server import paths
+from cloze_server.bounds import ERRORS_MAX
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -102,12 +105,14 @@ class ProblemError(Exception):
         """HTTP status."""
         return TABLE[self.kind].status
 
-    def response(self, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        """The reply for this problem."""
+    def response(self, request_id: str, headers: Mapping[str, str] | None = None, *, path: str) -> JSONResponse:
+        """The reply for this problem on a path: the Open Inference Protocol has documents of its own."""
         entry = TABLE[self.kind]
         sent = {**self.headers, **(headers or {})}
         if self.retry_after_seconds is not None:
             sent["retry-after"] = str(self.retry_after_seconds)
+        if paths.of_protocol(path):
+            return JSONResponse({"error": self.detail}, entry.status, sent)
         problem = Problem(
             # A tag URI (RFC 4151): problem types are names here, not pages that somebody must host.
             type=f"tag:cloze.dev,2025:problems/{self.kind}",
@@ -118,6 +123,26 @@ class ProblemError(Exception):
             **self.members,
         )
         return JSONResponse(problem.model_dump(), entry.status, sent, media_type=MEDIA_TYPE)
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
+    """The problem of a body that doesn't fit the schema, from pydantic's errors."""
+    errors = errors[:ERRORS_MAX]
+    # The deepest error is the one that helps: a list with a wrong item, or with too many, is also "not a text".
+    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
+    if first["type"] == "json_invalid":
+        return ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
+    if first["type"] == "too_long":
+        limit = int(first["ctx"]["max_length"])
+        inputs = [part for part in first["loc"] if isinstance(part, int)]
+        if inputs:
+            message = f"input {inputs[0]} has more than {limit} words: send fewer"
+            return ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": inputs[0], "limit": limit})
+        message = f"more than {limit} inputs: send fewer in one request"
+        return ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": limit})
+    found = [{"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in errors]
+    detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found})
 
 
 def with_problem_type(schema: dict[str, Any]) -> dict[str, Any]:

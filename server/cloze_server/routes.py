@@ -12,11 +12,10 @@ from starlette.types import Receive
 
 from cloze_api.task import Task
 from cloze_server import paths
-from cloze_server.hosting import Room
+from cloze_server.hosting import Hosted, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Exchange
 from cloze_server.problems import TABLE, Problem, ProblemError, ProblemType
-from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
@@ -125,12 +124,8 @@ def _endpoint(room: Room, handler: type[AnyHandler]) -> Callable[..., Awaitable[
     """The function that answers for one task."""
 
     async def endpoint(body: TaskRequest, request: Request) -> Response:
-        exchange: Exchange = request.state.exchange
         hosted = room.select(handler.task, _wanted(body, request))
-        exchange.belongs_to(hosted)
-        if body.timeout_ms is not None:
-            exchange.shorten(body.timeout_ms)
-        return await _answer(hosted.service, body, request, exchange)
+        return Response(await answer(hosted, body, request), media_type="application/json")
 
     # The framework reads there how to check the body.
     endpoint.__annotations__["body"] = handler.request
@@ -146,15 +141,19 @@ def _wanted(body: TaskRequest, request: Request) -> str | None:
     return body.model if body.model is not None else header
 
 
-async def _answer(service: Service, body: TaskRequest, request: Request, exchange: Exchange) -> Response:
-    """Answer, or stop when the client leaves. Raises ProblemError and ClientLeftError."""
-    work = asyncio.create_task(service.answer(body, exchange.timing))
+async def answer(hosted: Hosted, body: TaskRequest, request: Request) -> bytes:
+    """The reply as JSON, unless the client leaves first. Raises ProblemError and ClientLeftError."""
+    exchange: Exchange = request.state.exchange
+    exchange.belongs_to(hosted)
+    if body.timeout_ms is not None:
+        exchange.shorten(body.timeout_ms)
+    work = asyncio.create_task(hosted.service.answer(body, exchange.timing))
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise ClientLeftError
-        return Response(work.result(), media_type="application/json")
+        return work.result()
     finally:
         work.cancel()
         gone.cancel()

@@ -5,6 +5,7 @@ import logging
 import time
 from asyncio import sleep
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,7 +23,7 @@ from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
 from cloze_server.telemetry import Telemetry
 from cloze_server.timing import Timing
-from cloze_server.tokenization import Encoded, TokenizerPool
+from cloze_server.tokenization import Encoded, Result, TokenizerPool
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +115,10 @@ class Service:
     def failure(self) -> str | None:
         """Why the process can't answer any more and must be started anew; None while it can."""
         return self._engine.failure(_HANGING_TIMEOUTS * self._settings.timeout_seconds)
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Do other short work for a request off the event loop."""
+        return await self._tokenizers.run(work)
 
     def close(self) -> None:
         """Stop the threads; call when no request is left."""

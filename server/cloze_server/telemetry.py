@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from cloze_api import metrics
 from cloze_api.metrics import Metric
 from cloze_api.task import Task
-from cloze_server.paths import TASK_PATHS
+from cloze_server.paths import OIP_INFER, TASK_PATHS
 from cloze_server.problems import TABLE
 
 STAGES = ("tokenize", "queue", "infer", "post")
@@ -169,8 +169,9 @@ class Telemetry(RequestCounter):
         self._by_label = {label: instruments.predictions.labels(*labels, label) for label in named}
         if task is not None:
             instruments.info.labels(**self._membership, model=model, version=version, digest=digest, task=task).info({})
-            for status in _STATUSES:
-                self._count(TASK_PATHS[task], status)
+            for route in (TASK_PATHS[task], OIP_INFER):
+                for status in _STATUSES:
+                    self._count(route, status)
 
     @contextmanager
     def muted(self) -> Iterator[None]:
