@@ -111,6 +111,14 @@ KEY_FILE_ERRORS = Metric(
     "counter",
     "Times that a server looked at its file of API keys and couldn't read it; the former keys stay in force.",
 )
+FEEDBACK_RESULTS: Final = ("sent", "dropped", "repeated")
+"""What becomes of feedback."""
+FEEDBACK = Metric(
+    "cloze_feedback_events",
+    "counter",
+    f"Feedback on former requests, by what became of it: {', '.join(FEEDBACK_RESULTS)}.",
+    ("result",),
+)
 
 # Trainer.
 # Not `job`, nor `namespace`: Prometheus gives those to what it scrapes.

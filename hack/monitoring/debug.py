@@ -113,6 +113,12 @@ def _predictions() -> Row:
                 stacked=True,
             ),
             Panel(
+                "Feedback",
+                "On former requests: sent on, dropped because nobody took it, or repeated.",
+                "cps",
+                [Query(served(rate(metrics.FEEDBACK), within="result"), "{{result}}")],
+            ),
+            Panel(
                 "Confidence",
                 "Probability of the answered label: a tenth of the answers are below the first line, half below the "
                 "second.",

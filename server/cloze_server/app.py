@@ -16,12 +16,15 @@ from starlette.responses import Response
 from cloze_server import logs, paths
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.feedback import Forwarder, HttpSink
+from cloze_server.feedback import build_router as build_feedback_router
 from cloze_server.hosting import Hosted, Room, identity
 from cloze_server.keys import KeyFile
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
 from cloze_server.model import Loader
 from cloze_server.oip.routes import build_router as build_protocol_router
+from cloze_server.pages import build_router as build_page_router
 from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
 from cloze_server.routes import build_router
@@ -57,14 +60,22 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     instruments = Instruments()
     room = Room(lifecycle, instruments, _counter(references, settings, instruments), models=len(loaders))
 
+    forwarder = None
+    if settings.feedback_url:
+        forwarder = Forwarder(HttpSink(settings.feedback_url, settings.feedback_token_file), instruments.feedback)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         threading.Thread(target=_load, args=(loaders, settings, room, loop), name="load", daemon=True).start()
+        if forwarder:
+            forwarder.start()
         yield
+        if forwarder:
+            await forwarder.close()
         room.close()
 
-    # The documentation pages load scripts from other hosts, which a cluster may not reach; the schema is enough.
+    # The framework's own pages load scripts from other hosts, which a cluster may not reach.
     app = FastAPI(
         title="Cloze inference server",
         openapi_url=paths.SCHEMA,
@@ -75,6 +86,9 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     )
     app.include_router(build_router(room, settings))
     app.include_router(build_protocol_router(room))
+    app.include_router(build_feedback_router(forwarder))
+    if settings.playground:
+        app.include_router(build_page_router())
     describe = app.openapi
     # The framework knows one media type for all replies of a route.
     app.openapi = lambda: with_problem_type(describe())  # type: ignore[method-assign]

@@ -192,7 +192,7 @@ class RequestMiddleware:
             if not _MILLISECONDS.fullmatch(given):
                 raise ProblemError(ProblemType.INPUT_INVALID, "x-cloze-timeout-ms: give whole milliseconds, 1 or more")
             exchange.shorten(int(given))
-        if scope["method"] == "POST" and paths.of_task(exchange.route):
+        if scope["method"] == "POST" and (paths.of_task(exchange.route) or scope["path"] == paths.FEEDBACK):
             _check_media_type(exchange.route, headers.get(b"content-type", b"").strip())
         body = await self._read_body(exchange, headers, receive)
         exchange.body_complete = True

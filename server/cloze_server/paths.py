@@ -19,10 +19,13 @@ SIMILARITY: Final = "/v1/similarity"
 INFERENCE: Final = (*TASK_PATHS.values(), SIMILARITY)
 """All routes that a model answers at."""
 MODELS: Final = "/v1/models"
+FEEDBACK: Final = "/v1/feedback"
 HEALTH: Final = "/healthz"
 READY: Final = "/readyz"
 METRICS: Final = "/metrics"
 SCHEMA: Final = "/openapi.json"
+PLAYGROUND: Final = "/"
+REFERENCE: Final = "/docs"
 
 OIP: Final = "/v2"
 """Below it are the routes of the Open Inference Protocol."""
@@ -31,7 +34,7 @@ _OIP_INFER = re.compile(rf"{OIP}/models/[^/]+(/versions/[^/]+)?/infer")
 
 UNCOUNTED: Final = frozenset({HEALTH, READY, METRICS, f"{OIP}/health/live", f"{OIP}/health/ready"})
 """What asks about the process: neither counted, nor bounded, nor behind a key."""
-WITHOUT_KEY: Final = UNCOUNTED | {SCHEMA}
+WITHOUT_KEY: Final = UNCOUNTED | {SCHEMA, PLAYGROUND, REFERENCE}
 """What tells nothing of a model or of its users."""
 
 _TASK_ROUTES = frozenset(INFERENCE)

@@ -32,6 +32,8 @@ class ProblemType(StrEnum):
     TASK_MISMATCH = "task-mismatch"
     MODEL_AMBIGUOUS = "model-ambiguous"
     MODEL_UNKNOWN = "model-unknown"
+    FEEDBACK_UNAVAILABLE = "feedback-unavailable"
+    FEEDBACK_CONFLICT = "feedback-conflict"
     QUEUE_FULL = "queue-full"
     MODEL_LOADING = "model-loading"
     SHUTTING_DOWN = "shutting-down"
@@ -50,9 +52,11 @@ TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.UNAUTHORIZED: _Entry(401, "The request has no key that is known"),
     ProblemType.NOT_FOUND: _Entry(404, "There is no such route"),
     ProblemType.MODEL_UNKNOWN: _Entry(404, "There is no such model"),
+    ProblemType.FEEDBACK_UNAVAILABLE: _Entry(404, "Nobody keeps feedback"),
     ProblemType.METHOD_NOT_ALLOWED: _Entry(405, "The route doesn't take this method"),
     ProblemType.BODY_TIMEOUT: _Entry(408, "The body took too long to arrive"),
     ProblemType.TASK_MISMATCH: _Entry(409, "The loaded model has another task"),
+    ProblemType.FEEDBACK_CONFLICT: _Entry(409, "Other feedback is known"),
     ProblemType.MODEL_AMBIGUOUS: _Entry(409, "Several models could answer"),
     ProblemType.BODY_TOO_LARGE: _Entry(413, "The body is too large"),
     ProblemType.TOO_MANY_INPUTS: _Entry(413, "The request has too many inputs"),
@@ -79,6 +83,14 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
+
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    entry.status: {"model": Problem, "description": "A problem document (RFC 9457)"}
+    for kind, entry in TABLE.items()
+    if kind not in (ProblemType.NOT_FOUND, ProblemType.METHOD_NOT_ALLOWED)
+}
+"""The errors of a route, as OpenAPI has them."""
 
 
 class ProblemError(Exception):

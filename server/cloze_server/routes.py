@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
@@ -15,16 +14,10 @@ from cloze_server import paths
 from cloze_server.hosting import Hosted, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Exchange
-from cloze_server.problems import TABLE, Problem, ProblemError, ProblemType
+from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    entry.status: {"model": Problem, "description": "A problem document (RFC 9457)"}
-    for kind, entry in TABLE.items()
-    if kind not in (ProblemType.NOT_FOUND, ProblemType.METHOD_NOT_ALLOWED)
-}
 
 
 class ModelDescription(BaseModel):
@@ -38,6 +31,8 @@ class ModelDescription(BaseModel):
     labels: list[str]
     max_length: int
     route: str
+    mask: str | None = None
+    """What stands for a blank in a text; of fill-mask models."""
     revision: str | None = Field(default=None, exclude_if=lambda revision: revision is None)
     """Of the ModelDeployment; absent outside a cluster."""
 
@@ -78,7 +73,7 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
             name=path.rpartition("/")[2],
             description=handler.__doc__,
             response_model=handler.reply,
-            responses=_PROBLEMS,
+            responses=PROBLEM_RESPONSES,
         )
 
     @router.get(paths.MODELS)
@@ -94,9 +89,10 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
                 labels=model.labels,
                 max_length=model.max_length,
                 route=paths.TASK_PATHS[model.task],
+                mask=hosted.service.handler.prefix.strip() or None,
                 revision=settings.revision or None,
             )
-            for model in (hosted.service.model for hosted in room.hosted)
+            for hosted, model in ((hosted, hosted.service.model) for hosted in room.hosted)
         ]
         return Models(**dict(_status(room.lifecycle)), models=loaded)
 

@@ -64,8 +64,18 @@ class Settings:
     max_characters: int = 65_536
     api_keys: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    feedback_url: str = ""
+    feedback_token_file: Path | None = None
+    playground: bool = True
     log_level: str = "info"
     termination_log: Path = Path(TERMINATION_LOG)
+
+
+def _switch(text: str) -> bool:
+    """Raises ValueError for what is neither true nor false."""
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +162,14 @@ FLAGS: tuple[Flag, ...] = (
         "origin whose pages may call the server, as https://app.example; may be given several times; none when absent",
         repeated=True,
     ),
+    Flag("feedback_url", "CLOZE_FEEDBACK_URL", str, "address that feedback is sent to; without it none is taken"),
+    Flag("feedback_token_file", "CLOZE_FEEDBACK_TOKEN_FILE", Path, "file of the bearer token for that address"),
+    Flag(
+        "playground",
+        "CLOZE_PLAYGROUND",
+        _switch,
+        "true or false: whether people find a playground at / and a reference at /docs",
+    ),
     Flag("log_level", "CLOZE_LOG_LEVEL", str, "debug, info, warning or error"),
     Flag("termination_log", ENV_TERMINATION_LOG, Path, "where a fatal error's reason is left"),
 )
@@ -159,6 +177,7 @@ FLAGS: tuple[Flag, ...] = (
 _DEFAULTS = {each.name: None if each.default is MISSING else each.default for each in fields(Settings)}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
+_ADDRESS = re.compile(r"https?://[^\s/]+\S*")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -179,6 +198,9 @@ def parser() -> argparse.ArgumentParser:
         + ".",
     )
     for flag in FLAGS:
+        if flag.parse is _switch:
+            negation, same = f"--no-{flag.field}", f"the same as {flag.option} false"
+            result.add_argument(negation, dest=flag.field, action="store_const", const="false", help=same)
         default = _DEFAULTS[flag.field]
         shown = f"; default {default}" if isinstance(default, int | float | Path) or default else ""
         if flag.field == "model":
@@ -218,6 +240,8 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     for origin in settings.cors_origins:
         if not _ORIGIN.fullmatch(origin):
             raise _invalid(f"--cors-origins is {origin!r}: give * or scheme and host, as https://app.example")
+    if settings.feedback_url and not _ADDRESS.fullmatch(settings.feedback_url):
+        raise _invalid("--feedback-url isn't an address: give one that begins with http:// or https://")
     if settings.max_queue_tokens < settings.max_batch_tokens:
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
     if settings.max_bodies_bytes < settings.max_body_bytes:
@@ -232,7 +256,7 @@ def _value(flag: Flag, text: str, origin: str) -> Any:
     try:
         value = flag.parse(text)
     except ValueError as error:
-        kind = "a whole number" if flag.parse is int else "a number"
+        kind = {int: "a whole number", _switch: "true or false"}.get(flag.parse, "a number")
         raise _invalid(f"{origin} is {text!r}: give {kind}") from error
     if flag.minimum is not None and not value >= flag.minimum:
         raise _invalid(f"{origin} is {text}: give {flag.minimum:g} or more")

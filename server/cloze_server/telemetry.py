@@ -59,6 +59,12 @@ class Instruments:
         self.confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
         self.info: Any = make(metrics.MODEL_INFO)
         self.key_file_errors: Any = make(metrics.KEY_FILE_ERRORS)
+        feedback: Any = make(metrics.FEEDBACK)
+        self._feedback = {result: feedback.labels(result) for result in metrics.FEEDBACK_RESULTS}
+
+    def feedback(self, result: str, number: int) -> None:
+        """What became of so much feedback: one of `metrics.FEEDBACK_RESULTS`."""
+        self._feedback[result].inc(number)
 
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)

@@ -40,7 +40,7 @@ def test_every_route_and_limit_is_documented() -> None:
     assert f"kept for {main.KEEP_ALIVE_SECONDS} s" in HTTP
     assert main.KEEP_ALIVE_SECONDS > 600, "the longest that a common load balancer keeps an idle connection"
     for option in re.findall(r"`(--[a-z-]+)", HTTP):
-        assert option in {flag.option for flag in FLAGS} | {"--model"}
+        assert option in {flag.option for flag in FLAGS} | {"--model", "--no-playground"}
 
 
 def test_every_metric_is_documented_with_its_labels() -> None:

@@ -37,12 +37,12 @@ _BODY = {
 def build_router(room: Room) -> APIRouter:
     """All routes of the protocol, bound to one process's state."""
     router = APIRouter(prefix=paths.OIP)
+    own_version = distribution_version("cloze-mlops")
 
     @router.get("")
     async def server() -> Any:
         """Name, version and extensions of the server (Open Inference Protocol)."""
-        version = distribution_version("cloze-mlops")
-        return {"name": "cloze", "version": version, "extensions": ["binary_tensor_data"]}
+        return {"name": "cloze", "version": own_version, "extensions": ["binary_tensor_data"]}
 
     @router.get("/health/live")
     async def live() -> Response:
