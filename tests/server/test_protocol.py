@@ -204,6 +204,18 @@ async def test_what_cannot_be_answered_is_an_error_of_the_protocol(serving: Any,
     assert reply.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("lengths", [{"question": 1}, {"question": 1, "context": 2}, {"question": 1, "text": 1}])
+async def test_questions_and_contexts_come_in_pairs(serving: Any, lengths: dict[str, int]) -> None:
+    """As many of the one as of the other, and nothing else."""
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [count], "data": ["a"] * count} for name, count in lengths.items()
+    ]
+    async with serving(lambda: dummy_model(Task.QUESTION_ANSWERING)) as client:
+        reply = await client.post("/v2/models/dummy/infer", json={"inputs": inputs})
+    assert reply.status_code == 422
+    assert "question" in reply.json()["error"]
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "", "99999", "1" * 30, "²"])
 async def test_a_wrong_length_of_the_json_is_an_error(serving: Any, length: str) -> None:
     """Not an exception."""
