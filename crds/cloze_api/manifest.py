@@ -71,6 +71,23 @@ class Embedding(_Part):
     """Numbers of leading dimensions that the model was trained to be cut to."""
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Calibration(_Part):
+    """How the probabilities of a classifier are read (Guo et al., arXiv:1706.04599)."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Logits are divided by it before softmax."""
+    thresholds: _Share | dict[str, _Share] = {}
+    """A label with a lower probability is answered as abstained: one bound for all labels, or for those named here as
+    replies name them."""
+
+    def threshold(self, label: str) -> float:
+        """The bound of a label; 0 without one."""
+        return self.thresholds.get(label, 0.0) if isinstance(self.thresholds, dict) else self.thresholds
+
+
 class Lineage(_Part):
     """Where the artifact comes from."""
 
@@ -105,6 +122,8 @@ class Manifest(_Part):
     """Label names by class id; empty for tasks without classes."""
     embedding: Embedding | None = Field(default=None, exclude_if=lambda embedding: embedding is None)
     """For the task embedding alone, and left out for others: an older server refuses fields that it doesn't know."""
+    calibration: Calibration | None = Field(default=None, exclude_if=lambda calibration: calibration is None)
+    """For classifiers of texts and of words that have one; left out for others, as `embedding`."""
     limits: Limits
     special_tokens: SpecialTokens
     lowercase: bool

@@ -100,6 +100,12 @@ PREDICTION_CONFIDENCE = Metric(
     _MODEL,
     tuple(step / 10 for step in range(1, 11)),
 )
+ABSTAINED = Metric(
+    "cloze_abstained_predictions",
+    "counter",
+    "Labels that a classifier answered with a probability below their threshold.",
+    _MODEL,
+)
 MODEL_INFO = Metric(
     "cloze_model",
     "info",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Embedding, Manifest, SpecialTokens
+from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Calibration, Embedding, Manifest, SpecialTokens
 from cloze_api.task import Task
 from cloze_server.backend import Backend, OnnxBackend
 from cloze_server.exits import ExitCode, FatalError
@@ -28,8 +28,8 @@ class LoadedModel:
     """What serving needs to know about a model, and what runs it.
 
     max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. frame: the
-    special tokens that it puts around texts. embedding: what an embedding model gives; None for any other. faults: what
-    an echo model does wrong on purpose; None for any other.
+    special tokens that it puts around texts. embedding: what an embedding model gives; None for any other. calibration:
+    how a classifier's probabilities are read. faults: what an echo model does wrong on purpose; None for any other.
     """
 
     name: str
@@ -45,6 +45,7 @@ class LoadedModel:
     vocabulary: dict[str, int] = field(repr=False)
     backend: Backend = field(repr=False)
     embedding: Embedding | None = None
+    calibration: Calibration = field(default_factory=Calibration)
     faults: Faults | None = None
 
 
@@ -85,6 +86,7 @@ def load_artifact(
         vocabulary=tokenizer.get_vocab(),
         backend=backend,
         embedding=manifest.embedding,
+        calibration=manifest.calibration or Calibration(),
     )
 
 
@@ -92,6 +94,11 @@ def check_manifest(manifest: Manifest) -> None:
     """Whether the manifest says what its task needs. Raises FatalError (ARTIFACT_INVALID)."""
     if manifest.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION) and not manifest.labels:
         raise _invalid("LabelsMissing", f"the manifest of a {manifest.task} has no labels")
+    # As replies name them: labels, and entities without the prefix.
+    known = {*manifest.labels, *(label[2:] for label in manifest.labels if label[1:2] == "-")}
+    thresholds = manifest.calibration.thresholds if manifest.calibration else {}
+    if isinstance(thresholds, dict) and (strange := sorted(thresholds.keys() - known)):
+        raise _invalid("CalibrationInvalid", f"the manifest has a threshold for {strange[0]!r}, which is no label")
     if manifest.task is Task.FILL_MASK and manifest.special_tokens.mask is None:
         raise _invalid("SpecialTokensInvalid", "the manifest of a fill-mask model has no mask token")
     if manifest.task is Task.EMBEDDING and manifest.embedding is None:

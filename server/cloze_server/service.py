@@ -222,5 +222,6 @@ class Service:
         self._telemetry.predicted(
             Counter(each.label for each in predictions if each.label is not None),
             (each.confidence for each in predictions),
+            sum(each.abstained for each in predictions),
         )
         return body

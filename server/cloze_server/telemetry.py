@@ -57,6 +57,7 @@ class Instruments:
         self.unknown: Any = make(metrics.UNKNOWN_TOKENS)
         self.predictions: Any = make(metrics.PREDICTIONS)
         self.confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
+        self.abstained: Any = make(metrics.ABSTAINED)
         self.info: Any = make(metrics.MODEL_INFO)
         self.key_file_errors: Any = make(metrics.KEY_FILE_ERRORS)
         feedback: Any = make(metrics.FEEDBACK)
@@ -157,7 +158,7 @@ class Telemetry(RequestCounter):
         for untouched in (
             *(instruments.stage_duration, instruments.batch_tokens, instruments.tokens, instruments.queue_tokens),
             *(instruments.truncated, instruments.unknown, instruments.in_flight),
-            *(instruments.predictions, instruments.confidence),
+            *(instruments.predictions, instruments.confidence, instruments.abstained),
         ):
             untouched.remove_by_labels(former)
         self._count_as(model, version)
@@ -169,6 +170,7 @@ class Telemetry(RequestCounter):
         self._cut = instruments.truncated.labels(*labels)
         self._unread = instruments.unknown.labels(*labels)
         self._certainty = instruments.confidence.labels(*labels)
+        self._withheld = instruments.abstained.labels(*labels)
         named = list(answers)[: metrics.PREDICTION_LABELS_MAX]
         if len(answers) > len(named):
             named.append(metrics.PREDICTION_LABEL_OTHER)
@@ -208,10 +210,11 @@ class Telemetry(RequestCounter):
             self._unread.inc(unknown)
             self._cut.inc(truncated)
 
-    def predicted(self, labels: Mapping[str, int], confidences: Iterable[float]) -> None:
-        """One request's predictions: how many of each label, and the probability of each."""
+    def predicted(self, labels: Mapping[str, int], confidences: Iterable[float], abstained: int = 0) -> None:
+        """One request's predictions: how many of each label, the probability of each, how many were abstained."""
         if self._muted:
             return
+        self._withheld.inc(abstained)
         for label, count in labels.items():
             (self._by_label.get(label) or self._by_label[metrics.PREDICTION_LABEL_OTHER]).inc(count)
         for confidence in confidences:

@@ -18,6 +18,7 @@ from cloze_api.manifest import (
     ONNX_FILE,
     TOKENIZER_FILE,
     ArtifactError,
+    Calibration,
     Limits,
     Lineage,
     Manifest,
@@ -243,6 +244,7 @@ SPECIAL = DUMMY.special_tokens
     [
         (None, {"labels": []}, "LabelsMissing", "labels"),
         (None, {"labels": ["O", "B-PER"]}, "GraphInvalid", "shape"),
+        (None, {"calibration": Calibration(thresholds={"B-PRE": 0.5})}, "CalibrationInvalid", "B-PRE"),
         (lambda folder: (folder / ONNX_FILE).unlink(), {}, "FileMissing", ONNX_FILE),
         (write(ONNX_FILE, b"no graph"), {}, "GraphInvalid", "can't be run"),
         (graph(output="scores"), {}, "GraphInvalid", "no output 'logits'"),

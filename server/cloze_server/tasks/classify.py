@@ -7,6 +7,7 @@ where its even probabilities would water down theirs.
 
 from typing import Annotated
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from cloze_api.task import Task
@@ -47,6 +48,8 @@ class ClassifyResult(InputResult):
     """Labels of one input, best first."""
 
     predictions: list[LabelPrediction]
+    abstained: bool
+    """Whether the best label's probability is below the threshold that the model came with."""
 
 
 class ClassifyReply(TaskReply):
@@ -75,14 +78,14 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
 
     def result(self, request: ClassifyRequest, item: Item, kept: list[Logits]) -> ClassifyResult:
         """The best labels by name."""
-        ranking = rank(pooled(item.windows, kept), request.top_k or len(self.model.labels))
-        return ClassifyResult(
-            **item.facts(),
-            predictions=[
-                LabelPrediction(label=self.model.labels[label], score=score)
-                for label, score in zip(ranking.classes, ranking.scores, strict=True)
-            ],
-        )
+        logits = pooled(item.windows, kept) / np.float32(self.model.calibration.temperature)
+        ranking = rank(logits, request.top_k or len(self.model.labels))
+        predictions = [
+            LabelPrediction(label=self.model.labels[label], score=score)
+            for label, score in zip(ranking.classes, ranking.scores, strict=True)
+        ]
+        best = predictions[0]
+        return ClassifyResult(**item.facts(), predictions=predictions, abstained=self.abstains(best.label, best.score))
 
     def answers(self) -> list[str]:
         """The model's labels."""
@@ -91,4 +94,4 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
     def predictions(self, result: ClassifyResult) -> list[Prediction]:
         """The best label."""
         best = result.predictions[0]
-        return [Prediction(best.label, best.score)]
+        return [Prediction(best.label, best.score, result.abstained)]

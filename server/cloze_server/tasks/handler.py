@@ -143,10 +143,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One thing that a reply says: a label, and its probability. label: None where the classes are the vocabulary."""
+    """One thing that a reply says: a label, and its probability.
+
+    label: None where the classes are the vocabulary. abstained: whether the probability is below the label's threshold.
+    """
 
     label: str | None
     confidence: float
+    abstained: bool = False
 
 
 RequestT = TypeVar("RequestT", bound=TaskRequest)
@@ -210,6 +214,10 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     @abstractmethod
     def result(self, request: RequestT, item: Item, kept: list[Any]) -> ResultT:
         """The answer for one input, from what `keep` made of each of its windows."""
+
+    def abstains(self, label: str, score: float) -> bool:
+        """Whether a label's probability is below the threshold that the model came with."""
+        return score < self.model.calibration.threshold(label)
 
     def compose(self, request: RequestT, results: list[ResultT], facts: dict[str, Any]) -> TaskReply:  # noqa: ARG002 - for tasks with a reply of another form
         """The reply. facts: the fields that every reply has."""

@@ -63,6 +63,8 @@ class Tag(BaseModel):
     score: float | None
     start: int | None = None
     end: int | None = None
+    abstained: bool = False
+    """Whether the score is below the threshold that the model came with."""
 
 
 class TokenClassifyResult(InputResult):
@@ -101,7 +103,7 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
 
     def keep(self, request: TokenClassifyRequest, item: Item, window: Window, logits: Logits) -> Logits:  # noqa: ARG002 - as in Handler
         """The probabilities of the labels of each token that the window owns."""
-        return softmax(logits[item.rows(window)])
+        return softmax(logits[item.rows(window)] / np.float32(self.model.calibration.temperature))
 
     def result(self, request: TokenClassifyRequest, item: Item, kept: list[Logits]) -> TokenClassifyResult:
         """Tags in the order of the text."""
@@ -124,7 +126,8 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
         for span, (label, score) in zip(spans, labels_of(scores, spans, aggregation), strict=True):
             word = words[span.start]
             assert word is not None
-            tags[word] = Tag(word=given[word], label=self.model.labels[label], score=score)
+            name = self.model.labels[label]
+            tags[word] = Tag(word=given[word], label=name, score=score, abstained=self.abstains(name, score))
         return tags
 
     def _found_words(
@@ -144,7 +147,14 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
         if aggregation != "none" and self._scheme.joins:
             parts = self._scheme.join(parts)
         return [
-            Tag(word=text[part.start : part.end], label=part.label, score=part.score, start=part.start, end=part.end)
+            Tag(
+                word=text[part.start : part.end],
+                label=part.label,
+                score=part.score,
+                start=part.start,
+                end=part.end,
+                abstained=self.abstains(part.label, part.score),
+            )
             for part in parts
         ]
 
@@ -154,4 +164,4 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
 
     def predictions(self, result: TokenClassifyResult) -> list[Prediction]:
         """The labels as answered: of words, sub-words or entities. A word without a label has no score."""
-        return [Prediction(tag.label, tag.score) for tag in result.tags if tag.score is not None]
+        return [Prediction(tag.label, tag.score, tag.abstained) for tag in result.tags if tag.score is not None]
