@@ -107,6 +107,11 @@ full-releases: $(VENV) ## part: upgrades in the middle of a canary, and MLflow o
 releases: $(VENV)
 	@$(ON_CLUSTER) hack/test-full releases tests/e2e/test_stores.py tests/e2e/test_upgrade.py
 
+.PHONY: bench-serve
+bench-serve: $(VENV) ## the inference server beside its peers: hack/bench/serve/README.md
+	@for size in minilm bert-base; do UV=$(UV) $(PY) hack/bench/serve limit $$size; done
+	@for size in minilm bert-base; do UV=$(UV) $(PY) hack/bench/serve compare $$size --sweep; done
+
 .PHONY: format
 format: $(VENV) ## format the code and fix what can be fixed
 	@.venv/bin/ruff format --quiet . && .venv/bin/ruff check --fix .

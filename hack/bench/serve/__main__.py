@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import servers
+from artifacts import SIZES, artifact
 from servers import DEFAULT_BATCH, PEER_SERVERS, SWEEP, Server
 from workload import Workload, mails
 
@@ -190,6 +191,10 @@ def limit(arguments: argparse.Namespace) -> None:
     )
 
 
+def _artifact(name: str) -> Path:
+    return artifact(name) if name in SIZES else Path(name).resolve()
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python hack/bench/serve", description=__doc__.splitlines()[0])
@@ -197,7 +202,9 @@ def main() -> None:
     for function in (compare, limit):
         command = commands.add_parser(function.__name__, help=str(function.__doc__))
         command.set_defaults(run=function)
-        command.add_argument("artifact", type=Path, help="folder of a text classifier, as cloze-train makes it")
+        command.add_argument(
+            "artifact", type=_artifact, help=f"{' or '.join(SIZES)}, or the folder of a text classifier's artifact"
+        )
         command.add_argument("--threads", type=int, default=2, help="compute threads of everybody (default 2)")
         command.add_argument("--parallel", type=int, default=1, help="our batches at the same time (default 1)")
         command.add_argument("--rounds", type=int, default=3)

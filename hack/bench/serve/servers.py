@@ -41,15 +41,19 @@ class Server:
     prepare: Command | None = None
 
 
+def uv() -> str:
+    """The installer: of `make`, else of the PATH."""
+    return os.environ.get("UV", "uv")
+
+
 def interpreter(peer: str) -> str:
     """Python of a peer's environment, which is made from its pins when it is missing."""
     pins = PEERS / f"{peer}.txt"
     folder = CACHE / f"{peer}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
     if not (folder / "complete").exists():
         print(f"installing {peer} into {folder}", file=sys.stderr, flush=True)
-        uv = os.environ.get("UV", "uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(pins)]
+        subprocess.run([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv(), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(pins)]
         subprocess.run(install, check=True)
         (folder / "complete").touch()
     return str(folder / "bin" / "python")
@@ -91,6 +95,7 @@ def fastapi(_: int = 0) -> Server:
         path="/predict",
         body=lambda text: {"text": text},
         answer=_plain,
+        ready="/openapi.json",
     )
 
 
@@ -137,7 +142,7 @@ def pytriton(batch: int = 32) -> Server:
             "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}],
         },
         answer=answer,
-        environment={"BENCH_BATCH": str(batch)},
+        environment={"BENCH_BATCH": str(batch), "PYTHONPATH": str(PEERS / "triton_site")},
         ready="/v2/models/classify/ready",
     )
 
@@ -182,6 +187,7 @@ def running(server: Server, artifact: Path, threads: int) -> Iterator[int]:
             "BENCH_MAX_LENGTH": str(MAX_LENGTH),
             "BENCH_SHORT_FOLDER": str(folder / "t"),
             "TOKENIZERS_PARALLELISM": "false",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             **server.environment,
         }
         if server.prepare:

