@@ -116,7 +116,7 @@ async def test_a_signal_while_loading_ends_at_once(start_server: Any) -> None:
 
 async def test_a_client_that_leaves_is_withdrawn_and_counted(start_server: Any) -> None:
     """Its text, if not yet in a batch, never reaches the model, and no gauge leaks."""
-    server = start_server("--model", "dummy:?seconds=0.4", "--max-batch-tokens", "16")
+    server = start_server("--model", "dummy:?seconds=1", "--max-batch-tokens", "16")
     server.wait_for_event("ready")
     port = urlsplit(server.url).port
     async with httpx.AsyncClient() as client:

@@ -139,10 +139,10 @@ async def test_body_and_answer_share_one_deadline(serving: Any) -> None:
 
     async def chunks() -> Any:
         yield b'{"inputs": '
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         yield b'"x"}'
 
-    async with serving(classifier(seconds=0.3), timeout_seconds=0.5) as client:
+    async with serving(classifier(seconds=0.7), timeout_seconds=1.2) as client:
         whole = await client.post("/v1/classify", json={"inputs": "x"})
         late = await client.post("/v1/classify", content=chunks(), headers=JSON)
     assert whole.status_code == 200
