@@ -33,8 +33,8 @@ demo: preflight $(VENV) cluster-up images install ## real text through training,
 	@$(ON_CLUSTER) $(PY) hack/demo run
 
 .PHONY: test
-test: preflight lint types unit ## everything that must pass: lint, types, unit, then integration and e2e on a cluster of its own
-	@$(ON_TEST_CLUSTER) integration e2e
+test: preflight lint types ## everything that must pass: lint and types, then unit, integration and e2e tests with a cluster of its own
+	@$(ON_TEST_CLUSTER) alone together e2e
 
 .PHONY: preflight
 preflight: ## say what this machine lacks before anything is fetched or built
@@ -59,10 +59,18 @@ unit: $(VENV) ## tests that need no cluster
 	@.venv/bin/pytest -n 2 --dist loadfile -m "not cluster and not e2e and not full" --durations=5 -q
 
 .PHONY: integration
-integration: $(VENV) ## tests against the API server of the current cluster
-	@# By itself: a cluster's life compares the machine before and after.
-	@$(ON_CLUSTER) .venv/bin/pytest tests/hack -m "cluster and not e2e and not full" -q
-	@$(ON_CLUSTER) .venv/bin/pytest --ignore=tests/hack -n 2 --dist loadfile -m "cluster and not e2e and not full" --durations=5 -q
+integration: $(VENV) alone ## tests against the API server of the current cluster
+	@$(ON_CLUSTER) .venv/bin/pytest -n 2 --dist loadfile -m "cluster and not (alone or e2e or full)" --durations=5 -q
+
+# What compares the machine before and after.
+.PHONY: alone
+alone: $(VENV)
+	@$(ON_CLUSTER) .venv/bin/pytest -m "alone and not full" -q
+
+# Integration tests wait for most of their time, so unit tests have the processors meanwhile.
+.PHONY: together
+together: $(VENV)
+	@$(ON_CLUSTER) .venv/bin/pytest -n 3 --dist loadfile -m "not (alone or e2e or full)" --durations=10 -q
 
 .PHONY: e2e
 e2e: $(VENV) images ## tests with real pods on the current cluster

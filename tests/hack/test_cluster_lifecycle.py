@@ -234,6 +234,7 @@ def both(home: Home, before: dict[str, set[str]]) -> dict[str, float]:
 
 
 @pytest.mark.cluster
+@pytest.mark.alone
 def test_up_and_down_leave_nothing_behind(home: Home) -> None:
     clean = traces(home)
     try:
