@@ -128,6 +128,12 @@ def _predictions() -> Row:
                     for share in (0.1, 0.5)
                 ],
             ),
+            Panel(
+                "Abstentions",
+                "Answers of classifiers whose probability is below the threshold that their model was calibrated to.",
+                "cps",
+                [Query(served(rate(metrics.ABSTAINED), *_BY), _VERSION)],
+            ),
         ],
     )
 

@@ -370,7 +370,7 @@ def objects(api_client: client.ApiClient) -> Iterator[Objects]:
 
 
 @pytest.fixture(scope="module")
-def alone(api_client: client.ApiClient) -> None:
+def no_other_operator(api_client: client.ApiClient) -> None:
     """No operator is installed on the cluster."""
     pods = client.CoreV1Api(api_client).list_pod_for_all_namespaces(
         label_selector="app.kubernetes.io/component=operator,app.kubernetes.io/name=cloze"
@@ -382,7 +382,11 @@ def alone(api_client: client.ApiClient) -> None:
 
 @pytest.fixture(scope="module")
 def operator_address(
-    kubeconfig: str, objects: Objects, registry: StubRegistry, alone: None, tmp_path_factory: pytest.TempPathFactory
+    kubeconfig: str,
+    objects: Objects,
+    registry: StubRegistry,
+    no_other_operator: None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """An operator that serves the module's namespace."""
     log = tmp_path_factory.mktemp("operator") / "log"
@@ -391,14 +395,14 @@ def operator_address(
 
 
 @pytest.fixture(scope="module")
-def operate(kubeconfig: str, alone: None) -> Callable[[str, str, Path], AbstractContextManager[str]]:
+def operate(kubeconfig: str, no_other_operator: None) -> Callable[[str, str, Path], AbstractContextManager[str]]:
     """Runs an operator for a namespace: `with operate(namespace, registry_uri, log):`."""
     return lambda namespace, uri, log: running_operator(kubeconfig, namespace, uri, log)
 
 
 @pytest.fixture
 def candidates(
-    kubeconfig: str, namespace: str, registry: StubRegistry, alone: None, tmp_path: Path
+    kubeconfig: str, namespace: str, registry: StubRegistry, no_other_operator: None, tmp_path: Path
 ) -> Iterator[Callable[..., Operator]]:
     """Starts operators of the test's namespace, by name: `candidates("a", server=..., CLOZE_...=...)`."""
     with ExitStack() as stack:

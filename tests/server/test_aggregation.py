@@ -49,7 +49,7 @@ async def test_entities_are_those_of_the_pipeline(artifacts: Any, serving: Any, 
         assert [tag["score"] for tag in result["tags"]] == pytest.approx(
             [float(entity["score"]) for entity in expected], rel=1e-3
         )
-    assert found > 10
+    assert found >= 5, "too few to say anything"
 
 
 async def test_sub_words_are_those_of_the_pipeline(artifacts: Any, serving: Any) -> None:
