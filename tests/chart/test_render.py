@@ -275,7 +275,9 @@ def test_scheduling_reaches_every_pod() -> None:
 def notes(*values: str) -> str:
     """What `helm install` says at its end."""
     flags = [flag for value in values for flag in ("--set-json", value)]
-    done = helm("install", "cloze", str(CHART), "--namespace", "cloze-system", "--dry-run=client", *flags)
+    # The cluster may have the definitions already, from whoever.
+    options = ("--namespace", "cloze-system", "--dry-run=client", "--take-ownership")
+    done = helm("install", "cloze", str(CHART), *options, *flags)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("NOTES:", 1)[1]
 

@@ -26,6 +26,10 @@ class StopSignal:
         if not self._deferred:
             raise Suspended("stopped by a signal before or after the training steps; it goes on from what is done")
 
+    def ignore(self) -> None:
+        """From now on: how the work ends is known, and only has to be written down."""
+        self._deferred = True
+
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Only take note of the signal within this block."""

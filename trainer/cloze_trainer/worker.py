@@ -200,10 +200,14 @@ def main() -> NoReturn:
         outcome.write(left, result)
         gang.leave()
     except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+        # The launcher ends all ranks once one has failed.
+        stop.ignore()
         failure = classify(error, ranks=ranks)
-        if failure.exit_code in (ExitCode.INTERNAL, ExitCode.PEER_LOST, ExitCode.STORAGE):
+        if failure.exit_code in (ExitCode.INTERNAL, ExitCode.STORAGE):
             log("trace", rank=os.environ["RANK"], text=trace(error), error=technical(error))
-        log("stopped", rank=os.environ["RANK"], reason=failure.reason, message=failure.message)
+        # Where this rank was when it lost another says nothing: the other one tells why it is gone.
+        lost = {"error": technical(error)} if failure.exit_code is ExitCode.PEER_LOST else {}
+        log("stopped", rank=os.environ["RANK"], reason=failure.reason, message=failure.message, **lost)
         outcome.write(left, outcome.failed(failure))
         # No orderly farewell: the other ranks learn at once that this one is gone.
         sys.stderr.flush()
