@@ -25,11 +25,16 @@ def test_outside_of_training_it_ends_the_work_at_once(stop: StopSignal) -> None:
 
 
 def test_in_training_it_is_noted_until_the_step_is_done(stop: StopSignal) -> None:
-    done = False
-    with pytest.raises(Suspended), stop.deferred():
-        os.kill(os.getpid(), signal.SIGTERM)
-        done = stop.requested
-    assert done
+    seen = []
+
+    def step() -> None:
+        with stop.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            seen.append(stop.requested)
+
+    with pytest.raises(Suspended):
+        step()
+    assert seen == [True]
 
 
 def test_it_cannot_disturb_the_writing_of_an_outcome(stop: StopSignal) -> None:
