@@ -128,25 +128,6 @@ def bentoml(batch: int = 100) -> Server:
     )
 
 
-def pytriton(batch: int = 32) -> Server:
-    """Triton Inference Server through nvidia-pytriton."""
-
-    def answer(reply: Any) -> tuple[str, float]:
-        return _plain(json.loads(reply["outputs"][0]["data"][0]))
-
-    return Server(
-        name=f"triton batch {batch}",
-        command=lambda *_: [interpreter("pytriton"), str(PEERS / "pytriton_app.py"), str(PORT)],
-        path="/v2/models/classify/infer",
-        body=lambda text: {
-            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}],
-        },
-        answer=answer,
-        environment={"BENCH_BATCH": str(batch), "PYTHONPATH": str(PEERS / "triton_site")},
-        ready="/v2/models/classify/ready",
-    )
-
-
 def mlflow(_: int = 0) -> Server:
     """`mlflow models serve`."""
     return Server(
@@ -167,25 +148,23 @@ PEER_SERVERS: dict[str, Callable[[int], Server]] = {
     "fastapi": fastapi,
     "litserve": litserve,
     "bentoml": bentoml,
-    "triton": pytriton,
     "mlflow": mlflow,
 }
 #: What each gets without a choice of ours: its dynamic batching as it comes.
-DEFAULT_BATCH = {"fastapi": 0, "litserve": 32, "bentoml": 100, "triton": 32, "mlflow": 0}
+DEFAULT_BATCH = {"fastapi": 0, "litserve": 32, "bentoml": 100, "mlflow": 0}
 #: Settings tried for the best of each.
-SWEEP = {"fastapi": (0,), "litserve": (1, 4, 32), "bentoml": (1, 4, 100), "triton": (1, 4, 32), "mlflow": (0,)}
+SWEEP = {"fastapi": (0,), "litserve": (1, 4, 32), "bentoml": (1, 4, 100), "mlflow": (0,)}
 
 
 @contextmanager
 def running(server: Server, artifact: Path, threads: int) -> Iterator[int]:
     """A server that answers; yields its process id. It is ended, with all that it started, afterwards."""
-    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         environment = os.environ | {
             "BENCH_ARTIFACT": str(artifact),
             "BENCH_THREADS": str(threads),
             "BENCH_MAX_LENGTH": str(MAX_LENGTH),
-            "BENCH_SHORT_FOLDER": str(folder / "t"),
             "TOKENIZERS_PARALLELISM": "false",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             **server.environment,
