@@ -5,66 +5,26 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import uvicorn
 
 from cloze_api.names import TERMINATION_LOG
-from cloze_api.task import Task
-from cloze_server import echo, keys, logs
+from cloze_server import keys, logs
 from cloze_server.app import create_app
-from cloze_server.cache import Cache
 from cloze_server.drain import DrainingServer
-from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
-from cloze_server.lifecycle import Lifecycle, Stage
+from cloze_server.lifecycle import Lifecycle
 from cloze_server.listener import listen
-from cloze_server.model import LOCAL_VERSION, LoadedModel, load_artifact
-from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
+from cloze_server.loading import load_model
 from cloze_server.settings import ENV_TERMINATION_LOG, Settings, read
-from cloze_server.source import fetch, open_folder
 
 _log = logging.getLogger(__name__)
 
 # Longer than gateways and load balancers keep an idle connection to a backend (up to 600 s): whoever closes it first
 # can lose no request, the other side can.
 KEEP_ALIVE_SECONDS = 620
-
-
-def load_model(reference: str, settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
-    """Fetch, verify and load one of the settings' models. Raises FatalError and StoppedError."""
-    match parse_reference(reference):
-        case Dummy(task, seconds, given):
-            model = dummy_model(task, seconds)
-            return replace(model, name=given) if given else model
-        case Folder(path, given):
-            artifact = open_folder(path, settings.digest)
-            name, number = given or artifact.manifest.name, LOCAL_VERSION
-        case RegisteredVersion(name, number) as version:
-            from cloze_server.registry import Registry  # noqa: PLC0415 - httpx, which a folder does without
-
-            artifact = fetch(
-                version,
-                settings.digest,
-                cache=Cache(settings.cache.expanduser()),
-                connect=lambda: Registry(settings.mlflow_uri),
-                stop=stop,
-                lifecycle=lifecycle,
-            )
-    _log.info("artifact verified", extra=logs.fields(digest=artifact.digest))
-    lifecycle.report(Stage.LOADING)
-    if artifact.manifest.task is Task.ECHO:
-        return echo.load_artifact(artifact.folder, artifact.manifest, name=name, version=number, digest=artifact.digest)
-    return load_artifact(
-        artifact.folder,
-        artifact.manifest,
-        name=name,
-        version=number,
-        digest=artifact.digest,
-        threads=max(1, settings.threads // settings.parallel_batches),
-    )
 
 
 def serve(settings: Settings) -> None:

@@ -117,6 +117,11 @@ class ProblemError(Exception):
         """HTTP status."""
         return TABLE[self.kind].status
 
+    @property
+    def type(self) -> str:
+        """A tag URI (RFC 4151): problem types are names here, not pages that somebody must host."""
+        return f"tag:cloze.dev,2025:problems/{self.kind}"
+
     def response(self, request_id: str, headers: Mapping[str, str] | None = None, *, path: str) -> JSONResponse:
         """The reply for this problem on a path: the Open Inference Protocol has documents of its own."""
         entry = TABLE[self.kind]
@@ -126,8 +131,7 @@ class ProblemError(Exception):
         if paths.of_protocol(path):
             return JSONResponse({"error": self.detail}, entry.status, sent)
         problem = Problem(
-            # A tag URI (RFC 4151): problem types are names here, not pages that somebody must host.
-            type=f"tag:cloze.dev,2025:problems/{self.kind}",
+            type=self.type,
             title=entry.title,
             status=entry.status,
             detail=self.detail,

@@ -181,14 +181,16 @@ _ADDRESS = re.compile(r"https?://[^\s/]+\S*")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are FatalErrors (CONFIGURATION)."""
+
     def error(self, message: str) -> Never:
         raise FatalError(ExitCode.CONFIGURATION, "ConfigurationInvalid", message)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Values stay text, so that flags and environment are read by the same code."""
-    result = _Parser(
+    result = Parser(
         prog="cloze-server",
         description="Serve model versions over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
@@ -197,17 +199,22 @@ def parser() -> argparse.ArgumentParser:
         + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
         + ".",
     )
-    for flag in FLAGS:
+    add_flags(result, FLAGS)
+    return result
+
+
+def add_flags(arguments: argparse.ArgumentParser, flags: Sequence[Flag]) -> None:
+    """Let a command line take these settings. Values stay text: see `from_flags`."""
+    for flag in flags:
         if flag.parse is _switch:
             negation, same = f"--no-{flag.field}", f"the same as {flag.option} false"
-            result.add_argument(negation, dest=flag.field, action="store_const", const="false", help=same)
+            arguments.add_argument(negation, dest=flag.field, action="store_const", const="false", help=same)
         default = _DEFAULTS[flag.field]
         shown = f"; default {default}" if isinstance(default, int | float | Path) or default else ""
         if flag.field == "model":
             shown = "; required"
         action = "append" if flag.repeated else "store"
-        result.add_argument(flag.option, metavar="…", action=action, help=f"{flag.help} ({flag.env}{shown})")
-    return result
+        arguments.add_argument(flag.option, metavar="…", action=action, help=f"{flag.help} ({flag.env}{shown})")
 
 
 def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
@@ -215,9 +222,18 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
 
     Raises FatalError (CONFIGURATION) that names the flag or variable and what it takes.
     """
-    given = vars(parser().parse_args(arguments))
+    return from_flags(vars(parser().parse_args(arguments)), FLAGS, environment)
+
+
+def from_flags(
+    given: Mapping[str, Any], flags: Sequence[Flag], environment: Mapping[str, str], **fixed: Any
+) -> Settings:
+    """Settings from what `add_flags` made a command line take, then environment, then defaults.
+
+    fixed: settings that nobody may choose. Raises FatalError (CONFIGURATION).
+    """
     values: dict[str, Any] = {}
-    for flag in FLAGS:
+    for flag in flags:
         text, origin = given[flag.field], flag.option
         if text is None:
             # An empty variable is how a manifest says "not set".
@@ -230,7 +246,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
         raise _invalid(f"no model: give --model or set {ENV_MODEL_URI} to models:/NAME/VERSION or a folder")
     if "cache" not in values and (user_cache := environment.get("XDG_CACHE_HOME")):
         values["cache"] = Path(user_cache, "cloze", "models")
-    settings = Settings(**values)
+    settings = Settings(**values, **fixed)
     if settings.digest is not None and len(settings.model) > 1:
         raise _invalid("--digest is of one artifact, and there are several models: serve that one alone")
     if settings.log_level not in _LOG_LEVELS:

@@ -21,7 +21,7 @@ from cloze_server.echo import ECHO_FILE, write_artifact
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.lifecycle import Lifecycle
-from cloze_server.main import load_model
+from cloze_server.loading import load_model
 from cloze_server.settings import Settings
 
 pytestmark = pytest.mark.anyio
