@@ -23,6 +23,10 @@ class ExitCode(IntEnum):
     """The model cache is full or can't be written."""
     REQUESTS_ABANDONED = 30
     """Ended by a signal before all accepted requests were answered."""
+    ROWS_FAILED = 31
+    """More rows of a batch run failed than may."""
+    INTERRUPTED = 32
+    """A batch run was ended by a signal; what is done is kept."""
 
 
 class FatalError(Exception):
