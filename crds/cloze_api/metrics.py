@@ -112,6 +112,18 @@ MODEL_INFO = Metric(
     "The loaded model, and the ModelDeployment and revision that this replica belongs to (empty outside a cluster).",
     ("model", "version", "digest", "task", "deployment", "revision"),
 )
+CACHE_RESULTS: Final = ("hit", "miss", "shared")
+"""How a cache of replies answers: the reply was kept, had to be made, or was being made for an equal request."""
+CACHE_REQUESTS = Metric(
+    "cloze_cache_requests",
+    "counter",
+    f"Answered requests that were looked up among the kept replies, by result: {', '.join(CACHE_RESULTS)}.",
+    (*_MODEL, "result"),
+)
+CACHE_BYTES = Metric("cloze_cache_bytes", "gauge", "Memory that kept replies take, about.")
+CACHE_EVICTIONS = Metric(
+    "cloze_cache_evictions", "counter", "Kept replies that were let go because of their age or of the memory's bound."
+)
 KEY_FILE_ERRORS = Metric(
     "cloze_key_file_errors",
     "counter",

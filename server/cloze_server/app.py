@@ -27,6 +27,7 @@ from cloze_server.oip.routes import build_router as build_protocol_router
 from cloze_server.pages import build_router as build_page_router
 from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
+from cloze_server.replies import ReplyCache
 from cloze_server.routes import build_router
 from cloze_server.service import Service
 from cloze_server.settings import Settings
@@ -44,7 +45,7 @@ _CORS_REQUEST_HEADERS = (
 )
 _CORS_REPLY_HEADERS = (
     *("x-request-id", "x-cloze-model", "x-cloze-version", "x-cloze-digest"),
-    *("server-timing", "retry-after", "www-authenticate"),
+    *("server-timing", "x-cloze-cache", "retry-after", "www-authenticate"),
 )
 
 
@@ -59,6 +60,8 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     lifecycle = lifecycle or Lifecycle()
     instruments = Instruments()
     room = Room(lifecycle, instruments, _counter(references, settings, instruments), models=len(loaders))
+    if settings.cache_bytes:
+        room.replies = ReplyCache(settings.cache_bytes, settings.cache_ttl_seconds, instruments.replies)
 
     forwarder = None
     if settings.feedback_url:
@@ -132,7 +135,7 @@ def _load(loaders: Sequence[Loader], settings: Settings, room: Room, loop: async
             telemetry = room.counter
             if not isinstance(telemetry, Telemetry):
                 telemetry = _telemetry(model.name, model.version, settings, room.instruments)
-            service = Service(model, settings, telemetry)
+            service = Service(model, settings, telemetry, room.replies)
             room.lifecycle.report(Stage.WARMING_UP)
             asyncio.run_coroutine_threadsafe(service.warm_up(), loop).result()
             # A closed loop means that the process ends anyway.

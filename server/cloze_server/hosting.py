@@ -8,6 +8,7 @@ from cloze_server import paths
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.replies import ReplyCache
 from cloze_server.service import Service
 from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
 
@@ -81,7 +82,7 @@ class Hosted:
 class Room:
     """What the routes share: the process's state, and the models that answer.
 
-    counter: counts requests that belong to no model of several.
+    counter: counts requests that belong to no model of several. replies: those that are kept; None: none are.
     """
 
     def __init__(self, lifecycle: Lifecycle, instruments: Instruments, counter: RequestCounter, *, models: int) -> None:
@@ -90,6 +91,7 @@ class Room:
         self.instruments = instruments
         self.counter = counter
         self.hosted: list[Hosted] = []
+        self.replies: ReplyCache | None = None
         self._models: list[LoadedModel] = []
         self._count = models
 
@@ -122,6 +124,8 @@ class Room:
         return None
 
     def close(self) -> None:
-        """Stop all models' threads; call when no request is left."""
+        """Stop all models' threads and forget what is kept; call when no request is left."""
+        if self.replies is not None:
+            self.replies.close()
         for hosted in self.hosted:
             hosted.service.close()

@@ -241,6 +241,8 @@ class RequestMiddleware:
         if paths.of_task(exchange.route):
             total = time.monotonic() - exchange.arrived
             result.append((b"server-timing", exchange.timing.header(total).encode()))
+        if exchange.timing.cached is not None:
+            result.append((b"x-cloze-cache", exchange.timing.cached.encode()))
         # While draining, the client's next request dials anew and finds a server that stays. What is left of a body
         # that came too slowly nobody wants.
         if self._lifecycle.state is State.DRAINING or exchange.status == 408:

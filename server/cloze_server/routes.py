@@ -143,7 +143,7 @@ async def answer(hosted: Hosted, body: TaskRequest, request: Request) -> bytes:
     exchange.belongs_to(hosted)
     if body.timeout_ms is not None:
         exchange.shorten(body.timeout_ms)
-    work = asyncio.create_task(hosted.service.answer(body, exchange.timing))
+    work = asyncio.create_task(hosted.service.answer(body, exchange.timing, exchange.tenant))
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from array import array
 from asyncio import sleep
 from collections import Counter
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from cloze_server.limits import Limits
 from cloze_server.logs import fields
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.replies import Reply, ReplyCache, Tally, key_of
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
 from cloze_server.telemetry import Telemetry
 from cloze_server.timing import Timing
-from cloze_server.tokenization import Encoded, Result, TokenizerPool
+from cloze_server.tokenization import Encoded, Inputs, Result, TokenizerPool
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ _TOKENIZER_THREADS_MAX = 4
 _CHARACTERS_PER_QUEUE_TOKEN = 16
 _WARM_UP_LENGTHS = (8, 32, 128, 512)
 _FULL_BATCH_LENGTH = 64
+# What doesn't change the answer.
+_NOT_ASKED = {"model", "timeout_ms", "user"}
 # By then every request that a batch could belong to has got its timeout long ago.
 _HANGING_TIMEOUTS = 3
 
@@ -50,8 +54,12 @@ def batch_budget(model: LoadedModel, max_batch_tokens: int) -> int:
 class Service:
     """A loaded model behind its tokenizers and its queue."""
 
-    def __init__(self, model: LoadedModel, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self, model: LoadedModel, settings: Settings, telemetry: Telemetry, replies: ReplyCache | None = None
+    ) -> None:
+        """replies: kept ones, of all models; None: every request is work."""
         self.model = model
+        self._replies = replies
         handlers = [handler(model) for handler in HANDLERS.values() if handler.task is model.task]
         self.handler: AnyHandler = handlers[0]
         self._handlers = {handler.request: handler for handler in handlers}
@@ -103,7 +111,7 @@ class Service:
         with self._telemetry.muted():
             for each in requests:
                 try:
-                    await self.answer(self.handler.sample(each))
+                    await self._make(self.handler.sample(each), Timing())
                 except ProblemError as problem:
                     if problem.kind is not ProblemType.INTERNAL:
                         _log.warning("warm-up skipped", extra=fields(detail=problem.detail))
@@ -125,13 +133,32 @@ class Service:
         self._engine.close()
         self._tokenizers.close()
 
-    async def answer(self, request: TaskRequest, timing: Timing | None = None) -> bytes:
+    async def answer(self, request: TaskRequest, timing: Timing | None = None, tenant: str = "") -> bytes:
         """The reply as JSON. Raises ProblemError. Cancelling withdraws the request from the queue.
 
-        timing: told what is known as soon as it is.
+        timing: told what is known as soon as it is. tenant: the name of the API key; what one has asked, another can't
+        tell from how fast an answer comes.
         """
+        timing = timing or Timing()
+        if self._replies is None:
+            return (await self._make(request, timing)).body
+        # A text that isn't one has no key.
+        self._check_size(request)
+        model = self.model
+        asked = request.model_dump_json(exclude=_NOT_ASKED)
+        key = key_of(tenant, model.name, model.version, model.digest, type(request).__name__, asked)
+        timing.cached = "miss"
+        reply, timing.cached = await self._replies.get(key, lambda: self._make(request, timing))
+        timing.longest = reply.longest
+        self._telemetry.cached(timing.cached)
+        if timing.cached != "miss":
+            await self._tokenizers.run(lambda: self._count(reply.tally))
+        return reply.body
+
+    async def _make(self, request: TaskRequest, timing: Timing) -> Reply:
+        """The model's reply, which is counted. Raises ProblemError."""
         try:
-            return await self._answer(request, timing or Timing())
+            return await self._answer(request, timing)
         except QueueFullError as error:
             raise ProblemError(
                 ProblemType.QUEUE_FULL, str(error), retry_after_seconds=error.retry_after_seconds
@@ -139,10 +166,16 @@ class Service:
         except InferenceError as error:
             raise ProblemError(ProblemType.INTERNAL, str(error)) from error
 
-    async def _answer(self, request: TaskRequest, timing: Timing) -> bytes:
+    def _check_size(self, request: TaskRequest) -> Inputs:
+        """The texts. Raises ProblemError for more than one request may have."""
         handler = self._handlers[type(request)]
         inputs = handler.inputs(request)
         self._limits.check_size(inputs, handler.texts_per_input)
+        return inputs
+
+    async def _answer(self, request: TaskRequest, timing: Timing) -> Reply:
+        handler = self._handlers[type(request)]
+        inputs = self._check_size(request)
         # Before work is spent on tokens that couldn't wait anyway.
         self._engine.refuse_when_full(1)
         waiting = self._tokenizers.pending_characters
@@ -175,11 +208,6 @@ class Service:
         started = time.monotonic()
         reply = await self._tokenizers.run(lambda: self._reply(handler, request, items, answer.kept))
         self._stage(timing, "post", time.monotonic() - started)
-        unknown = self.model.special_tokens.unk
-        self._telemetry.answered(
-            unknown=0 if unknown is None else sum(item.count(unknown) for item in items),
-            truncated=sum(item.truncated for item in items),
-        )
         return reply
 
     def _stage(self, timing: Timing, name: str, seconds: float) -> None:
@@ -203,7 +231,7 @@ class Service:
         handler.check(request, items)
         return items
 
-    def _reply(self, handler: AnyHandler, request: TaskRequest, items: list[Item], kept: list[Any]) -> bytes:
+    def _reply(self, handler: AnyHandler, request: TaskRequest, items: list[Item], kept: list[Any]) -> Reply:
         """The reply, whose predictions are counted. Not for the event loop: it may be a megabyte of JSON."""
         remaining = iter(kept)
         results = [handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
@@ -217,11 +245,19 @@ class Service:
         }
         reply = handler.compose(request, results, facts)
         body = reply.model_dump_json().encode()
-        # Here and not on the event loop: a request may have a prediction for each of its tokens.
         predictions = [each for result in results for each in handler.predictions(result)]
-        self._telemetry.predicted(
-            Counter(each.label for each in predictions if each.label is not None),
-            (each.confidence for each in predictions),
-            sum(each.abstained for each in predictions),
+        unknown = self.model.special_tokens.unk
+        tally = Tally(
+            unknown=0 if unknown is None else sum(item.count(unknown) for item in items),
+            truncated=sum(item.truncated for item in items),
+            labels=Counter(each.label for each in predictions if each.label is not None),
+            confidences=array("d", (each.confidence for each in predictions)),
+            abstained=sum(each.abstained for each in predictions),
         )
-        return body
+        self._count(tally)
+        return Reply(body, max(item.tokens for item in items), tally)
+
+    def _count(self, tally: Tally) -> None:
+        """Count an answer. Not for the event loop: a request may have a prediction for each of its tokens."""
+        self._telemetry.answered(unknown=tally.unknown, truncated=tally.truncated)
+        self._telemetry.predicted(tally.labels, tally.confidences, tally.abstained)

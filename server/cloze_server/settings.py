@@ -64,6 +64,8 @@ class Settings:
     max_characters: int = 65_536
     api_keys: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    cache_bytes: int = 0
+    cache_ttl_seconds: float = 600.0
     feedback_url: str = ""
     feedback_token_file: Path | None = None
     playground: bool = True
@@ -162,6 +164,15 @@ FLAGS: tuple[Flag, ...] = (
         "origin whose pages may call the server, as https://app.example; may be given several times; none when absent",
         repeated=True,
     ),
+    Flag(
+        "cache_bytes",
+        "CLOZE_CACHE_BYTES",
+        int,
+        "memory for replies that are given again to equal requests; with 0 none are kept. They may quote their inputs",
+        0,
+        1 << 40,
+    ),
+    Flag("cache_ttl_seconds", "CLOZE_CACHE_TTL_SECONDS", float, "for how long a reply is kept", 0.001),
     Flag("feedback_url", "CLOZE_FEEDBACK_URL", str, "address that feedback is sent to; without it none is taken"),
     Flag("feedback_token_file", "CLOZE_FEEDBACK_TOKEN_FILE", Path, "file of the bearer token for that address"),
     Flag(

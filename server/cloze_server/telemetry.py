@@ -60,12 +60,20 @@ class Instruments:
         self.abstained: Any = make(metrics.ABSTAINED)
         self.info: Any = make(metrics.MODEL_INFO)
         self.key_file_errors: Any = make(metrics.KEY_FILE_ERRORS)
+        self.cached: Any = make(metrics.CACHE_REQUESTS)
+        self._cache_bytes: Any = make(metrics.CACHE_BYTES)
+        self._cache_evictions: Any = make(metrics.CACHE_EVICTIONS)
         feedback: Any = make(metrics.FEEDBACK)
         self._feedback = {result: feedback.labels(result) for result in metrics.FEEDBACK_RESULTS}
 
     def feedback(self, result: str, number: int) -> None:
         """What became of so much feedback: one of `metrics.FEEDBACK_RESULTS`."""
         self._feedback[result].inc(number)
+
+    def replies(self, size: int, evicted: int) -> None:
+        """Bytes of the replies that are kept now, and how many more were let go."""
+        self._cache_bytes.set(size)
+        self._cache_evictions.inc(evicted)
 
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)
@@ -158,7 +166,7 @@ class Telemetry(RequestCounter):
         for untouched in (
             *(instruments.stage_duration, instruments.batch_tokens, instruments.tokens, instruments.queue_tokens),
             *(instruments.truncated, instruments.unknown, instruments.in_flight),
-            *(instruments.predictions, instruments.confidence, instruments.abstained),
+            *(instruments.predictions, instruments.confidence, instruments.abstained, instruments.cached),
         ):
             untouched.remove_by_labels(former)
         self._count_as(model, version)
@@ -171,6 +179,7 @@ class Telemetry(RequestCounter):
         self._unread = instruments.unknown.labels(*labels)
         self._certainty = instruments.confidence.labels(*labels)
         self._withheld = instruments.abstained.labels(*labels)
+        self._cached = {result: instruments.cached.labels(*labels, result) for result in metrics.CACHE_RESULTS}
         named = list(answers)[: metrics.PREDICTION_LABELS_MAX]
         if len(answers) > len(named):
             named.append(metrics.PREDICTION_LABEL_OTHER)
@@ -219,6 +228,10 @@ class Telemetry(RequestCounter):
             (self._by_label.get(label) or self._by_label[metrics.PREDICTION_LABEL_OTHER]).inc(count)
         for confidence in confidences:
             self._certainty.observe(confidence)
+
+    def cached(self, result: str) -> None:
+        """How the cache of replies answered: one of `metrics.CACHE_RESULTS`."""
+        self._cached[result].inc()
 
     def queue_tokens(self, tokens: int) -> None:
         """Tokens that wait now."""
