@@ -129,6 +129,15 @@ KEY_FILE_ERRORS = Metric(
     "counter",
     "Times that a server looked at its file of API keys and couldn't read it; the former keys stay in force.",
 )
+TRACE_RESULTS: Final = ("sent", "dropped")
+"""What becomes of spans."""
+TRACE_SPANS = Metric(
+    "cloze_trace_spans",
+    "counter",
+    "Spans of traced requests, by whether the collector took them: sent or dropped. A request that isn't traced "
+    "because too many spans wait counts as one that was dropped.",
+    ("result",),
+)
 FEEDBACK_RESULTS: Final = ("sent", "dropped", "repeated")
 """What becomes of feedback."""
 FEEDBACK = Metric(

@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError
+from importlib.metadata import version as distribution_version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,6 +34,9 @@ from cloze_server.routes import build_router
 from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
+
+if TYPE_CHECKING:
+    from cloze_server.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +72,8 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     if settings.feedback_url:
         forwarder = Forwarder(HttpSink(settings.feedback_url, settings.feedback_token_file), instruments.feedback)
 
+    tracing = _tracing(settings, instruments)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
@@ -76,6 +83,8 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
         yield
         if forwarder:
             await forwarder.close()
+        if tracing:
+            await asyncio.to_thread(tracing.close)
         room.close()
 
     # The framework's own pages load scripts from other hosts, which a cluster may not reach.
@@ -99,7 +108,7 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     keys = KeyFile(settings.api_keys, instruments.key_file_errors.inc) if settings.api_keys else None
-    app.add_middleware(RequestMiddleware, settings=settings, room=room, keys=keys)
+    app.add_middleware(RequestMiddleware, settings=settings, room=room, keys=keys, tracing=tracing)
     if settings.cors_origins:
         # Around the other, so that a browser may read refusals too.
         app.add_middleware(
@@ -110,6 +119,25 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
             expose_headers=_CORS_REPLY_HEADERS,
         )
     return app
+
+
+def _tracing(settings: Settings, instruments: Instruments) -> "Tracing | None":
+    """Who sends traces; None where no request is traced."""
+    if not settings.trace_sample_ratio:
+        return None
+    from cloze_server.tracing import Tracing  # noqa: PLC0415 - its library takes a while to load
+
+    resource = {
+        "service.version": distribution_version("cloze-mlops"),
+        "cloze.deployment": settings.deployment,
+        "cloze.revision": settings.revision,
+    }
+    return Tracing(
+        settings.otlp_endpoint,
+        settings.trace_sample_ratio,
+        resource={name: value for name, value in resource.items() if value},
+        count=instruments.traced,
+    )
 
 
 def _counter(references: Sequence[ModelReference], settings: Settings, instruments: Instruments) -> RequestCounter:

@@ -11,6 +11,9 @@ from typing import Any
 
 request_id_variable: ContextVar[str] = ContextVar("request_id", default="")
 
+trace_id_variable: ContextVar[str] = ContextVar("trace_id", default="")
+"""Of a request that is traced."""
+
 _NO_FIELDS: Mapping[str, str] = {}
 model_variable: ContextVar[Mapping[str, str]] = ContextVar("model", default=_NO_FIELDS)
 """Name and version of the model that a request belongs to, where the process has several."""
@@ -29,7 +32,7 @@ def fields(**values: Any) -> dict[str, Any]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, event, model, version, request_id, then the call's own fields."""
+    """One object a line: time, level, event, model, version, request_id, trace_id, then the call's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -41,6 +44,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id := request_id_variable.get():
             line["request_id"] = request_id
+        if trace_id := trace_id_variable.get():
+            line["trace_id"] = trace_id
         line.update(getattr(record, "fields", {}))
         if record.exc_info and record.exc_info[0] is not None:
             # Type and frames only: an exception's message may quote the request.

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,11 +14,15 @@ from cloze_server import paths
 from cloze_server.hosting import Hosted, Room
 from cloze_server.keys import KeyFile, presented
 from cloze_server.lifecycle import State
-from cloze_server.logs import fields, model_variable, request_id_variable
+from cloze_server.logs import fields, model_variable, request_id_variable, trace_id_variable
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.settings import Settings
 from cloze_server.telemetry import RequestCounter
 from cloze_server.timing import Timing
+
+if TYPE_CHECKING:
+    # Its library is loaded where it is used.
+    from cloze_server.tracing import Trace, Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +33,8 @@ _ID_PATTERN = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON_PATTERN = re.compile(rb"application/(json|[^;,\s]+\+json)\s*(;.*)?", re.IGNORECASE)
 _BINARY = b"application/octet-stream"
 _CLIENT_CLOSED = 499
+# An exemplar has room for 128 characters, with names (OpenMetrics 1.0).
+_EXEMPLAR_ID_MAX = 64
 _RETRY_SECONDS = 1
 
 
@@ -42,6 +49,7 @@ class Exchange:
     route: its label in metrics.
     counter: counts it. limit: seconds that it may take, from its arrival. held: bytes of its body that count against
     the bound over all requests. tenant: the name of its API key; empty where none is asked for.
+    trace: None for a request that isn't traced.
     """
 
     request_id: bytes
@@ -55,6 +63,7 @@ class Exchange:
     body_complete: bool = False
     held: int = 0
     tenant: str = ""
+    trace: "Trace | None" = None
     timing: Timing = field(default_factory=Timing)
 
     def belongs_to(self, hosted: Hosted) -> None:
@@ -65,6 +74,25 @@ class Exchange:
         self.counter, self.hosted = hosted.telemetry, hosted
         self.counter.request_started()
         model_variable.set({"model": hosted.service.model.name, "version": hosted.service.model.version})
+
+    def exemplar(self) -> dict[str, str]:
+        """What leads from a metric to this request."""
+        found = {"request_id": self.request_id.decode("ascii")} if len(self.request_id) <= _EXEMPLAR_ID_MAX else {}
+        return found if self.trace is None else {"trace_id": self.trace.id, **found}
+
+    def end_trace(self, now: float, status: int) -> None:
+        """Hand its spans on, if it is traced; what is in them is never a user's text."""
+        if self.trace is None:
+            return
+        attributes: dict[str, str | int] = {}
+        if self.hosted is not None:
+            model = self.hosted.service.model
+            attributes = {"cloze.model": model.name, "cloze.version": model.version, "cloze.digest": model.digest}
+        if self.timing.longest is not None:
+            attributes["cloze.longest_input_tokens"] = self.timing.longest
+        if self.timing.cached is not None:
+            attributes["cloze.cache"] = self.timing.cached
+        self.trace.end(self.arrived, now, status, self.timing.stages, attributes)
 
     def shorten(self, milliseconds: int) -> None:
         """Give the request less time than every other one has; more is not to be had."""
@@ -106,8 +134,11 @@ def _check_media_type(route: str, declared: bytes) -> None:
 class RequestMiddleware:
     """Pure ASGI, so that a request costs no extra task."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, room: Room, keys: KeyFile | None) -> None:
-        """keys: who may ask; None: everybody."""
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, room: Room, keys: KeyFile | None, tracing: "Tracing | None" = None
+    ) -> None:
+        """keys: who may ask; None: everybody. tracing: None where no request is traced."""
+        self._tracing = tracing
         self._app = app
         self._keys = keys
         self._settings = settings
@@ -132,6 +163,10 @@ class RequestMiddleware:
         )
         scope["state"] = {**scope.get("state", {}), "exchange": exchange}
         request_id_variable.set(exchange.request_id.decode("ascii"))
+        if self._tracing is not None:
+            traceparent = headers.get(b"traceparent")
+            exchange.trace = self._tracing.begin(scope["method"], exchange.route, traceparent, exchange.arrived)
+            trace_id_variable.set(exchange.trace.id if exchange.trace else "")
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -146,10 +181,11 @@ class RequestMiddleware:
                 await problem.response(request_id_variable.get(), path=scope["path"])(scope, receive, send_with_headers)
         finally:
             self._held -= exchange.held
-            seconds = time.monotonic() - exchange.arrived
+            now, status = time.monotonic(), exchange.status or _CLIENT_CLOSED
             exchange.counter.request_finished(
-                exchange.route, exchange.status or _CLIENT_CLOSED, seconds, exchange.timing.longest
+                exchange.route, status, now - exchange.arrived, exchange.timing.longest, exchange.exemplar()
             )
+            exchange.end_trace(now, status)
 
     async def _handle(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send

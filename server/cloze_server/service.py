@@ -186,11 +186,12 @@ class Service:
         items = await self._tokenizers.encode(
             inputs, offsets=handler.needs_offsets, then=lambda encoded: self._prepare(handler, request, encoded)
         )
-        self._stage(timing, "tokenize", time.monotonic() - started)
+        self._stage(timing, "tokenize", started, time.monotonic() - started)
         timing.longest = max(item.tokens for item in items)
         if self._faults is not None:
             await self._disturb(self._faults)
 
+        started = time.monotonic()
         answer = await self._engine.submit(
             [
                 Piece(
@@ -202,16 +203,16 @@ class Service:
                 for window in item.windows
             ]
         )
-        self._stage(timing, "queue", answer.queue_seconds)
-        self._stage(timing, "infer", answer.infer_seconds)
+        self._stage(timing, "queue", started, answer.queue_seconds)
+        self._stage(timing, "infer", started + answer.queue_seconds, answer.infer_seconds)
 
         started = time.monotonic()
         reply = await self._tokenizers.run(lambda: self._reply(handler, request, items, answer.kept))
-        self._stage(timing, "post", time.monotonic() - started)
+        self._stage(timing, "post", started, time.monotonic() - started)
         return reply
 
-    def _stage(self, timing: Timing, name: str, seconds: float) -> None:
-        timing.seconds[name] = seconds
+    def _stage(self, timing: Timing, name: str, began: float, seconds: float) -> None:
+        timing.stage(name, began, seconds)
         self._telemetry.stage(name, seconds)
 
     async def _disturb(self, faults: Faults) -> None:

@@ -66,6 +66,8 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     cache_bytes: int = 0
     cache_ttl_seconds: float = 600.0
+    otlp_endpoint: str = ""
+    trace_sample_ratio: float = 0.0
     feedback_url: str = ""
     feedback_token_file: Path | None = None
     playground: bool = True
@@ -173,6 +175,20 @@ FLAGS: tuple[Flag, ...] = (
         1 << 40,
     ),
     Flag("cache_ttl_seconds", "CLOZE_CACHE_TTL_SECONDS", float, "for how long a reply is kept", 0.001),
+    Flag(
+        "otlp_endpoint",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        str,
+        "address of the collector that traces are sent to by OTLP over HTTP, as http://collector:4318",
+    ),
+    Flag(
+        "trace_sample_ratio",
+        "CLOZE_TRACE_SAMPLE_RATIO",
+        float,
+        "share of the requests that are traced, where the caller's traceparent doesn't decide; with 0 none is",
+        0,
+        1,
+    ),
     Flag("feedback_url", "CLOZE_FEEDBACK_URL", str, "address that feedback is sent to; without it none is taken"),
     Flag("feedback_token_file", "CLOZE_FEEDBACK_TOKEN_FILE", Path, "file of the bearer token for that address"),
     Flag(
@@ -269,6 +285,10 @@ def from_flags(
             raise _invalid(f"--cors-origins is {origin!r}: give * or scheme and host, as https://app.example")
     if settings.feedback_url and not _ADDRESS.fullmatch(settings.feedback_url):
         raise _invalid("--feedback-url isn't an address: give one that begins with http:// or https://")
+    if settings.otlp_endpoint and not _ADDRESS.fullmatch(settings.otlp_endpoint):
+        raise _invalid("--otlp-endpoint isn't an address: give one that begins with http:// or https://")
+    if settings.trace_sample_ratio and not settings.otlp_endpoint:
+        raise _invalid("--trace-sample-ratio is set, and --otlp-endpoint isn't: name the collector")
     if settings.max_queue_tokens < settings.max_batch_tokens:
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
     if settings.max_bodies_bytes < settings.max_body_bytes:

@@ -64,11 +64,17 @@ class Instruments:
         self._cache_bytes: Any = make(metrics.CACHE_BYTES)
         self._cache_evictions: Any = make(metrics.CACHE_EVICTIONS)
         feedback: Any = make(metrics.FEEDBACK)
+        traced: Any = make(metrics.TRACE_SPANS)
+        self._traced = {result: traced.labels(result) for result in metrics.TRACE_RESULTS}
         self._feedback = {result: feedback.labels(result) for result in metrics.FEEDBACK_RESULTS}
 
     def feedback(self, result: str, number: int) -> None:
         """What became of so much feedback: one of `metrics.FEEDBACK_RESULTS`."""
         self._feedback[result].inc(number)
+
+    def traced(self, result: str, spans: int) -> None:
+        """What became of so many spans: one of `metrics.TRACE_RESULTS`."""
+        self._traced[result].inc(spans)
 
     def replies(self, size: int, evicted: int) -> None:
         """Bytes of the replies that are kept now, and how many more were let go."""
@@ -108,10 +114,18 @@ class RequestCounter:
         self._active -= 1
         self._flight.set(self._active)
 
-    def request_finished(self, route: str, status: int, seconds: float, longest: int | None = None) -> None:
+    def request_finished(
+        self,
+        route: str,
+        status: int,
+        seconds: float,
+        longest: int | None = None,
+        exemplar: Mapping[str, str] | None = None,
+    ) -> None:
         """One request less in flight, answered with `status` (499: the client left first).
 
-        longest: tokens of its longest input; None when it was not tokenized.
+        longest: tokens of its longest input; None when it was not tokenized. exemplar: what leads to it from the
+        metric, for a scraper that asks for OpenMetrics.
         """
         self.request_left()
         self._count(route, status).inc()
@@ -119,7 +133,7 @@ class RequestCounter:
         histogram = self._by_class.get(key)
         if histogram is None:
             histogram = self._by_class[key] = self._instruments.request_duration.labels(*self._labels, *key)
-        histogram.observe(seconds)
+        histogram.observe(seconds, exemplar or None)
 
     def _count(self, route: str, status: int) -> Any:
         """The counter of a route's replies with a status."""

@@ -48,7 +48,7 @@ BOUNDED = {
 _UNITS = {
     *("seconds", "tokens", "ratio", "bytes", "nats", "requests", "pods", "inputs"),
     # Things that are counted, and states that are 0 or 1.
-    *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions"),
+    *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans"),
 }
 _STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second"}
 

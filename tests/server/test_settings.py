@@ -47,7 +47,8 @@ def test_the_image_has_a_cache_that_its_user_can_write() -> None:
 
 def test_start_imports_nothing_that_only_some_models_need() -> None:
     """`--help`, a folder and the stand-in don't wait for an HTTP client or the runtime."""
-    code = "import sys, cloze_server.main; print(*({'httpx', 'onnxruntime', 'mlflow', 'torch'} & sys.modules.keys()))"
+    heavy = {"httpx", "onnxruntime", "mlflow", "torch", "requests", "opentelemetry.sdk"}
+    code = f"import sys, cloze_server.main; print(*({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
 
@@ -55,7 +56,8 @@ def test_start_imports_nothing_that_only_some_models_need() -> None:
 def test_every_flag_has_an_environment_twin_of_its_own() -> None:
     """One table for both."""
     assert len({flag.env for flag in FLAGS}) == len(FLAGS)
-    assert all(flag.env.startswith("CLOZE_") or flag.env == "MLFLOW_TRACKING_URI" for flag in FLAGS)
+    foreign = ("MLFLOW_TRACKING_URI", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert all(flag.env.startswith("CLOZE_") or flag.env in foreign for flag in FLAGS)
 
 
 def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
