@@ -112,6 +112,40 @@ MODEL_INFO = Metric(
     "The loaded model, and the ModelDeployment and revision that this replica belongs to (empty outside a cluster).",
     ("model", "version", "digest", "task", "deployment", "revision"),
 )
+# By what requests say of themselves; `key` and `value` are of those that the server's settings declare.
+_SEGMENT = (*_MODEL, "key", "value")
+SEGMENT_REQUESTS = Metric(
+    "cloze_segment_requests",
+    "counter",
+    "Answered requests by declared metadata and class of HTTP status; one with two keys counts under both.",
+    (*_SEGMENT, "status_class"),
+)
+SEGMENT_DURATION = Metric(
+    "cloze_segment_request_duration_seconds",
+    "histogram",
+    "From a successful request's arrival to its reply, by declared metadata.",
+    _SEGMENT,
+    OBJECTIVE_SECONDS,
+)
+SEGMENT_PREDICTIONS = Metric(
+    "cloze_segment_predictions",
+    "counter",
+    "Labels that a classifier answered, by declared metadata.",
+    (*_SEGMENT, "label"),
+)
+SEGMENT_CONFIDENCE = Metric(
+    "cloze_segment_prediction_confidence",
+    "histogram",
+    "Probabilities as in cloze_prediction_confidence, by declared metadata.",
+    _SEGMENT,
+    PREDICTION_CONFIDENCE.buckets,
+)
+SEGMENT_ABSTAINED = Metric(
+    "cloze_segment_abstained_predictions",
+    "counter",
+    "Labels with a probability below their threshold, by declared metadata.",
+    _SEGMENT,
+)
 CACHE_RESULTS: Final = ("hit", "miss", "shared")
 """How a cache of replies answers: the reply was kept, had to be made, or was being made for an equal request."""
 CACHE_REQUESTS = Metric(

@@ -31,6 +31,7 @@ from cloze_server.problems import ProblemError, ProblemType, invalid_request, wi
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
 from cloze_server.replies import ReplyCache
 from cloze_server.routes import build_router
+from cloze_server.segments import Segments, declared
 from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
@@ -98,7 +99,7 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     )
     app.include_router(build_router(room, settings))
     app.include_router(build_protocol_router(room))
-    app.include_router(build_feedback_router(forwarder))
+    app.include_router(build_feedback_router(forwarder, Segments(declared(settings.metadata))))
     if settings.playground:
         app.include_router(build_page_router())
     describe = app.openapi

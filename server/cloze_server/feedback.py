@@ -23,6 +23,7 @@ from cloze_server import paths
 from cloze_server.logs import fields
 from cloze_server.middleware import Exchange
 from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType
+from cloze_server.segments import Metadata, Segments
 from cloze_server.tasks.handler import Strict
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Outcome(Strict):
     model_config = ConfigDict(allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
-    value: bool | int | float | Annotated[str, Field(max_length=256)]
+    value: bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | Annotated[str, Field(max_length=256)]
 
 
 class FeedbackRequest(Strict):
@@ -72,6 +73,8 @@ class FeedbackRequest(Strict):
     entities: Annotated[list[Entity], Field(max_length=8192)] | None = None
     """The right entities of the request's only text."""
     outcome: Outcome | None = None
+    metadata: Metadata | None = None
+    """What the request said of itself, of the same keys and values; handed on."""
     correction: bool = False
     """Whether this replaces what was said before under the same request and key."""
 
@@ -244,8 +247,8 @@ class HttpSink:
         await self._client.aclose()
 
 
-def build_router(forwarder: Forwarder | None) -> APIRouter:
-    """The route. forwarder: None where nobody keeps feedback."""
+def build_router(forwarder: Forwarder | None, segments: Segments) -> APIRouter:
+    """The route. forwarder: None where nobody keeps feedback. segments: what metadata may have."""
     router = APIRouter()
 
     @router.post(paths.FEEDBACK, status_code=202, response_model=FeedbackReply, responses=PROBLEM_RESPONSES)
@@ -254,6 +257,7 @@ def build_router(forwarder: Forwarder | None) -> APIRouter:
         if forwarder is None:
             message = "this server hands no feedback on: it needs --feedback-url"
             raise ProblemError(ProblemType.FEEDBACK_UNAVAILABLE, message)
+        segments.of(body.metadata)
         exchange: Exchange = request.state.exchange
         return JSONResponse(forwarder.take(body, exchange.tenant).model_dump(), 202)
 

@@ -182,8 +182,11 @@ class RequestMiddleware:
         finally:
             self._held -= exchange.held
             now, status = time.monotonic(), exchange.status or _CLIENT_CLOSED
+            timing = exchange.timing
             exchange.counter.request_finished(
-                exchange.route, status, now - exchange.arrived, exchange.timing.longest, exchange.exemplar()
+                *(exchange.route, status, now - exchange.arrived, timing.longest),
+                exemplar=exchange.exemplar(),
+                segments=timing.segments,
             )
             exchange.end_trace(now, status)
 

@@ -6,7 +6,7 @@ import time
 from array import array
 from asyncio import sleep
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from cloze_server.logs import fields
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.replies import Reply, ReplyCache, Tally, key_of
+from cloze_server.segments import Segment, Segments, declared
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
@@ -35,7 +36,7 @@ _CHARACTERS_PER_QUEUE_TOKEN = 16
 _WARM_UP_LENGTHS = (8, 32, 128, 512)
 _FULL_BATCH_LENGTH = 64
 # What doesn't change the answer.
-_NOT_ASKED = {"model", "timeout_ms", "user"}
+_NOT_ASKED = {"model", "timeout_ms", "metadata", "user"}
 # By then every request that a batch could belong to has got its timeout long ago.
 _HANGING_TIMEOUTS = 3
 
@@ -70,6 +71,7 @@ class Service:
             tokens=settings.max_queue_tokens,
             length=model.max_length,
         )
+        self._segments = Segments(declared(settings.metadata))
         # An echo model's, once it has warmed up: they are for clients.
         self._faults: Faults | None = None
         self._numbers = itertools.count()
@@ -140,6 +142,7 @@ class Service:
         tell from how fast an answer comes.
         """
         timing = timing or Timing()
+        timing.segments = self._segments.of(request.metadata)
         if self._replies is None:
             return (await self._make(request, timing)).body
         # A text that isn't one has no key.
@@ -152,7 +155,7 @@ class Service:
         timing.longest = reply.longest
         self._telemetry.cached(timing.cached)
         if timing.cached != "miss":
-            await self._tokenizers.run(lambda: self._count(reply.tally))
+            await self._tokenizers.run(lambda: self._count(reply.tally, timing.segments))
         return reply.body
 
     async def _make(self, request: TaskRequest, timing: Timing) -> Reply:
@@ -207,7 +210,7 @@ class Service:
         self._stage(timing, "infer", started + answer.queue_seconds, answer.infer_seconds)
 
         started = time.monotonic()
-        reply = await self._tokenizers.run(lambda: self._reply(handler, request, items, answer.kept))
+        reply = await self._tokenizers.run(lambda: self._reply(handler, request, items, answer.kept, timing.segments))
         self._stage(timing, "post", started, time.monotonic() - started)
         return reply
 
@@ -232,7 +235,14 @@ class Service:
         handler.check(request, items)
         return items
 
-    def _reply(self, handler: AnyHandler, request: TaskRequest, items: list[Item], kept: list[Any]) -> Reply:
+    def _reply(
+        self,
+        handler: AnyHandler,
+        request: TaskRequest,
+        items: list[Item],
+        kept: list[Any],
+        segments: Sequence[Segment],
+    ) -> Reply:
         """The reply, whose predictions are counted. Not for the event loop: it may be a megabyte of JSON."""
         remaining = iter(kept)
         results = [handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
@@ -255,10 +265,10 @@ class Service:
             confidences=array("d", (each.confidence for each in predictions)),
             abstained=sum(each.abstained for each in predictions),
         )
-        self._count(tally)
+        self._count(tally, segments)
         return Reply(body, max(item.tokens for item in items), tally)
 
-    def _count(self, tally: Tally) -> None:
+    def _count(self, tally: Tally, segments: Sequence[Segment]) -> None:
         """Count an answer. Not for the event loop: a request may have a prediction for each of its tokens."""
         self._telemetry.answered(unknown=tally.unknown, truncated=tally.truncated)
-        self._telemetry.predicted(tally.labels, tally.confidences, tally.abstained)
+        self._telemetry.predicted(tally.labels, tally.confidences, tally.abstained, segments)

@@ -24,7 +24,7 @@ from cloze_api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
 )
-from cloze_server import cpus, paths
+from cloze_server import cpus, paths, segments
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.exits import ExitCode, FatalError
 
@@ -66,6 +66,8 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     cache_bytes: int = 0
     cache_ttl_seconds: float = 600.0
+    metadata: tuple[str, ...] = ()
+    """What requests may say of themselves, as `language=de,en`."""
     otlp_endpoint: str = ""
     trace_sample_ratio: float = 0.0
     feedback_url: str = ""
@@ -176,6 +178,13 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("cache_ttl_seconds", "CLOZE_CACHE_TTL_SECONDS", float, "for how long a reply is kept", 0.001),
     Flag(
+        "metadata",
+        "CLOZE_METADATA",
+        str,
+        "what a request's metadata may have, as language=de,en, with metrics for each value; may be repeated",
+        repeated=True,
+    ),
+    Flag(
         "otlp_endpoint",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         str,
@@ -285,6 +294,10 @@ def from_flags(
             raise _invalid(f"--cors-origins is {origin!r}: give * or scheme and host, as https://app.example")
     if settings.feedback_url and not _ADDRESS.fullmatch(settings.feedback_url):
         raise _invalid("--feedback-url isn't an address: give one that begins with http:// or https://")
+    try:
+        segments.declared(settings.metadata)
+    except ValueError as error:
+        raise _invalid(f"--metadata is {error}") from error
     if settings.otlp_endpoint and not _ADDRESS.fullmatch(settings.otlp_endpoint):
         raise _invalid("--otlp-endpoint isn't an address: give one that begins with http:// or https://")
     if settings.trace_sample_ratio and not settings.otlp_endpoint:

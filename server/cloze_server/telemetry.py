@@ -1,6 +1,6 @@
 """The server's metrics: the contract's declarations turned into Prometheus objects, with cached label children."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from cloze_api.metrics import Metric
 from cloze_api.task import Task
 from cloze_server.paths import OIP_INFER, TASK_PATHS
 from cloze_server.problems import TABLE
+from cloze_server.segments import Segment, SegmentCounter, SegmentInstruments
 
 STAGES = ("tokenize", "queue", "infer", "post")
 _TOKEN_KINDS = ("real", "padding")
@@ -58,6 +59,7 @@ class Instruments:
         self.predictions: Any = make(metrics.PREDICTIONS)
         self.confidence: Any = make(metrics.PREDICTION_CONFIDENCE)
         self.abstained: Any = make(metrics.ABSTAINED)
+        self.segments = SegmentInstruments(make)
         self.info: Any = make(metrics.MODEL_INFO)
         self.key_file_errors: Any = make(metrics.KEY_FILE_ERRORS)
         self.cached: Any = make(metrics.CACHE_REQUESTS)
@@ -100,6 +102,7 @@ class RequestCounter:
         self._labels = (model, version)
         self._by_status: dict[tuple[str, int], Any] = {}
         self._by_class: dict[tuple[str, str, str], Any] = {}
+        self._segments = SegmentCounter(self._instruments.segments, model, version)
         # A request that began before the name was known must leave the gauge that it entered.
         self._flight = self._instruments.in_flight.labels(*self._labels)
         self._flight.set(self._active)
@@ -120,12 +123,14 @@ class RequestCounter:
         status: int,
         seconds: float,
         longest: int | None = None,
+        *,
         exemplar: Mapping[str, str] | None = None,
+        segments: Sequence[Segment] = (),
     ) -> None:
         """One request less in flight, answered with `status` (499: the client left first).
 
         longest: tokens of its longest input; None when it was not tokenized. exemplar: what leads to it from the
-        metric, for a scraper that asks for OpenMetrics.
+        metric, for a scraper that asks for OpenMetrics. segments: what it said of itself.
         """
         self.request_left()
         self._count(route, status).inc()
@@ -134,6 +139,7 @@ class RequestCounter:
         if histogram is None:
             histogram = self._by_class[key] = self._instruments.request_duration.labels(*self._labels, *key)
         histogram.observe(seconds, exemplar or None)
+        self._segments.finished(segments, status, seconds)
 
     def _count(self, route: str, status: int) -> Any:
         """The counter of a route's replies with a status."""
@@ -233,13 +239,26 @@ class Telemetry(RequestCounter):
             self._unread.inc(unknown)
             self._cut.inc(truncated)
 
-    def predicted(self, labels: Mapping[str, int], confidences: Iterable[float], abstained: int = 0) -> None:
-        """One request's predictions: how many of each label, the probability of each, how many were abstained."""
+    def predicted(
+        self,
+        labels: Mapping[str, int],
+        confidences: Sequence[float],
+        abstained: int = 0,
+        segments: Sequence[Segment] = (),
+    ) -> None:
+        """One request's predictions: how many of each label, the probability of each, how many were abstained.
+
+        segments: what the request said of itself.
+        """
         if self._muted:
             return
         self._withheld.inc(abstained)
+        named: dict[str, int] = {}
         for label, count in labels.items():
-            (self._by_label.get(label) or self._by_label[metrics.PREDICTION_LABEL_OTHER]).inc(count)
+            name = label if label in self._by_label else metrics.PREDICTION_LABEL_OTHER
+            named[name] = named.get(name, 0) + count
+            self._by_label[name].inc(count)
+        self._segments.predicted(segments, named, confidences, abstained)
         for confidence in confidences:
             self._certainty.observe(confidence)
 

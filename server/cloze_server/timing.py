@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cloze_server.replies import CacheResult
+from cloze_server.segments import Segment
 
 Stage = tuple[str, float, float]
 """Name, when it began on the monotonic clock, and the seconds that it took."""
@@ -14,12 +15,14 @@ class Timing:
 
     longest: tokens of its longest input as the model reads it, once it was tokenized. seconds: by stage, those that
     are done. stages: the same as they came. cached: how the cache of replies answered; None where there is none.
+    segments: what the request said of itself.
     """
 
     longest: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     cached: CacheResult | None = None
+    segments: tuple[Segment, ...] = ()
 
     def stage(self, name: str, began: float, seconds: float) -> None:
         """A stage is done. began: on the monotonic clock."""

@@ -42,6 +42,8 @@ BOUNDED = {
     # A check of spec.rollout.analysis; a label of a model, up to PREDICTION_LABELS_MAX; an objective's boundary;
     # a reason of ours.
     *("check", "label", "le", "reason"),
+    # What a server's settings declare, up to 50 values.
+    *("key", "value"),
     # Objects of the cluster and of the registry.
     *("namespace", "name", "model", "version", "digest", "deployment", "revision"),
 }

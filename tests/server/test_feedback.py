@@ -223,6 +223,8 @@ def test_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         {"request_id": "1", "entities": [{"start": -1, "end": 2, "label": "PER"}]},
         {"request_id": "1", "outcome": {"name": "a b", "value": 1}},
         {"request_id": "1", "outcome": {"name": "a", "value": None}},
+        {"request_id": "1", "outcome": {"name": "a", "value": 10**400}},
+        {"request_id": "1", "outcome": {"name": "a", "value": "x" * 257}},
         {"request_id": "1", "label": "spam", "secret": 1},
         {"request_id": "1", "outcome": {"name": "a", "value": 1, "secret": 1}},
     ],
@@ -321,3 +323,22 @@ async def test_a_server_hands_feedback_on_over_http(
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert any("feedback" in line for line in lines)
     assert not any("private" in line or "abc" in line for line in lines)
+
+
+async def test_outcomes_and_metadata_are_handed_on(serving: Any, listener: Listener, monkeypatch: Any) -> None:
+    """Values as they were sent; metadata is of what the server declares, or refused without being repeated."""
+    monkeypatch.setattr(feedback, "_BACKOFF_FIRST_SECONDS", 0.01)
+    values = [True, 3, 2.5, "refunded", -(2**63)]
+    metadata = {"language": "de"}
+    async with serving(load, feedback_url=listener.url, metadata=("language=de,en",)) as client:
+        for number, value in enumerate(values):
+            body = {"request_id": str(number), "outcome": {"name": "ended", "value": value}, "metadata": metadata}
+            assert (await client.post("/v1/feedback", json=body)).status_code == 202
+        refused = await client.post("/v1/feedback", json=body | {"metadata": {"language": "secret"}})
+        other = {"request_id": "0", "outcome": {"name": "rating", "value": 1}}
+        assert (await client.post("/v1/feedback", json=other)).status_code == 202
+    assert refused.status_code == 422
+    assert "secret" not in refused.text
+    assert [each["outcome"] for each in listener.got[:-1]] == [{"name": "ended", "value": each} for each in values]
+    assert [type(each["outcome"]["value"]) for each in listener.got[:-1]] == [type(each) for each in values]
+    assert [each.get("metadata") for each in listener.got] == [*[metadata] * len(values), None]

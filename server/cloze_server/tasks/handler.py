@@ -13,6 +13,7 @@ from cloze_api.task import Task
 from cloze_server.backend import Logits
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.model import LoadedModel
+from cloze_server.segments import Metadata
 from cloze_server.tokenization import Encoded, Inputs
 from cloze_server.windows import Truncation, Window
 
@@ -50,6 +51,9 @@ class TaskRequest(Strict):
     timeout_ms: Annotated[int, Field(ge=1)] | None = None
     """Milliseconds from the request's arrival after which its answer is of no use, at most the server's own limit; also
     the header `x-cloze-timeout-ms`."""
+    metadata: Metadata | None = Field(default=None, examples=[None])
+    """What the request is of, as `{"language": "de"}`, of keys and values that the server declares: metrics are kept
+    for each."""
 
 
 class InputResult(BaseModel):
