@@ -112,6 +112,14 @@ MODEL_INFO = Metric(
     "The loaded model, and the ModelDeployment and revision that this replica belongs to (empty outside a cluster).",
     ("model", "version", "digest", "task", "deployment", "revision"),
 )
+FALLBACK_RESULTS: Final = ("answered", "abstained", "failed")
+"""What a fallback does with an input: it is sure, it isn't either, or it can't answer and the first model's stays."""
+FALLBACKS = Metric(
+    "cloze_fallback_inputs",
+    "counter",
+    f"Inputs that a model abstained on and its fallback was asked for, by result: {', '.join(FALLBACK_RESULTS)}.",
+    (*_MODEL, "result"),
+)
 # By what requests say of themselves; `key` and `value` are of those that the server's settings declare.
 _SEGMENT = (*_MODEL, "key", "value")
 SEGMENT_REQUESTS = Metric(

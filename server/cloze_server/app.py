@@ -15,16 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from cloze_server import logs, paths
+from cloze_server import fallbacks, logs, paths
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.feedback import Forwarder, HttpSink
 from cloze_server.feedback import build_router as build_feedback_router
-from cloze_server.hosting import Hosted, Room, identity
+from cloze_server.hosting import Hosted, Room
 from cloze_server.keys import KeyFile
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.middleware import RequestMiddleware
-from cloze_server.model import Loader
+from cloze_server.model import LoadedModel, Loader, identity
 from cloze_server.oip.routes import build_router as build_protocol_router
 from cloze_server.pages import build_router as build_page_router
 from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
@@ -157,10 +157,14 @@ def _telemetry(name: str, version: str, settings: Settings, instruments: Instrum
 def _load(loaders: Sequence[Loader], settings: Settings, room: Room, loop: asyncio.AbstractEventLoop) -> None:
     """Load the models one after the other and hand each one's service to the event loop."""
     names: set[str] = set()
+    models: list[LoadedModel] = []
     try:
         for load in loaders:
             model = load()
             _claim(identity(model), names)
+            models.append(model)
+            if len(models) == len(loaders):
+                room.fallbacks = fallbacks.resolve(fallbacks.declared(settings.fallback), models)
             telemetry = room.counter
             if not isinstance(telemetry, Telemetry):
                 telemetry = _telemetry(model.name, model.version, settings, room.instruments)

@@ -1,23 +1,18 @@
 """The models of one process, and which of them answers a request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cloze_api.task import Task
-from cloze_server import paths
+from cloze_server import fallbacks, paths
 from cloze_server.lifecycle import Lifecycle
-from cloze_server.model import LoadedModel
+from cloze_server.model import LoadedModel, identity
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.replies import ReplyCache
 from cloze_server.service import Service
 from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
 
 _LOADING_RETRY_SECONDS = 5
-
-
-def identity(model: LoadedModel) -> str:
-    """`name/version`, as a request may name a model."""
-    return f"{model.name}/{model.version}"
 
 
 def choose(models: Sequence[LoadedModel], task: Task | None, wanted: str | None, *, complete: bool) -> int:
@@ -83,6 +78,7 @@ class Room:
     """What the routes share: the process's state, and the models that answer.
 
     counter: counts requests that belong to no model of several. replies: those that are kept; None: none are.
+    fallbacks: by `name/version`, who answers where a model abstains; empty until all models are loaded.
     """
 
     def __init__(self, lifecycle: Lifecycle, instruments: Instruments, counter: RequestCounter, *, models: int) -> None:
@@ -92,6 +88,7 @@ class Room:
         self.counter = counter
         self.hosted: list[Hosted] = []
         self.replies: ReplyCache | None = None
+        self.fallbacks: Mapping[str, str] = {}
         self._models: list[LoadedModel] = []
         self._count = models
 
@@ -115,6 +112,15 @@ class Room:
     def select(self, task: Task | None, wanted: str | None) -> Hosted:
         """Who answers a request. Raises ProblemError: see `choose`."""
         return self.hosted[choose(self._models, task, wanted, complete=self.complete)]
+
+    def fallback(self, hosted: Hosted) -> Hosted | None:
+        """Who answers where this model abstains; None where nobody does."""
+        model = hosted.service.model
+        if (wanted := self.fallbacks.get(identity(model))) is None:
+            return None
+        found = (each for each in self.hosted if identity(each.service.model) == wanted)
+        # An artifact that took another's place may have other labels.
+        return next((each for each in found if fallbacks.fits(model, each.service.model)), None)
 
     def failure(self) -> str | None:
         """Why the process has to be started anew; None while it can answer."""

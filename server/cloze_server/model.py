@@ -49,6 +49,11 @@ class LoadedModel:
     faults: Faults | None = None
 
 
+def identity(model: LoadedModel) -> str:
+    """`name/version`, as a request may name a model."""
+    return f"{model.name}/{model.version}"
+
+
 def load_artifact(
     folder: Path, manifest: Manifest, *, version: str, digest: str, name: str, threads: int
 ) -> LoadedModel:

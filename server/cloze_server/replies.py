@@ -47,17 +47,20 @@ class Tally:
 class Reply:
     """A reply as JSON, and what is counted of it each time that it is given.
 
-    longest: tokens of the longest input.
+    longest: tokens of the longest input. tally: of the model that was asked. fallback: of the one that was asked then;
+    None where none was. fallbacks: what it did with how many inputs.
     """
 
     body: bytes
     longest: int
     tally: Tally
+    fallback: Tally | None = None
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bytes that keeping it takes, about."""
-        return _ENTRY_BYTES + len(self.body) + self.tally.size
+        return _ENTRY_BYTES + len(self.body) + self.tally.size + (self.fallback.size if self.fallback else 0)
 
 
 def key_of(*parts: str | bytes) -> bytes:

@@ -121,7 +121,7 @@ def _endpoint(room: Room, handler: type[AnyHandler]) -> Callable[..., Awaitable[
 
     async def endpoint(body: TaskRequest, request: Request) -> Response:
         hosted = room.select(handler.task, _wanted(body, request))
-        return Response(await answer(hosted, body, request), media_type="application/json")
+        return Response(await answer(room, hosted, body, request), media_type="application/json")
 
     # The framework reads there how to check the body.
     endpoint.__annotations__["body"] = handler.request
@@ -137,13 +137,16 @@ def _wanted(body: TaskRequest, request: Request) -> str | None:
     return body.model if body.model is not None else header
 
 
-async def answer(hosted: Hosted, body: TaskRequest, request: Request) -> bytes:
+async def answer(room: Room, hosted: Hosted, body: TaskRequest, request: Request) -> bytes:
     """The reply as JSON, unless the client leaves first. Raises ProblemError and ClientLeftError."""
     exchange: Exchange = request.state.exchange
     exchange.belongs_to(hosted)
     if body.timeout_ms is not None:
         exchange.shorten(body.timeout_ms)
-    work = asyncio.create_task(hosted.service.answer(body, exchange.timing, exchange.tenant))
+    fallback = room.fallback(hosted)
+    work = asyncio.create_task(
+        hosted.service.answer(body, exchange.timing, exchange.tenant, fallback.service if fallback else None)
+    )
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -7,6 +7,7 @@ from array import array
 from asyncio import sleep
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,13 +18,13 @@ from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.limits import Limits
 from cloze_server.logs import fields
-from cloze_server.model import LoadedModel
+from cloze_server.model import LoadedModel, identity
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.replies import Reply, ReplyCache, Tally, key_of
 from cloze_server.segments import Segment, Segments, declared
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
-from cloze_server.tasks.handler import AnyHandler, Item, TaskRequest
+from cloze_server.tasks.handler import AnyHandler, InputResult, Item, TaskRequest
 from cloze_server.telemetry import Telemetry
 from cloze_server.timing import Timing
 from cloze_server.tokenization import Encoded, Inputs, Result, TokenizerPool
@@ -50,6 +51,19 @@ def batch_budget(model: LoadedModel, max_batch_tokens: int) -> int:
     if model.task is not Task.FILL_MASK:
         return max_batch_tokens
     return max(1, min(max_batch_tokens, _LOGITS_BYTES // (4 * len(model.vocabulary))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """One model's results for a request. longest: tokens of the longest input. tally: what was counted."""
+
+    results: list[InputResult]
+    longest: int
+    tally: Tally
+
+
+def _abstains(handler: AnyHandler, result: InputResult) -> bool:
+    return any(each.abstained for each in handler.predictions(result))
 
 
 class Service:
@@ -135,33 +149,40 @@ class Service:
         self._engine.close()
         self._tokenizers.close()
 
-    async def answer(self, request: TaskRequest, timing: Timing | None = None, tenant: str = "") -> bytes:
+    async def answer(
+        self,
+        request: TaskRequest,
+        timing: Timing | None = None,
+        tenant: str = "",
+        fallback: "Service | None" = None,
+    ) -> bytes:
         """The reply as JSON. Raises ProblemError. Cancelling withdraws the request from the queue.
 
         timing: told what is known as soon as it is. tenant: the name of the API key; what one has asked, another can't
-        tell from how fast an answer comes.
+        tell from how fast an answer comes. fallback: answers the inputs that this model abstains on.
         """
         timing = timing or Timing()
         timing.segments = self._segments.of(request.metadata)
         if self._replies is None:
-            return (await self._make(request, timing)).body
+            return (await self._make(request, timing, fallback)).body
         # A text that isn't one has no key.
         self._check_size(request)
-        model = self.model
         asked = request.model_dump_json(exclude=_NOT_ASKED)
-        key = key_of(tenant, model.name, model.version, model.digest, type(request).__name__, asked)
+        models = [self.model, *([fallback.model] if fallback else [])]
+        named = [part for model in models for part in (model.name, model.version, model.digest)]
+        key = key_of(tenant, *named, type(request).__name__, asked)
         timing.cached = "miss"
-        reply, timing.cached = await self._replies.get(key, lambda: self._make(request, timing))
+        reply, timing.cached = await self._replies.get(key, lambda: self._make(request, timing, fallback))
         timing.longest = reply.longest
         self._telemetry.cached(timing.cached)
         if timing.cached != "miss":
-            await self._tokenizers.run(lambda: self._count(reply.tally, timing.segments))
+            await self._tokenizers.run(lambda: self._count_again(reply, timing.segments, fallback))
         return reply.body
 
-    async def _make(self, request: TaskRequest, timing: Timing) -> Reply:
+    async def _make(self, request: TaskRequest, timing: Timing, fallback: "Service | None" = None) -> Reply:
         """The model's reply, which is counted. Raises ProblemError."""
         try:
-            return await self._answer(request, timing)
+            return await self._answer(request, timing, fallback)
         except QueueFullError as error:
             raise ProblemError(
                 ProblemType.QUEUE_FULL, str(error), retry_after_seconds=error.retry_after_seconds
@@ -176,7 +197,26 @@ class Service:
         self._limits.check_size(inputs, handler.texts_per_input)
         return inputs
 
-    async def _answer(self, request: TaskRequest, timing: Timing) -> Reply:
+    async def _answer(self, request: TaskRequest, timing: Timing, fallback: "Service | None") -> Reply:
+        handler = self._handlers[type(request)]
+        if fallback is None:
+            return await self._infer(request, timing, partial(self._reply, handler, request))
+        first = await self._infer(request, timing, lambda made: made)
+        unsure = [place for place, result in enumerate(first.results) if _abstains(handler, result)]
+        second = await fallback.stand_in(handler.narrowed(request, unsure), timing) if unsure else None
+        return await self._tokenizers.run(lambda: self._merge(request, first, unsure, second, fallback))
+
+    async def stand_in(self, request: TaskRequest, timing: Timing) -> "_Made | None":
+        """The answers to what another model abstained on; None where that can't be had, so that the other's stay."""
+        try:
+            return await self._infer(request, timing, lambda made: made)
+        except (QueueFullError, InferenceError, ProblemError) as error:
+            reason = error.kind if isinstance(error, ProblemError) else type(error).__name__
+            _log.info("a fallback can't answer", extra=fields(reason=reason))
+            return None
+
+    async def _infer(self, request: TaskRequest, timing: Timing, then: Callable[["_Made"], Result]) -> Result:
+        """What `then` makes, off the event loop, of the results, which are counted."""
         handler = self._handlers[type(request)]
         inputs = self._check_size(request)
         # Before work is spent on tokens that couldn't wait anyway.
@@ -190,7 +230,7 @@ class Service:
             inputs, offsets=handler.needs_offsets, then=lambda encoded: self._prepare(handler, request, encoded)
         )
         self._stage(timing, "tokenize", started, time.monotonic() - started)
-        timing.longest = max(item.tokens for item in items)
+        timing.longest = max(timing.longest or 0, *(item.tokens for item in items))
         if self._faults is not None:
             await self._disturb(self._faults)
 
@@ -210,9 +250,11 @@ class Service:
         self._stage(timing, "infer", started + answer.queue_seconds, answer.infer_seconds)
 
         started = time.monotonic()
-        reply = await self._tokenizers.run(lambda: self._reply(handler, request, items, answer.kept, timing.segments))
+        result = await self._tokenizers.run(
+            lambda: then(self._results(handler, request, items, answer.kept, timing.segments))
+        )
         self._stage(timing, "post", started, time.monotonic() - started)
-        return reply
+        return result
 
     def _stage(self, timing: Timing, name: str, began: float, seconds: float) -> None:
         timing.stage(name, began, seconds)
@@ -235,27 +277,17 @@ class Service:
         handler.check(request, items)
         return items
 
-    def _reply(
+    def _results(
         self,
         handler: AnyHandler,
         request: TaskRequest,
         items: list[Item],
         kept: list[Any],
         segments: Sequence[Segment],
-    ) -> Reply:
-        """The reply, whose predictions are counted. Not for the event loop: it may be a megabyte of JSON."""
+    ) -> "_Made":
+        """The results, whose predictions are counted. Not for the event loop."""
         remaining = iter(kept)
         results = [handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
-        facts = {
-            "model": self.model.name,
-            "version": self.model.version,
-            "digest": self.model.digest,
-            "tokens": sum(item.tokens for item in items),
-            "truncated": sum(item.truncated for item in items),
-            "windows": sum(len(item.windows) for item in items),
-        }
-        reply = handler.compose(request, results, facts)
-        body = reply.model_dump_json().encode()
         predictions = [each for result in results for each in handler.predictions(result)]
         unknown = self.model.special_tokens.unk
         tally = Tally(
@@ -266,7 +298,47 @@ class Service:
             abstained=sum(each.abstained for each in predictions),
         )
         self._count(tally, segments)
-        return Reply(body, max(item.tokens for item in items), tally)
+        return _Made(results, max(item.tokens for item in items), tally)
+
+    def _reply(self, handler: AnyHandler, request: TaskRequest, made: "_Made") -> Reply:
+        """The reply. Not for the event loop: it may be a megabyte of JSON."""
+        results = made.results
+        facts = {
+            "model": self.model.name,
+            "version": self.model.version,
+            "digest": self.model.digest,
+            "tokens": sum(result.tokens for result in results),
+            "truncated": sum(result.truncated for result in results),
+            "windows": sum(result.windows for result in results),
+        }
+        reply = handler.compose(request, results, facts)
+        return Reply(reply.model_dump_json().encode(), made.longest, made.tally)
+
+    def _merge(
+        self, request: TaskRequest, first: "_Made", unsure: list[int], second: "_Made | None", fallback: "Service"
+    ) -> Reply:
+        """The reply of both models. unsure: places of the inputs that the second has results for."""
+        handler = self._handlers[type(request)]
+        own, others = {"model": identity(self.model)}, {"model": identity(fallback.model), "fallback": True}
+        results = [result.model_copy(update=own) for result in first.results]
+        did: Counter[str] = Counter()
+        if second is None:
+            did["failed"] = len(unsure)
+        else:
+            for place, result in zip(unsure, second.results, strict=True):
+                results[place] = result.model_copy(update=others)
+                did["abstained" if _abstains(handler, result) else "answered"] += 1
+        self._telemetry.fell_back(did)
+        longest = max(first.longest, second.longest if second else 0)
+        reply = self._reply(handler, request, _Made(results, longest, first.tally))
+        return replace(reply, fallback=second.tally if second else None, fallbacks=did)
+
+    def _count_again(self, reply: Reply, segments: Sequence[Segment], fallback: "Service | None") -> None:
+        """Count what was made for another request. Not for the event loop."""
+        self._count(reply.tally, segments)
+        self._telemetry.fell_back(reply.fallbacks)
+        if fallback is not None and reply.fallback is not None:
+            fallback._count(reply.fallback, segments)
 
     def _count(self, tally: Tally, segments: Sequence[Segment]) -> None:
         """Count an answer. Not for the event loop: a request may have a prediction for each of its tokens."""

@@ -24,7 +24,7 @@ from cloze_api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
 )
-from cloze_server import cpus, paths, segments
+from cloze_server import cpus, fallbacks, paths, segments
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.exits import ExitCode, FatalError
 
@@ -66,6 +66,8 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     cache_bytes: int = 0
     cache_ttl_seconds: float = 600.0
+    fallback: tuple[str, ...] = ()
+    """Names of models, each with that of its fallback, as `small=large`."""
     metadata: tuple[str, ...] = ()
     """What requests may say of themselves, as `language=de,en`."""
     otlp_endpoint: str = ""
@@ -177,6 +179,13 @@ FLAGS: tuple[Flag, ...] = (
         1 << 40,
     ),
     Flag("cache_ttl_seconds", "CLOZE_CACHE_TTL_SECONDS", float, "for how long a reply is kept", 0.001),
+    Flag(
+        "fallback",
+        "CLOZE_FALLBACK",
+        str,
+        "NAME=OTHER: where the model NAME abstains, OTHER, with the same labels, answers; may be given several times",
+        repeated=True,
+    ),
     Flag(
         "metadata",
         "CLOZE_METADATA",
@@ -294,6 +303,10 @@ def from_flags(
             raise _invalid(f"--cors-origins is {origin!r}: give * or scheme and host, as https://app.example")
     if settings.feedback_url and not _ADDRESS.fullmatch(settings.feedback_url):
         raise _invalid("--feedback-url isn't an address: give one that begins with http:// or https://")
+    try:
+        fallbacks.declared(settings.fallback)
+    except ValueError as error:
+        raise _invalid(f"--fallback is {error}") from error
     try:
         segments.declared(settings.metadata)
     except ValueError as error:

@@ -63,6 +63,7 @@ class Instruments:
         self.info: Any = make(metrics.MODEL_INFO)
         self.key_file_errors: Any = make(metrics.KEY_FILE_ERRORS)
         self.cached: Any = make(metrics.CACHE_REQUESTS)
+        self.fallbacks: Any = make(metrics.FALLBACKS)
         self._cache_bytes: Any = make(metrics.CACHE_BYTES)
         self._cache_evictions: Any = make(metrics.CACHE_EVICTIONS)
         feedback: Any = make(metrics.FEEDBACK)
@@ -187,6 +188,7 @@ class Telemetry(RequestCounter):
             *(instruments.stage_duration, instruments.batch_tokens, instruments.tokens, instruments.queue_tokens),
             *(instruments.truncated, instruments.unknown, instruments.in_flight),
             *(instruments.predictions, instruments.confidence, instruments.abstained, instruments.cached),
+            instruments.fallbacks,
         ):
             untouched.remove_by_labels(former)
         self._count_as(model, version)
@@ -199,6 +201,7 @@ class Telemetry(RequestCounter):
         self._unread = instruments.unknown.labels(*labels)
         self._certainty = instruments.confidence.labels(*labels)
         self._withheld = instruments.abstained.labels(*labels)
+        self._fell_back = {result: instruments.fallbacks.labels(*labels, result) for result in metrics.FALLBACK_RESULTS}
         self._cached = {result: instruments.cached.labels(*labels, result) for result in metrics.CACHE_RESULTS}
         named = list(answers)[: metrics.PREDICTION_LABELS_MAX]
         if len(answers) > len(named):
@@ -261,6 +264,11 @@ class Telemetry(RequestCounter):
         self._segments.predicted(segments, named, confidences, abstained)
         for confidence in confidences:
             self._certainty.observe(confidence)
+
+    def fell_back(self, results: Mapping[str, int]) -> None:
+        """Inputs that the fallback was asked for: how many of each of `metrics.FALLBACK_RESULTS`."""
+        for result, count in results.items():
+            self._fell_back[result].inc(count)
 
     def cached(self, result: str) -> None:
         """How the cache of replies answered: one of `metrics.CACHE_RESULTS`."""

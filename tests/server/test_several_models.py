@@ -18,9 +18,9 @@ from cloze_api.task import Task
 from cloze_server.app import create_app
 from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode, FatalError
-from cloze_server.hosting import choose, identity
+from cloze_server.hosting import choose
 from cloze_server.lifecycle import Lifecycle, State
-from cloze_server.model import LoadedModel
+from cloze_server.model import LoadedModel, identity
 from cloze_server.problems import ProblemError
 from cloze_server.settings import Settings
 

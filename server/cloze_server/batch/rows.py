@@ -14,11 +14,11 @@ from cloze_server.tasks.handler import AnyHandler, TaskRequest
 
 # What a run decides for all rows, and what only a client of the server needs.
 _NOT_PARAMETERS = frozenset(
-    {"inputs", "input", "words", "question", "context", "model", "timeout_ms", "encoding_format", "user"}
+    {"inputs", "input", "words", "question", "context", "model", "timeout_ms", "metadata", "encoding_format", "user"}
 )
 
-NOT_OF_A_ROW = frozenset({"object", "index"})
-"""Fields of a reply that say where an input's answer is in it."""
+NOT_OF_A_ROW = frozenset({"object", "index", "model", "fallback"})
+"""Fields of a reply that say where an input's answer is in it, and which of two models gave it: a run has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from cloze_api.task import Task
 from cloze_server.backend import Logits
 from cloze_server.tasks.handler import (
+    ClassifierResult,
     Handler,
-    InputResult,
     Item,
     Prediction,
     TaskReply,
@@ -44,7 +44,7 @@ class LabelPrediction(BaseModel):
     """Probability over all labels."""
 
 
-class ClassifyResult(InputResult):
+class ClassifyResult(ClassifierResult):
     """Labels of one input, best first."""
 
     predictions: list[LabelPrediction]
@@ -86,6 +86,11 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
         ]
         best = predictions[0]
         return ClassifyResult(**item.facts(), predictions=predictions, abstained=self.abstains(best.label, best.score))
+
+    def narrowed(self, request: ClassifyRequest, places: list[int]) -> ClassifyRequest:
+        """Some of the texts."""
+        texts = self.inputs(request)
+        return request.model_copy(update={"inputs": [texts[place] for place in places]})
 
     def answers(self) -> list[str]:
         """The model's labels."""

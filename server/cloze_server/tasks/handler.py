@@ -69,6 +69,15 @@ class InputResult(BaseModel):
     """Parts that the model read the input in."""
 
 
+class ClassifierResult(InputResult):
+    """Fields of the result of an input that another model may have answered."""
+
+    model: str | None = Field(default=None, exclude_if=lambda model: model is None)
+    """`name/version` of the model that answered; absent where the request's model has no fallback."""
+    fallback: bool = Field(default=False, exclude_if=lambda fallback: not fallback)
+    """Whether that is the fallback; absent where it isn't."""
+
+
 class TaskReply(BaseModel):
     """Fields of every reply."""
 
@@ -226,6 +235,10 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     def compose(self, request: RequestT, results: list[ResultT], facts: dict[str, Any]) -> TaskReply:  # noqa: ARG002 - for tasks with a reply of another form
         """The reply. facts: the fields that every reply has."""
         return self.reply.model_validate({**facts, "results": results})
+
+    def narrowed(self, request: RequestT, places: list[int]) -> RequestT:
+        """The same request for some of its inputs. Of tasks whose models abstain."""
+        raise NotImplementedError
 
     def answers(self) -> list[str]:
         """The labels that predictions may have; none for a task whose answers aren't labels."""

@@ -15,8 +15,8 @@ from cloze_server.bounds import INPUTS_MAX, WORDS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.tasks.entities import Aggregation, Labelled, Scheme, labels_of, trimmed, words_of
 from cloze_server.tasks.handler import (
+    ClassifierResult,
     Handler,
-    InputResult,
     Item,
     Prediction,
     TaskReply,
@@ -67,7 +67,7 @@ class Tag(BaseModel):
     """Whether the score is below the threshold that the model came with."""
 
 
-class TokenClassifyResult(InputResult):
+class TokenClassifyResult(ClassifierResult):
     """Tags of one input, in order."""
 
     tags: list[Tag]
@@ -157,6 +157,12 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
             )
             for part in parts
         ]
+
+    def narrowed(self, request: TokenClassifyRequest, places: list[int]) -> TokenClassifyRequest:
+        """Some of the texts, or of the lists of words."""
+        inputs = self.inputs(request)
+        name = "inputs" if request.words is None else "words"
+        return request.model_copy(update={name: [inputs[place] for place in places]})
 
     def answers(self) -> list[str]:
         """The model's labels, and the names of the entities that they make up."""
