@@ -416,7 +416,8 @@ def test_rows_are_answered_in_order_and_few_at_a_time(sizes: list[tuple[int, int
         for row in rows:
             ahead.append(row)
             assert len(ahead) <= most
-            assert sum(each.size for each in ahead) - row.size < scoring._BYTES
+            # The rows of one reading come on top of what there was room for.
+            assert sum(each.size for each in ahead) - row.size < scoring._BYTES + scoring._BYTES // 4
             yield row
 
     async def answer(row: Row) -> Outcome:
