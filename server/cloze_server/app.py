@@ -30,7 +30,7 @@ from cloze_server.pages import build_router as build_page_router
 from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
 from cloze_server.replies import ReplyCache
-from cloze_server.routes import build_router
+from cloze_server.routes import build_endpoints, build_router
 from cloze_server.segments import Segments, declared
 from cloze_server.service import Service
 from cloze_server.settings import Settings
@@ -109,7 +109,14 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
     keys = KeyFile(settings.api_keys, instruments.key_file_errors.inc) if settings.api_keys else None
-    app.add_middleware(RequestMiddleware, settings=settings, room=room, keys=keys, tracing=tracing)
+    app.add_middleware(
+        RequestMiddleware,
+        settings=settings,
+        room=room,
+        endpoints=build_endpoints(room),
+        keys=keys,
+        tracing=tracing,
+    )
     if settings.cors_origins:
         # Around the other, so that a browser may read refusals too.
         app.add_middleware(

@@ -93,7 +93,8 @@ class DummyBackend:
 
     def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: ARG002, N803 - as in Backend
         """Logits between 0 and 1; padding doesn't change them."""
-        time.sleep(self._seconds)
+        if self._seconds:
+            time.sleep(self._seconds)
         batch, length = ids_BL.shape
         shape = (batch, length, self._classes) if self._per_token else (batch, self._classes)
         logits = np.zeros(shape, np.float32)

@@ -191,17 +191,22 @@ class Engine:
                 logits = self._infer(batch)
             except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
                 _log.exception("inference failed")
-                for request in {entry.request for entry in batch}:
-                    self._settle(request, InferenceError("the model failed on this batch"))
+                outcomes: list[_Outcome] = [
+                    (request, InferenceError("the model failed on this batch"))
+                    for request in {entry.request for entry in batch}
+                ]
             else:
                 seconds = time.monotonic() - started
+                kept = []
                 for row, entry in enumerate(batch):
                     own = logits[row, : entry.length] if logits.ndim == 3 else logits[row]
-                    self._keep(entry, own, started, seconds)
+                    kept.append(self._keep(entry, own, started, seconds))
+                outcomes = [outcome for outcome in kept if outcome is not None]
                 self._measure(sum(entry.length for entry in batch), time.monotonic() - started)
                 # Else they stay until the next batch has its own.
                 del logits, own
-            del batch
+            _settle(outcomes)
+            del batch, outcomes
             with self._changed:
                 del self._running[number]
 
@@ -212,22 +217,21 @@ class Engine:
             weight = _RATE_WEIGHT if self._tokens_per_second else 1.0
             self._tokens_per_second += (rate - self._tokens_per_second) * weight
 
-    def _keep(self, entry: _Entry, logits: Logits, started: float, seconds: float) -> None:
-        """Note what the answer needs of one sequence; only its own request fails with it."""
+    def _keep(self, entry: _Entry, logits: Logits, started: float, seconds: float) -> "_Outcome | None":
+        """Note what the answer needs of one sequence; only its own request fails with it. What comes of the request, if
+        this was its last."""
         request = entry.request
         if request.future.done():
-            return
+            return None
         try:
             request.kept[entry.index] = entry.piece.keep(logits)
         except Exception:  # noqa: BLE001 - the request gets a problem document, the others of the batch go on
             _log.exception("an output of the model can't be used")
-            self._settle(request, InferenceError("the model gave no usable answer for an input"))
-            return
+            return request, InferenceError("the model gave no usable answer for an input")
         with self._changed:
             request.missing -= 1
             complete = request.missing == 0
-        if complete:
-            self._settle(request, Answer(request.kept, started - request.arrived, seconds))
+        return (request, Answer(request.kept, started - request.arrived, seconds)) if complete else None
 
     def _take(self, number: int) -> list[_Entry] | None:
         """Wait for work and take the next batch off the queue; None when closing.
@@ -264,16 +268,23 @@ class Engine:
         self._telemetry.batch((entry.length for entry in batch), ids_BL.size)
         return logits
 
-    @staticmethod
-    def _settle(request: _Request, outcome: Answer | Exception) -> None:
-        def settle() -> None:
-            if request.future.done():
-                return
-            if isinstance(outcome, Answer):
-                request.future.set_result(outcome)
-            else:
-                request.future.set_exception(outcome)
 
+_Outcome = tuple[_Request, Answer | Exception]
+
+
+def _settle(outcomes: list[_Outcome]) -> None:
+    """Tell the event loops what came of their requests; each is woken once for all that a batch has ended."""
+    for loop in {request.loop for request, _ in outcomes}:
         # The loop is closed only when nobody waits any more.
         with contextlib.suppress(RuntimeError):
-            request.loop.call_soon_threadsafe(settle)
+            loop.call_soon_threadsafe(_deliver, [each for each in outcomes if each[0].loop is loop])
+
+
+def _deliver(outcomes: list[_Outcome]) -> None:
+    for request, outcome in outcomes:
+        if request.future.done():
+            continue
+        if isinstance(outcome, Answer):
+            request.future.set_result(outcome)
+        else:
+            request.future.set_exception(outcome)

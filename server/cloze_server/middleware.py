@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import random
 import re
-import secrets
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,10 @@ class Exchange:
         self.limit = seconds
 
 
+Endpoint = Callable[[Exchange, dict[bytes, bytes], bytes, Receive, Send], Awaitable[None]]
+"""Answers a POST: the exchange, its headers and its body, and the connection's two ends."""
+
+
 def _authenticated(keys: KeyFile, headers: dict[bytes, bytes]) -> str:
     """The name of the request's key. Raises ProblemError."""
     key = presented(headers)
@@ -135,9 +140,20 @@ class RequestMiddleware:
     """Pure ASGI, so that a request costs no extra task."""
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, room: Room, keys: KeyFile | None, tracing: "Tracing | None" = None
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        room: Room,
+        endpoints: Mapping[str, Endpoint],
+        keys: KeyFile | None,
+        tracing: "Tracing | None" = None,
     ) -> None:
-        """keys: who may ask; None: everybody. tracing: None where no request is traced."""
+        """endpoints: by path, what the application doesn't answer: its own steps cost more time than a small model.
+
+        keys: who may ask; None: everybody. tracing: None where no request is traced.
+        """
+        self._endpoints = endpoints
         self._tracing = tracing
         self._app = app
         self._keys = keys
@@ -154,7 +170,7 @@ class RequestMiddleware:
         headers = dict(scope["headers"])
         given = headers.get(_ID_HEADER, b"")
         exchange = Exchange(
-            given if _ID_PATTERN.fullmatch(given) else secrets.token_hex(16).encode(),
+            given if _ID_PATTERN.fullmatch(given) else b"%032x" % random.getrandbits(128),
             paths.route(scope["path"]),
             self._room.counter,
             self._room.only,
@@ -235,6 +251,9 @@ class RequestMiddleware:
             _check_media_type(exchange.route, headers.get(b"content-type", b"").strip())
         body = await self._read_body(exchange, headers, receive)
         exchange.body_complete = True
+        if scope["method"] == "POST" and (endpoint := self._endpoints.get(scope["path"])) is not None:
+            await endpoint(exchange, headers, body, receive, send)
+            return
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         del body
 

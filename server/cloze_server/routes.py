@@ -1,23 +1,27 @@
 """The HTTP routes."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse
-from starlette.types import Receive
+from starlette.types import Receive, Send
 
 from cloze_api.task import Task
 from cloze_server import paths
 from cloze_server.hosting import Hosted, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
-from cloze_server.middleware import ClientLeftError, Exchange
-from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType
+from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
+from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType, invalid_request
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
+
+# Before it, nobody looks whether a client has left.
+_WATCH_SECONDS = 0.02
 
 
 class ModelDescription(BaseModel):
@@ -68,7 +72,7 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
     for path, handler in HANDLERS.items():
         router.add_api_route(
             path,
-            _endpoint(room, handler),
+            _described(handler),
             methods=["POST"],
             name=path.rpartition("/")[2],
             description=handler.__doc__,
@@ -116,48 +120,100 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
     return router
 
 
-def _endpoint(room: Room, handler: type[AnyHandler]) -> Callable[..., Awaitable[Response]]:
-    """The function that answers for one task."""
+def _described(handler: type[AnyHandler]) -> Callable[..., Awaitable[Response]]:
+    """A function from which the framework describes a task's route; `build_endpoints` answers there."""
 
-    async def endpoint(body: TaskRequest, request: Request) -> Response:
-        hosted = room.select(handler.task, _wanted(body, request))
-        return Response(await answer(room, hosted, body, request), media_type="application/json")
+    async def described(body: TaskRequest) -> Response:
+        raise NotImplementedError
 
-    # The framework reads there how to check the body.
-    endpoint.__annotations__["body"] = handler.request
+    described.__annotations__["body"] = handler.request
+    return described
+
+
+def build_endpoints(room: Room) -> dict[str, Endpoint]:
+    """What answers the tasks' requests, by path."""
+    return {path: _endpoint(room, handler) for path, handler in HANDLERS.items()}
+
+
+def _endpoint(room: Room, handler: type[AnyHandler]) -> Endpoint:
+    async def endpoint(
+        exchange: Exchange, headers: dict[bytes, bytes], body: bytes, receive: Receive, send: Send
+    ) -> None:
+        request = _read(handler, body)
+        hosted = room.select(handler.task, _wanted(request, headers))
+        reply = await answer(room, hosted, request, exchange, receive)
+        head = [(b"content-type", b"application/json"), (b"content-length", str(len(reply)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": reply})
+
     return endpoint
 
 
-def _wanted(body: TaskRequest, request: Request) -> str | None:
+def _read(handler: type[AnyHandler], body: bytes) -> TaskRequest:
+    """A task's request. Raises ProblemError."""
+    try:
+        # Not by pydantic, which takes what isn't text in a text (a lone surrogate) for what isn't JSON.
+        return handler.request.model_validate(json.loads(body))
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
+        raise invalid_request([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON") from error
+
+
+def _wanted(request: TaskRequest, headers: dict[bytes, bytes]) -> str | None:
     """The model that a request names. Raises ProblemError when it names two."""
-    header = request.headers.get("x-cloze-model")
-    if body.model is not None and header not in (None, body.model):
+    header = headers.get(b"x-cloze-model")
+    named = None if header is None else header.decode("latin-1")
+    if request.model is not None and named not in (None, request.model):
         message = "the header x-cloze-model and the field model name different models: send one of them"
         raise ProblemError(ProblemType.INPUT_INVALID, message)
-    return body.model if body.model is not None else header
+    return request.model if request.model is not None else named
 
 
-async def answer(room: Room, hosted: Hosted, body: TaskRequest, request: Request) -> bytes:
+async def answer(room: Room, hosted: Hosted, request: TaskRequest, exchange: Exchange, receive: Receive) -> bytes:
     """The reply as JSON, unless the client leaves first. Raises ProblemError and ClientLeftError."""
-    exchange: Exchange = request.state.exchange
     exchange.belongs_to(hosted)
-    if body.timeout_ms is not None:
-        exchange.shorten(body.timeout_ms)
+    if request.timeout_ms is not None:
+        exchange.shorten(request.timeout_ms)
     fallback = room.fallback(hosted)
-    work = asyncio.create_task(
-        hosted.service.answer(body, exchange.timing, exchange.tenant, fallback.service if fallback else None)
-    )
-    gone = asyncio.create_task(_disconnected(request.receive))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+    with _Watch(receive):
+        return await hosted.service.answer(
+            request, exchange.timing, exchange.tenant, fallback.service if fallback else None
+        )
+
+
+class _Watch:
+    """Cancels the task that enters it when the client leaves, which is then a ClientLeftError.
+
+    It looks after a moment only: most answers are there by then, and a task for each would cost more than those of a
+    small model.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+        self._looking: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._begin = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._look)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._begin.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._left and kind is asyncio.CancelledError:
+            assert self._task is not None
+            self._task.uncancel()
             raise ClientLeftError
-        return work.result()
-    finally:
-        work.cancel()
-        gone.cancel()
 
+    def _look(self) -> None:
+        self._looking = asyncio.create_task(self._await_leaving())
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _await_leaving(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        assert self._task is not None
+        self._task.cancel()

@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 Inputs = Sequence[str] | Sequence[Sequence[str]]
 """Texts, or texts already split into words."""
 
+_SHORT_CHARACTERS = 512
+_SHORT_INPUTS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -82,7 +85,7 @@ def build_tokenizer(serialized: str, in_text: Collection[int] = ()) -> Tokenizer
 
 
 class TokenizerPool:
-    """Threads with a tokenizer each; also runs other short work that must not block the event loop.
+    """Threads with a tokenizer each, and one for the event loop's; also runs other short work off the event loop.
 
     pending_characters: characters of texts that wait for a thread or are being tokenized.
     """
@@ -94,6 +97,7 @@ class TokenizerPool:
         self._spare: SimpleQueue[Tokenizer] = SimpleQueue()
         for _ in range(threads):
             self._spare.put(build_tokenizer(serialized, in_text))
+        self._own = build_tokenizer(serialized, in_text)
         self._local = threading.local()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenize", initializer=self._prepare)
 
@@ -105,22 +109,14 @@ class TokenizerPool:
 
         `offsets` also gives offsets and word indexes, at some cost.
         """
-        characters = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in inputs)
+        if is_short(inputs):
+            return then(_encode_at_once(self._own, inputs))
+        characters = sum(map(_length, inputs))
         self.pending_characters += characters
         try:
-            return await self.run(lambda: then(self._encode(inputs, offsets)))
+            return await self.run(lambda: then(_encode(self._local.tokenizer, inputs, offsets)))
         finally:
             self.pending_characters -= characters
-
-    def _encode(self, inputs: Inputs, offsets: bool) -> list[Encoded]:
-        tokenizer: Tokenizer = self._local.tokenizer
-        split = bool(inputs) and not isinstance(inputs[0], str)
-        encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
-        # Special tokens are put around each window of a text, once it is known where it is cut.
-        encodings: list[Encoding] = encode(list(inputs), is_pretokenized=split, add_special_tokens=False)
-        if not offsets:
-            return [Encoded(encoding.ids) for encoding in encodings]
-        return [Encoded(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encodings]
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Run short work in one of the threads."""
@@ -129,3 +125,29 @@ class TokenizerPool:
     def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def is_short(inputs: Inputs) -> bool:
+    """Whether work on the texts takes no longer than handing it to a thread: about a tenth of a millisecond."""
+    return len(inputs) <= _SHORT_INPUTS and sum(map(_length, inputs)) <= _SHORT_CHARACTERS
+
+
+def _length(text: str | Sequence[str]) -> int:
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+def _encode_at_once(tokenizer: Tokenizer, inputs: Inputs) -> list[Encoded]:
+    """The same without letting go of the GIL, since to get it back may take longer than this."""
+    split = bool(inputs) and not isinstance(inputs[0], str)
+    encodings = [tokenizer.encode(text, is_pretokenized=split, add_special_tokens=False) for text in inputs]
+    return [Encoded(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encodings]
+
+
+def _encode(tokenizer: Tokenizer, inputs: Inputs, offsets: bool) -> list[Encoded]:
+    split = bool(inputs) and not isinstance(inputs[0], str)
+    encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+    # Special tokens are put around each window of a text, once it is known where it is cut.
+    encodings: list[Encoding] = encode(list(inputs), is_pretokenized=split, add_special_tokens=False)
+    if not offsets:
+        return [Encoded(encoding.ids) for encoding in encodings]
+    return [Encoded(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encodings]

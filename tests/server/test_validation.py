@@ -81,8 +81,11 @@ async def test_words_without_tokens_are_bounded_too(serving: Any) -> None:
     assert response.json()["type"].endswith("request-too-large")
 
 
-async def test_work_for_each_token_is_not_done_in_the_event_loop(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither before the model runs nor after it."""
+@pytest.mark.parametrize(("text", "thread"), [("Ada " * 150, "tokenize"), ("Ada", "MainThread")])
+async def test_work_for_each_token_is_done_in_the_event_loop_for_a_few_tokens_only(
+    serving: Any, monkeypatch: pytest.MonkeyPatch, text: str, thread: str
+) -> None:
+    """Before the model runs and after it: handing a short text to a thread takes longer than the work."""
     threads = {}
 
     def noting(name: str) -> Any:
@@ -98,8 +101,9 @@ async def test_work_for_each_token_is_not_done_in_the_event_loop(serving: Any, m
     for name in ("positions", "keep", "result"):
         monkeypatch.setattr(TokenClassify, name, noting(name))
     async with serving(lambda: dummy_model(Task.TOKEN_CLASSIFICATION)) as client:
-        assert (await client.post("/v1/token-classify", json={"inputs": "Ada"})).status_code == 200
-    assert threads == {"positions": "tokenize", "keep": "inference", "result": "tokenize"}
+        body = {"inputs": text, "truncate": "right"}
+        assert (await client.post("/v1/token-classify", json=body)).status_code == 200
+    assert threads == {"positions": thread, "keep": "inference", "result": thread}
 
 
 async def test_the_innermost_error_is_told(serving: Any) -> None:

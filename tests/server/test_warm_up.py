@@ -112,7 +112,7 @@ async def test_tokenizers_are_built_before_the_first_request(monkeypatch: pytest
         together.wait(10)
         return encoded[0].ids
 
-    answers = await asyncio.gather(*(pool.encode(["ab"], offsets=False, then=meet) for _ in range(3)))
+    answers = await asyncio.gather(*(pool.encode(["ab " * 200], offsets=False, then=meet) for _ in range(3)))
     pool.close()
     assert answers == [answers[0]] * 3
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,13 +47,16 @@ def uv() -> str:
     return os.environ.get("UV", "uv")
 
 
-def interpreter(peer: str) -> str:
-    """Python of a peer's environment, which is made from its pins when it is missing."""
+def interpreter(peer: str, python: str = sys.executable) -> str:
+    """Python of a peer's environment, which is made from its pins when it is missing.
+
+    python: the interpreter, or which versions will do.
+    """
     pins = PEERS / f"{peer}.txt"
-    folder = CACHE / f"{peer}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    folder = CACHE / f"{peer}-{hashlib.sha256(pins.read_bytes() + python.encode()).hexdigest()[:12]}"
     if not (folder / "complete").exists():
         print(f"installing {peer} into {folder}", file=sys.stderr, flush=True)
-        subprocess.run([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([uv(), "venv", "--quiet", "--clear", "--python", python, str(folder)], check=True)
         install = [uv(), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), "-r", str(pins)]
         subprocess.run(install, check=True)
         (folder / "complete").touch()
@@ -69,7 +73,7 @@ def ours(graph_threads: int = 2, *, parallel: int = 1, flags: tuple[str, ...] = 
             *("--lame-duck-seconds", "0", *flags),
         ],
         path="/v1/classify",
-        body=lambda text: {"inputs": text, "truncate": "right", "top_k": 1},
+        body=lambda text: {"inputs": text, "top_k": 1},
         answer=lambda reply: (
             reply["results"][0]["predictions"][0]["label"],
             reply["results"][0]["predictions"][0]["score"],
@@ -128,6 +132,59 @@ def bentoml(batch: int = 100) -> Server:
     )
 
 
+def pytriton(batch: int = 32) -> Server:
+    """Triton Inference Server through nvidia-pytriton."""
+
+    def answer(reply: Any) -> tuple[str, float]:
+        return _plain(json.loads(reply["outputs"][0]["data"][0]))
+
+    # Its stub brings the interpreter of a 3.11 that is older than what newer standard libraries need.
+    python = ">=3.11,<3.11.5"
+    return Server(
+        name=f"triton batch {batch}",
+        command=lambda *_: [interpreter("pytriton", python), str(PEERS / "pytriton_app.py"), str(PORT)],
+        path="/v2/models/classify/infer",
+        body=lambda text: {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}]},
+        answer=answer,
+        environment={"BENCH_BATCH": str(batch)},
+        ready="/v2/models/classify/ready",
+    )
+
+
+def _linked(artifact: Path, folder: Path) -> Path:
+    """An artifact laid out as Optimum expects it, which writes into its files."""
+    (folder / "onnx").mkdir(parents=True)
+    (folder / "onnx" / "model.onnx").symlink_to(artifact / "model.onnx")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(artifact / name, folder)
+    return folder
+
+
+def infinity(batch: int = 32) -> Server:
+    """Infinity, on onnxruntime through Optimum."""
+    return Server(
+        name=f"infinity batch {batch}",
+        command=lambda artifact, folder: [
+            *(str(Path(interpreter("infinity")).with_name("infinity_emb")), "v2", "--engine", "optimum"),
+            *(
+                "--device",
+                "cpu",
+                "--model-id",
+                str(_linked(artifact, folder / "model")),
+                "--served-model-name",
+                "bench",
+            ),
+            *("--batch-size", str(batch), "--host", "127.0.0.1", "--port", str(PORT), "--log-level", "error"),
+            *("--no-model-warmup", "--no-bettertransformer"),
+        ],
+        path="/classify",
+        body=lambda text: {"model": "bench", "input": [text]},
+        answer=lambda reply: _plain(max(reply["data"][0], key=lambda each: each["score"])),
+        environment={"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
+        ready="/health",
+    )
+
+
 def mlflow(_: int = 0) -> Server:
     """`mlflow models serve`."""
     return Server(
@@ -148,23 +205,34 @@ PEER_SERVERS: dict[str, Callable[[int], Server]] = {
     "fastapi": fastapi,
     "litserve": litserve,
     "bentoml": bentoml,
+    "triton": pytriton,
+    "infinity": infinity,
     "mlflow": mlflow,
 }
 #: What each gets without a choice of ours: its dynamic batching as it comes.
-DEFAULT_BATCH = {"fastapi": 0, "litserve": 32, "bentoml": 100, "mlflow": 0}
+DEFAULT_BATCH = {"fastapi": 0, "litserve": 32, "bentoml": 100, "triton": 32, "infinity": 32, "mlflow": 0}
 #: Settings tried for the best of each.
-SWEEP = {"fastapi": (0,), "litserve": (1, 4, 32), "bentoml": (1, 4, 100), "mlflow": (0,)}
+SWEEP = {
+    "fastapi": (0,),
+    "litserve": (1, 4, 32),
+    "bentoml": (1, 4, 100),
+    "triton": (1, 4, 32),
+    "infinity": (1, 4, 32),
+    "mlflow": (0,),
+}
 
 
 @contextmanager
 def running(server: Server, artifact: Path, threads: int) -> Iterator[int]:
     """A server that answers; yields its process id. It is ended, with all that it started, afterwards."""
-    with tempfile.TemporaryDirectory() as scratch:
+    # Triton's Python stub can't take a long path.
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as scratch:
         folder = Path(scratch)
         environment = os.environ | {
             "BENCH_ARTIFACT": str(artifact),
             "BENCH_THREADS": str(threads),
             "BENCH_MAX_LENGTH": str(MAX_LENGTH),
+            "BENCH_SHORT_FOLDER": str(folder / "t"),
             "TOKENIZERS_PARALLELISM": "false",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             **server.environment,

@@ -9,12 +9,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-MAX_LENGTH = 256
+MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Texts, and their tokens as the model reads them (truncated to `MAX_LENGTH`, special tokens included)."""
+    """Texts of at most `MAX_LENGTH` tokens, and their tokens as the model reads them, special tokens included."""
 
     texts: list[str]
     ids: list[list[int]]
@@ -30,9 +30,24 @@ def mails(artifact: Path, count: int = 500) -> Workload:
     command = [sys.executable, str(ROOT / "hack" / "demo"), "data"]
     folder = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
     lines = (Path(folder) / "spam-test.jsonl").read_text(encoding="utf-8").splitlines()
-    # A body that a client may send without options: whatever is longer is cut at the same place for everybody.
     texts = [str(json.loads(line)["text"]) for line in lines[:: max(1, len(lines) // count)]][:count]
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_LENGTH)
+    tokenizer.no_truncation()
     tokenizer.no_padding()
+    texts = [_cut(tokenizer, text) for text in texts]
     return Workload(texts, [encoding.ids for encoding in tokenizer.encode_batch(texts)])
+
+
+def _cut(tokenizer: Tokenizer, text: str) -> str:
+    """The text up to the last word that the model takes whole, so that nobody has to truncate: not all peers can."""
+    encoding = tokenizer.encode(text)
+    if len(encoding.ids) <= MAX_LENGTH:
+        return text
+    first_left_out = encoding.word_ids[MAX_LENGTH - 1]
+    return text[
+        : next(
+            start
+            for word, (start, _) in zip(encoding.word_ids, encoding.offsets, strict=True)
+            if word == first_left_out
+        )
+    ]

@@ -83,7 +83,7 @@ def build_router(room: Room) -> APIRouter:
         body = await request.body()
         length = _header_length(request)
         wanted, asked = await service.run(lambda: _read(service.handler, body, length))
-        reply = await answer(room, hosted, asked, request)
+        reply = await answer(room, hosted, asked, request.state.exchange, request.receive)
         content, head = await service.run(lambda: _write(service.model, reply, wanted))
         if head is None:
             return Response(content, media_type="application/json")

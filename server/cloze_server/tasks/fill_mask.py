@@ -94,9 +94,13 @@ class FillMask(Handler[FillMaskRequest, FillMaskResult]):
             )
         return found
 
+    def most(self, request: FillMaskRequest, items: list[Item]) -> int:
+        """So many for each mask."""
+        return sum(len(item.positions or []) for item in items) * request.top_k
+
     def check(self, request: FillMaskRequest, items: list[Item]) -> None:
         """Raises ProblemError for more predictions than a reply may have."""
-        predictions = sum(len(item.positions or []) for item in items) * request.top_k
+        predictions = self.most(request, items)
         if predictions > PREDICTIONS_MAX:
             message = f"{predictions} predictions (masks × top_k): a request may have at most {PREDICTIONS_MAX}"
             raise ProblemError(ProblemType.REQUEST_TOO_LARGE, message, members={"limit": PREDICTIONS_MAX})

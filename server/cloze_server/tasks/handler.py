@@ -217,6 +217,10 @@ class Handler(ABC, Generic[RequestT, ResultT]):
     def check(self, request: RequestT, items: list[Item]) -> None:
         """Raises ProblemError when the reply would be too large."""
 
+    def most(self, request: RequestT, items: list[Item]) -> int:  # noqa: ARG002 - for tasks that are asked for a number
+        """How many predictions the reply may have, about."""
+        return sum(item.tokens for item in items)
+
     @abstractmethod
     def keep(self, request: RequestT, item: Item, window: Window, logits: Logits) -> Any:
         """What `result` needs of a window's logits, (length, classes) or (classes,); small, and a copy.
