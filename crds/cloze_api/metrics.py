@@ -180,6 +180,14 @@ TRACE_SPANS = Metric(
     "because too many spans wait counts as one that was dropped.",
     ("result",),
 )
+RELOAD_RESULTS: Final = ("loaded", "refused")
+"""What becomes of another artifact behind a server's reference."""
+RELOADS = Metric(
+    "cloze_reload_events",
+    "counter",
+    "Other artifacts found behind a running server's reference: loaded, or refused while the former one goes on.",
+    ("result",),
+)
 FEEDBACK_RESULTS: Final = ("sent", "dropped", "repeated")
 """What becomes of feedback."""
 FEEDBACK = Metric(

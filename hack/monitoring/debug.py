@@ -175,6 +175,13 @@ def _replicas() -> Row:
                 [Query(served(rate(metrics.KEY_FILE_ERRORS), "pod"), pod)],
             ),
             Panel(
+                "Artifacts that were not reloaded",
+                "Other artifacts behind the reference of a running server that failed to be verified, loaded or "
+                "warmed up. The former ones go on; `/v1/models` and the log say why.",
+                "cps",
+                [Query(served(rate(metrics.RELOADS, 'result="refused"'), "pod"), pod)],
+            ),
+            Panel(
                 "Revisions",
                 "What each pod has loaded, with its digest.",
                 "short",

@@ -29,6 +29,7 @@ from cloze_server.oip.routes import build_router as build_protocol_router
 from cloze_server.pages import build_router as build_page_router
 from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
+from cloze_server.reload import Reloader, Reloading
 from cloze_server.replies import ReplyCache
 from cloze_server.routes import build_endpoints, build_router
 from cloze_server.segments import Segments, declared
@@ -55,9 +56,14 @@ _CORS_REPLY_HEADERS = (
 )
 
 
-def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecycle | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    loaders: Sequence[Loader],
+    lifecycle: Lifecycle | None = None,
+    reloading: Reloading | None = None,
+) -> FastAPI:
     """The application. `loaders`, one for each model of the settings, run one after the other in a thread once the
-    server listens, so that probes are answered meanwhile.
+    server listens, so that probes are answered meanwhile. reloading: how models are replaced; None: never.
 
     When one raises, `lifecycle.failure` says so, and whoever runs the server ends it. Raises FatalError (CONFIGURATION)
     for a model reference or a file of keys that can't be read.
@@ -81,7 +87,12 @@ def create_app(settings: Settings, loaders: Sequence[Loader], lifecycle: Lifecyc
         threading.Thread(target=_load, args=(loaders, settings, room, loop), name="load", daemon=True).start()
         if forwarder:
             forwarder.start()
+        reloader = Reloader(room, settings, reloading, loop) if reloading else None
+        if reloader:
+            reloader.start()
         yield
+        if reloader:
+            reloader.close()
         if forwarder:
             await forwarder.close()
         if tracing:

@@ -1,5 +1,6 @@
 """The models of one process, and which of them answers a request."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,15 +55,31 @@ def choose(models: Sequence[LoadedModel], task: Task | None, wanted: str | None,
     raise ProblemError(ProblemType.TASK_MISMATCH, f"{listed} can't do that, but: {routes}", members=members)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why another artifact did not take a model's place. digest: its digest, empty where it isn't known.
+
+    `reason` is CamelCase and fits a condition.
+    """
+
+    digest: str
+    reason: str
+    message: str
+
+
 @dataclass(eq=False, slots=True)
 class Hosted:
     """A model that answers.
 
-    headers: of each of its replies.
+    telemetry: counts its requests. refused: what was to take its place last and could not. headers: of each of its
+    replies.
     """
 
     service: Service
     telemetry: Telemetry
+    refused: Refusal | None = None
+    _requests: int = 0
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
     headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +89,22 @@ class Hosted:
             (b"x-cloze-version", model.version.encode()),
             (b"x-cloze-digest", model.digest.encode()),
         )
+        self._idle.set()
+
+    def enter(self) -> None:
+        """A request is this model's."""
+        self._requests += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """It isn't any more."""
+        self._requests -= 1
+        if not self._requests:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Until no request is left; one that has been replaced gets no new one."""
+        await self._idle.wait()
 
 
 class Room:
@@ -108,6 +141,12 @@ class Room:
         self.hosted.append(hosted)
         if self.complete:
             self.lifecycle.loaded()
+
+    def replace(self, index: int, hosted: Hosted) -> Hosted:
+        """Another artifact of a model answers from now on; the one that did so far."""
+        former = self.hosted[index]
+        self.hosted[index], self._models[index] = hosted, hosted.service.model
+        return former
 
     def select(self, task: Task | None, wanted: str | None) -> Hosted:
         """Who answers a request. Raises ProblemError: see `choose`."""

@@ -1,9 +1,11 @@
 """From a reference of the settings to a loaded model."""
 
+import hashlib
 import logging
 import threading
 from dataclasses import replace
 
+from cloze_api.manifest import MANIFEST_FILE
 from cloze_api.task import Task
 from cloze_server import echo, logs
 from cloze_server.cache import Cache
@@ -12,9 +14,25 @@ from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.model import LOCAL_VERSION, LoadedModel, load_artifact
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
 from cloze_server.settings import Settings
-from cloze_server.source import fetch, open_folder
+from cloze_server.source import fetch, open_folder, registered_digest
 
 _log = logging.getLogger(__name__)
+
+
+def current_digest(reference: str, settings: Settings) -> str | None:
+    """The digest of what a reference names now; None for one that stands for the same always.
+
+    Raises FatalError, OSError and RegistryUnreachableError.
+    """
+    match parse_reference(reference):
+        case Dummy():
+            return None
+        case Folder(path):
+            return "sha256:" + hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
+        case RegisteredVersion() as version:
+            from cloze_server.registry import Registry  # noqa: PLC0415 - as above
+
+            return registered_digest(Registry(settings.mlflow_uri), version)
 
 
 def load_model(reference: str, settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:

@@ -18,7 +18,8 @@ from cloze_server.drain import DrainingServer
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.listener import listen
-from cloze_server.loading import load_model
+from cloze_server.loading import current_digest, load_model
+from cloze_server.reload import Origin, Reloading
 from cloze_server.settings import ENV_TERMINATION_LOG, Settings, read
 
 _log = logging.getLogger(__name__)
@@ -33,7 +34,25 @@ def serve(settings: Settings) -> None:
     lifecycle = Lifecycle()
     stop = threading.Event()
     loaders = [partial(load_model, reference, settings, stop, lifecycle) for reference in settings.model]
-    app = create_app(settings, loaders, lifecycle)
+    # What reloading does is told by itself; the process is ready meanwhile.
+    origins = [
+        Origin(
+            partial(current_digest, reference, settings), partial(load_model, reference, settings, stop, Lifecycle())
+        )
+        for reference in settings.model
+    ]
+    reloading = Reloading(origins)
+    at_terminal = os.isatty(0)
+
+    def hang_up(*_: object) -> None:
+        # A terminal that is closed sends the same signal, and nobody waits for the server then.
+        if at_terminal and not os.isatty(0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            reloading.asked.put(True)
+
+    signal.signal(signal.SIGHUP, hang_up)
+    app = create_app(settings, loaders, lifecycle, reloading)
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -71,6 +71,9 @@ class Exchange:
         """Note which of several models answers."""
         if hosted is self.hosted:
             return
+        if self.hosted is not None:
+            self.hosted.leave()
+        hosted.enter()
         self.counter.request_left()
         self.counter, self.hosted = hosted.telemetry, hosted
         self.counter.request_started()
@@ -191,6 +194,8 @@ class RequestMiddleware:
             await send(message)
 
         exchange.counter.request_started()
+        if exchange.hosted is not None:
+            exchange.hosted.enter()
         try:
             problem = await self._handle(exchange, scope, headers, receive, send_with_headers)
             if problem is not None and exchange.status is None:
@@ -199,6 +204,8 @@ class RequestMiddleware:
             self._held -= exchange.held
             now, status = time.monotonic(), exchange.status or _CLIENT_CLOSED
             timing = exchange.timing
+            if exchange.hosted is not None:
+                exchange.hosted.leave()
             exchange.counter.request_finished(
                 *(exchange.route, status, now - exchange.arrived, timing.longest),
                 exemplar=exchange.exemplar(),

@@ -12,7 +12,7 @@ from starlette.types import Receive, Send
 
 from cloze_api.task import Task
 from cloze_server import paths
-from cloze_server.hosting import Hosted, Room
+from cloze_server.hosting import Hosted, Refusal, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
 from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType, invalid_request
@@ -37,6 +37,8 @@ class ModelDescription(BaseModel):
     route: str
     mask: str | None = None
     """What stands for a blank in a text; of fill-mask models."""
+    refused: Refusal | None = Field(default=None, exclude_if=lambda refused: refused is None)
+    """Another artifact that was to take this one's place and could not; absent when there was none."""
     revision: str | None = Field(default=None, exclude_if=lambda revision: revision is None)
     """Of the ModelDeployment; absent outside a cluster."""
 
@@ -94,6 +96,7 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
                 max_length=model.max_length,
                 route=paths.TASK_PATHS[model.task],
                 mask=hosted.service.handler.prefix.strip() or None,
+                refused=hosted.refused,
                 revision=settings.revision or None,
             )
             for hosted, model in ((hosted, hosted.service.model) for hosted in room.hosted)
@@ -177,10 +180,16 @@ async def answer(room: Room, hosted: Hosted, request: TaskRequest, exchange: Exc
     if request.timeout_ms is not None:
         exchange.shorten(request.timeout_ms)
     fallback = room.fallback(hosted)
-    with _Watch(receive):
-        return await hosted.service.answer(
-            request, exchange.timing, exchange.tenant, fallback.service if fallback else None
-        )
+    if fallback is None:
+        with _Watch(receive):
+            return await hosted.service.answer(request, exchange.timing, exchange.tenant)
+    # Another artifact may take its place meanwhile; it is freed only when nobody needs it any more.
+    fallback.enter()
+    try:
+        with _Watch(receive):
+            return await hosted.service.answer(request, exchange.timing, exchange.tenant, fallback.service)
+    finally:
+        fallback.leave()
 
 
 class _Watch:

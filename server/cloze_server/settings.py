@@ -56,6 +56,8 @@ class Settings:
     max_batch_tokens: int = _RUNTIME.max_batch_tokens
     max_queue_tokens: int = _RUNTIME.max_queue_tokens
     timeout_seconds: float = _RUNTIME.timeout_seconds
+    reload_seconds: float = 0.0
+    """0: only when asked by a signal."""
     drain_seconds: float = float(_SPEC_FIELDS["drain_seconds"].default)
     lame_duck_seconds: float = 5.0
     max_body_bytes: int = 1 << 20
@@ -124,6 +126,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("revision", ENV_REVISION, str, "its revision"),
     Flag("mlflow_uri", ENV_MLFLOW_URI, str, "MLflow's address; needed for models:/ unless the cache has the digest"),
     Flag("cache", ENV_MODEL_CACHE, Path, "folder for verified artifacts; the only one that is written to"),
+    Flag(
+        "reload_seconds",
+        "CLOZE_RELOAD_SECONDS",
+        float,
+        "how often to look for another artifact behind --model, as SIGHUP does; 0: never",
+        0,
+    ),
     Flag("host", "CLOZE_LISTEN_HOST", str, "address to listen on"),
     Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0, 65_535),
     Flag("threads", ENV_THREADS, int, "compute threads; as many as the process may use CPUs when absent", 1, 1024),

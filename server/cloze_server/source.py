@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import random
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,15 @@ def fetch(
     except OSError as error:
         message = f"the model cache can't be used: {error}: give it a writable volume with room for the model"
         raise FatalError(ExitCode.STORAGE, "CacheUnusable", message) from error
+
+
+def registered_digest(registry: ModelRegistry, version: RegisteredVersion) -> str:
+    """The digest that a version has in the registry. Raises FatalError, OSError and RegistryUnreachableError."""
+    root = registry.artifact_root(version)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, MANIFEST_FILE)
+        registry.download(root, MANIFEST_FILE, target)
+        return "sha256:" + hashlib.sha256(target.read_bytes()).hexdigest()
 
 
 def _cached(cache: Cache, digest: str, stop: threading.Event) -> VerifiedArtifact | None:

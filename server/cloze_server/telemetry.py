@@ -66,6 +66,8 @@ class Instruments:
         self.fallbacks: Any = make(metrics.FALLBACKS)
         self._cache_bytes: Any = make(metrics.CACHE_BYTES)
         self._cache_evictions: Any = make(metrics.CACHE_EVICTIONS)
+        reloads: Any = make(metrics.RELOADS)
+        self._reloads = {result: reloads.labels(result) for result in metrics.RELOAD_RESULTS}
         feedback: Any = make(metrics.FEEDBACK)
         traced: Any = make(metrics.TRACE_SPANS)
         self._traced = {result: traced.labels(result) for result in metrics.TRACE_RESULTS}
@@ -83,6 +85,10 @@ class Instruments:
         """Bytes of the replies that are kept now, and how many more were let go."""
         self._cache_bytes.set(size)
         self._cache_evictions.inc(evicted)
+
+    def reloaded(self, result: str) -> None:
+        """What became of a changed artifact: one of `metrics.RELOAD_RESULTS`."""
+        self._reloads[result].inc()
 
     def _make(self, metric: Metric) -> Any:
         return instrument(metric, self.registry)
@@ -106,7 +112,8 @@ class RequestCounter:
         self._segments = SegmentCounter(self._instruments.segments, model, version)
         # A request that began before the name was known must leave the gauge that it entered.
         self._flight = self._instruments.in_flight.labels(*self._labels)
-        self._flight.set(self._active)
+        if self._active:
+            self._flight.set(self._active)
 
     def request_started(self) -> None:
         """One more request in flight."""
@@ -184,13 +191,16 @@ class Telemetry(RequestCounter):
         instruments = self._instruments
         # Requests keep what was counted under the former name; the rest has counted nothing yet.
         former = dict(zip(("model", "version"), self._labels, strict=True))
+        # A second object for the same model finds them in use.
+        renamed = self._labels != (model, version)
         for untouched in (
             *(instruments.stage_duration, instruments.batch_tokens, instruments.tokens, instruments.queue_tokens),
             *(instruments.truncated, instruments.unknown, instruments.in_flight),
             *(instruments.predictions, instruments.confidence, instruments.abstained, instruments.cached),
             instruments.fallbacks,
         ):
-            untouched.remove_by_labels(former)
+            if renamed:
+                untouched.remove_by_labels(former)
         self._count_as(model, version)
         labels = self._labels
         self._stages = {stage: instruments.stage_duration.labels(*labels, stage) for stage in STAGES}
@@ -212,6 +222,11 @@ class Telemetry(RequestCounter):
             for route in (TASK_PATHS[task], OIP_INFER):
                 for status in _STATUSES:
                     self._count(route, status)
+
+    def replaced(self, digest: str, task: Task) -> None:
+        """The artifact with this digest is not the loaded one any more."""
+        labels = {**self._membership, "model": self._labels[0], "version": self._labels[1]}
+        self._instruments.info.remove_by_labels({**labels, "digest": digest, "task": task})
 
     @contextmanager
     def muted(self) -> Iterator[None]:

@@ -79,6 +79,7 @@ def build_router(room: Room) -> APIRouter:
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
         """Answer for the texts in BYTES tensors; `parameters` are the options of the task's own route."""
         hosted = _named(room, name, version)
+        request.state.exchange.belongs_to(hosted)
         service = hosted.service
         body = await request.body()
         length = _header_length(request)
