@@ -1,7 +1,8 @@
 """The artifact: a folder with `manifest.json`, the only thing that trainer, registry, server and monitor share.
 
 The digest of an artifact is the SHA-256 of the bytes of its `manifest.json`, which in turn holds the SHA-256 of every
-other file. Verifying the one verifies all.
+other file. Verifying the one verifies all. A signature of the manifest lies beside it, listed nowhere: it may be added,
+or be made anew with another key, without making another artifact.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from cloze_api.schema import ModelName
 from cloze_api.task import Task
 
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "model.sig"
 SCHEMA_VERSION = 1
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -137,7 +139,8 @@ class Manifest(_Part):
     evaluation: dict[str, float] = {}
     lineage: Lineage
     files: dict[Annotated[str, AfterValidator(_inside)], str]
-    """SHA-256 (hex) of each file, keyed by its path relative to the folder; the manifest itself is not among them."""
+    """SHA-256 (hex) of each file, keyed by its path relative to the folder; neither the manifest nor its signature is
+    among them."""
 
 
 def file_sha256(path: Path) -> str:
@@ -181,12 +184,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> str:
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below the folder but the manifest, keyed by relative path. Raises ArtifactError."""
+    """SHA-256 of every file but manifest and signature, keyed by its path in the folder. Raises ArtifactError."""
     return {name: file_sha256(folder / name) for name in _files(folder)}
 
 
 def _files(folder: Path) -> list[str]:
-    """Relative paths of all files but the manifest.
+    """Relative paths of all files but the manifest and its signature.
 
     Raises ArtifactError for what is neither a file nor a folder: a link may lead to what nobody has verified, or be
     changed after it was.
@@ -199,7 +202,7 @@ def _files(folder: Path) -> list[str]:
             names.append(name)
         elif not stat.S_ISDIR(mode):
             raise ArtifactError("FileNotRegular", f"{name} is a link or a special file: put the file itself there")
-    return [name for name in names if name != MANIFEST_FILE]
+    return [name for name in names if name not in (MANIFEST_FILE, SIGNATURE_FILE)]
 
 
 def verify(folder: Path, expected_digest: str | None = None) -> Manifest:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, OPERATOR_PORT
+from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, INLINE_KEY, OPERATOR_PORT
 from cloze_operator.analysis.queries import GATEWAYS, GatewayCounters
 from cloze_operator.desired.platform import Platform
 
@@ -16,6 +16,7 @@ BOOLEANS: Final = ("true", "false")
 #: Where Kubernetes tells a pod its namespace.
 _NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]+")
+_PEM: Final = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----")
 PULL_POLICIES: Final = ("", "Always", "IfNotPresent", "Never")
 
 
@@ -63,6 +64,9 @@ GATEWAY_COUNTER = Variable(
     'metric{code_label,backend_label="value"} with {namespace}, {route}, {service} and {port} in the value',
     "none",
 )
+VERIFY_KEYS = Variable(
+    "CLOZE_VERIFY_KEYS", "public keys in PEM, of which one must have signed what serving pods load; empty: none", ""
+)
 PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz", str(OPERATOR_PORT))
 
 VARIABLES: Final = (
@@ -84,6 +88,7 @@ VARIABLES: Final = (
     PROMETHEUS_TIMEOUT,
     PROMETHEUS_HEADERS,
     GATEWAY_COUNTER,
+    VERIFY_KEYS,
     PORT,
 )
 
@@ -127,6 +132,7 @@ def read(environment: Mapping[str, str] = os.environ, namespace_file: Path = _NA
             pull_policy=_one_of(PULL_POLICY, environment, PULL_POLICIES),
             pull_secrets=_list(PULL_SECRETS, environment),
             tracking_uri=tracking_uri,
+            verify_keys=_verify_keys(environment),
         ),
         namespaces=_list(NAMESPACES, environment),
         log_level=log_level,
@@ -175,6 +181,14 @@ def _gateway_counter(environment: Mapping[str, str]) -> GatewayCounters | None:
         raise SettingsError(
             f"{GATEWAY_COUNTER.name} is {text!r}: {error}; or use {', '.join(GATEWAYS)}, none"
         ) from error
+
+
+def _verify_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
+    text = _text(VERIFY_KEYS, environment)
+    if _PEM.sub("", text).strip():
+        # Whoever asks for signatures must not get pods that ask for none.
+        raise SettingsError(f"{VERIFY_KEYS.name} has something that isn't a public key in PEM: give such keys alone")
+    return tuple(INLINE_KEY + "".join(content.split()) for content in _PEM.findall(text))
 
 
 def _text(variable: Variable, environment: Mapping[str, str]) -> str:

@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     """The registry answers, and doesn't have this model version."""
     CONFIGURATION = 12
     """A flag, an environment variable or the registry's permissions are wrong."""
+    SIGNATURE = 13
+    """The artifact isn't signed by a key that is trusted."""
     STORAGE = 20
     """The model cache is full or can't be written."""
     REQUESTS_ABANDONED = 30

@@ -14,7 +14,7 @@ from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.model import LOCAL_VERSION, LoadedModel, load_artifact
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
 from cloze_server.settings import Settings
-from cloze_server.source import fetch, open_folder, registered_digest
+from cloze_server.source import Trust, fetch, open_folder, registered_digest
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ def current_digest(reference: str, settings: Settings) -> str | None:
             return registered_digest(Registry(settings.mlflow_uri), version)
 
 
+def _trust(settings: Settings) -> Trust | None:
+    """The keys as they are now. Raises FatalError (CONFIGURATION)."""
+    if not settings.verify_key:
+        return None
+    from cloze_server.signature import TrustedKeys  # noqa: PLC0415 - a library that few servers need
+
+    return TrustedKeys.read(settings.verify_key)
+
+
 def load_model(reference: str, settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
     """Fetch, verify and load one of the settings' models. Raises FatalError and StoppedError."""
     match parse_reference(reference):
@@ -42,7 +51,7 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
             model = dummy_model(task, seconds)
             return replace(model, name=given) if given else model
         case Folder(path, given):
-            artifact = open_folder(path, settings.digest)
+            artifact = open_folder(path, settings.digest, _trust(settings))
             name, number = given or artifact.manifest.name, LOCAL_VERSION
         case RegisteredVersion(name, number) as version:
             from cloze_server.registry import Registry  # noqa: PLC0415 - httpx, which a folder does without
@@ -50,6 +59,7 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
             artifact = fetch(
                 version,
                 settings.digest,
+                trust=_trust(settings),
                 cache=Cache(settings.cache.expanduser()),
                 connect=lambda: Registry(settings.mlflow_uri),
                 stop=stop,

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from cloze_api.names import TERMINATION_LOG
-from cloze_server import keys, logs
+from cloze_server import keys, logs, verification
 from cloze_server.app import create_app
 from cloze_server.drain import DrainingServer
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
@@ -110,6 +110,9 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["key"]:
             sys.stdout.write(keys.command(sys.argv[2:]))
+            return
+        if sys.argv[1:2] == ["verify"]:
+            sys.stdout.write(verification.command(sys.argv[2:]))
             return
         if sys.argv[1:2] == ["batch"]:
             batch(sys.argv[2:])

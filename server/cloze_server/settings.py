@@ -21,6 +21,7 @@ from cloze_api.names import (
     ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
+    ENV_VERIFY_KEY,
     SERVER_PORT,
     TERMINATION_LOG,
 )
@@ -43,6 +44,8 @@ class Settings:
     model: tuple[str, ...]
     """References, one for each model."""
     digest: str | None = None
+    verify_key: tuple[str, ...] = ()
+    """Places of public keys, of which one must have signed what is loaded."""
     deployment: str = ""
     revision: str = ""
     mlflow_uri: str = ""
@@ -122,6 +125,14 @@ FLAGS: tuple[Flag, ...] = (
         repeated=True,
     ),
     Flag("digest", ENV_MODEL_DIGEST, str, "sha256:… of the one model's manifest; anything else is refused"),
+    Flag(
+        "verify_key",
+        ENV_VERIFY_KEY,
+        str,
+        "file of public keys in PEM, folder of them, or key:BASE64; an artifact without a signature by one of the keys "
+        "is refused; may be given several times",
+        repeated=True,
+    ),
     Flag("deployment", ENV_DEPLOYMENT, str, "ModelDeployment that this replica belongs to, for metrics"),
     Flag("revision", ENV_REVISION, str, "its revision"),
     Flag("mlflow_uri", ENV_MLFLOW_URI, str, "MLflow's address; needed for models:/ unless the cache has the digest"),
@@ -249,7 +260,8 @@ def parser() -> argparse.ArgumentParser:
         description="Serve model versions over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
         epilog=f"Endpoints: POST {', '.join(paths.INFERENCE)}; GET {paths.MODELS}, {paths.HEALTH}, "
-        f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. `cloze-server key new NAME` makes an API key. Exit codes: "
+        f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. `cloze-server key new NAME` makes an API key, "
+        "`cloze-server verify` checks an artifact, `cloze-server batch` scores a file. Exit codes: "
         + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
         + ".",
     )
@@ -296,7 +308,7 @@ def from_flags(
         if text is not None:
             repeated = flag.repeated
             values[flag.field] = tuple(flag.parse(each) for each in text) if repeated else _value(flag, text, origin)
-    if "model" not in values:
+    if "model" not in values and "model" not in fixed:
         raise _invalid(f"no model: give --model or set {ENV_MODEL_URI} to models:/NAME/VERSION or a folder")
     if "cache" not in values and (user_cache := environment.get("XDG_CACHE_HOME")):
         values["cache"] = Path(user_cache, "cloze", "models")

@@ -1,5 +1,6 @@
 """From what `--model` names to a verified artifact on disk."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify_with_digest
+from cloze_api.manifest import MANIFEST_FILE, SIGNATURE_FILE, ArtifactError, Manifest, verify_with_digest
 from cloze_server.cache import Cache, StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle, Stage
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 # What a new download mends. Anything else is in the artifact itself.
 _DAMAGE = frozenset(
     {"ManifestMissing", "DigestMismatch", "FileMissing", "FileCorrupt", "FileUnlisted", "FileNotRegular"}
+    # It may have been signed since, or by another key.
+    | {"SignatureMissing", "SignatureInvalid"}
 )
 
 _FOREIGN_CONFIG = "config.json"
@@ -56,14 +59,25 @@ class ModelRegistry(Protocol):
         ...
 
 
+class Trust(Protocol):
+    """Who may have made an artifact."""
+
+    def verify(self, folder: Path, digest: str) -> None:
+        """Whether the folder's manifest, which has this digest, is signed. Raises FatalError (SIGNATURE)."""
+        ...
+
+
 def backoff_seconds(attempt: int) -> float:
     """Wait before try `attempt` (1 is the first repetition): doubling, with jitter, at most half a minute."""
     delay = min(_BACKOFF_FIRST_SECONDS * 2.0 ** (attempt - 1), _BACKOFF_MAX_SECONDS)
     return delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads replicas out, guards nothing
 
 
-def open_folder(folder: Path, digest: str | None) -> VerifiedArtifact:
-    """Verify an artifact that is already on disk. Raises FatalError (ARTIFACT_INVALID)."""
+def open_folder(folder: Path, digest: str | None, trust: Trust | None = None) -> VerifiedArtifact:
+    """Verify an artifact that is already on disk. Raises FatalError (ARTIFACT_INVALID, SIGNATURE).
+
+    trust: asks for a signature.
+    """
     if (folder / _FOREIGN_CONFIG).is_file() and not (folder / MANIFEST_FILE).exists():
         message = (
             f"{folder} is a model in Hugging Face's format and no Cloze artifact: make one with "
@@ -74,6 +88,8 @@ def open_folder(folder: Path, digest: str | None) -> VerifiedArtifact:
         manifest, found = verify_with_digest(folder, digest)
     except ArtifactError as error:
         raise FatalError(ExitCode.ARTIFACT_INVALID, error.reason, str(error)) from error
+    if trust is not None:
+        trust.verify(folder, found)
     return VerifiedArtifact(folder, manifest, found)
 
 
@@ -81,6 +97,7 @@ def fetch(
     version: RegisteredVersion,
     digest: str | None,
     *,
+    trust: Trust | None = None,
     cache: Cache,
     connect: Callable[[], ModelRegistry],
     stop: threading.Event,
@@ -94,16 +111,16 @@ def fetch(
     Raises FatalError, and StoppedError when `stop` is set meanwhile.
     """
     try:
-        if digest is not None and (cached := _cached(cache, digest, stop)):
+        if digest is not None and (cached := _cached(cache, digest, trust, stop)):
             return cached
         registry = connect()
         attempt = 0
         while True:
             try:
-                return _download(registry, version, digest, cache, stop)
+                return _download(registry, version, digest, cache, stop, trust=trust)
             except RegistryUnreachableError as error:
                 noted = cache.recall(version) if digest is None else None
-                if noted is not None and (cached := _cached(cache, noted, stop)):
+                if noted is not None and (cached := _cached(cache, noted, trust, stop)):
                     _log.warning("registry unreachable: using the cached version", extra=fields(error=str(error)))
                     return cached
                 attempt += 1
@@ -129,25 +146,25 @@ def registered_digest(registry: ModelRegistry, version: RegisteredVersion) -> st
         return "sha256:" + hashlib.sha256(target.read_bytes()).hexdigest()
 
 
-def _cached(cache: Cache, digest: str, stop: threading.Event) -> VerifiedArtifact | None:
+def _cached(cache: Cache, digest: str, trust: Trust | None, stop: threading.Event) -> VerifiedArtifact | None:
     """The cached artifact, verified; a damaged one is removed. Raises FatalError for one that can't be read at all."""
     folder = cache.folder(digest)
     try:
-        return open_folder(folder, digest) if folder.is_dir() else None
+        return open_folder(folder, digest, trust) if folder.is_dir() else None
     except FatalError as error:
         if error.reason not in _DAMAGE:
             raise
     with cache.writing(stop):
-        return _cached_or_discarded(cache, digest)
+        return _cached_or_discarded(cache, digest, trust)
 
 
-def _cached_or_discarded(cache: Cache, digest: str) -> VerifiedArtifact | None:
+def _cached_or_discarded(cache: Cache, digest: str, trust: Trust | None) -> VerifiedArtifact | None:
     """As `_cached`, for who has the cache to itself: another server may have replaced a damaged artifact by now."""
     folder = cache.folder(digest)
     if not folder.is_dir():
         return None
     try:
-        return open_folder(folder, digest)
+        return open_folder(folder, digest, trust)
     except FatalError as error:
         if error.reason not in _DAMAGE:
             raise
@@ -157,7 +174,13 @@ def _cached_or_discarded(cache: Cache, digest: str) -> VerifiedArtifact | None:
 
 
 def _download(
-    registry: ModelRegistry, version: RegisteredVersion, digest: str | None, cache: Cache, stop: threading.Event
+    registry: ModelRegistry,
+    version: RegisteredVersion,
+    digest: str | None,
+    cache: Cache,
+    stop: threading.Event,
+    *,
+    trust: Trust | None,
 ) -> VerifiedArtifact:
     root = registry.artifact_root(version)
     with cache.writing(stop), cache.staging() as staged:
@@ -171,7 +194,7 @@ def _download(
         if digest is not None and actual != digest:
             message = f"the digest of {version} is {actual}, expected {digest}"
             raise FatalError(ExitCode.ARTIFACT_INVALID, "DigestMismatch", message)
-        found = _cached_or_discarded(cache, actual)
+        found = _cached_or_discarded(cache, actual, trust)
         if found is None:
             for name in _listed_files(data):
                 if stop.is_set():
@@ -181,7 +204,11 @@ def _download(
                 except FileNotFoundError as error:
                     message = f"{name} is listed in {MANIFEST_FILE} of {version} but missing"
                     raise FatalError(ExitCode.ARTIFACT_INVALID, "FileMissing", message) from error
-            manifest = open_folder(staged, actual).manifest
+            if trust is not None:
+                # Without one, verifying says so.
+                with contextlib.suppress(FileNotFoundError):
+                    registry.download(root, SIGNATURE_FILE, staged / SIGNATURE_FILE)
+            manifest = open_folder(staged, actual, trust).manifest
             found = VerifiedArtifact(cache.publish(staged, actual), manifest, actual)
             _log.info("artifact downloaded", extra=fields(source=str(version), digest=actual))
         cache.remember(version, actual)

@@ -97,6 +97,17 @@ def test_images_of_workloads_are_pulled_like_the_charts_own() -> None:
     assert environment["CLOZE_IMAGE_PULL_SECRETS"] == "one,two"
 
 
+def test_keys_reach_the_serving_pods_through_the_operator() -> None:
+    """From the chart's value to what the server takes."""
+    pem = "-----BEGIN PUBLIC KEY-----\nMFkw\nEwYH==\n-----END PUBLIC KEY-----\n"
+    documents = render(f"serving.verifyKeys={json.dumps([pem, pem.replace('MFkw', 'MHYw')])}")
+    (operator,) = [spec for spec in pod_specs(documents) if spec["containers"][0]["name"] == "operator"]
+    environment = {entry["name"]: entry.get("value", "") for entry in operator["containers"][0]["env"]}
+    assert settings.read(environment).platform.verify_keys == ("key:MFkwEwYH==", "key:MHYwEwYH==")
+    (bare,) = [spec for spec in pod_specs(render()) if spec["containers"][0]["name"] == "operator"]
+    assert "CLOZE_VERIFY_KEYS" not in {entry["name"] for entry in bare["containers"][0]["env"]}
+
+
 def test_operators_variables_are_its_own() -> None:
     """A variable that the operator doesn't read would have no effect, and say nothing."""
     (operator,) = [spec for spec in pod_specs(render()) if spec["containers"][0]["name"] == "operator"]
@@ -241,6 +252,7 @@ def test_dashboards_are_found_by_grafana() -> None:
         ("mlflow.enabled=false", "mlflow.uri must name your MLflow server"),
         ('mlflow.uri="https://mlflow.example"', "mlflow/uri"),
         ('images.pullSecrets=["Not a name"]', "images/pullSecrets"),
+        ('serving.verifyKeys=["key.pem"]', "serving/verifyKeys/0"),
         ('monitoring.serviceMonitor.interval="often"', "monitoring/serviceMonitor/interval"),
     ],
 )

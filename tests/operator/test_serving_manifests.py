@@ -74,11 +74,11 @@ def bare(manifest: Document) -> Document:
 def server(resource: Make) -> Callable[..., Document]:
     """The Deployment of version 3 of a ModelDeployment with this spec."""
 
-    def make(replicas: int = 3, **spec: Any) -> Document:
+    def make(replicas: int = 3, platform: Platform = PLATFORM, **spec: Any) -> Document:
         body = resource("ModelDeployment", **spec)
         deployment = ModelDeployment.model_validate(body)
-        revision = revision_of(deployment, SERVED, PLATFORM)
-        return server_deployment(body, deployment, revision, replicas, PLATFORM)
+        revision = revision_of(deployment, SERVED, platform)
+        return server_deployment(body, deployment, revision, replicas, platform)
 
     return make
 
@@ -138,6 +138,14 @@ def test_server_deployment(server: Callable[..., Document]) -> None:
         "CLOZE_REVISION": name,
         "HOME": "/tmp",
     }
+
+
+def test_keys_reach_the_server(server: Callable[..., Document]) -> None:
+    """As it takes them, and without making another revision; without any the variable is absent."""
+    keyed = server(platform=replace(PLATFORM, verify_keys=("key:AA", "key:BB")))
+    assert keyed["metadata"]["name"] == server()["metadata"]["name"]
+    added = [entry for entry in container(keyed)["env"] if entry not in container(server())["env"]]
+    assert added == [{"name": "CLOZE_VERIFY_KEY", "value": "key:AA key:BB"}]
 
 
 @pytest.mark.parametrize("drain", [1, 30, 600])

@@ -37,6 +37,15 @@ def test_everything_can_be_set() -> None:
     assert (settings.workers, settings.port, settings.log_level) == (2, 9, "debug")
 
 
+def test_keys_are_taken_out_of_their_pem() -> None:
+    """As many as there are; anything else beside them is refused, since a key that isn't read verifies nothing."""
+    pem = "-----BEGIN PUBLIC KEY-----\nMFkw\nEwYH==\n-----END PUBLIC KEY-----\n"
+    assert read({**GOOD, "CLOZE_VERIFY_KEYS": pem + "\n" + pem}).platform.verify_keys == ("key:MFkwEwYH==",) * 2
+    for wrong in ("key.pem", pem + "x", pem.replace("PUBLIC", "PRIVATE"), pem[:40]):
+        with pytest.raises(SettingsError, match="CLOZE_VERIFY_KEYS"):
+            read({**GOOD, "CLOZE_VERIFY_KEYS": wrong})
+
+
 def test_lease_is_the_pod_s_namespace_s(tmp_path: Path) -> None:
     """Unless another is named; outside a pod it is `default`. An operator that is alone needs none."""
     file = tmp_path / "namespace"

@@ -52,6 +52,9 @@ http://{{ include "cloze.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:5000
 - { name: CLOZE_NAMESPACES, value: {{ join "," .Values.operator.namespaces | quote }} }
 - { name: CLOZE_LOG_LEVEL, value: {{ .Values.operator.logLevel | quote }} }
 - { name: CLOZE_RESYNC_SECONDS, value: {{ .Values.operator.resyncSeconds | quote }} }
+{{- with .Values.serving.verifyKeys }}
+- { name: CLOZE_VERIFY_KEYS, value: {{ join "\n" . | quote }} }
+{{- end }}
 - { name: CLOZE_PROMETHEUS_URL, value: {{ .Values.prometheus.url | quote }} }
 - { name: CLOZE_PROMETHEUS_TIMEOUT_SECONDS, value: {{ .Values.prometheus.timeoutSeconds | quote }} }
 {{- with .Values.prometheus.headers }}

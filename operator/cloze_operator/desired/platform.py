@@ -16,6 +16,8 @@ class Platform:
     """When a pod's image is pulled; empty leaves it to Kubernetes."""
     pull_secrets: tuple[str, ...] = ()
     """Secrets, in the namespaces of the pods, that give access to the images."""
+    verify_keys: tuple[str, ...] = ()
+    """Public keys as servers take them, of which one must have signed each artifact; none asks for no signature."""
     poll_seconds: float = 3.0
     """Between two looks at a run in progress."""
     wait_seconds: float = 10.0

@@ -17,7 +17,17 @@ _FORMATS: Mapping[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parqu
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 # What a server has and a run doesn't: addresses, clients, draining.
 _SETTINGS = frozenset(
-    {"model", "digest", "mlflow_uri", "cache", "threads", "parallel_batches", "max_batch_tokens", "max_characters"}
+    {
+        "model",
+        "digest",
+        "verify_key",
+        "mlflow_uri",
+        "cache",
+        "threads",
+        "parallel_batches",
+        "max_batch_tokens",
+        "max_characters",
+    }
     | {"log_level", "termination_log"}
 )
 _FLAGS = tuple(flag for flag in FLAGS if flag.field in _SETTINGS)
