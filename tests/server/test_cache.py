@@ -126,7 +126,7 @@ def test_what_another_server_has_mended_meanwhile_is_not_discarded(
     folder.mkdir()
     looks = []
 
-    def look(path: Path, digest: str | None) -> object:
+    def look(path: Path, digest: str | None, trust: object) -> object:
         looks.append(path)
         if len(looks) == 1:
             raise FatalError(ExitCode.ARTIFACT_INVALID, "FileCorrupt", "damaged")
