@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from monitoring.panels import NEEDS_ACCELERATORS
+from monitoring.panels import CONDITIONS
 
 _TIMEOUT_SECONDS: Final = 30
 _POINTS: Final = 240
@@ -25,7 +25,7 @@ class Question:
     where: str
     query: str
     exempt: bool = False
-    """Whether a cluster without accelerators has no data for it."""
+    """Whether there is no data for it where there are no accelerators, or where nobody uses what it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def _of(name: str, dashboard: Mapping[str, Any]) -> Iterator[Question]:
             assert found, variable["definition"]
             yield Question(f"{name}, variable {variable['name']}", f"count by ({found['label']}) ({found['series']})")
     for panel in dashboard["panels"]:
-        exempt = NEEDS_ACCELERATORS in panel.get("description", "")
+        exempt = any(condition in panel.get("description", "") for condition in CONDITIONS)
         for target in panel.get("targets", ()):
             yield Question(f"{name}, {panel['title']}", target["expr"], exempt)
 

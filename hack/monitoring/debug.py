@@ -138,6 +138,88 @@ def _predictions() -> Row:
     )
 
 
+def _segments() -> Row:
+    segment, value = "key, value", "{{name}} {{key}}={{value}}"
+    requests_by = served(rate(metrics.SEGMENT_REQUESTS), "name", within=segment)
+    failed = served(rate(metrics.SEGMENT_REQUESTS, 'status_class="5xx"'), "name", within=segment)
+    return Row(
+        "Segments, as requests declare them",
+        [
+            Panel("Requests", panels.NEEDS_METADATA, "reqps", [Query(requests_by, value)]),
+            Panel("Server errors", panels.NEEDS_METADATA, "reqps", [Query(failed, value)]),
+            Panel(
+                "Latency, 95th percentile",
+                panels.NEEDS_METADATA,
+                "s",
+                [Query(quantile(0.95, metrics.SEGMENT_DURATION, "name", "key", "value"), value)],
+            ),
+            Panel(
+                "Predictions by label",
+                panels.NEEDS_METADATA,
+                "cps",
+                [
+                    Query(
+                        served(rate(metrics.SEGMENT_PREDICTIONS), "name", within=f"{segment}, label"),
+                        f"{value} {{{{label}}}}",
+                    )
+                ],
+            ),
+            Panel(
+                "Confidence, median",
+                panels.NEEDS_METADATA,
+                "percentunit",
+                [Query(quantile(0.5, metrics.SEGMENT_CONFIDENCE, "name", "key", "value"), value)],
+            ),
+            Panel(
+                "Abstentions by segment",
+                panels.NEEDS_METADATA,
+                "cps",
+                [Query(served(rate(metrics.SEGMENT_ABSTAINED), "name", within=segment), value)],
+            ),
+        ],
+    )
+
+
+def _kept() -> Row:
+    result = "{{result}}"
+    return Row(
+        "Replies that are kept, fallback models and traces",
+        [
+            Panel(
+                "Kept replies",
+                "Requests that were answered from the cache of replies (hit), with an equal one (shared), or by the "
+                "model (miss). All 0 while there is no cache.",
+                "reqps",
+                [Query(served(rate(metrics.CACHE_REQUESTS), *_BY, within="result"), f"{_VERSION} {result}")],
+            ),
+            Panel(
+                "Size of the cache",
+                "Bytes of the replies that each pod keeps.",
+                "bytes",
+                [Query(served(f"{sample(metrics.CACHE_BYTES)}{{{HERE}}}", "pod"), "{{pod}}")],
+            ),
+            Panel(
+                "Replies let go",
+                "To make room for others. Many with few hits: the cache is too small, or requests don't repeat.",
+                "cps",
+                [Query(served(rate(metrics.CACHE_EVICTIONS), "pod"), "{{pod}}")],
+            ),
+            Panel(
+                "Inputs for a fallback",
+                f"Those that the first model abstained on, and what became of them. {panels.NEEDS_FALLBACK}",
+                "cps",
+                [Query(served(rate(metrics.FALLBACKS), *_BY, within="result"), f"{_VERSION} {result}")],
+            ),
+            Panel(
+                "Spans",
+                "Of traced requests: sent, or dropped because the collector didn't take them.",
+                "cps",
+                [Query(served(rate(metrics.TRACE_SPANS), within="result"), result)],
+            ),
+        ],
+    )
+
+
 def _replicas() -> Row:
     pod = "{{pod}}"
     return Row(
@@ -249,6 +331,6 @@ def dashboard() -> Json:
         "Cloze / Debug",
         "Stages, batches, tokens and predictions of each pod, and the operator's own work.",
         [NAMESPACE, DEPLOYMENT, VERSION],
-        [_time(), _tokens(), _predictions(), _replicas(), _operator()],
+        [_time(), _tokens(), _predictions(), _segments(), _kept(), _replicas(), _operator()],
         since="1h",
     )
