@@ -117,8 +117,9 @@ releases: $(VENV)
 
 .PHONY: bench-serve
 bench-serve: $(VENV) ## the inference server beside its peers: hack/bench/serve/README.md
-	@for size in minilm bert-base; do UV=$(UV) $(PY) hack/bench/serve limit $$size; done
-	@for size in minilm bert-base; do UV=$(UV) $(PY) hack/bench/serve compare $$size --sweep; done
+	@export UV=$(UV); bench="$(PY) hack/bench/serve"; \
+	  $$bench overhead; $$bench footprint minilm; \
+	  for size in minilm bert-base; do $$bench limit $$size; $$bench latency $$size; $$bench compare $$size --sweep; done
 
 .PHONY: format
 format: $(VENV) ## format the code and fix what can be fixed

@@ -72,10 +72,10 @@ class Load:
         self.order = self._shuffled()
         self.latencies: list[float] = []
         self.statuses: collections.Counter[str] = collections.Counter()
-        self.answered_tokens = 0
+        self.answered = self.answered_tokens = 0
         self.replies: dict[int, str] = {}
         self.idle: list[Connection] = []
-        self.began = 0.0
+        self.began = self.end = 0.0
 
     def _shuffled(self) -> list[int]:
         order = list(range(len(self.requests)))
@@ -104,7 +104,10 @@ class Load:
         self.statuses[str(status)] += 1
         if status == 200 and now >= self.began:
             self.latencies.append(now - due)
-            self.answered_tokens += self.tokens[index]
+            # What comes later took part of its time after the measurement.
+            if now <= self.end:
+                self.answered += 1
+                self.answered_tokens += self.tokens[index]
             if index not in self.replies:
                 self.replies[index] = base64.b64encode(body).decode()
 
@@ -112,7 +115,7 @@ class Load:
         """Warm up, then measure; the figures."""
         start = time.perf_counter()
         self.began = start + self.plan["warm_up_seconds"]
-        end = self.began + self.plan["seconds"]
+        end = self.end = self.began + self.plan["seconds"]
         if "rate" in self.plan:
             await self._open(end)
         else:
@@ -126,7 +129,7 @@ class Load:
             return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else 0.0
 
         return {
-            "requests_per_second": round(len(ordered) / seconds, 2),
+            "requests_per_second": round(self.answered / seconds, 2),
             "tokens_per_second": round(self.answered_tokens / seconds, 1),
             "p50_ms": quantile(0.5),
             "p95_ms": quantile(0.95),
@@ -134,6 +137,7 @@ class Load:
             "statuses": dict(self.statuses),
             "generator_cpu": round((used.ru_utime + used.ru_stime) / (time.perf_counter() - start), 3),
             "replies": self.replies,
+            "latencies_ms": [round(1000 * each, 3) for each in self.latencies],
         }
 
     async def _closed(self, numbers: Any, end: float) -> None:

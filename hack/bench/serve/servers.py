@@ -104,14 +104,15 @@ def fastapi(_: int = 0) -> Server:
 
 
 def litserve(batch: int = 32) -> Server:
-    """LitServe."""
+    """LitServe. batch: 0 stands for two workers of one thread, each with one text at a time."""
+    workers = {"BENCH_WORKERS": "2", "BENCH_THREADS": "1"} if batch == 0 else {}
     return Server(
-        name=f"litserve batch {batch}",
+        name=f"litserve batch {batch}" if batch else "litserve batch 1, 2 workers",
         command=lambda *_: [interpreter("litserve"), str(PEERS / "litserve_app.py"), str(PORT)],
         path="/predict",
         body=lambda text: {"text": text},
         answer=_plain,
-        environment={"BENCH_BATCH": str(batch)},
+        environment={"BENCH_BATCH": str(batch or 1), **workers},
         ready="/health",
     )
 
@@ -214,7 +215,7 @@ DEFAULT_BATCH = {"fastapi": 0, "litserve": 32, "bentoml": 100, "triton": 32, "in
 #: Settings tried for the best of each.
 SWEEP = {
     "fastapi": (0,),
-    "litserve": (1, 4, 32),
+    "litserve": (0, 1, 4, 32),
     "bentoml": (1, 4, 100),
     "triton": (1, 4, 32),
     "infinity": (1, 4, 32),

@@ -29,5 +29,9 @@ class API(litserve.LitAPI):
 
 if __name__ == "__main__":
     size = int(os.environ.get("BENCH_BATCH", "32"))
-    server = litserve.LitServer(API(max_batch_size=size, batch_timeout=0.0 if size == 1 else 0.005), accelerator="cpu")
+    server = litserve.LitServer(
+        API(max_batch_size=size, batch_timeout=0.0 if size == 1 else 0.005),
+        accelerator="cpu",
+        workers_per_device=int(os.environ.get("BENCH_WORKERS", "1")),
+    )
     server.run(port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="error")

@@ -1,0 +1,40 @@
+"""How soon a server answers, and the memory that it takes."""
+
+import time
+from pathlib import Path
+
+import measure
+import servers
+from measure import Spread
+from servers import DEFAULT_BATCH, PEER_SERVERS
+from workload import Workload
+
+
+def resident_mib(process: int) -> float:
+    """Memory of a process and of all that it started, as the kernel shares it out among them (PSS)."""
+    pending, total = [process], 0
+    while pending:
+        number = pending.pop()
+        try:
+            rollup = Path(f"/proc/{number}/smaps_rollup").read_text(encoding="ascii")
+            for task in Path(f"/proc/{number}/task").iterdir():
+                pending += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
+        except OSError:
+            continue
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total / 1024
+
+
+def footprint(artifact: Path, work: Workload, *, threads: int, rounds: int, seconds: float) -> None:
+    """Seconds from the start until a server is ready, and its memory after a load of eight connections."""
+    rows = []
+    for server in (servers.ours(threads), *(make(DEFAULT_BATCH[name]) for name, make in PEER_SERVERS.items())):
+        starts, memory = [], []
+        for _ in range(rounds):
+            began = time.monotonic()
+            with servers.running(server, artifact, threads) as process:
+                starts.append(time.monotonic() - began)
+                measure.load(server, work, connections=8, seconds=seconds)
+                memory.append(resident_mib(process))
+        rows.append((server.name, Spread(tuple(starts)), Spread(tuple(memory))))
+    measure.table(("server", "ready after, s", "memory after load, MiB"), rows)
