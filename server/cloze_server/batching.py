@@ -3,7 +3,8 @@
 On a CPU padding costs as much as text, and a batch larger than a few hundred tokens gains nothing, so a batch holds
 sequences of nearly one length within a budget of padded tokens. Every batch holds the oldest waiting sequence, so
 none waits for more batches than there were sequences before it, whatever arrives later; no timer and no ageing
-constant are needed for that.
+constant are needed for that. And what is taken along stands near the head of the queue: one that came much later goes
+before nobody, however well its length fits.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,9 @@ from typing import Protocol
 
 LOOKAHEAD = 1024
 """Sequences that one plan considers, oldest first. Bounds the time of a plan under a long queue."""
+
+REACH = 8
+"""Batches' worth of tokens that one plan considers, from the head of the queue on."""
 
 _FREE_PADDING = 16
 _PADDING_SHARE = 8
@@ -42,7 +46,7 @@ def plan_batch(queue: Sequence[Sized], budget: int) -> list[int]:
     """
     if not queue:
         return []
-    considered = range(1, min(len(queue), LOOKAHEAD))
+    considered = _near(queue, REACH * budget)
     first = queue[0].length
     # The nearest in length comes last, to be popped; among equals, the oldest.
     shorter = sorted((i for i in considered if queue[i].length < first), key=lambda i: (queue[i].length, -i))
@@ -63,3 +67,12 @@ def plan_batch(queue: Sequence[Sized], budget: int) -> list[int]:
         else:
             break
     return batch
+
+
+def _near(queue: Sequence[Sized], tokens: int) -> range:
+    """Indexes of those behind the oldest, as far as so many tokens reach."""
+    for index in range(1, min(len(queue), LOOKAHEAD)):
+        tokens -= queue[index].length
+        if tokens < 0:
+            return range(1, index)
+    return range(1, min(len(queue), LOOKAHEAD))

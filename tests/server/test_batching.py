@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze_server.batching import LOOKAHEAD, plan_batch, tolerance
+from cloze_server.batching import LOOKAHEAD, REACH, plan_batch, tolerance
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ def test_older_sequences_of_the_same_length_go_first(queue: list[Waiting], budge
     left = [index for index in range(len(queue)) if index not in batch]
     for chosen in batch:
         assert not any(queue[other].length == queue[chosen].length and other < chosen for other in left)
+
+
+@given(QUEUES, BUDGETS)
+def test_nobody_is_overtaken_by_one_that_came_much_later(queue: list[Waiting], budget: int) -> None:
+    """However well its length fits: under overload the old would wait for all that is new and alike."""
+    for chosen in plan_batch(queue, budget)[1:]:
+        assert sum(waiting.length for waiting in queue[1 : chosen + 1]) <= REACH * budget
 
 
 @given(QUEUES, BUDGETS)

@@ -4,6 +4,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import measure
 import servers
@@ -23,29 +24,34 @@ def compare(
     seconds: float,
     connections: Sequence[int],
 ) -> None:
-    """Our throughput at the p95 that a peer has where it is fastest, over the peer's."""
+    """Our throughput at the p95 that a peer has, over the peer's: where it is fastest, and for each load."""
     print(f"{len(work.texts)} texts, {statistics.mean(work.tokens):.0f} tokens on average", file=sys.stderr)
     candidates = [
         PEER_SERVERS[name](batch) for name in peers for batch in (SWEEP[name] if sweep else (DEFAULT_BATCH[name],))
     ]
-    ours = servers.ours(threads)
-    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+
+    def climb(server: servers.Server) -> list[dict[str, Any]]:
+        rungs = measure.ladder(server, artifact, work, seconds=seconds, threads=threads, connections=connections)
+        return list(rungs.values())
+
+    ours = [servers.ours(threads, parallel=parallel) for parallel in ((1, threads) if sweep else (1,))]
+    rows: dict[str, list[tuple[float, ...]]] = {}
     for number in range(rounds):
         print(f"round {number + 1}", file=sys.stderr)
-        mine = measure.ladder(ours, artifact, work, seconds=seconds, threads=threads, connections=connections)
-        expected = measure.answers(ours, {k: v for rung in mine.values() for k, v in rung["replies"].items()})
+        mine = [rung for each in ours for rung in climb(each)]
+        expected = measure.answers(ours[0], {k: v for rung in mine for k, v in rung["replies"].items()})
         for peer in candidates:
-            theirs = measure.ladder(peer, artifact, work, seconds=seconds, threads=threads, connections=connections)
-            replies = {index: reply for rung in theirs.values() for index, reply in rung["replies"].items()}
+            theirs = climb(peer)
+            replies = {index: reply for rung in theirs for index, reply in rung["replies"].items()}
             wrong = measure.disagreements(expected, measure.answers(peer, replies), 2e-3)
             if wrong:
                 raise SystemExit(f"{peer.name} answers {len(wrong)} texts in another way, the first is {wrong[0]}")
-            fastest = max(theirs.values(), key=lambda rung: float(rung["requests_per_second"]))
-            rate, p95 = fastest["requests_per_second"], fastest["p95_ms"]
-            most = max(rung["requests_per_second"] for rung in mine.values())
-            rows.setdefault(peer.name, []).append((rate, p95, measure.best_within(mine, p95) / rate, most / rate))
-    heads = ("peer", "its requests/s", "its p95, ms", "ours at that p95, times its", "most of each")
+            ratios = [measure.best_within(mine, rung["p95_ms"]) / rung["requests_per_second"] for rung in theirs]
+            fastest = max(range(len(theirs)), key=lambda index: float(theirs[index]["requests_per_second"]))
+            rate = theirs[fastest]["requests_per_second"]
+            rows.setdefault(peer.name, []).append((rate, theirs[fastest]["p95_ms"], ratios[fastest], *ratios))
+    heads = ("peer", "its most requests/s", "its p95 then, ms", "ours then, times its")
     measure.table(
-        heads,
+        (*heads, *(f"at its p95 with {count}" for count in connections)),
         ((name, *(Spread(column) for column in zip(*values, strict=True))) for name, values in rows.items()),
     )

@@ -31,8 +31,13 @@ class Spread:
 
     def __str__(self) -> str:
         if len(self.values) == 1:
-            return f"{self.median:,.3g}"
-        return f"{self.median:,.3g} ({min(self.values):,.3g}–{max(self.values):,.3g})"
+            return _shown(self.median)
+        return f"{_shown(self.median)} ({_shown(min(self.values))}–{_shown(max(self.values))})"
+
+
+def _shown(figure: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
 def generate(plan: dict[str, Any]) -> dict[str, Any]:
@@ -83,9 +88,9 @@ def disagreements(
     ]
 
 
-def best_within(rungs: dict[int, dict[str, Any]], p95_ms: float) -> float:
+def best_within(rungs: Iterable[dict[str, Any]], p95_ms: float) -> float:
     """Most requests a second among the rungs that keep the p95."""
-    return max((rung["requests_per_second"] for rung in rungs.values() if rung["p95_ms"] <= p95_ms), default=0.0)
+    return max((rung["requests_per_second"] for rung in rungs if rung["p95_ms"] <= p95_ms), default=0.0)
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

@@ -66,7 +66,7 @@ def interpreter(peer: str, python: str = sys.executable) -> str:
 def ours(graph_threads: int = 2, *, parallel: int = 1, flags: tuple[str, ...] = ()) -> Server:
     """Cloze's server, from this checkout."""
     return Server(
-        name="cloze",
+        name=f"cloze, {parallel} batches at the same time" if parallel > 1 else "cloze",
         command=lambda artifact, _: [
             *(sys.executable, "-m", "cloze_server.main", "--model", str(artifact), "--host", "127.0.0.1"),
             *("--port", str(PORT), "--threads", str(graph_threads), "--parallel-batches", str(parallel)),
@@ -276,14 +276,18 @@ def _await(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> Non
 
 
 def _await_free() -> None:
-    """Until nobody listens any more."""
+    """Until nobody listens any more; Triton does on three ports."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", PORT)):
-                return
+        if not any(_listens(port) for port in range(PORT, PORT + 3)):
+            return
         time.sleep(0.1)
     raise SystemExit(f"port {PORT} is still in use")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def plan(server: Server, texts: list[str], tokens: list[int], **load: Any) -> dict[str, Any]:

@@ -15,6 +15,6 @@ class Service:
     def __init__(self) -> None:
         self.classify = Classifier()
 
-    @bentoml.api(batchable=SIZE > 1, max_batch_size=SIZE, route="/predict")
+    @bentoml.api(batchable=SIZE > 1, max_batch_size=max(SIZE, 2), route="/predict")
     def predict(self, texts: list[str]) -> list[dict[str, object]]:
         return self.classify(texts)
