@@ -166,6 +166,15 @@ CACHE_BYTES = Metric("cloze_cache_bytes", "gauge", "Memory that kept replies tak
 CACHE_EVICTIONS = Metric(
     "cloze_cache_evictions", "counter", "Kept replies that were let go because of their age or of the memory's bound."
 )
+CONNECTIONS = Metric("cloze_open_connections", "gauge", "Connections of clients, with or without a request.")
+CONNECTION_ENDS: Final = ("request-invalid", "head-too-large", "head-timeout", "unread", "crowded")
+"""Why a server ended a connection: the first three are types of the problem that it answered."""
+CONNECTIONS_ENDED = Metric(
+    "cloze_ended_connections",
+    "counter",
+    f"Connections that the server ended because of what their client did, by why: {', '.join(CONNECTION_ENDS)}.",
+    ("reason",),
+)
 KEY_FILE_ERRORS = Metric(
     "cloze_key_file_errors",
     "counter",

@@ -250,6 +250,19 @@ def _replicas() -> Row:
                 [Query(served(f"process_resident_memory_bytes{{{HERE}}}", "pod"), pod)],
             ),
             Panel(
+                "Open connections",
+                "With a request or without one. The server closes idle ones when there would be too many.",
+                "short",
+                [Query(served(f"{sample(metrics.CONNECTIONS)}{{{HERE}}}", "pod"), pod)],
+            ),
+            Panel(
+                "Connections that the server ended",
+                "Because of what their client did: sent what is no HTTP, or too much, or too slowly; read no reply; or "
+                "held one without asking while others needed it.",
+                "cps",
+                [Query(served(rate(metrics.CONNECTIONS_ENDED), "pod", within="reason"), f"{pod} {{{{reason}}}}")],
+            ),
+            Panel(
                 "API keys that can't be read",
                 "Looks at a file of API keys that failed. The server goes on with the keys that it has; its log says "
                 "why.",

@@ -61,6 +61,7 @@ def create_app(
     loaders: Sequence[Loader],
     lifecycle: Lifecycle | None = None,
     reloading: Reloading | None = None,
+    instruments: Instruments | None = None,
 ) -> FastAPI:
     """The application. `loaders`, one for each model of the settings, run one after the other in a thread once the
     server listens, so that probes are answered meanwhile. reloading: how models are replaced; None: never.
@@ -70,7 +71,7 @@ def create_app(
     """
     references = [parse_reference(each) for each in settings.model]
     lifecycle = lifecycle or Lifecycle()
-    instruments = Instruments()
+    instruments = instruments or Instruments()
     room = Room(lifecycle, instruments, _counter(references, settings, instruments), models=len(loaders))
     if settings.cache_bytes:
         room.replies = ReplyCache(settings.cache_bytes, settings.cache_ttl_seconds, instruments.replies)

@@ -1,6 +1,7 @@
 """The listening socket: opened before the model is loaded, and closed without dropping who is already through."""
 
 import ctypes
+import resource
 import select
 import socket
 import struct
@@ -8,6 +9,8 @@ import struct
 from cloze_server.exits import ExitCode, FatalError
 
 _BACKLOG = 2048
+# For all that is no connection: models, logs, the registry, feedback.
+_RESERVED_FILES = 128
 
 # Linux' number; Python's socket module doesn't name it.
 _SO_ATTACH_FILTER = 26
@@ -29,6 +32,16 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         message = f"{host}:{port} can't be listened on: {error}"
         raise FatalError(ExitCode.CONFIGURATION, "AddressUnavailable", message) from error
+
+
+def connections_within(wanted: int) -> int:
+    """As many connections as the process may have open files for, at most those wanted; it gets more where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _RESERVED_FILES))
 
 
 def refuse_new(listener: socket.socket) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,16 @@ import uvicorn
 from cloze_api.names import TERMINATION_LOG
 from cloze_server import keys, logs, verification
 from cloze_server.app import create_app
+from cloze_server.connections import Bounds, Crowd
 from cloze_server.drain import DrainingServer
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
 from cloze_server.lifecycle import Lifecycle
-from cloze_server.listener import listen
+from cloze_server.listener import connections_within, listen
 from cloze_server.loading import current_digest, load_model
+from cloze_server.protocol import BoundedProtocol
 from cloze_server.reload import Origin, Reloading
 from cloze_server.settings import ENV_TERMINATION_LOG, Settings, read
+from cloze_server.telemetry import Instruments
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +38,13 @@ def serve(settings: Settings) -> None:
     lifecycle = Lifecycle()
     stop = threading.Event()
     loaders = [partial(load_model, reference, settings, stop, lifecycle) for reference in settings.model]
+    most = connections_within(settings.max_connections)
+    if most < settings.max_connections:
+        _log.warning(
+            "fewer connections than asked for: the process may have no more open files",
+            extra=logs.fields(connections=most),
+        )
+        settings = replace(settings, max_connections=most)
     # What reloading does is told by itself; the process is ready meanwhile.
     origins = [
         Origin(
@@ -52,11 +63,15 @@ def serve(settings: Settings) -> None:
             reloading.asked.put(True)
 
     signal.signal(signal.SIGHUP, hang_up)
-    app = create_app(settings, loaders, lifecycle, reloading)
+    instruments = Instruments()
+    app = create_app(settings, loaders, lifecycle, reloading, instruments)
+    bounds = Bounds(connections=most, patience_seconds=settings.timeout_seconds)
+    crowd = Crowd(bounds, instruments.connection_ended)
+    instruments.connections.set_function(lambda: crowd.open)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=partial(BoundedProtocol, crowd=crowd),  # type: ignore[arg-type] # uvicorn calls it as it calls a class
         ws="none",
         log_config=None,
         access_log=False,

@@ -17,6 +17,7 @@ from cloze_server.keys import KeyFile, presented
 from cloze_server.lifecycle import State
 from cloze_server.logs import fields, model_variable, request_id_variable, trace_id_variable
 from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.protocol import CROWDED
 from cloze_server.settings import Settings
 from cloze_server.telemetry import RequestCounter
 from cloze_server.timing import Timing
@@ -32,6 +33,7 @@ _TIMEOUT_HEADER = b"x-cloze-timeout-ms"
 _MILLISECONDS = re.compile(rb"[1-9][0-9]{0,8}")
 _ID_PATTERN = re.compile(rb"[\x21-\x7e]{1,128}")
 _JSON_PATTERN = re.compile(rb"application/(json|[^;,\s]+\+json)\s*(;.*)?", re.IGNORECASE)
+_LENGTH_DIGITS_MAX = 20
 _BINARY = b"application/octet-stream"
 _CLIENT_CLOSED = 499
 # An exemplar has room for 128 characters, with names (OpenMetrics 1.0).
@@ -100,9 +102,10 @@ class Exchange:
 
     def shorten(self, milliseconds: int) -> None:
         """Give the request less time than every other one has; more is not to be had."""
-        seconds = milliseconds / 1000
-        if seconds >= self.limit:
+        # As whole numbers, of which a client may send any: not all are a float.
+        if milliseconds >= 1000 * self.limit:
             return
+        seconds = milliseconds / 1000
         if self.deadline is not None and (when := self.deadline.when()) is not None:
             self.deadline.reschedule(when - self.limit + seconds)
         self.limit = seconds
@@ -248,6 +251,14 @@ class RequestMiddleware:
     async def _answer(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
+        if CROWDED in scope["state"]:
+            raise ProblemError(
+                ProblemType.TOO_MANY_CONNECTIONS,
+                f"{self._settings.max_connections} connections are open and all have a request: try again in "
+                f"{_RETRY_SECONDS} s",
+                retry_after_seconds=_RETRY_SECONDS,
+                headers={"connection": "close"},
+            )
         if self._keys is not None and scope["path"] not in paths.WITHOUT_KEY:
             exchange.tenant = _authenticated(self._keys, headers)
         if (given := headers.get(_TIMEOUT_HEADER)) is not None:
@@ -276,7 +287,8 @@ class RequestMiddleware:
             ProblemType.BODY_TOO_LARGE, f"send at most {limit} bytes in one request", members={"limit": limit}
         )
         declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
+        # Python reads no number of thousands of digits, zeros though they be.
+        if declared.isdigit() and (len(declared) > _LENGTH_DIGITS_MAX or int(declared) > limit):
             raise too_large
         parts: list[bytes] = []
         while True:

@@ -17,6 +17,7 @@ MEDIA_TYPE = "application/problem+json"
 class ProblemType(StrEnum):
     """The last part of a problem's `type`."""
 
+    REQUEST_INVALID = "request-invalid"
     BODY_INVALID = "body-invalid"
     BODY_TOO_LARGE = "body-too-large"
     INPUT_INVALID = "input-invalid"
@@ -27,6 +28,7 @@ class ProblemType(StrEnum):
     UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not-found"
     METHOD_NOT_ALLOWED = "method-not-allowed"
+    HEAD_TIMEOUT = "head-timeout"
     BODY_TIMEOUT = "body-timeout"
     MEDIA_TYPE_UNSUPPORTED = "media-type-unsupported"
     TASK_MISMATCH = "task-mismatch"
@@ -35,6 +37,8 @@ class ProblemType(StrEnum):
     FEEDBACK_UNAVAILABLE = "feedback-unavailable"
     FEEDBACK_CONFLICT = "feedback-conflict"
     QUEUE_FULL = "queue-full"
+    HEAD_TOO_LARGE = "head-too-large"
+    TOO_MANY_CONNECTIONS = "too-many-connections"
     MODEL_LOADING = "model-loading"
     SHUTTING_DOWN = "shutting-down"
     TIMEOUT = "timeout"
@@ -48,12 +52,14 @@ class _Entry:
 
 
 TABLE: Mapping[ProblemType, _Entry] = {
+    ProblemType.REQUEST_INVALID: _Entry(400, "This is not HTTP"),
     ProblemType.BODY_INVALID: _Entry(400, "The body is not JSON"),
     ProblemType.UNAUTHORIZED: _Entry(401, "The request has no key that is known"),
     ProblemType.NOT_FOUND: _Entry(404, "There is no such route"),
     ProblemType.MODEL_UNKNOWN: _Entry(404, "There is no such model"),
     ProblemType.FEEDBACK_UNAVAILABLE: _Entry(404, "Nobody keeps feedback"),
     ProblemType.METHOD_NOT_ALLOWED: _Entry(405, "The route doesn't take this method"),
+    ProblemType.HEAD_TIMEOUT: _Entry(408, "The headers took too long to arrive"),
     ProblemType.BODY_TIMEOUT: _Entry(408, "The body took too long to arrive"),
     ProblemType.TASK_MISMATCH: _Entry(409, "The loaded model has another task"),
     ProblemType.FEEDBACK_CONFLICT: _Entry(409, "Other feedback is known"),
@@ -66,7 +72,9 @@ TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.INPUT_TOO_LONG: _Entry(422, "An input is too long"),
     ProblemType.MASK_MISSING: _Entry(422, "An input has no mask token"),
     ProblemType.QUEUE_FULL: _Entry(429, "The server has too much to do"),
+    ProblemType.HEAD_TOO_LARGE: _Entry(431, "The headers are too large"),
     ProblemType.INTERNAL: _Entry(500, "The server failed"),
+    ProblemType.TOO_MANY_CONNECTIONS: _Entry(503, "The server has too many connections"),
     ProblemType.MODEL_LOADING: _Entry(503, "The model is not loaded yet"),
     ProblemType.SHUTTING_DOWN: _Entry(503, "The server ends"),
     ProblemType.TIMEOUT: _Entry(504, "The request took too long"),

@@ -67,6 +67,7 @@ class Settings:
     max_bodies_bytes: int = 32 << 20
     max_inputs: int = 256
     max_characters: int = 65_536
+    max_connections: int = 4096
     api_keys: Path | None = None
     cors_origins: tuple[str, ...] = ()
     cache_bytes: int = 0
@@ -177,6 +178,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("max_inputs", "CLOZE_MAX_INPUTS", int, "most inputs in one request", 1, INPUTS_MAX),
     Flag("max_characters", "CLOZE_MAX_CHARACTERS", int, "most characters in one input", 1, _COUNT_MAX),
+    Flag("max_connections", "CLOZE_MAX_CONNECTIONS", int, "most connections at a time", 1, 1 << 20),
     Flag(
         "api_keys",
         "CLOZE_API_KEYS",

@@ -68,10 +68,17 @@ class Instruments:
         self._cache_evictions: Any = make(metrics.CACHE_EVICTIONS)
         reloads: Any = make(metrics.RELOADS)
         self._reloads = {result: reloads.labels(result) for result in metrics.RELOAD_RESULTS}
+        self.connections: Any = make(metrics.CONNECTIONS)
+        ended: Any = make(metrics.CONNECTIONS_ENDED)
+        self._ended = {reason: ended.labels(reason) for reason in metrics.CONNECTION_ENDS}
         feedback: Any = make(metrics.FEEDBACK)
         traced: Any = make(metrics.TRACE_SPANS)
         self._traced = {result: traced.labels(result) for result in metrics.TRACE_RESULTS}
         self._feedback = {result: feedback.labels(result) for result in metrics.FEEDBACK_RESULTS}
+
+    def connection_ended(self, reason: str) -> None:
+        """The server ended a connection, for one of `metrics.CONNECTION_ENDS`."""
+        self._ended[reason].inc()
 
     def feedback(self, result: str, number: int) -> None:
         """What became of so much feedback: one of `metrics.FEEDBACK_RESULTS`."""

@@ -50,7 +50,7 @@ BOUNDED = {
 _UNITS = {
     *("seconds", "tokens", "ratio", "bytes", "nats", "requests", "pods", "inputs"),
     # Things that are counted, and states that are 0 or 1.
-    *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans"),
+    *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans", "connections"),
 }
 _STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second"}
 

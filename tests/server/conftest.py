@@ -250,9 +250,7 @@ class ServerProcess:
         self.process.wait(10)
 
 
-@pytest.fixture
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
-    """Start servers that end with the test."""
+def _start_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
     started: list[ServerProcess] = []
 
     def start(*arguments: str, environment: dict[str, str] | None = None) -> ServerProcess:
@@ -262,6 +260,18 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield start
     for server in started:
         server.end()
+
+
+@pytest.fixture
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers that end with the test."""
+    yield from _start_servers(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def start_shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers that end with the module's last test."""
+    yield from _start_servers(tmp_path_factory)
 
 
 @pytest.fixture(name="serving")
