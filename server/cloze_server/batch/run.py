@@ -88,7 +88,6 @@ def _carry_out(options: Options, model: LoadedModel, source: Store, journal: Jou
     with source.open() as stream:
         table = _table(options, model, stream)
         first = journal.progress
-        _log.info("run begins", extra=logs.fields(rows=first.rows, position=first.position, total=table.total))
         bar = sys.stderr.isatty()
         report: Report = Bar(first, table.total, table.unit) if bar else Lines(first, table.total)
         with contextlib.closing(report):
@@ -123,8 +122,11 @@ async def _score(table: Table, answers: _Answers, journal: Journal, report: Repo
     stop, max_errors = asyncio.Event(), options.max_errors
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    now = journal.progress
+    # From here on the log tells of a signal.
+    _log.info("run begins", extra=logs.fields(rows=now.rows, position=now.position, total=table.total))
     await answers.service.warm_up()
-    now, size, began = journal.progress, 0, time.monotonic()
+    size, began = 0, time.monotonic()
     part: list[tuple[Row, Outcome]] = []
     async with contextlib.aclosing(scored(table.rows(now.position), answers)) as rows:
         async for row, found in rows:
