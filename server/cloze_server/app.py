@@ -27,11 +27,12 @@ from cloze_server.middleware import RequestMiddleware
 from cloze_server.model import LoadedModel, Loader, identity
 from cloze_server.oip.routes import build_router as build_protocol_router
 from cloze_server.pages import build_router as build_page_router
-from cloze_server.problems import ProblemError, ProblemType, invalid_request, with_problem_type
+from cloze_server.problems import ProblemError, ProblemType, invalid_request
 from cloze_server.reference import ModelReference, RegisteredVersion, parse_reference
 from cloze_server.reload import Reloader, Reloading
 from cloze_server.replies import ReplyCache
 from cloze_server.routes import build_endpoints, build_router
+from cloze_server.schema import complete
 from cloze_server.segments import Segments, declared
 from cloze_server.service import Service
 from cloze_server.settings import Settings
@@ -115,8 +116,7 @@ def create_app(
     if settings.playground:
         app.include_router(build_page_router())
     describe = app.openapi
-    # The framework knows one media type for all replies of a route.
-    app.openapi = lambda: with_problem_type(describe())  # type: ignore[method-assign]
+    app.openapi = lambda: complete(describe())  # type: ignore[method-assign]
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)

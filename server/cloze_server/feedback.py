@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from cloze_server import paths
 from cloze_server.logs import fields
 from cloze_server.middleware import Exchange
-from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType
+from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.segments import Metadata, Segments
 from cloze_server.tasks.handler import Strict
 
@@ -251,7 +251,7 @@ def build_router(forwarder: Forwarder | None, segments: Segments) -> APIRouter:
     """The route. forwarder: None where nobody keeps feedback. segments: what metadata may have."""
     router = APIRouter()
 
-    @router.post(paths.FEEDBACK, status_code=202, response_model=FeedbackReply, responses=PROBLEM_RESPONSES)
+    @router.post(paths.FEEDBACK, status_code=202, response_model=FeedbackReply)
     async def feedback(body: FeedbackRequest, request: Request) -> Response:
         """What is known by now of a former request: its right label, or what became of it."""
         if forwarder is None:

@@ -93,14 +93,6 @@ class Problem(BaseModel):
     request_id: str
 
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    entry.status: {"model": Problem, "description": "A problem document (RFC 9457)"}
-    for kind, entry in TABLE.items()
-    if kind not in (ProblemType.NOT_FOUND, ProblemType.METHOD_NOT_ALLOWED)
-}
-"""The errors of a route, as OpenAPI has them."""
-
-
 class ProblemError(Exception):
     """Ends a request with a problem document. `detail` never holds the user's text."""
 
@@ -167,12 +159,3 @@ def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
     found = [{"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in errors]
     detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     return ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found})
-
-
-def with_problem_type(schema: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document whose errors have the media type of problem documents."""
-    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-        for status, response in operation["responses"].items():
-            if status[0] in "45" and "application/json" in response.get("content", {}):
-                response["content"] = {MEDIA_TYPE: response["content"].pop("application/json")}
-    return schema

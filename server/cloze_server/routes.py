@@ -15,7 +15,7 @@ from cloze_server import paths
 from cloze_server.hosting import Hosted, Refusal, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
-from cloze_server.problems import PROBLEM_RESPONSES, ProblemError, ProblemType, invalid_request
+from cloze_server.problems import ProblemError, ProblemType, invalid_request
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
@@ -41,6 +41,12 @@ class ModelDescription(BaseModel):
     """Another artifact that was to take this one's place and could not; absent when there was none."""
     revision: str | None = Field(default=None, exclude_if=lambda revision: revision is None)
     """Of the ModelDeployment; absent outside a cluster."""
+
+
+class Health(BaseModel):
+    """`alive`, or why the process must be started anew."""
+
+    status: str
 
 
 class Status(BaseModel):
@@ -79,7 +85,6 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
             name=path.rpartition("/")[2],
             description=handler.__doc__,
             response_model=handler.reply,
-            responses=PROBLEM_RESPONSES,
         )
 
     @router.get(paths.MODELS)
@@ -103,13 +108,13 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
         ]
         return Models(**dict(_status(room.lifecycle)), models=loaded)
 
-    @router.get(paths.HEALTH)
+    @router.get(paths.HEALTH, response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> Response:
         """200 while the process can do its work; 503 when only a restart helps, as with a model that hangs."""
         failure = room.failure()
         return JSONResponse({"status": failure or "alive"}, 503 if failure else 200)
 
-    @router.get(paths.READY)
+    @router.get(paths.READY, response_model=Status, responses={503: {"model": Status}})
     async def readyz() -> Response:
         """200 once all models are verified, loaded and warmed up, until the process is asked to end; else 503."""
         status = _status(room.lifecycle)

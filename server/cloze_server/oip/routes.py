@@ -12,10 +12,20 @@ from cloze_server import paths
 from cloze_server.hosting import Hosted, Room
 from cloze_server.lifecycle import State
 from cloze_server.model import LoadedModel
+from cloze_server.oip.documents import (
+    InferenceReply,
+    Live,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    TensorMetadata,
+)
 from cloze_server.oip.outputs import OUTPUTS, asked, inputs, results
-from cloze_server.oip.tensors import Inference, read, write
+from cloze_server.oip.tensors import Inference, InferenceRequest, read, write
 from cloze_server.problems import ProblemError, ProblemType, invalid_request
 from cloze_server.routes import answer
+from cloze_server.schema import schema_of
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
 
 _HEADER_LENGTH = "inference-header-content-length"
@@ -29,9 +39,14 @@ _EXAMPLE = {
 _BODY = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}, "example": _EXAMPLE}},
+        "content": {"application/json": {"schema": schema_of(InferenceRequest), "example": _EXAMPLE}},
     }
 }
+_REPLIES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
+_MODEL = "/models/{name}"
+_VERSION = _MODEL + "/versions/{version}"
 
 
 def build_router(room: Room) -> APIRouter:
@@ -40,64 +55,87 @@ def build_router(room: Room) -> APIRouter:
     own_version = distribution_version("cloze-mlops")
 
     @router.get("")
-    async def server() -> Any:
+    async def server() -> ServerMetadata:
         """Name, version and extensions of the server (Open Inference Protocol)."""
-        return {"name": "cloze", "version": own_version, "extensions": ["binary_tensor_data"]}
+        return ServerMetadata(name="cloze", version=own_version, extensions=["binary_tensor_data"])
 
-    @router.get("/health/live")
+    @router.get("/health/live", response_model=Live, responses={503: {"model": Live}})
     async def live() -> Response:
         """200 while the process can do its work."""
         alive = room.failure() is None
         return JSONResponse({"live": alive}, 200 if alive else 503)
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", response_model=Ready, responses={503: {"model": Ready}})
     async def ready() -> Response:
         """200 once all models answer, until the process is asked to end."""
         ready = room.lifecycle.state is State.READY
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
-    async def metadata(name: str, version: str | None = None) -> Any:
+    @router.get(_MODEL)
+    async def metadata(name: str) -> ModelMetadata:
         """A model's inputs and outputs; -1 is a dimension that depends on the request."""
-        model = _named(room, name, version).service.model
-        versions = [each.service.model.version for each in room.hosted if each.service.model.name == name]
-        return {
-            "name": model.name,
-            "versions": versions,
-            "platform": "cloze",
-            "inputs": [{"name": each, "datatype": "BYTES", "shape": [-1]} for each in inputs(model.task)],
-            "outputs": [
-                {"name": each.name, "datatype": each.datatype, "shape": each.dimensions} for each in OUTPUTS[model.task]
-            ],
-        }
+        return _metadata(room, _named(room, name).service.model)
 
-    async def model_ready(name: str, version: str | None = None) -> Response:
+    @router.get(_VERSION)
+    async def metadata_of_version(name: str, version: str) -> ModelMetadata:
+        """The same of a version."""
+        return _metadata(room, _named(room, name, version).service.model)
+
+    @router.get(_MODEL + "/ready", response_model=ModelReady, responses={503: {"model": ModelReady}})
+    async def model_ready(name: str) -> Response:
         """200 when the model answers."""
-        model = _named(room, name, version).service.model
-        ready = room.lifecycle.state is not State.DRAINING
-        return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
+        return _ready(room, _named(room, name).service.model)
 
-    async def infer(request: Request, name: str, version: str | None = None) -> Response:
+    @router.get(_VERSION + "/ready", response_model=ModelReady, responses={503: {"model": ModelReady}})
+    async def version_ready(name: str, version: str) -> Response:
+        """200 when the version answers."""
+        return _ready(room, _named(room, name, version).service.model)
+
+    @router.post(_MODEL + "/infer", response_model=InferenceReply, responses=_REPLIES, openapi_extra=_BODY)
+    async def infer(request: Request, name: str) -> Response:
         """Answer for the texts in BYTES tensors; `parameters` are the options of the task's own route."""
-        hosted = _named(room, name, version)
-        request.state.exchange.belongs_to(hosted)
-        service = hosted.service
-        body = await request.body()
-        length = _header_length(request)
-        wanted, asked = await service.run(lambda: _read(service.handler, body, length))
-        reply = await answer(room, hosted, asked, request.state.exchange, request.receive)
-        content, head = await service.run(lambda: _write(service.model, reply, wanted))
-        if head is None:
-            return Response(content, media_type="application/json")
-        return Response(content, headers={_HEADER_LENGTH: str(head)}, media_type="application/octet-stream")
+        return await _infer(room, _named(room, name), request)
 
-    for prefix in ("/models/{name}", "/models/{name}/versions/{version}"):
-        router.add_api_route(prefix, metadata, methods=["GET"])
-        router.add_api_route(prefix + "/ready", model_ready, methods=["GET"])
-        router.add_api_route(prefix + "/infer", infer, methods=["POST"], openapi_extra=_BODY)
+    @router.post(_VERSION + "/infer", response_model=InferenceReply, responses=_REPLIES, openapi_extra=_BODY)
+    async def infer_by_version(request: Request, name: str, version: str) -> Response:
+        """The same by a version."""
+        return await _infer(room, _named(room, name, version), request)
+
     return router
 
 
-def _named(room: Room, name: str, version: str | None) -> Hosted:
+def _metadata(room: Room, model: LoadedModel) -> ModelMetadata:
+    return ModelMetadata(
+        name=model.name,
+        versions=[each.service.model.version for each in room.hosted if each.service.model.name == model.name],
+        platform="cloze",
+        inputs=[TensorMetadata(name=each, datatype="BYTES", shape=[-1]) for each in inputs(model.task)],
+        outputs=[
+            TensorMetadata(name=each.name, datatype=each.datatype, shape=list(each.dimensions))
+            for each in OUTPUTS[model.task]
+        ],
+    )
+
+
+def _ready(room: Room, model: LoadedModel) -> Response:
+    ready = room.lifecycle.state is not State.DRAINING
+    return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
+
+
+async def _infer(room: Room, hosted: Hosted, request: Request) -> Response:
+    request.state.exchange.belongs_to(hosted)
+    service = hosted.service
+    body = await request.body()
+    length = _header_length(request)
+    wanted, asked = await service.run(lambda: _read(service.handler, body, length))
+    reply = await answer(room, hosted, asked, request.state.exchange, request.receive)
+    content, head = await service.run(lambda: _write(service.model, reply, wanted))
+    if head is None:
+        return Response(content, media_type="application/json")
+    return Response(content, headers={_HEADER_LENGTH: str(head)}, media_type="application/octet-stream")
+
+
+def _named(room: Room, name: str, version: str | None = None) -> Hosted:
     return room.select(None, name if version is None else f"{name}/{version}")
 
 

@@ -39,7 +39,9 @@ class _Output(BaseModel):
     parameters: _Parameters = _Parameters()
 
 
-class _Request(BaseModel):
+class InferenceRequest(BaseModel):
+    """A request's JSON, beside which tensors may follow in binary."""
+
     id: Annotated[str, Field(max_length=128)] | None = None
     inputs: Annotated[list[_Input], Field(min_length=1, max_length=_TENSORS_MAX)]
     outputs: Annotated[list[_Output], Field(max_length=_TENSORS_MAX)] | None = None
@@ -80,7 +82,7 @@ def read(body: bytes, header_length: int | None) -> Inference:
         raise _invalid("inference-header-content-length is more than the body has")
     head, tail = (body, b"") if header_length is None else (body[:header_length], body[header_length:])
     try:
-        request = _Request.model_validate_json(head)
+        request = InferenceRequest.model_validate_json(head)
     except ValidationError as error:
         raise invalid_request(error.errors(include_url=False, include_input=False)) from error
     texts: dict[str, list[str]] = {}
