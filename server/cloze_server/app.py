@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING
@@ -228,7 +229,7 @@ def _open(room: Room, hosted: Hosted) -> None:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    return error.response(logs.request_id_variable.get(), path=request.url.path)
+    return _response(request, error)
 
 
 async def _validation_problem(request: Request, error: Exception) -> Response:
@@ -248,4 +249,12 @@ async def _http_problem(request: Request, error: Exception) -> Response:
             problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")
         case _:
             problem = ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
-    return problem.response(logs.request_id_variable.get(), error.headers, path=request.url.path)
+    return _response(request, problem, error.headers)
+
+
+def _response(request: Request, problem: ProblemError, headers: Mapping[str, str] | None = None) -> Response:
+    if request.url.path not in paths.UNCOUNTED:
+        return problem.response(logs.request_id_variable.get(), headers, path=request.url.path)
+    # Probes have none, but for what is wrong with one.
+    identity = secrets.token_hex(16)
+    return problem.response(identity, {**(headers or {}), "x-request-id": identity}, path=request.url.path)

@@ -129,8 +129,12 @@ def _authenticated(keys: KeyFile, headers: dict[bytes, bytes]) -> str:
     raise ProblemError(ProblemType.UNAUTHORIZED, message, headers={"www-authenticate": challenge})
 
 
-def _check_media_type(route: str, declared: bytes) -> None:
+def _check_form(route: str, headers: dict[bytes, bytes]) -> None:
     """Whether a body is declared as what the route takes. Raises ProblemError."""
+    if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
+        message = "send the body as it is: content-encoding may only be identity"
+        raise ProblemError(ProblemType.MEDIA_TYPE_UNSUPPORTED, message, headers={"accept-encoding": "identity"})
+    declared = headers.get(b"content-type", b"").strip()
     if _JSON_PATTERN.fullmatch(declared):
         return
     if route == paths.OIP_INFER:
@@ -266,7 +270,7 @@ class RequestMiddleware:
                 raise ProblemError(ProblemType.INPUT_INVALID, "x-cloze-timeout-ms: give whole milliseconds, 1 or more")
             exchange.shorten(int(given))
         if scope["method"] == "POST" and (paths.of_task(exchange.route) or scope["path"] == paths.FEEDBACK):
-            _check_media_type(exchange.route, headers.get(b"content-type", b"").strip())
+            _check_form(exchange.route, headers)
         body = await self._read_body(exchange, headers, receive)
         exchange.body_complete = True
         if scope["method"] == "POST" and (endpoint := self._endpoints.get(scope["path"])) is not None:

@@ -67,7 +67,7 @@ TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.BODY_TOO_LARGE: _Entry(413, "The body is too large"),
     ProblemType.TOO_MANY_INPUTS: _Entry(413, "The request has too many inputs"),
     ProblemType.REQUEST_TOO_LARGE: _Entry(413, "The request asks for too much at once"),
-    ProblemType.MEDIA_TYPE_UNSUPPORTED: _Entry(415, "The body is not declared as JSON"),
+    ProblemType.MEDIA_TYPE_UNSUPPORTED: _Entry(415, "The body has a form that the route doesn't take"),
     ProblemType.INPUT_INVALID: _Entry(422, "The request doesn't fit the schema"),
     ProblemType.INPUT_TOO_LONG: _Entry(422, "An input is too long"),
     ProblemType.MASK_MISSING: _Entry(422, "An input has no mask token"),

@@ -107,7 +107,16 @@ async def test_a_body_without_a_length_is_cut_off_at_the_limit(serving: Any) -> 
     assert problem(response) == (413, "body-too-large")
 
 
-@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/jsonx"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": "text/plain"},
+        {"content-type": "application/jsonx"},
+        {**JSON, "content-encoding": "gzip"},
+        {**JSON, "content-encoding": "identity, br"},
+    ],
+)
 async def test_a_body_that_is_not_declared_as_json_is_refused(serving: Any, headers: dict[str, str]) -> None:
     """As a media type, not as a text that doesn't fit the schema."""
     async with serving(classifier()) as client:
@@ -442,3 +451,12 @@ async def test_an_unexpected_error_is_a_problem_without_its_text(
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert any('"exception": "ValueError"' in line for line in lines)
     assert not any("secret" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_what_is_wrong_with_a_probe_has_an_id(serving: Any, path: str) -> None:
+    """As any other refusal, though probes themselves have none."""
+    async with serving(classifier()) as client:
+        response = await client.post(path)
+    assert problem(response) == (405, "method-not-allowed")
+    assert response.headers["x-request-id"]

@@ -180,6 +180,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(data=None), 422),
         (broken(name="secret"), 422),
         (broken(parameters={"binary_data_size": 10}), 422),
+        (broken(parameters={"binary_data_size": 0}), 422),
         (broken(shape=[1 << 40]), 413),
         (broken(data=["\ud800"]), 400),
         (request(["secret"] * 2000), 413),
@@ -344,3 +345,20 @@ async def test_a_deadline_counts_here_too(serving: Any) -> None:
     async with serving(lambda: dummy_model(Task.SEQUENCE_CLASSIFICATION, 0.5)) as client:
         late = await client.post("/v2/models/dummy/infer", json=request(["x"], parameters={"timeout_ms": 20}))
     assert (late.status_code, list(late.json())) == (504, ["error"])
+
+
+async def test_what_there_is_too_much_of_is_named(serving: Any) -> None:
+    """Tensors and dimensions are neither inputs nor words."""
+    many = [{"name": str(number)} for number in range(17)]
+    bodies = {
+        "inputs": {"inputs": [{**each, "datatype": "BYTES", "shape": [1], "data": ["x"]} for each in many]},
+        "outputs": request(["x"], outputs=many),
+        "inputs.0.shape": broken(shape=[1] * 4),
+    }
+    async with serving(lambda: dummy_model(Task.SEQUENCE_CLASSIFICATION)) as client:
+        for place, body in bodies.items():
+            reply = await client.post("/v2/models/dummy/infer", json=body)
+            assert reply.status_code == 422
+            assert reply.json()["error"].startswith(f"{place} has more than "), place
+        twice = await client.post("/v2/models/dummy/infer", json=broken(parameters={"binary_data_size": 0}))
+    assert "both data and binary_data_size" in twice.json()["error"]

@@ -84,7 +84,7 @@ def read(body: bytes, header_length: int | None) -> Inference:
     try:
         request = InferenceRequest.model_validate_json(head)
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from error
+        raise _refusal(error) from error
     texts: dict[str, list[str]] = {}
     at = 0
     for each in request.inputs:
@@ -107,6 +107,8 @@ def _texts(tensor: _Input, data: bytes | None, place: int) -> list[str]:
     """The texts of a BYTES tensor of shape [n] or [n, 1]."""
     if tensor.datatype != "BYTES":
         raise _invalid(f"input {place} isn't BYTES: inputs are texts")
+    if data is not None and tensor.data is not None:
+        raise _invalid(f"input {place} has both data and binary_data_size: send one of them")
     count = math.prod(tensor.shape)
     if not tensor.shape or tensor.shape[1:] not in ([], [1]):
         raise _invalid(f"input {place} has the shape {tensor.shape}: give [n] or [n, 1]")
@@ -182,6 +184,16 @@ def _packed(tensor: Tensor) -> bytes:
         return packed
     texts = [value.encode() for value in tensor.values]
     return b"".join(part for text in texts for part in (_LENGTH.pack(len(text)), text))
+
+
+def _refusal(error: ValidationError) -> ProblemError:
+    """The problem of JSON that isn't a request. Its lists are tensors and sizes, which aren't inputs, nor words."""
+    errors = error.errors(include_url=False, include_input=False)
+    for each in errors:
+        if each["type"] == "too_long":
+            place = ".".join(str(part) for part in each["loc"])
+            return _invalid(f"{place} has more than {each['ctx']['max_length']} elements")
+    return invalid_request(errors)
 
 
 def _invalid(message: str) -> ProblemError:
