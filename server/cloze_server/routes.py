@@ -18,6 +18,7 @@ from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
 from cloze_server.problems import ProblemError, ProblemType, invalid_request
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
+from cloze_server.tasks.embed import dimensions
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
 
 # Before it, nobody looks whether a client has left.
@@ -35,6 +36,8 @@ class ModelDescription(BaseModel):
     labels: list[str]
     max_length: int
     route: str
+    dimensions: list[int] | None = Field(default=None, exclude_if=lambda dimensions: dimensions is None)
+    """Of vectors, as many as a request may ask for; the last is what it gets unasked. Of embedding models alone."""
     mask: str | None = None
     """What stands for a blank in a text; of fill-mask models."""
     refused: Refusal | None = Field(default=None, exclude_if=lambda refused: refused is None)
@@ -59,9 +62,23 @@ class Status(BaseModel):
     message: str = ""
 
 
+class RequestLimits(BaseModel):
+    """What one request may have."""
+
+    body_bytes: int
+    inputs: int
+    characters: int
+    """Of one input."""
+    tokens: int
+    """Over all inputs, with what windows share."""
+    seconds: float
+    """From its arrival to its reply."""
+
+
 class Models(Status):
     """What is loaded: those that answer already; all of them once the server is ready."""
 
+    limits: RequestLimits
     models: list[ModelDescription]
 
 
@@ -76,6 +93,13 @@ def _status(lifecycle: Lifecycle) -> Status:
 def build_router(room: Room, settings: Settings) -> APIRouter:
     """All routes, bound to one process's state."""
     router = APIRouter()
+    limits = RequestLimits(
+        body_bytes=settings.max_body_bytes,
+        inputs=settings.max_inputs,
+        characters=settings.max_characters,
+        tokens=settings.max_queue_tokens,
+        seconds=settings.timeout_seconds,
+    )
 
     for path, handler in HANDLERS.items():
         router.add_api_route(
@@ -89,7 +113,7 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
 
     @router.get(paths.MODELS)
     async def models() -> Models:
-        """What is loaded."""
+        """What is loaded, and what a request may have."""
         loaded = [
             ModelDescription(
                 name=model.name,
@@ -100,13 +124,14 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
                 labels=model.labels,
                 max_length=model.max_length,
                 route=paths.TASK_PATHS[model.task],
+                dimensions=dimensions(model.embedding) if model.embedding else None,
                 mask=hosted.service.handler.prefix.strip() or None,
                 refused=hosted.refused,
                 revision=settings.revision or None,
             )
             for hosted, model in ((hosted, hosted.service.model) for hosted in room.hosted)
         ]
-        return Models(**dict(_status(room.lifecycle)), models=loaded)
+        return Models(**dict(_status(room.lifecycle)), limits=limits, models=loaded)
 
     @router.get(paths.HEALTH, response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> Response:

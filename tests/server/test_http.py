@@ -293,11 +293,12 @@ async def test_before_the_model_is_loaded_probes_tell_it() -> None:
         expected = {"state": "loading", "stage": "fetching", "reason": "", "message": ""}
         unready = await client.get("/readyz")
         assert (unready.status_code, unready.json()) == (503, expected)
-        assert (await client.get("/v1/models")).json() == {**expected, "models": []}
+        limits = (await client.get("/v1/models")).json()["limits"]
+        assert (await client.get("/v1/models")).json() == {**expected, "limits": limits, "models": []}
         lifecycle.report(Stage.FETCHING, "RegistryUnavailable", "http://mlflow: connection refused")
         held_up = (await client.get("/readyz")).json()
         assert (held_up["reason"], held_up["message"]) == ("RegistryUnavailable", "http://mlflow: connection refused")
-        assert (await client.get("/v1/models")).json() == {**held_up, "models": []}
+        assert (await client.get("/v1/models")).json() == {**held_up, "limits": limits, "models": []}
         early = await client.post("/v1/classify", json={"inputs": "x"})
         assert problem(early) == (503, "model-loading")
         assert early.headers["retry-after"]
@@ -460,3 +461,16 @@ async def test_what_is_wrong_with_a_probe_has_an_id(serving: Any, path: str) -> 
         response = await client.post(path)
     assert problem(response) == (405, "method-not-allowed")
     assert response.headers["x-request-id"]
+
+
+async def test_limits_are_told_before_they_are_met(serving: Any) -> None:
+    """As they were set; a request at a limit is answered, one above it isn't."""
+    asked = {"max_inputs": 3, "max_characters": 50, "max_body_bytes": 500, "max_queue_tokens": 400}
+    async with serving(classifier(), timeout_seconds=7.5, max_batch_tokens=64, **asked) as client:
+        told = (await client.get("/v1/models")).json()["limits"]
+        statuses = [
+            (await client.post("/v1/classify", json={"inputs": ["x" * told["characters"]] * count})).status_code
+            for count in (told["inputs"], told["inputs"] + 1)
+        ]
+    assert told == {"body_bytes": 500, "inputs": 3, "characters": 50, "tokens": 400, "seconds": 7.5}
+    assert statuses == [200, 413]

@@ -150,7 +150,7 @@ class Embed(_Vectors[EmbeddingsRequest]):
 
     def inputs(self, request: EmbeddingsRequest) -> Inputs:
         """The texts. Raises ProblemError for dimensions that the model doesn't have."""
-        allowed = sorted({*self._embedding.matryoshka, self._embedding.dimensions})
+        allowed = dimensions(self._embedding)
         if request.dimensions is not None and request.dimensions not in allowed:
             message = (
                 f"the model's vectors can have {', '.join(map(str, allowed))} dimensions: it wasn't trained to be cut "
@@ -207,6 +207,11 @@ class Similarity(_Vectors[SimilarityRequest]):
         right = vectors[1::2] if request.pairs is not None else vectors[1:]
         scores = [float(np.clip(one @ other, -1.0, 1.0)) for one, other in zip(left, right, strict=True)]
         return SimilarityReply(**facts, scores=scores)
+
+
+def dimensions(embedding: Embedding) -> list[int]:
+    """How many a request may ask for, in ascending order; the last is what the model gives."""
+    return sorted({*embedding.matryoshka, embedding.dimensions})
 
 
 def unit(vector: Logits) -> Logits:
