@@ -77,7 +77,7 @@ e2e: $(VENV) images ## tests with real pods on the current cluster
 	@$(ON_CLUSTER) .venv/bin/pytest -m "e2e and not full" --durations=10 -q
 
 .PHONY: test-full
-test-full: full-cluster full-statistics full-training full-chaos full-rollouts full-releases ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
+test-full: full-cluster full-statistics full-training full-serving full-chaos full-rollouts full-releases ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
 
 .PHONY: full-cluster
 full-cluster: $(VENV) ## part: life cycles of local clusters, with nothing left behind
@@ -90,6 +90,10 @@ full-statistics: $(VENV) ## part: false alarms and power of canary analysis over
 .PHONY: full-training
 full-training: $(VENV) ## part: training runs killed at any moment, outside a cluster
 	@hack/test-full training tests/trainer
+
+.PHONY: full-serving
+full-serving: $(VENV) ## part: the inference server under hostile requests, and under load for CLOZE_SOAK_SECONDS (60)
+	@hack/test-full serving tests/server
 
 .PHONY: full-chaos
 full-chaos: $(VENV) ## part: trainings, operators and the API server under fire on a real cluster

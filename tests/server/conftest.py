@@ -274,6 +274,22 @@ def start_shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
     yield from _start_servers(tmp_path_factory)
 
 
+@pytest.fixture(scope="module")
+def all_tasks(start_shared_server: Callable[..., ServerProcess]) -> Iterator[ServerProcess]:
+    """A server with a stand-in for each task, by its name, which at the end has nothing left to do, nor met anything
+    unexpected.
+    """
+    server = start_shared_server(*(part for task in Task for part in ("--model", f"{task}=dummy:{task}")))
+    server.wait_for_event("ready")
+    yield server
+    lines = httpx.get(server.url + "/metrics").text.splitlines()
+    gauges = [line for line in lines if line.startswith(("cloze_in_flight_requests{", "cloze_queue_tokens{"))]
+    assert gauges
+    assert all(line.endswith(" 0.0") for line in gauges), gauges
+    assert httpx.get(server.url + "/healthz").status_code == 200
+    assert [line for line in server.log() if line["level"] in ("error", "critical")] == []
+
+
 @pytest.fixture(name="serving")
 def serving_fixture() -> Serving:
     """`serving`, for tests, which can't import this file."""
