@@ -8,7 +8,6 @@ servers may share a root: who writes holds `<root>/.lock`, so that one downloads
 import errno
 import fcntl
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cloze_server.files import sync
 from cloze_server.reference import RegisteredVersion
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Cache:
         """Make a staged, verified artifact durable and visible under its digest, to servers of other users too."""
         for path in [*sorted(staged.rglob("*"), reverse=True), staged]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-            _sync(path)
+            sync(path)
         target = self.folder(digest)
         try:
             staged.rename(target)
@@ -91,7 +91,7 @@ class Cache:
             # Another server was first; equal digests are equal artifacts.
             if not target.is_dir():
                 raise
-        _sync(self._root)
+        sync(self._root)
         return target
 
     def discard(self, digest: str) -> None:
@@ -106,7 +106,7 @@ class Cache:
         with self.staging() as folder:
             note = folder / "digest"
             note.write_text(digest + "\n", encoding="ascii")
-            _sync(note)
+            sync(note)
             note.replace(path)
 
     def recall(self, version: RegisteredVersion) -> str | None:
@@ -118,11 +118,3 @@ class Cache:
 
     def _index(self, version: RegisteredVersion) -> Path:
         return self._root / "versions" / version.name / version.version
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
 from cloze_server import paths
@@ -139,6 +139,21 @@ class ProblemError(Exception):
             **self.members,
         )
         return JSONResponse(problem.model_dump(), entry.status, sent, media_type=MEDIA_TYPE)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def checked(schema: type[ModelT], content: object, *within: str) -> ModelT:
+    """What a client sent, as the schema has it. Raises ProblemError.
+
+    within: the names that lead to it, for the message.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
+        raise invalid_request([{**each, "loc": (*within, *each["loc"])} for each in errors]) from error
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Send
 
@@ -15,7 +15,7 @@ from cloze_server import paths
 from cloze_server.hosting import Hosted, Refusal, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
-from cloze_server.problems import ProblemError, ProblemType, invalid_request
+from cloze_server.problems import ProblemError, ProblemType, checked
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.embed import dimensions
@@ -186,12 +186,10 @@ def _read(handler: type[AnyHandler], body: bytes) -> TaskRequest:
     """A task's request. Raises ProblemError."""
     try:
         # Not by pydantic, which takes what isn't text in a text (a lone surrogate) for what isn't JSON.
-        return handler.request.model_validate(json.loads(body))
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_input=False)
-        raise invalid_request([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON") from error
+    return checked(handler.request, content, "body")
 
 
 def _wanted(request: TaskRequest, headers: dict[bytes, bytes]) -> str | None:

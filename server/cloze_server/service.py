@@ -208,16 +208,17 @@ class Service:
         second = await fallback.stand_in(handler.narrowed(request, unsure), timing) if unsure else None
         return await self._tokenizers.run(lambda: self._merge(request, first, unsure, second, fallback))
 
-    async def stand_in(self, request: TaskRequest, timing: Timing) -> "_Made | None":
+    async def stand_in(self, request: TaskRequest, timing: Timing) -> _Made | None:
         """The answers to what another model abstained on; None where that can't be had, so that the other's stay."""
         try:
             return await self._infer(request, timing, lambda made: made)
         except (QueueFullError, InferenceError, ProblemError) as error:
             reason = error.kind if isinstance(error, ProblemError) else type(error).__name__
-            _log.info("a fallback can't answer", extra=fields(reason=reason))
+            # Counted as well; under overload it would be a line for each request.
+            _log.debug("a fallback can't answer", extra=fields(reason=reason))
             return None
 
-    async def _infer(self, request: TaskRequest, timing: Timing, then: Callable[["_Made"], Result]) -> Result:
+    async def _infer(self, request: TaskRequest, timing: Timing, then: Callable[[_Made], Result]) -> Result:
         """What `then` makes of the results, which are counted; off the event loop unless the texts are short."""
         handler = self._handlers[type(request)]
         inputs = self._check_size(request)
@@ -289,7 +290,7 @@ class Service:
         items: list[Item],
         kept: list[Any],
         segments: Sequence[Segment],
-    ) -> "_Made":
+    ) -> _Made:
         """The results, whose predictions are counted. Not for the event loop unless the texts are short."""
         remaining = iter(kept)
         results = [handler.result(request, item, list(islice(remaining, len(item.windows)))) for item in items]
@@ -305,7 +306,7 @@ class Service:
         self._count(tally, segments)
         return _Made(results, max(item.tokens for item in items), tally)
 
-    def _reply(self, handler: AnyHandler, request: TaskRequest, made: "_Made") -> Reply:
+    def _reply(self, handler: AnyHandler, request: TaskRequest, made: _Made) -> Reply:
         """The reply. Not for the event loop: it may be a megabyte of JSON."""
         results = made.results
         facts = {
@@ -320,7 +321,7 @@ class Service:
         return Reply(reply.model_dump_json().encode(), made.longest, made.tally)
 
     def _merge(
-        self, request: TaskRequest, first: "_Made", unsure: list[int], second: "_Made | None", fallback: "Service"
+        self, request: TaskRequest, first: _Made, unsure: list[int], second: _Made | None, fallback: "Service"
     ) -> Reply:
         """The reply of both models. unsure: places of the inputs that the second has results for."""
         handler = self._handlers[type(request)]

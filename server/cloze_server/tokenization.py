@@ -110,7 +110,7 @@ class TokenizerPool:
         `offsets` also gives offsets and word indexes, at some cost.
         """
         if is_short(inputs):
-            return then(_encode_at_once(self._own, inputs))
+            return then(_encode_at_once(self._own, inputs, offsets))
         characters = sum(map(_length, inputs))
         self.pending_characters += characters
         try:
@@ -136,18 +136,22 @@ def _length(text: str | Sequence[str]) -> int:
     return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
-def _encode_at_once(tokenizer: Tokenizer, inputs: Inputs) -> list[Encoded]:
-    """The same without letting go of the GIL, since to get it back may take longer than this."""
-    split = bool(inputs) and not isinstance(inputs[0], str)
-    encodings = [tokenizer.encode(text, is_pretokenized=split, add_special_tokens=False) for text in inputs]
-    return [Encoded(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encodings]
-
-
 def _encode(tokenizer: Tokenizer, inputs: Inputs, offsets: bool) -> list[Encoded]:
     split = bool(inputs) and not isinstance(inputs[0], str)
     encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
     # Special tokens are put around each window of a text, once it is known where it is cut.
     encodings: list[Encoding] = encode(list(inputs), is_pretokenized=split, add_special_tokens=False)
+    return _encoded(encodings, offsets)
+
+
+def _encode_at_once(tokenizer: Tokenizer, inputs: Inputs, offsets: bool) -> list[Encoded]:
+    """The same without letting go of the GIL, since to get it back may take longer than this."""
+    split = bool(inputs) and not isinstance(inputs[0], str)
+    encodings = [tokenizer.encode(text, is_pretokenized=split, add_special_tokens=False) for text in inputs]
+    return _encoded(encodings, offsets)
+
+
+def _encoded(encodings: list[Encoding], offsets: bool) -> list[Encoded]:
     if not offsets:
         return [Encoded(encoding.ids) for encoding in encodings]
     return [Encoded(encoding.ids, encoding.offsets, encoding.word_ids) for encoding in encodings]

@@ -1,69 +1,74 @@
 """What serving costs besides the model."""
 
-import os
-import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import measure
+import servers
 from measure import Spread
-from servers import PEERS, PORT, Server
 from workload import Workload
 
 _TEXT = "Free entry in a weekly competition to win tickets, text now."
 _CONNECTIONS = (1, 16)
+_DUMMY = "dummy:sequence-classification"
 
 
-def _dummy() -> Server:
-    """Ours, with a model that costs nothing, and with all that it does by default."""
-    return Server(
-        name="cloze, dummy model",
-        command=lambda *_: [
-            *(sys.executable, "-m", "cloze_server.main", "--model", "dummy:sequence-classification"),
-            *("--host", "127.0.0.1", "--port", str(PORT), "--lame-duck-seconds", "0"),
-        ],
-        path="/v1/classify",
-        body=lambda text: {"inputs": text},
-        answer=lambda _: ("", 0.0),
-        environment={"CLOZE_TERMINATION_LOG": os.devnull, "CLOZE_LOG_LEVEL": "warning"},
-        ready="/readyz",
-    )
+class _Collector(BaseHTTPRequestHandler):
+    """Takes traces and forgets them."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
-def _echo() -> Server:
-    return Server(
-        name="bare Starlette echo",
-        command=lambda *_: [
-            *(sys.executable, "-m", "uvicorn", "--app-dir", str(PEERS), "--port", str(PORT)),
-            *("--log-level", "error", "--no-access-log", "starlette_app:app"),
-        ],
-        path="/echo",
-        body=lambda text: {"inputs": text},
-        answer=lambda _: ("", 0.0),
-    )
+@contextmanager
+def _collector() -> Iterator[str]:
+    """The address of a collector."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def overhead(*, rounds: int, seconds: float) -> None:
     """Requests a second of a model that costs nothing over those of a bare echo, and the milliseconds added."""
     work = Workload([_TEXT] * 16, [[0] * 16] * 16)
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
-    candidates = (_echo(), _dummy())
-    for _ in range(rounds):
-        for server in candidates:
-            rungs = measure.ladder(server, Path(), work, seconds=seconds, threads=2, connections=_CONNECTIONS)
-            for count, rung in rungs.items():
-                found.setdefault((server.name, count), []).append(rung)
-    echo, ours = (candidate.name for candidate in candidates)
-    rows = []
-    for count in _CONNECTIONS:
-        pairs = list(zip(found[echo, count], found[ours, count], strict=True))
-        rows.append(
-            (
-                count,
-                Spread(tuple(bare["requests_per_second"] for bare, _ in pairs)),
-                Spread(tuple(full["requests_per_second"] for _, full in pairs)),
-                Spread(tuple(full["requests_per_second"] / bare["requests_per_second"] for bare, full in pairs)),
-                Spread(tuple(full["p50_ms"] - bare["p50_ms"] for bare, full in pairs)),
-            )
+    echo = servers.starlette()
+    found: dict[str, dict[int, list[dict[str, float]]]] = {}
+    with _collector() as address:
+        traced = ("--otlp-endpoint", address, "--trace-sample-ratio")
+        candidates = (
+            echo,
+            servers.ours(name="dummy model", model=_DUMMY),
+            servers.ours(name="…traced, 1 %", model=_DUMMY, flags=(*traced, "0.01")),
+            servers.ours(name="…traced, all", model=_DUMMY, flags=(*traced, "1")),
         )
-    heads = ("connections", "echo, requests/s", "dummy model, requests/s", "ratio", "added to the median, ms")
+        for _ in range(rounds):
+            for server in candidates:
+                rungs = measure.ladder(server, Path(), work, seconds=seconds, threads=2, connections=_CONNECTIONS)
+                for count, rung in rungs.items():
+                    found.setdefault(server.name, {}).setdefault(count, []).append(rung)
+    rows = []
+    for name, by_count in found.items():
+        for count, rungs_of_server in by_count.items():
+            pairs = list(zip(found[echo.name][count], rungs_of_server, strict=True))
+            rows.append(
+                (
+                    name,
+                    count,
+                    Spread(tuple(rung["requests_per_second"] for rung in rungs_of_server)),
+                    Spread(tuple(own["requests_per_second"] / bare["requests_per_second"] for bare, own in pairs)),
+                    Spread(tuple(own["p50_ms"] - bare["p50_ms"] for bare, own in pairs)),
+                )
+            )
+    heads = ("server", "connections", "requests/s", "times the echo's", "added to its median, ms")
     measure.table(heads, rows)

@@ -63,12 +63,14 @@ def interpreter(peer: str, python: str = sys.executable) -> str:
     return str(folder / "bin" / "python")
 
 
-def ours(graph_threads: int = 2, *, parallel: int = 1, flags: tuple[str, ...] = ()) -> Server:
-    """Cloze's server, from this checkout."""
+def ours(
+    graph_threads: int = 2, *, parallel: int = 1, name: str = "", model: str = "", flags: tuple[str, ...] = ()
+) -> Server:
+    """Cloze's server, from this checkout. model: another one than the artifact."""
     return Server(
-        name=f"cloze, {parallel} batches at the same time" if parallel > 1 else "cloze",
+        name=name or (f"cloze, {parallel} batches at the same time" if parallel > 1 else "cloze"),
         command=lambda artifact, _: [
-            *(sys.executable, "-m", "cloze_server.main", "--model", str(artifact), "--host", "127.0.0.1"),
+            *(sys.executable, "-m", "cloze_server.main", "--model", model or str(artifact), "--host", "127.0.0.1"),
             *("--port", str(PORT), "--threads", str(graph_threads), "--parallel-batches", str(parallel)),
             *("--lame-duck-seconds", "0", *flags),
         ],
@@ -86,6 +88,20 @@ def ours(graph_threads: int = 2, *, parallel: int = 1, flags: tuple[str, ...] = 
 def _plain(reply: Any) -> tuple[str, float]:
     answer = reply[0] if isinstance(reply, list) else reply
     return str(answer["label"]), float(answer["score"])
+
+
+def starlette() -> Server:
+    """An echo that does nothing else."""
+    return Server(
+        name="bare Starlette echo",
+        command=lambda *_: [
+            *(sys.executable, "-m", "uvicorn", "--app-dir", str(PEERS), "--port", str(PORT)),
+            *("--log-level", "error", "--no-access-log", "starlette_app:app"),
+        ],
+        path="/echo",
+        body=lambda text: {"inputs": text},
+        answer=lambda _: ("", 0.0),
+    )
 
 
 def fastapi(_: int = 0) -> Server:

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from cloze_api.task import Task
 from cloze_server.exits import ExitCode, FatalError
-from cloze_server.problems import ProblemError, ProblemType, invalid_request
+from cloze_server.problems import ProblemError, ProblemType, checked
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
 
 # What a run decides for all rows, and what only a client of the server needs.
@@ -101,10 +99,7 @@ class Requests:
         for name in self._columns.read(self._task):
             if content.get(name) is None:
                 raise ProblemError(ProblemType.INPUT_INVALID, f"the row has no field {name}")
-        try:
-            return self._schema.model_validate({**self._parameters, **self._inputs(content)})
-        except ValidationError as error:
-            raise invalid_request(error.errors(include_url=False, include_input=False)) from error
+        return checked(self._schema, {**self._parameters, **self._inputs(content)})
 
     def _inputs(self, content: Mapping[str, Any]) -> dict[str, Any]:
         columns = self._columns

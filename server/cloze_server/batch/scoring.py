@@ -12,20 +12,19 @@ from itertools import islice
 from typing import Any
 
 from cloze_server.batch.rows import Outcome, Row
+from cloze_server.batching import LOOKAHEAD
 
-_ROWS = 1024
-"""As many as the engine looks ahead."""
 _BYTES = 2 << 20
 _READ_ROWS = 64
 
 
 async def scored(
-    rows: Iterator[Row], answer: Callable[[Row], Coroutine[Any, Any, Outcome]], *, most_rows: int = _ROWS
+    rows: Iterator[Row], answer: Callable[[Row], Coroutine[Any, Any, Outcome]], *, most_rows: int = LOOKAHEAD
 ) -> AsyncGenerator[tuple[Row, Outcome]]:
     """Each row with its outcome, once and in order.
 
     rows: read in a thread, a few at a time. answer: raises nothing that is a row's own fault. most_rows: that are
-    answered at a time.
+    answered at a time, by default as many as the engine looks at.
     """
     waiting: deque[tuple[Row, asyncio.Task[Outcome]]] = deque()
     size, ended = 0, False

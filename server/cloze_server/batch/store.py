@@ -11,6 +11,7 @@ from typing import IO, Any, cast
 import fsspec
 
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.files import sync
 
 
 class Store:
@@ -79,7 +80,7 @@ class Store:
             local.flush()
             os.fsync(local.fileno())
         staged.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
 
     def remove(self, *, folder: bool = False) -> None:
         """Take the object away, or a folder with all that is in it; it may be gone already."""
@@ -108,14 +109,6 @@ class Store:
     def _protocols(self) -> tuple[str, ...]:
         protocol = self._system.protocol
         return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_json(store: Store) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from importlib.metadata import version as distribution_version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from cloze_server import paths
@@ -23,7 +22,7 @@ from cloze_server.oip.documents import (
 )
 from cloze_server.oip.outputs import OUTPUTS, asked, inputs, results
 from cloze_server.oip.tensors import Inference, InferenceRequest, read, write
-from cloze_server.problems import ProblemError, ProblemType, invalid_request
+from cloze_server.problems import ProblemError, ProblemType, checked
 from cloze_server.routes import answer
 from cloze_server.schema import schema_of
 from cloze_server.tasks.handler import AnyHandler, TaskRequest
@@ -161,10 +160,7 @@ def _read(handler: AnyHandler, body: bytes, header_length: int | None) -> tuple[
     options = [name for name in handler.request.model_fields if name not in _NO_PARAMETERS]
     if not wanted.parameters.keys() <= set(options):
         raise ProblemError(ProblemType.INPUT_INVALID, f"unknown parameter; the parameters are {', '.join(options)}")
-    try:
-        return wanted, handler.request.model_validate(asked(task, wanted.texts) | wanted.parameters)
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from error
+    return wanted, checked(handler.request, asked(task, wanted.texts) | wanted.parameters)
 
 
 def _write(model: LoadedModel, reply: bytes, wanted: Inference) -> tuple[bytes, int | None]:
