@@ -186,8 +186,11 @@ lock: $(UV) ## resolve the dependencies again into requirements/*.txt
 .PHONY: venv
 venv: $(VENV) ## the virtual environment with every extra, from the lock
 
+# Built aside and moved into place: several checkouts may start on an empty cache at once.
 $(UV):
-	@python3 -m venv $(UV_HOME) && $(UV_HOME)/bin/pip install --quiet --require-hashes -r requirements/uv.txt
+	@mkdir -p $(CACHE); new="$$(mktemp -d $(UV_HOME).XXXXXX)"; trap 'rm -rf "$$new"' EXIT; \
+	python3 -m venv "$$new" && "$$new"/bin/pip install --quiet --require-hashes -r requirements/uv.txt; \
+	test -x $@ || mv "$$new" $(UV_HOME)
 	@touch $@
 
 $(VENV): requirements/dev.txt pyproject.toml $(UV)
