@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from cloze_api.precision import Precision
 from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema, alias_rule
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import Task
@@ -70,6 +71,19 @@ class FineTuneOptimization(Optimization):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
 
 
+class Export(Schema):
+    """In which precisions the model can be served, besides fp32."""
+
+    precisions: Annotated[
+        list[Literal[Precision.INT8, Precision.FP16]],
+        Field(max_length=2, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = []
+    """int8 for CPUs, fp16 for GPUs. Each is tried on the evaluation's examples, on at most 4,000 of them."""
+    max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.005
+    """How far a precision may fall below fp32, in accuracy, or in macro F1 for token classification; 0.005 is half a
+    point. One that falls further is left out of the artifact, and the outcome says so."""
+
+
 def _distinct(labels: list[str]) -> list[str]:
     repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
     if repeated:
@@ -92,6 +106,7 @@ class FineTuneJobSpec(TrainingSpec):
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
     optimization: FineTuneOptimization = FineTuneOptimization()
+    export: Export = Export()
 
     rules: ClassVar[tuple[Rule, ...]] = (
         BATCH_COVERS_RANKS,
@@ -117,6 +132,7 @@ FINE_TUNE_RULES = immutable_after_start(
         "labels",
         "maxLength",
         "optimization",
+        "export",
         "topology",
         "storage",
         "checkpoint",

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from cloze_api.names import TAG_LABELS, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
+from cloze_api.names import TAG_LABELS, TAG_PRECISIONS, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
+from cloze_api.precision import Measured, Precision, graph_file, named
 from cloze_api.schema import ModelName
 from cloze_api.task import Task
 
@@ -23,7 +24,7 @@ SIGNATURE_FILE = "model.sig"
 SCHEMA_VERSION = 1
 
 TOKENIZER_FILE = "tokenizer.json"
-ONNX_FILE = "model.onnx"
+ONNX_FILE = graph_file(Precision.FP32)
 WEIGHTS_FILE = "model.safetensors"
 
 _CHUNK = 1 << 20
@@ -136,6 +137,10 @@ class Manifest(_Part):
     output: str
     """Name of the ONNX graph's output: logits, (batch, length, classes) or (batch, classes); for question answering
     (batch, length, 2), of the answer's start and end; for an embedding (batch, dimensions)."""
+    precisions: dict[Literal[Precision.INT8, Precision.FP16], Measured] = Field(
+        default={}, exclude_if=lambda precisions: not precisions
+    )
+    """What the artifact's graph is in besides fp32; left out where there is none, as `embedding`."""
     evaluation: dict[str, float] = {}
     lineage: Lineage
     files: dict[Annotated[str, AfterValidator(_inside)], str]
@@ -173,6 +178,7 @@ def version_tags(manifest: Manifest) -> dict[str, str]:
         TAG_SCHEMA: str(manifest.schema_version),
         TAG_TOKENIZER: manifest.tokenizer_fingerprint,
         TAG_LABELS: hashlib.sha256(labels.encode()).hexdigest() if labels else "",
+        TAG_PRECISIONS: named(manifest.precisions),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import (
     ONNX_FILE,
     TOKENIZER_FILE,
@@ -22,6 +24,10 @@ from cloze_api.manifest import (
     verify,
     write_manifest,
 )
+from cloze_api.precision import Measured, Precision
+from cloze_api.pretrain import PretrainJobSpec
+from cloze_trainer import precisions
+from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.export import INPUTS, OUTPUT, export
 from cloze_trainer.files import publish
@@ -29,8 +35,11 @@ from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import ARCHITECTURE_CLASSES
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.run import Run
+from cloze_trainer.trial import Trial
 
 CONFIG_FILE = "config.json"
+# Half an hour of one CPU for a large model; the difference between two precisions is known well enough by then.
+_MOST_EXAMPLES = 4000
 _TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
@@ -62,14 +71,16 @@ def write(
 
     sources: SHA-256 of each data source, keyed by its URI.
     """
+    spec = run.job.spec
     base = workload.base if isinstance(workload, FineTuning) else None
     with publish(run.artifact, marker=False) as staging:
         _write_files(staging, workload, model)
+        measured = _add_precisions(staging, spec, workload)
         tokenizer = json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))
         write_manifest(
             staging,
             Manifest(
-                name=run.job.spec.registry.name,
+                name=spec.registry.name,
                 task=workload.task,
                 architecture=ARCHITECTURE_CLASSES[workload.task],
                 labels=list(workload.labels),
@@ -82,7 +93,8 @@ def write(
                 tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
                 inputs=list(INPUTS),
                 output=OUTPUT,
-                evaluation=figures,
+                precisions=measured,
+                evaluation=figures | _figures(measured),
                 lineage=Lineage(
                     job=run.label,
                     job_uid=run.identity,
@@ -96,6 +108,37 @@ def write(
                 files=digest_files(staging),
             ),
         )
+
+
+def left_out(run: Run, manifest: Manifest) -> str:
+    """For the outcome: which precisions were asked for and are not there, and why; empty when all are."""
+    spec = run.job.spec
+    missing = [] if isinstance(spec, PretrainJobSpec) else [*{*spec.export.precisions} - {*manifest.precisions}]
+    if not missing:
+        return ""
+    return f"; without {' and '.join(sorted(missing))}, which loses more than spec.export.maxAccuracyLoss: see the log"
+
+
+def _add_precisions(
+    folder: Path, spec: FineTuneJobSpec | PretrainJobSpec, workload: Pretraining | FineTuning
+) -> dict[Precision, Measured]:
+    if isinstance(spec, PretrainJobSpec) or isinstance(workload, Pretraining) or not spec.export.precisions:
+        return {}
+    rows = workload.test.rows(_MOST_EXAMPLES)
+    trial = Trial(
+        task=workload.task,
+        inputs=INPUTS,
+        output=OUTPUT,
+        labels=workload.labels,
+        batches=examples.batches(rows, pad_id=SPECIAL_IDS.pad, wide=False),
+        examples=len(rows),
+    )
+    return precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss).measured
+
+
+def _figures(measured: Mapping[Precision, Measured]) -> dict[str, float]:
+    """A precision's metric, as `accuracy_int8`."""
+    return {f"{each.metric}_{precision}": each.value for precision, each in measured.items() if each.value is not None}
 
 
 def _write_files(folder: Path, workload: Pretraining | FineTuning, model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from cloze_trainer.base import BaseModel, fetch
 from cloze_trainer.console import log
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data.examples import Row
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.source import redacted
@@ -144,6 +145,16 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def rows(self, most: int) -> list[Row]:
+        """At most so many examples, from all over the file."""
+        found = []
+        for sample in np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64):
+            span = slice(self._starts[sample], self._starts[sample + 1])
+            ids = self._ids[span].astype(np.int64)
+            targets = self._targets[span if self._per_token else slice(sample, sample + 1)].astype(np.int64)
+            found.append(Row(ids, np.zeros_like(ids), targets))
+        return found
 
     def batch(self, samples_B: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Padded ids (B, T) and targets, (B, T) or (B,)."""

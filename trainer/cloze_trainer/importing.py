@@ -7,10 +7,12 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
+from tokenizers import Tokenizer
 
+from cloze_api.finetune import Export
 from cloze_api.manifest import (
     TOKENIZER_FILE,
     ArtifactError,
@@ -26,6 +28,7 @@ from cloze_api.manifest import (
     write_manifest,
 )
 from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.precision import Measured, Precision
 from cloze_api.progress import Outcome
 from cloze_api.schema import ModelName
 from cloze_api.task import Task
@@ -36,11 +39,18 @@ from cloze_trainer.files import publish
 from cloze_trainer.huggingface import ARCHITECTURES, TASKS, Checkpoint
 from cloze_trainer.tracking import JobTags
 
+if TYPE_CHECKING:
+    from cloze_trainer.conversion import Facts
+
 KIND = "Import"
 
 
 class Asked(NamedTuple):
-    """The command line. matryoshka: numbers of dimensions that vectors may be cut to."""
+    """The command line.
+
+    matryoshka: numbers of dimensions that vectors may be cut to. precision: those besides fp32. examples: what they are
+    tried on.
+    """
 
     folder: Path
     task: Task
@@ -50,13 +60,16 @@ class Asked(NamedTuple):
     pooling: huggingface.Pooling | None
     normalize: bool
     matryoshka: list[int]
+    precision: tuple[Precision, ...] = ()
+    examples: Path | None = None
+    max_accuracy_loss: float = Export().max_accuracy_loss
 
 
 def parse(arguments: Sequence[str]) -> Asked:
     """Read the command line; ends the process with usage for one that can't be read."""
     parser = argparse.ArgumentParser(
         prog="cloze-train import",
-        description="Make a verified artifact (weights, tokenizer, ONNX graph in 32-bit floats) of a folder in Hugging "
+        description="Make a verified artifact (weights, tokenizer, ONNX graph) of a folder in Hugging "
         f"Face's format. Architectures: {', '.join(ARCHITECTURES)}. Embedding models may be sentence-transformers' "
         "folders. Serve it with cloze-server --model DIR.",
         epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written.",
@@ -75,7 +88,35 @@ def parse(arguments: Sequence[str]) -> Asked:
         metavar="N,N",
         help="numbers of leading dimensions that the model was trained to be cut to",
     )
+    parser.add_argument(
+        "--precision",
+        type=_precisions,
+        default=(),
+        metavar="int8,fp16",
+        help="graphs in these besides fp32: int8 for CPUs, fp16 for GPUs",
+    )
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines on which they are held to fp32, with text, label, tokens and labels, or question and context",
+    )
+    parser.add_argument(
+        "--max-accuracy-loss",
+        type=float,
+        default=Export().max_accuracy_loss,
+        metavar="SHARE",
+        help="how far they may fall below fp32 there (default %(default)s: half a point)",
+    )
     return Asked(**vars(parser.parse_args(arguments)))
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    """Raises ArgumentTypeError for what is none, or is there anyhow."""
+    besides = [each.value for each in Precision if each is not Precision.FP32]
+    if strange := [part for part in text.split(",") if part not in besides]:
+        raise argparse.ArgumentTypeError(f"{strange[0]!r} is none of {', '.join(besides)}; fp32 is always there")
+    return tuple(dict.fromkeys(Precision(part) for part in text.split(",")))
 
 
 def run(asked: Asked) -> Outcome:
@@ -88,6 +129,7 @@ def run(asked: Asked) -> Outcome:
     tracking_uri = os.environ.get(ENV_MLFLOW_URI) or None
     if asked.register and tracking_uri is None:
         raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
+    _check_precisions(asked)
     checkpoint = huggingface.read(asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize)
     sources = _sources(asked.folder)
     identity = _identity(asked, sources)
@@ -118,6 +160,19 @@ def run(asked: Asked) -> Outcome:
     )
 
 
+def _check_precisions(asked: Asked) -> None:
+    """Raises InputError."""
+    if asked.examples is not None and not asked.examples.is_file():
+        raise InputError("ExamplesMissing", f"--examples: {asked.examples} isn't a file")
+    if asked.examples is not None and not asked.precision:
+        raise InputError("ExamplesUnused", "--examples are for a precision besides fp32: give --precision int8, too")
+    if Precision.INT8 in asked.precision and asked.examples is None:
+        message = "--precision int8 needs --examples, on which its answers are held to those of fp32: name a file"
+        raise InputError("ExamplesMissing", message)
+    if not 0 <= asked.max_accuracy_loss <= 1:
+        raise InputError("LossInvalid", f"--max-accuracy-loss is {asked.max_accuracy_loss}: give a share from 0 to 1")
+
+
 def _sources(folder: Path) -> dict[str, str]:
     """SHA-256 of the folder's files, by name."""
     return {
@@ -129,7 +184,10 @@ def _sources(folder: Path) -> dict[str, str]:
 
 def _identity(asked: Asked, sources: dict[str, str]) -> str:
     """The same for the same files and options."""
-    options = [asked.task, asked.name, asked.pooling, asked.normalize, asked.matryoshka]
+    options: list[Any] = [asked.task, asked.name, asked.pooling, asked.normalize, asked.matryoshka]
+    if asked.precision:
+        examples = file_sha256(asked.examples) if asked.examples else None
+        options += [sorted(asked.precision), examples, asked.max_accuracy_loss]
     return "import-" + hashlib.sha256(json.dumps([options, sources], sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -157,6 +215,7 @@ def _import(asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], ident
         matryoshka = sorted(set(asked.matryoshka))
         if matryoshka and not (facts.dimensions and matryoshka[0] >= 1 and matryoshka[-1] < facts.dimensions):
             raise InputError("MatryoshkaInvalid", f"--matryoshka needs numbers from 1 to below {facts.dimensions}")
+        measured = _add_precisions(asked, checkpoint, facts, staging)
         vectors = checkpoint.vectors
         manifest = Manifest(
             name=asked.name,
@@ -179,6 +238,7 @@ def _import(asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], ident
             ),
             inputs=list(facts.inputs),
             output=facts.output,
+            precisions=measured,
             lineage=Lineage(
                 job=asked.folder.resolve().name,
                 job_uid=identity,
@@ -191,3 +251,39 @@ def _import(asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], ident
         )
         write_manifest(staging, manifest)
     return verify_with_digest(asked.output)
+
+
+def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder: Path) -> dict[Precision, Measured]:
+    """Graphs besides fp32's. Raises InputError for one that isn't accurate enough."""
+    if not asked.precision:
+        return {}
+    from cloze_trainer import precisions  # noqa: PLC0415 - torch, as above
+    from cloze_trainer.data import examples  # noqa: PLC0415
+    from cloze_trainer.trial import Trial  # noqa: PLC0415
+
+    if asked.examples is None:
+        rows = examples.made_up(checkpoint.vocab_size, facts.max_length)
+    else:
+        rows = examples.read(
+            asked.examples,
+            asked.task,
+            Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
+            special=facts.special_tokens,
+            labels=checkpoint.labels,
+            max_length=facts.max_length,
+        )
+    trial = Trial(
+        task=asked.task,
+        inputs=facts.inputs,
+        output=facts.output,
+        labels=checkpoint.labels,
+        batches=examples.batches(rows, pad_id=facts.special_tokens.pad, wide=asked.task is Task.FILL_MASK),
+        examples=len(rows) if asked.examples else 0,
+    )
+    added = precisions.add(folder, asked.precision, trial, asked.max_accuracy_loss)
+    if added.refused:
+        raise InputError(
+            "PrecisionInaccurate",
+            f"{'; '.join(added.refused.values())}: leave that out of --precision, or allow more by --max-accuracy-loss",
+        )
+    return added.measured

@@ -140,7 +140,8 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
     result = Outcome(
         reason="Completed",
-        message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set",
+        message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
+        + artifact.left_out(run, manifest),
         model_digest=digest,
         metrics=manifest.evaluation,
     )
@@ -161,7 +162,8 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
             update={
                 "reason": "Registered",
                 "message": f"registered {registered.name} version {registered.version}"
-                + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts"),
+                + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts")
+                + artifact.left_out(run, manifest),
                 "model_digest": registered.digest,
                 "model_name": registered.name,
                 "model_version": registered.version,

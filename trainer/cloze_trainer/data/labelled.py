@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from cloze_api.manifest import SpecialTokens
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.source import objects
@@ -121,7 +122,13 @@ def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence
 
 
 def tokenize(
-    examples: Sequence[Example], labels: Sequence[str], tokenizer: Tokenizer, *, task: Task, max_length: int
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    task: Task,
+    max_length: int,
+    special: SpecialTokens = SPECIAL_IDS,
 ) -> Labelled:
     """Ids of at most `max_length` tokens and the classes. `[SEP]` and the like within a text are ordinary text.
 
@@ -136,12 +143,12 @@ def tokenize(
     truncated = unknown = 0
     for start in range(0, len(examples), 1000):
         chunk = examples[start : start + 1000]
-        for example, pieces in zip(chunk, _pieces(chunk, tokenizer), strict=True):
+        for example, pieces in zip(chunk, _pieces(chunk, tokenizer, special.unk), strict=True):
             flat = [piece for word in pieces for piece in word]
             truncated += len(flat) > max_length - 2
             flat = flat[: max_length - 2]
-            unknown += flat.count(SPECIAL_IDS.unk)
-            ids.append(np.array([SPECIAL_IDS.cls, *flat, SPECIAL_IDS.sep], dtype=np.int64))
+            unknown += sum(piece == special.unk for piece in flat)
+            ids.append(np.array([special.cls, *flat, special.sep], dtype=np.int64))
             if not words:
                 targets.append(np.array([index[example.labels[0]]], dtype=np.int64))
                 continue
@@ -157,14 +164,15 @@ def tokenize(
     return Labelled(tuple(ids), tuple(targets), lengths, truncated, unknown)
 
 
-def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[list[int]]]:
-    """For each example, for each word, its ids (at least one)."""
+def _pieces(examples: Sequence[Example], tokenizer: Tokenizer, unknown: int | None) -> list[list[list[int]]]:
+    """For each example, for each word, its ids: at least one, where the tokenizer has one for what it doesn't know."""
     # Words are encoded one by one, so that none joins its neighbour and each is found again.
     encodings = tokenizer.encode_batch_fast(
         [word for example in examples for word in example.words], add_special_tokens=False
     )
     flat = iter(encodings)
-    return [[next(flat).ids or [SPECIAL_IDS.unk] for _ in example.words] for example in examples]
+    instead = [] if unknown is None else [unknown]
+    return [[next(flat).ids or instead for _ in example.words] for example in examples]
 
 
 def pad(rows: Sequence[npt.NDArray[np.int64]], filler: int) -> npt.NDArray[np.int64]:

@@ -1,0 +1,43 @@
+"""The number formats that an artifact's graph may be in, beside the 32-bit floats that every artifact has."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Precision(StrEnum):
+    """What a graph computes in."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    """8-bit matrix products, for CPUs."""
+    FP16 = "fp16"
+    """16-bit floats, for GPUs."""
+
+
+def graph_file(precision: Precision) -> str:
+    """Name of a precision's graph in the artifact's folder."""
+    return "model.onnx" if precision is Precision.FP32 else f"model_{precision}.onnx"
+
+
+def named(precisions: Iterable[Precision]) -> str:
+    """The precisions of an artifact that has these besides fp32, as in `fp32, int8`."""
+    return ", ".join([Precision.FP32, *(each for each in Precision if each in set(precisions) - {Precision.FP32})])
+
+
+class Measured(BaseModel):
+    """A precision held to fp32, on the examples that the task's metric is of."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    difference: Annotated[float, Field(ge=0)]
+    """Largest difference of an output, as a share of the largest output or of 1."""
+    metric: str = ""
+    """`accuracy`, `macro_f1`, `agreement` or `cosine`; empty where there were no examples."""
+    fp32: float | None = None
+    """Its value for fp32."""
+    value: float | None = None
+    """Its value for this precision."""
+    examples: int = 0

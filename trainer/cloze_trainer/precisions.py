@@ -1,0 +1,74 @@
+"""Graphs in other precisions than fp32: made, measured, and kept where they are accurate enough."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from cloze_api.precision import Measured, Precision, graph_file
+from cloze_api.progress import ExitCode
+from cloze_trainer.console import log
+from cloze_trainer.errors import TrainerError
+from cloze_trainer.half import halve
+from cloze_trainer.quantization import quantize
+from cloze_trainer.trial import Trial, measure
+
+# Without examples: 16-bit floats have eleven bits.
+_LARGEST_DIFFERENCE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of the precisions that were asked for. refused: why each that isn't there is not."""
+
+    measured: dict[Precision, Measured]
+    refused: dict[Precision, str]
+
+
+def add(folder: Path, wanted: Collection[Precision], trial: Trial, max_accuracy_loss: float) -> Added:
+    """Write the graphs beside fp32's. One that loses more than that of the task's metric isn't kept.
+
+    Raises TrainerError when ONNX Runtime can't run one.
+    """
+    reference = folder / graph_file(Precision.FP32)
+    for precision in wanted:
+        onnx.save(_convert(onnx.load(reference), precision), folder / graph_file(precision))
+    graphs = {precision: folder / graph_file(precision) for precision in (Precision.FP32, *wanted)}
+    try:
+        found = measure(trial, graphs, torch.get_num_threads())
+    except Exception as error:  # the library's exceptions share no base class
+        message = f"ONNX Runtime can't run a graph in {' or '.join(wanted)}: {str(error)[:500]}"
+        raise TrainerError("ExportMismatch", message, ExitCode.INTERNAL) from error
+    refused = {
+        precision: why for precision in wanted if (why := verdict(precision, found[precision], max_accuracy_loss))
+    }
+    for precision in wanted:
+        log("precision measured", precision=precision, **found[precision].model_dump(exclude_defaults=True))
+        if precision in refused:
+            (folder / graph_file(precision)).unlink()
+            log("precision left out", precision=precision, why=refused[precision])
+    return Added({precision: found[precision] for precision in wanted if precision not in refused}, refused)
+
+
+def verdict(precision: Precision, measured: Measured, max_accuracy_loss: float) -> str:
+    """Why a precision isn't accurate enough; empty for one that is."""
+    if measured.value is None or measured.fp32 is None:
+        if measured.difference <= _LARGEST_DIFFERENCE:
+            return ""
+        return f"the outputs of {precision} differ from fp32's by {measured.difference:.2g} of their size"
+    loss = measured.fp32 - measured.value
+    if loss <= max_accuracy_loss + 1e-9:
+        return ""
+    return (
+        f"{precision} has {measured.metric} {measured.value:.4f} where fp32 has {measured.fp32:.4f}, on "
+        f"{measured.examples} examples: {100 * loss:.2f} points less, and {100 * max_accuracy_loss:g} are allowed"
+    )
+
+
+def _convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    if precision is Precision.FP16:
+        return halve(model)
+    quantize(model)
+    return model

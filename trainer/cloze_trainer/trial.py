@@ -1,0 +1,120 @@
+"""Graphs of one model in several precisions, held to fp32 on the same examples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from cloze_api.precision import Measured, Precision
+from cloze_api.task import Task
+from cloze_trainer import evaluation
+from cloze_trainer.data.examples import Batch
+from cloze_trainer.data.labelled import IGNORED
+from cloze_trainer.export import INPUTS
+
+Array = npt.NDArray[Any]
+
+METRICS: Final = {
+    Task.SEQUENCE_CLASSIFICATION: "accuracy",
+    Task.TOKEN_CLASSIFICATION: "macro_f1",
+    Task.FILL_MASK: "accuracy",
+    Task.QUESTION_ANSWERING: "agreement",
+    Task.EMBEDDING: "cosine",
+}
+"""What a precision is judged by: `agreement` with fp32 on where answers begin and end, `cosine` between vectors and
+fp32's, for the tasks whose examples have no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What graphs are tried on. inputs, output: the graphs'. labels: of a classifier. examples: 0 for made-up texts."""
+
+    task: Task
+    inputs: Sequence[str]
+    output: str
+    labels: Sequence[str]
+    batches: Sequence[Batch]
+    examples: int
+
+
+def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dict[Precision, Measured]:
+    """Run all graphs, of which one is fp32; the others' figures. Raises what ONNX Runtime raises."""
+    sessions = {precision: _session(path, threads) for precision, path in graphs.items()}
+    largest = 1.0
+    differences = dict.fromkeys(graphs, 0.0)
+    answers: dict[Precision, list[Array]] = {precision: [] for precision in graphs}
+    for batch in trial.batches:
+        given = dict(zip(INPUTS, (batch.ids_BT, batch.mask_BT, batch.segments_BT), strict=True))
+        feed = {name: given[name] for name in trial.inputs}
+        outputs = {precision: session.run([trial.output], feed)[0] for precision, session in sessions.items()}
+        reference = _seen(trial.task, outputs[Precision.FP32], batch)
+        largest = max(largest, float(np.abs(reference).max()))
+        for precision, output in outputs.items():
+            difference = float(np.abs(_seen(trial.task, output, batch) - reference).max())
+            # What isn't a number differs most.
+            differences[precision] = max(differences[precision], difference if difference >= 0 else np.inf)
+            if trial.examples:
+                answers[precision].append(_answers(trial.task, output, batch, outputs[Precision.FP32]))
+    found = {}
+    for precision in graphs.keys() - {Precision.FP32}:
+        measured = Measured(difference=min(differences[precision] / largest, np.finfo(np.float32).max))
+        if trial.examples:
+            figures = {
+                "fp32": _metric(trial, answers[Precision.FP32], answers[Precision.FP32]),
+                "value": _metric(trial, answers[precision], answers[Precision.FP32]),
+            }
+            measured = measured.model_copy(
+                update={"metric": METRICS[trial.task], "examples": trial.examples, **figures}
+            )
+        found[precision] = measured
+    return found
+
+
+def _session(path: Path, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_mem_pattern = False
+    # It warns of what it does itself.
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _seen(task: Task, output: Array, batch: Batch) -> Array:
+    """What isn't padding."""
+    return output if task in (Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING) else output[batch.mask_BT == 1]
+
+
+def _answers(task: Task, output: Array, batch: Batch, reference: Array) -> Array:
+    """What a graph says of each example or place that counts."""
+    match task:
+        case Task.EMBEDDING:
+            lengths_B = np.linalg.norm(output, axis=-1) * np.linalg.norm(reference, axis=-1)
+            cosines_B: Array = (output * reference).sum(-1) / np.maximum(lengths_B, np.finfo(np.float32).tiny)
+            return cosines_B
+        case Task.QUESTION_ANSWERING:
+            visible_BT2 = np.where(batch.mask_BT[:, :, None] == 1, output, -np.inf)
+            places: Array = visible_BT2.argmax(1).reshape(-1)
+            return places
+        case _:
+            assert batch.truth is not None, "the examples of this task have labels"
+            counted = batch.truth != IGNORED
+            return np.stack([output.argmax(-1)[counted], batch.truth[counted]])
+
+
+def _metric(trial: Trial, answers: Sequence[Array], reference: Sequence[Array]) -> float:
+    """The task's metric of what a graph said."""
+    joined = np.concatenate(answers, axis=-1)
+    match trial.task:
+        case Task.EMBEDDING:
+            return float(joined.mean())
+        case Task.QUESTION_ANSWERING:
+            return float((joined == np.concatenate(reference)).mean())
+        case Task.TOKEN_CLASSIFICATION:
+            counts_CC = evaluation.confusion(joined[1], joined[0], len(trial.labels))
+            return evaluation.classification(counts_CC, trial.labels)["macro_f1"]
+        case _:
+            return float((joined[0] == joined[1]).mean())
