@@ -1,0 +1,176 @@
+"""An artifact's graphs besides fp32's: measured on examples, kept when they are accurate enough."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from cloze_api.manifest import Manifest, verify, version_tags
+from cloze_api.names import TAG_PRECISIONS
+from cloze_api.precision import Measured, Precision, graph_file
+from cloze_api.task import Task
+from cloze_trainer import importing, precisions
+from cloze_trainer.errors import InputError
+
+TEXTS = ["Ada Lovelace lived in London.", "hello", "where is it? in a garden", "no."]
+LABELS = ["O", "B-PER", "I-PER"]
+EXAMPLES: dict[Task, list[dict[str, Any]]] = {
+    Task.SEQUENCE_CLASSIFICATION: [{"text": text, "label": LABELS[len(text) % 3]} for text in TEXTS],
+    Task.TOKEN_CLASSIFICATION: [{"tokens": text.split(), "labels": ["O"] * len(text.split())} for text in TEXTS],
+    Task.FILL_MASK: [{"text": text} for text in TEXTS],
+    Task.EMBEDDING: [{"text": text} for text in TEXTS],
+    Task.QUESTION_ANSWERING: [{"question": "who?", "context": text * 3} for text in TEXTS],
+}
+METRICS = {
+    Task.SEQUENCE_CLASSIFICATION: "accuracy",
+    Task.TOKEN_CLASSIFICATION: "macro_f1",
+    Task.FILL_MASK: "accuracy",
+    Task.EMBEDDING: "cosine",
+    Task.QUESTION_ANSWERING: "agreement",
+}
+BOTH = (Precision.INT8, Precision.FP16)
+
+
+def examples(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A file of examples."""
+    path = folder / "examples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def convert(tmp_path: Path, task: Task, **options: Any) -> Manifest:
+    """Import the folder `model`; the verified manifest."""
+    given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []}
+    given |= {"max_accuracy_loss": 1.0} | options
+    importing.run(importing.Asked(folder=tmp_path / "model", output=tmp_path / "artifact", task=task, **given))
+    return verify(tmp_path / "artifact")
+
+
+def outputs(folder: Path, manifest: Manifest, precision: Precision, ids: Any, mask: Any) -> Any:
+    """What a graph gives."""
+    session = onnxruntime.InferenceSession(str(folder / graph_file(precision)), providers=["CPUExecutionProvider"])
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return session.run([manifest.output], {name: given[name] for name in manifest.inputs})[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        *(("bert", task) for task in EXAMPLES),
+        *((family, Task.SEQUENCE_CLASSIFICATION) for family in ("distilbert", "roberta", "modernbert")),
+    ],
+)
+def test_an_answer_is_close_to_fp32s_whatever_stands_beside_it(
+    tmp_path: Path, tiny: Any, family: str, task: Task
+) -> None:
+    """For every architecture and task; the manifest tells how close, on how many examples."""
+    tiny.save(tmp_path / "model", family, task)
+    options = {"pooling": "mean", "normalize": True} if task is Task.EMBEDDING else {}
+    path = examples(tmp_path, EXAMPLES[task])
+    manifest = convert(tmp_path, task, precision=BOTH, examples=path, **options)
+    assert set(manifest.precisions) == set(BOTH)
+    assert version_tags(manifest)[TAG_PRECISIONS] == "fp32, int8, fp16"
+    for precision, tolerance in ((Precision.INT8, 0.3), (Precision.FP16, 0.02)):
+        measured = manifest.precisions[precision]
+        assert 0 < measured.difference < tolerance
+        assert (measured.metric, measured.examples) == (METRICS[task], len(TEXTS))
+        assert measured.fp32 is not None
+        ids = np.array([[2, 7, 9, 8, 12, 3], [2, 11, 3, 0, 0, 0], [2, 6, 6, 6, 6, 3]])
+        mask = np.array([[1] * 6, [1, 1, 1, 0, 0, 0], [1] * 6])
+        together = outputs(tmp_path / "artifact", manifest, precision, ids, mask)
+        alone = outputs(tmp_path / "artifact", manifest, precision, ids[:1], mask[:1])
+        # To what the order of a sum changes, and a value that this moves over the edge to the next integer.
+        np.testing.assert_allclose(together[0], alone[0], atol=2e-3)
+    assert np.abs(manifest.precisions[Precision.INT8].difference) > manifest.precisions[Precision.FP16].difference
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 8-bit graphs forget their weights."""
+
+    def forget(model: onnx.ModelProto) -> int:
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 2:
+                zeros = np.zeros(tensor.dims, np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+        return 1
+
+    monkeypatch.setattr(precisions, "quantize", forget)
+
+
+def test_one_that_is_not_accurate_enough_ends_an_import(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left behind, and the message has the figures."""
+    tiny.save(tmp_path / "model", "bert", Task.EMBEDDING)
+    spoil(monkeypatch)
+    path = examples(tmp_path, EXAMPLES[Task.EMBEDDING])
+    options = {"pooling": "mean", "precision": (Precision.INT8,), "examples": path, "max_accuracy_loss": 0.005}
+    with pytest.raises(InputError, match=r"int8 has cosine .* where fp32 has 1\.0000") as refused:
+        convert(tmp_path, Task.EMBEDDING, **options)
+    assert refused.value.reason == "PrecisionInaccurate"
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_sixteen_bits_need_no_examples(tmp_path: Path, tiny: Any) -> None:
+    """Their outputs are compared on made-up texts; int8's can't be judged so."""
+    tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+    with pytest.raises(InputError, match="--examples"):
+        convert(tmp_path, Task.FILL_MASK, precision=(Precision.INT8,))
+    measured = convert(tmp_path, Task.FILL_MASK, precision=(Precision.FP16,)).precisions[Precision.FP16]
+    assert measured.difference < 0.01
+    assert (measured.metric, measured.value) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "reason"),
+    [
+        ({"precision": ()}, EXAMPLES[Task.SEQUENCE_CLASSIFICATION], "ExamplesUnused"),
+        ({"max_accuracy_loss": 2.0}, EXAMPLES[Task.SEQUENCE_CLASSIFICATION], "LossInvalid"),
+        ({}, [{"text": "hello", "label": "unheard-of"}], "LabelUnknown"),
+        ({}, [], "DatasetEmpty"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, tiny: Any, options: dict[str, Any], rows: list[dict[str, Any]], reason: str
+) -> None:
+    """Before anything is published."""
+    tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
+    given = {"precision": (Precision.INT8,), "examples": examples(tmp_path, rows)} | options
+    with pytest.raises(InputError) as refused:
+        convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **given)
+    assert refused.value.reason == reason
+    assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed", "kept"), [(0.951, 0.005, False), (0.955, 0.005, True), (0.97, 0.0, True), (0.9, 0.1, True)]
+)
+def test_the_gate_is_the_loss_of_the_metric(value: float, allowed: float, kept: bool) -> None:
+    """A gain is no loss, and the bound itself is allowed."""
+    measured = Measured(difference=0.1, metric="accuracy", fp32=0.96, value=value, examples=1000)
+    assert (precisions.verdict(Precision.INT8, measured, allowed) == "") == kept
+
+
+def test_the_command_line_says_what_precisions_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """And reads several."""
+    given = ["model", "--task", "fill-mask", "--name", "x", "--output", "y"]
+    assert importing.parse([*given, "--precision", "int8,fp16"]).precision == BOTH
+    with pytest.raises(SystemExit):
+        importing.parse([*given, "--precision", "int4"])
+    assert "'int4' is none of int8, fp16" in capsys.readouterr().err
+
+
+def test_other_examples_are_another_import(tmp_path: Path, tiny: Any) -> None:
+    """The same command again finds what an earlier one has written; with other examples it isn't that."""
+    tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
+    path = examples(tmp_path, EXAMPLES[Task.SEQUENCE_CLASSIFICATION])
+    options = {"precision": (Precision.INT8,), "examples": path}
+    first = convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **options)
+    assert convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **options) == first
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(InputError, match="something else"):
+        convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **options)
