@@ -6,12 +6,14 @@ import threading
 from dataclasses import replace
 
 from cloze_api.manifest import MANIFEST_FILE
+from cloze_api.precision import Precision
 from cloze_api.task import Task
 from cloze_server import echo, logs
 from cloze_server.cache import Cache
 from cloze_server.dummy import dummy_model
+from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle, Stage
-from cloze_server.model import LOCAL_VERSION, LoadedModel, load_artifact
+from cloze_server.model import LOCAL_VERSION, LoadedModel, check_precision, load_artifact
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
 from cloze_server.settings import Settings
 from cloze_server.source import Trust, fetch, open_folder, registered_digest
@@ -48,6 +50,9 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
     """Fetch, verify and load one of the settings' models. Raises FatalError and StoppedError."""
     match parse_reference(reference):
         case Dummy(task, seconds, given):
+            if settings.precision is not Precision.FP32:
+                message = f"a dummy has no {settings.precision}: leave --precision out"
+                raise FatalError(ExitCode.CONFIGURATION, "PrecisionMissing", message)
             model = dummy_model(task, seconds)
             return replace(model, name=given) if given else model
         case Folder(path, given):
@@ -68,6 +73,7 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
     _log.info("artifact verified", extra=logs.fields(digest=artifact.digest))
     lifecycle.report(Stage.LOADING)
     if artifact.manifest.task is Task.ECHO:
+        check_precision(settings.precision, artifact.manifest)
         return echo.load_artifact(artifact.folder, artifact.manifest, name=name, version=number, digest=artifact.digest)
     return load_artifact(
         artifact.folder,
@@ -76,4 +82,5 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
         version=number,
         digest=artifact.digest,
         threads=max(1, settings.threads // settings.parallel_batches),
+        precision=settings.precision,
     )

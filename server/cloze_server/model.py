@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, Calibration, Embedding, Manifest, SpecialTokens
+from cloze_api.manifest import TOKENIZER_FILE, Calibration, Embedding, Manifest, SpecialTokens
+from cloze_api.precision import Precision, graph_file, named
 from cloze_api.task import Task
 from cloze_server.backend import Backend, OnnxBackend
 from cloze_server.exits import ExitCode, FatalError
@@ -29,7 +30,8 @@ class LoadedModel:
 
     max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. frame: the
     special tokens that it puts around texts. embedding: what an embedding model gives; None for any other. calibration:
-    how a classifier's probabilities are read. faults: what an echo model does wrong on purpose; None for any other.
+    how a classifier's probabilities are read. precision: of the graph. faults: what an echo model does wrong on
+    purpose; None for any other.
     """
 
     name: str
@@ -46,6 +48,7 @@ class LoadedModel:
     backend: Backend = field(repr=False)
     embedding: Embedding | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    precision: Precision = Precision.FP32
     faults: Faults | None = None
 
 
@@ -55,13 +58,25 @@ def identity(model: LoadedModel) -> str:
 
 
 def load_artifact(
-    folder: Path, manifest: Manifest, *, version: str, digest: str, name: str, threads: int
+    folder: Path,
+    manifest: Manifest,
+    *,
+    version: str,
+    digest: str,
+    name: str,
+    threads: int,
+    precision: Precision = Precision.FP32,
 ) -> LoadedModel:
-    """Load a verified artifact. Raises FatalError (ARTIFACT_INVALID) when it can't be run."""
+    """Load a verified artifact.
+
+    Raises FatalError: ARTIFACT_INVALID when it can't be run, CONFIGURATION when it hasn't the precision.
+    """
     started = time.monotonic()
     check_manifest(manifest)
-    if not (folder / ONNX_FILE).is_file():
-        raise _invalid("FileMissing", f"the artifact has no {ONNX_FILE}")
+    check_precision(precision, manifest)
+    graph = folder / graph_file(precision)
+    if not graph.is_file():
+        raise _invalid("FileMissing", f"the artifact has no {graph.name}")
     serialized = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
     try:
         tokenizer = build_tokenizer(serialized)
@@ -71,11 +86,15 @@ def load_artifact(
     check_vocabulary(tokenizer, manifest)
     if manifest.task is Task.QUESTION_ANSWERING and frame.between is None:
         raise _invalid("TokenizerInvalid", "the tokenizer frames a pair of texts with other tokens than a text")
-    backend = OnnxBackend(folder / ONNX_FILE, inputs=manifest.inputs, output=manifest.output, threads=threads)
+    backend = OnnxBackend(graph, inputs=manifest.inputs, output=manifest.output, threads=threads)
     check_graph(backend, manifest)
     _log.info(
         "model loaded",
-        extra=fields(seconds=round(time.monotonic() - started, 3), architecture=manifest.architecture),
+        extra=fields(
+            seconds=round(time.monotonic() - started, 3),
+            architecture=manifest.architecture,
+            precision=precision.value,
+        ),
     )
     return LoadedModel(
         name=name,
@@ -92,7 +111,19 @@ def load_artifact(
         backend=backend,
         embedding=manifest.embedding,
         calibration=manifest.calibration or Calibration(),
+        precision=precision,
     )
+
+
+def check_precision(precision: Precision, manifest: Manifest) -> None:
+    """Whether the artifact has a graph in this precision. Raises FatalError (CONFIGURATION)."""
+    if precision is not Precision.FP32 and precision not in manifest.precisions:
+        message = (
+            f"the artifact of {manifest.name} has the precisions {named(manifest.precisions)}, not {precision}: serve "
+            "one that it has, or make an artifact with this one (cloze-train import --precision, or a FineTuneJob's "
+            "spec.export.precisions)"
+        )
+        raise FatalError(ExitCode.CONFIGURATION, "PrecisionMissing", message)
 
 
 def check_manifest(manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Send
 
+from cloze_api.precision import Precision
 from cloze_api.task import Task
 from cloze_server import paths
 from cloze_server.hosting import Hosted, Refusal, Room
@@ -33,6 +34,7 @@ class ModelDescription(BaseModel):
     digest: str
     task: Task
     architecture: str
+    precision: Precision
     labels: list[str]
     max_length: int
     route: str
@@ -121,6 +123,7 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
                 digest=model.digest,
                 task=model.task,
                 architecture=model.architecture,
+                precision=model.precision,
                 labels=model.labels,
                 max_length=model.max_length,
                 route=paths.TASK_PATHS[model.task],

@@ -171,7 +171,7 @@ class Service:
         self._check_size(request)
         asked = request.model_dump_json(exclude=_NOT_ASKED)
         models = [self.model, *([fallback.model] if fallback else [])]
-        named = [part for model in models for part in (model.name, model.version, model.digest)]
+        named = [part for model in models for part in (model.name, model.version, model.digest, model.precision)]
         key = key_of(tenant, *named, type(request).__name__, asked)
         timing.cached = "miss"
         reply, timing.cached = await self._replies.get(key, lambda: self._make(request, timing, fallback))

@@ -18,6 +18,7 @@ from cloze_api.names import (
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
+    ENV_PRECISION,
     ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
@@ -25,6 +26,7 @@ from cloze_api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
 )
+from cloze_api.precision import Precision
 from cloze_server import cpus, fallbacks, paths, segments
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.exits import ExitCode, FatalError
@@ -54,6 +56,7 @@ class Settings:
     # All addresses: in a pod the network policy, not the bind address, decides who may connect.
     host: str = "0.0.0.0"  # noqa: S104
     port: int = SERVER_PORT
+    precision: Precision = Precision.FP32
     threads: int = field(default_factory=cpus.available)
     parallel_batches: int = 1
     max_batch_tokens: int = _RUNTIME.max_batch_tokens
@@ -147,6 +150,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("host", "CLOZE_LISTEN_HOST", str, "address to listen on"),
     Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0, 65_535),
+    Flag("precision", ENV_PRECISION, Precision, f"of the graph, if the artifact has it: {', '.join(Precision)}"),
     Flag("threads", ENV_THREADS, int, "compute threads; as many as the process may use CPUs when absent", 1, 1024),
     Flag("parallel_batches", "CLOZE_PARALLEL_BATCHES", int, "batches at the same time, which share the threads", 1, 64),
     Flag("max_batch_tokens", ENV_MAX_BATCH_TOKENS, int, "padded tokens in one batch", 1, _COUNT_MAX),
@@ -245,6 +249,8 @@ _DEFAULTS = {each.name: None if each.default is MISSING else each.default for ea
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 _ADDRESS = re.compile(r"https?://[^\s/]+\S*")
+# What a text that can't be read should have been; otherwise a number.
+_KINDS = {int: "a whole number", _switch: "true or false", Precision: f"one of {', '.join(Precision)}"}
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -352,7 +358,7 @@ def _value(flag: Flag, text: str, origin: str) -> Any:
     try:
         value = flag.parse(text)
     except ValueError as error:
-        kind = {int: "a whole number", _switch: "true or false"}.get(flag.parse, "a number")
+        kind = _KINDS.get(flag.parse, "a number")
         raise _invalid(f"{origin} is {text!r}: give {kind}") from error
     if flag.minimum is not None and not value >= flag.minimum:
         raise _invalid(f"{origin} is {text}: give {flag.minimum:g} or more")

@@ -23,6 +23,7 @@ _SETTINGS = frozenset(
         "verify_key",
         "mlflow_uri",
         "cache",
+        "precision",
         "threads",
         "parallel_batches",
         "max_batch_tokens",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, Protocol
 
+from cloze_api.precision import Precision
 from cloze_server import logs
 from cloze_server.batch.journal import Journal, Progress
 from cloze_server.batch.jsonl import JsonLines
@@ -183,6 +184,8 @@ def _identity(options: Options, model: LoadedModel, state: dict[str, Any]) -> di
     return {
         "input": {"uri": options.input, **state},
         "model digest": model.digest,
+        # Left out for fp32, which runs of an older server were all of.
+        **({} if model.precision is Precision.FP32 else {"precision": model.precision}),
         "parameters": options.parameters,
         "fields": [columns.text, columns.question, columns.context, columns.id, *columns.added],
         "max characters": options.settings.max_characters,
