@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import Field
 
 from cloze_api.names import CANDIDATE_ALIAS, PROMOTED_ALIAS
+from cloze_api.precision import Precision
 from cloze_api.quantity import quantity
 from cloze_api.rollout import (
     Autoscaling,
@@ -60,6 +61,8 @@ class Runtime(Schema):
     """Serving image; the operator's default when absent."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Compute threads of one replica; give the pod as many CPUs."""
+    precision: Precision = Precision.FP32
+    """Of the model's graph; the version must have been made with it. Another one is tried as a canary."""
     max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     """Padded tokens in one batch."""
     max_queue_tokens: Annotated[int, Field(ge=16, le=16_777_216)] = 65_536

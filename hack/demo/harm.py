@@ -114,7 +114,9 @@ def spoil(artifact: Path, version: str, what: str, change: Change) -> str:
         trainer_version=manifest.lineage.trainer_version,
     )
     # Nobody has evaluated it.
-    changed = manifest.model_copy(update={"files": digest_files(artifact), "lineage": lineage, "evaluation": {}, "precisions": {}})
+    changed = manifest.model_copy(
+        update={"files": digest_files(artifact), "lineage": lineage, "evaluation": {}, "precisions": {}}
+    )
     return write_manifest(artifact, changed)
 
 

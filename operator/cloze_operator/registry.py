@@ -5,7 +5,16 @@ from typing import Any, Final
 
 import httpx
 
-from cloze_api.names import TAG_DIGEST, TAG_JOB_UID, TAG_LABELS, TAG_QUARANTINED, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
+from cloze_api.names import (
+    TAG_DIGEST,
+    TAG_JOB_UID,
+    TAG_LABELS,
+    TAG_PRECISIONS,
+    TAG_QUARANTINED,
+    TAG_SCHEMA,
+    TAG_TASK,
+    TAG_TOKENIZER,
+)
 from cloze_operator.cluster import unfenced
 from cloze_operator.decide.answers import NotFound, Unavailable, Version
 from cloze_operator.decide.verdict import AliasMove, TagChange
@@ -139,5 +148,11 @@ def _version(entry: Mapping[str, Any]) -> Version:
         tags.get(TAG_DIGEST, ""),
         entry.get("run_id") or "",
         tags.get(TAG_QUARANTINED, ""),
-        Facts(tags.get(TAG_TASK, ""), tags.get(TAG_SCHEMA, ""), tags.get(TAG_TOKENIZER, ""), tags.get(TAG_LABELS, "")),
+        Facts(
+            task=tags.get(TAG_TASK, ""),
+            schema=tags.get(TAG_SCHEMA, ""),
+            tokenizer=tags.get(TAG_TOKENIZER, ""),
+            labels=tags.get(TAG_LABELS, ""),
+            precisions=tags.get(TAG_PRECISIONS, ""),
+        ),
     )

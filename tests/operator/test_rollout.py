@@ -683,6 +683,29 @@ def test_a_version_that_clients_could_not_understand_is_blocked(
     assert world.condition("Progressing") == ("False", reason)
 
 
+def test_another_precision_is_tried_as_a_canary_where_the_version_has_it(start: Start) -> None:
+    """As any other setting of the server; one that it hasn't is blocked before a pod is made."""
+    world = start(facts={"1": Facts(precisions="fp32, int8")})
+    usual = world.spec
+    world.spec = {**usual, "runtime": {"precision": "fp16"}}
+    world.after(30)
+    assert (world.condition("Progressing"), world.state) == (("False", "PrecisionMissing"), "Blocked")
+    assert world.record.canary == ""
+    world.spec = {**usual, "runtime": {"precision": "int8"}}
+    world.settle()
+    assert world.record.canary
+    world.after(400)
+    assert (world.ended[-1], world.record.canary) == ("promoted", "")
+
+
+def test_where_nobody_says_what_precisions_there_are_one_is_tried(start: Start) -> None:
+    """Versions of a former trainer have no tag for it; their servers know."""
+    world = start()
+    world.spec = {**world.spec, "runtime": {"precision": "int8"}}
+    world.settle()
+    assert world.record.canary
+
+
 def test_a_blocked_version_in_mid_canary_withdraws_the_canary(start: Start) -> None:
     """It isn't asked for any more, so it mustn't get promoted."""
     world = start(facts={"3": Facts(schema="2")})

@@ -203,6 +203,16 @@ def test_pods_run_where_the_spec_says(server: Callable[..., Document]) -> None:
     assert not {"nodeSelector", "priorityClassName", "tolerations"} & pod(server()).keys()
 
 
+def test_servers_are_told_another_precision_than_the_usual_one(server: Callable[..., Document]) -> None:
+    """fp32 isn't said: pods of a former Cloze would be replaced for it."""
+
+    def told(**runtime: Any) -> str | None:
+        env = pod(server(runtime=runtime))["containers"][0]["env"]
+        return next((entry["value"] for entry in env if entry["name"] == "CLOZE_PRECISION"), None)
+
+    assert (told(precision="int8"), told(precision="fp32"), told()) == ("int8", None, None)
+
+
 def test_digest_ignores_the_number_of_pods(server: Callable[..., Document]) -> None:
     """A step or an autoscaler makes no other Deployment; other resources do."""
 
@@ -237,6 +247,7 @@ def revision(resource: Make) -> Callable[..., Revision]:
         {"runtime": {"threads": 2}},
         {"runtime": {"timeoutSeconds": 20}},
         {"runtime": {"maxBatchTokens": 4096}},
+        {"runtime": {"precision": "int8"}},
     ],
 )
 def test_what_runs_names_the_revision(revision: Callable[..., Revision], change: Document) -> None:
@@ -251,6 +262,7 @@ def test_what_runs_names_the_revision(revision: Callable[..., Revision], change:
         {"platform": replace(PLATFORM, tracking_uri="http://other", train_image="train:2")},
         {"runtime": {"image": "serve:1"}},
         {"runtime": {"threads": 1}},
+        {"runtime": {"precision": "fp32"}},
         {"replicas": 9},
         {"drainSeconds": 90},
         {"resources": {"limits": {"memory": "2Gi"}}},
@@ -294,8 +306,14 @@ def test_controller_revision(revision: Callable[..., Revision], resource: Make) 
         "data": {
             "model": {"name": "spam", "version": "3", "digest": DIGEST},
             "image": "serve:1",
-            "runtime": {"threads": 2, "maxBatchTokens": 2048, "maxQueueTokens": 65536, "timeoutSeconds": 30},
-            "facts": {"task": "fill-mask", "schema": "", "tokenizer": "t", "labels": ""},
+            "runtime": {
+                "threads": 2,
+                "precision": "fp32",
+                "maxBatchTokens": 2048,
+                "maxQueueTokens": 65536,
+                "timeoutSeconds": 30,
+            },
+            "facts": {"task": "fill-mask", "schema": "", "tokenizer": "t", "labels": "", "precisions": ""},
         },
     }
     again = read_revision(manifest)

@@ -18,6 +18,10 @@ def obstacle(snapshot: ServingSnapshot, target: str) -> tuple[str, str] | None:
     if new.schema and new.schema != str(SCHEMA_VERSION):
         text = f"the manifest of {name} has schema version {new.schema}, this Cloze knows {SCHEMA_VERSION}: upgrade it"
         return "ManifestSchemaUnknown", text
+    precision = tried.revision.runtime.precision
+    if new.precisions and precision not in new.precisions.split(", "):
+        text = f"{name} has the precisions {new.precisions}, not {precision}: change spec.runtime.precision, or make a "
+        return "PrecisionMissing", f"{text}version with it (spec.export.precisions of a FineTuneJob)"
     if old.task and new.task and old.task != new.task:
         text = f"{name} is for {new.task}, and {old.task} is served: make a ModelDeployment of its own for it"
         return "TaskMismatch", text

@@ -203,6 +203,7 @@ _ROLLOUT_STATES = {
     **dict.fromkeys(
         (
             "ManifestSchemaUnknown",
+            "PrecisionMissing",
             "TaskMismatch",
             "LabelSchemaMismatch",
             "TokenizerMismatch",

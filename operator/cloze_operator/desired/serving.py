@@ -14,6 +14,7 @@ from cloze_api.names import (
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
+    ENV_PRECISION,
     ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
@@ -23,6 +24,7 @@ from cloze_api.names import (
     SERVER_PORT,
     TERMINATION_LOG,
 )
+from cloze_api.precision import Precision
 from cloze_api.resources import ModelDeployment
 from cloze_api.rollout import Scheduling
 from cloze_operator.desired.metadata import (
@@ -136,6 +138,8 @@ def _container(
         ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
         ENV_DEPLOYMENT: owner["metadata"]["name"],
         ENV_REVISION: revision.name,
+        # Not for fp32: servers that run must not be replaced by an upgrade that adds a variable.
+        **({} if runtime.precision is Precision.FP32 else {ENV_PRECISION: runtime.precision.value}),
         # Public, and the same in all namespaces: a ConfigMap would have to be copied into each.
         **({ENV_VERIFY_KEY: " ".join(platform.verify_keys)} if platform.verify_keys else {}),
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
