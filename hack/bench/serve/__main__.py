@@ -1,4 +1,4 @@
-"""Our server beside its peers: python hack/bench/serve {compare,limit,latency,overhead,footprint} --help
+"""Our server beside its peers: python hack/bench/serve {compare,limit,latency,overhead,footprint,precision} --help
 
 Everybody gets the same graph, tokenizer, texts and threads, one after the other on the same machine, again and again in
 turn, and must give the same answers. Figures are medians over the rounds, with the lowest and the highest.
@@ -7,26 +7,28 @@ turn, and must give the same answers. Figures are medians over the rounds, with 
 import argparse
 from pathlib import Path
 
-from artifacts import SIZES, artifact
+from artifacts import SIZES, SPAM, artifact
 from compare import compare
 from footprint import footprint
 from latency import latency
 from limit import limit
 from overhead import overhead
+from precision import precision
 from servers import PEER_SERVERS
 from workload import mails
 
 _CONNECTIONS = (1, 4, 16, 64)
+_ALL = 1_000_000
 
 
 def _artifact(name: str) -> Path:
-    return artifact(name) if name in SIZES else Path(name).resolve()
+    return artifact(name) if name in (*SIZES, SPAM) else Path(name).resolve()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python hack/bench/serve", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, dest="command")
-    for function in (compare, limit, latency, footprint, overhead):
+    for function in (compare, limit, latency, footprint, overhead, precision):
         command = commands.add_parser(function.__name__, help=str(function.__doc__))
         command.set_defaults(run=function)
         command.add_argument("--rounds", type=int, default=3)
@@ -34,7 +36,11 @@ def _parser() -> argparse.ArgumentParser:
         if function is overhead:
             continue
         what = f"{' or '.join(SIZES)}, or the folder of a text classifier's artifact"
-        command.add_argument("artifact", type=_artifact, help=what)
+        if function is precision:
+            what = f"{SPAM} (the default), or the folder of a text classifier's artifact with int8"
+            command.add_argument("artifact", type=_artifact, nargs="?", default=SPAM, help=what)
+        else:
+            command.add_argument("artifact", type=_artifact, help=what)
         command.add_argument("--threads", type=int, default=2, help="compute threads of everybody (default 2)")
         if function is compare:
             command.add_argument("--peers", nargs="+", choices=list(PEER_SERVERS), default=list(PEER_SERVERS))
@@ -49,7 +55,8 @@ def main() -> None:
     given.pop("command")
     run = given.pop("run")
     if "artifact" in given:
-        given["work"] = mails(given["artifact"])
+        # Figures of accuracy are of all mails.
+        given["work"] = mails(given["artifact"], *([_ALL] if run is precision else []))
     run(**given)
 
 

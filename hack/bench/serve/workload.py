@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,10 +14,14 @@ MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class Workload:
-    """Texts of at most `MAX_LENGTH` tokens, and their tokens as the model reads them, special tokens included."""
+    """Texts of at most `MAX_LENGTH` tokens, their tokens as the model reads them, special tokens included.
+
+    labels: what they are, where it is known.
+    """
 
     texts: list[str]
     ids: list[list[int]]
+    labels: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -25,17 +29,23 @@ class Workload:
         return [len(each) for each in self.ids]
 
 
-def mails(artifact: Path, count: int = 500) -> Workload:
-    """Mails of the demo's test part, all over their file."""
+def data(name: str) -> Path:
+    """One of the demo's files, fetched when it is missing."""
     command = [sys.executable, str(ROOT / "hack" / "demo"), "data"]
     folder = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
-    lines = (Path(folder) / "spam-test.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [str(json.loads(line)["text"]) for line in lines[:: max(1, len(lines) // count)]][:count]
+    return Path(folder) / name
+
+
+def mails(artifact: Path, count: int = 500) -> Workload:
+    """Mails of the demo's test part, all over their file."""
+    lines = data("spam-test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:: max(1, len(lines) // count)]][:count]
+    texts = [str(row["text"]) for row in rows]
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     texts = [_cut(tokenizer, text) for text in texts]
-    return Workload(texts, [encoding.ids for encoding in tokenizer.encode_batch(texts)])
+    return Workload(texts, [encoding.ids for encoding in tokenizer.encode_batch(texts)], [row["label"] for row in rows])
 
 
 def _cut(tokenizer: Tokenizer, text: str) -> str:
