@@ -2,19 +2,26 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
+from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import Manifest, verify, version_tags
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.task import Task
-from cloze_trainer import importing, precisions
+from cloze_trainer import artifact, finetune, importing, precisions
+from cloze_trainer.base import BaseModel
+from cloze_trainer.data.labelled import Labelled
 from cloze_trainer.errors import InputError
+from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.model import EncoderConfig, build
 
 TEXTS = ["Ada Lovelace lived in London.", "hello", "where is it? in a garden", "no."]
 LABELS = ["O", "B-PER", "I-PER"]
@@ -144,6 +151,87 @@ def test_what_cannot_be_measured_is_refused(
         convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **given)
     assert refused.value.reason == reason
     assert not (tmp_path / "artifact").exists()
+
+
+class Tuned:
+    """A fine-tuning that is done: a random model of texts, and the folder of what it was made from."""
+
+    CONFIG = EncoderConfig(
+        vocab_size=60, layers=1, hidden_size=32, heads=2, intermediate_size=64, max_length=16, dropout=0
+    )
+
+    def __init__(self, folder: Path, **export: Any) -> None:
+        spec = {
+            "base": {"model": {"name": "x", "version": "1"}},
+            "task": "sequence-classification",
+            "dataset": {"train": "file:///a", "test": "file:///b"},
+            "registry": {"name": "x"},
+            "export": export,
+        }
+        self.spec = FineTuneJobSpec.model_validate(spec)
+        random = np.random.default_rng(0)
+        lengths = random.integers(4, 16, size=9)
+        part = Labelled(
+            tuple(random.integers(5, 60, size=length) for length in lengths),
+            tuple(random.integers(0, 2, size=1) for _ in lengths),
+            lengths,
+            0,
+            0,
+        )
+        for name in ("train", "test"):
+            finetune._save(folder, name, part)
+        (folder / "dataset.json").write_text(json.dumps({"labels": ["ham", "spam"], "max_length": 16}))
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text("{}")
+        manifest: Any = SimpleNamespace(lowercase=True)
+        base = BaseModel(folder, "x/1", "sha256:0", manifest, self.CONFIG)
+        self.workload = FineTuning(self.spec, PreparedDataset(folder, base, {}), torch.device("cpu"))
+        self.model = build(self.workload.task, self.CONFIG, 2)
+        self.run: Any = SimpleNamespace(
+            job=SimpleNamespace(spec=self.spec),
+            artifact=folder / "artifact",
+            label="a/b",
+            identity="u",
+            kind="FineTuneJob",
+        )
+
+    def publish(self) -> Manifest:
+        """As the worker does after the training."""
+        artifact.write(self.run, self.workload, self.model, {"accuracy": 0.5}, {})
+        return verify(self.run.artifact)
+
+
+def test_a_fine_tuning_publishes_the_precisions_that_it_is_asked_for(tmp_path: Path) -> None:
+    """Tried on the evaluation's examples; its figures go where fp32's are."""
+    tuned = Tuned(tmp_path, precisions=["int8", "fp16"], maxAccuracyLoss=1)
+    manifest = tuned.publish()
+    assert {*manifest.precisions} == set(BOTH)
+    assert manifest.precisions[Precision.INT8].examples == 9
+    assert manifest.evaluation["accuracy_int8"] == manifest.precisions[Precision.INT8].value
+    assert artifact.left_out(tuned.run, manifest) == ""
+    ids = np.array([[2, 7, 9, 8, 12, 3]])
+    fp32, int8 = (
+        outputs(tuned.run.artifact, manifest, each, ids, ids * 0 + 1) for each in (Precision.FP32, Precision.INT8)
+    )
+    np.testing.assert_allclose(int8, fp32, atol=0.05)
+    assert not np.array_equal(int8, fp32)
+
+
+def test_a_fine_tuning_goes_on_without_one_that_is_not_accurate_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The artifact has the others, and the outcome says which is missing."""
+    monkeypatch.setattr(precisions, "verdict", lambda precision, *_: "bad" if precision is Precision.INT8 else "")
+    tuned = Tuned(tmp_path, precisions=["int8", "fp16"])
+    manifest = tuned.publish()
+    assert {*manifest.precisions} == {Precision.FP16}
+    assert graph_file(Precision.INT8) not in manifest.files
+    assert "without int8" in artifact.left_out(tuned.run, manifest)
+
+
+def test_a_fine_tuning_makes_fp32_alone_where_nothing_else_is_asked_for(tmp_path: Path) -> None:
+    """As before."""
+    assert Tuned(tmp_path).publish().precisions == {}
 
 
 @pytest.mark.parametrize(

@@ -271,9 +271,11 @@ def finetune(folder: Path, **spec: Any) -> dict[str, Any]:
 def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
     """From the registered encoder to a registered classifier that names its base and answers in transformers."""
     trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
-    assert trainer.run(finetune(tmp_path)) == 0, trainer.log
+    assert trainer.run(finetune(tmp_path, export={"precisions": ["int8"], "maxAccuracyLoss": 1})) == 0, trainer.log
     manifest = verify(trainer.artifact)
     assert manifest.labels == ["ham", "spam"]
+    assert manifest.precisions["int8"].fp32 == manifest.evaluation["accuracy"]
+    assert manifest.precisions["int8"].value == manifest.evaluation["accuracy_int8"]
     assert manifest.lineage.base == "small/1"
     assert manifest.lineage.base_digest == undisturbed.outcome["modelDigest"]
     model = AutoModelForSequenceClassification.from_pretrained(trainer.artifact).eval()
@@ -282,7 +284,8 @@ def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Traine
         logits_BC = model(**tokenizer([text for text, _ in SPAM + HAM], return_tensors="pt", padding=True)).logits
     right = (logits_BC.argmax(dim=-1) == torch.tensor([1, 1, 0, 0])).float().mean()
     assert manifest.evaluation["accuracy"] == pytest.approx(float(right))
-    assert len(versions(mlflow, "filter")) == 1
+    (version,) = versions(mlflow, "filter")
+    assert {tag["key"]: tag["value"] for tag in version["tags"]}["cloze.dev/precisions"] == "fp32, int8"
 
 
 def test_token_classifier_is_published_with_a_score_for_each_label(
