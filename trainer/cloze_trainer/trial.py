@@ -78,6 +78,8 @@ def _session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False
+    # Each graph has threads, of which only one graph's have work.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # It warns of what it does itself.
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
