@@ -1,4 +1,4 @@
-"""Our server beside its peers: python hack/bench/serve {compare,limit,latency,overhead,footprint,precision} --help
+"""Our server beside its peers: python hack/bench/serve COMMAND --help
 
 Everybody gets the same graph, tokenizer, texts and threads, one after the other on the same machine, again and again in
 turn, and must give the same answers. Figures are medians over the rounds, with the lowest and the highest.
@@ -14,6 +14,7 @@ from latency import latency
 from limit import limit
 from overhead import overhead
 from precision import precision
+from runtimes import runtimes
 from servers import PEER_SERVERS
 from workload import mails
 
@@ -28,7 +29,7 @@ def _artifact(name: str) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python hack/bench/serve", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, dest="command")
-    for function in (compare, limit, latency, footprint, overhead, precision):
+    for function in (compare, limit, runtimes, latency, footprint, overhead, precision):
         command = commands.add_parser(function.__name__, help=str(function.__doc__))
         command.set_defaults(run=function)
         command.add_argument("--rounds", type=int, default=3)

@@ -1,7 +1,6 @@
 """Through HTTP, over what the machine can do at most."""
 
 import itertools
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import onnxruntime
 import servers
 from measure import Spread
+from runtimes import sorted_batches
 from workload import Workload
 
 _BUDGETS = (512, 1024, 2048)
@@ -27,13 +27,7 @@ def raw_loop(artifact: Path, work: Workload, threads: int, budget: int) -> Calla
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(artifact / "model.onnx", options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    batches: list[list[list[int]]] = [[]]
-    for ids in sorted(work.ids, key=len):
-        if batches[-1] and (len(batches[-1]) + 1) * len(ids) > budget:
-            batches.append([])
-        batches[-1].append(ids)
-    # A few seconds must see every length.
-    random.Random(0).shuffle(batches)  # noqa: S311 - an order
+    batches = sorted_batches(work, budget)
     feeds: Iterator[tuple[int, dict[str, Any]]] = itertools.cycle([_feed(batch, names) for batch in batches])
 
     def run(seconds: float) -> float:
