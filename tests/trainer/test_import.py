@@ -314,6 +314,13 @@ def modules(*kinds: str) -> Callable[[Path], None]:
         ),
         (
             Task.SEQUENCE_CLASSIFICATION,
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            {},
+            "PickleRefused",
+            "safetensors",
+        ),
+        (
+            Task.SEQUENCE_CLASSIFICATION,
             lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
             {},
             "WeightsInvalid",

@@ -136,6 +136,8 @@ def _model(checkpoint: Checkpoint) -> Any:
         model, found = classes[checkpoint.task].from_pretrained(
             checkpoint.folder,
             local_files_only=True,
+            # Of a folder with both, nothing pickled is read.
+            use_safetensors=True,
             dtype=torch.float32,
             # Traces to fewer nodes, and the runtime fuses them.
             attn_implementation="eager",

@@ -82,6 +82,10 @@ def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize:
     """
     if not folder.is_dir():
         raise InputError("FolderMissing", f"{folder} isn't a folder: give one in Hugging Face's format")
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        # Weights that were pickled run code when they are loaded.
+        message = f"the weights of {folder} are pickled, and loading them could run anything"
+        raise InputError("PickleRefused", f"{message}: save them as safetensors where they come from")
     if not (folder / CONFIG_FILE).is_file():
         raise InputError("ConfigMissing", f"{folder} has no {CONFIG_FILE}: it isn't a model in Hugging Face's format")
     config = _object(folder / CONFIG_FILE)

@@ -20,7 +20,7 @@ _BUDGET_PER_THREAD = 256
 
 
 def sorted_batches(work: Workload, budget: int) -> list[list[list[int]]]:
-    """Batches of texts of about one length under a budget of padded tokens, in an order in which any few show all lengths."""
+    """Batches under a budget of padded tokens, each of texts of about one length, in an order that mixes lengths."""
     batches: list[list[list[int]]] = [[]]
     for ids in sorted(work.ids, key=len):
         if batches[-1] and (len(batches[-1]) + 1) * len(ids) > budget:

@@ -1,7 +1,5 @@
-"""One way to run a graph, alone in its process: each line of standard input is a number of seconds to run for, each line
-of standard output says what came of it.
-
-The first line of the output holds the outputs of the first batch.
+"""One way to run a graph, alone in its process: a line of standard input is a number of seconds to run for, and is
+answered with the tokens a second. The first line of the output holds the outputs of the first batch.
 """
 
 import itertools
@@ -19,10 +17,10 @@ Run = Callable[[dict[str, Any]], Any]
 
 
 def _onnxruntime(graph: Path, threads: int, *, spinning: bool, fused: bool) -> Run:
-    import onnxruntime
+    import onnxruntime  # noqa: PLC0415 - not in the other's environment
 
     if fused:
-        from onnxruntime.transformers.optimizer import optimize_model
+        from onnxruntime.transformers.optimizer import optimize_model  # noqa: PLC0415 - needs onnx
 
         config = json.loads((graph.parent / "config.json").read_text(encoding="utf-8"))
         model = optimize_model(
@@ -46,7 +44,7 @@ def _onnxruntime(graph: Path, threads: int, *, spinning: bool, fused: bool) -> R
 
 
 def _openvino(graph: Path, threads: int, *, precision: str) -> Run:
-    import openvino
+    import openvino  # noqa: PLC0415 - not in the other's environment
 
     core = openvino.Core()
     settings = {
