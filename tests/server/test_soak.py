@@ -24,6 +24,8 @@ SECONDS = float(os.environ.get("CLOZE_SOAK_SECONDS", "60"))
 SHORT_SECONDS = 20.0
 CLIENTS = 6
 GROWTH_BYTES = 10 << 20
+# On a machine that does other work as well, the longest request takes its time.
+PATIENCE_SECONDS = 120
 ROUTES = {
     "/v1/classify": "inputs",
     "/v1/token-classify": "inputs",
@@ -47,7 +49,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """On a connection of its own, but for those that it leaves."""
-        with httpx.Client(base_url=self._url, timeout=30) as client:
+        with httpx.Client(base_url=self._url, timeout=PATIENCE_SECONDS) as client:
             while not self._stopped.is_set():
                 self.asked += 1
                 kind = self._random.random()
@@ -108,7 +110,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
     [
         # Caches and arenas are full after some ten seconds, whatever the length.
         (SHORT_SECONDS, 1 / 2),
-        pytest.param(SECONDS, 1 / 6, marks=[pytest.mark.full, pytest.mark.timeout(SECONDS + 300)]),
+        pytest.param(SECONDS, 1 / 6, marks=[pytest.mark.full, pytest.mark.timeout(SECONDS + 600)]),
     ],
 )
 def test_what_a_server_takes_does_not_grow(
@@ -122,6 +124,7 @@ def test_what_a_server_takes_does_not_grow(
     folder = given or artifacts(Task.SEQUENCE_CLASSIFICATION).folder
     options = ["--model", f"sequence={folder}", "--model", "token=dummy:token-classification"]
     options += ["--model", "embedding=dummy:embedding", "--model", "echo=dummy:echo", "--cache-bytes", str(4 << 20)]
+    options += ["--timeout-seconds", str(PATIENCE_SECONDS), "--drain-seconds", str(PATIENCE_SECONDS)]
     server = start_server(*options)
     server.wait_for_event("ready")
     pid = server.process.pid
@@ -141,7 +144,7 @@ def test_what_a_server_takes_does_not_grow(
         assert all(client.is_alive() for client in clients)
     stop.set()
     for client in clients:
-        client.join(60)
+        client.join(PATIENCE_SECONDS)
     assert [line for client in clients for line in client.strange] == []
     early, late = int(len(memory) * until_warm), len(memory) - 5
     # Of a few each: bodies come and go.
