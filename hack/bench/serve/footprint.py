@@ -1,5 +1,6 @@
-"""How soon a server answers, and the memory that it takes."""
+"""How soon a server answers, and the memory and the disk that it takes."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -25,8 +26,14 @@ def resident_mib(process: int) -> float:
     return total / 1024
 
 
+def installed_mib(server: servers.Server) -> float:
+    """Size of its packages with all that they need, without Python itself."""
+    command = [server.python(), str(servers.PEERS / "installed.py"), *server.packages]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / (1 << 20)
+
+
 def footprint(artifact: Path, work: Workload, *, threads: int, rounds: int, seconds: float) -> None:
-    """Seconds from the start until a server is ready, and its memory after a load of eight connections."""
+    """Seconds until a server is ready, its memory after a load of eight connections, and the size of its packages."""
     rows = []
     for server in (servers.ours(threads), *(make(DEFAULT_BATCH[name]) for name, make in PEER_SERVERS.items())):
         starts, memory = [], []
@@ -36,5 +43,5 @@ def footprint(artifact: Path, work: Workload, *, threads: int, rounds: int, seco
                 starts.append(time.monotonic() - began)
                 measure.load(server, work, connections=8, seconds=seconds)
                 memory.append(resident_mib(process))
-        rows.append((server.name, Spread(tuple(starts)), Spread(tuple(memory))))
-    measure.table(("server", "ready after, s", "memory after load, MiB"), rows)
+        rows.append((server.name, Spread(tuple(starts)), Spread(tuple(memory)), Spread((installed_mib(server),))))
+    measure.table(("server", "ready after, s", "memory after load, MiB", "packages, MiB"), rows)

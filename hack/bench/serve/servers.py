@@ -30,9 +30,13 @@ Command = Callable[[Path, Path], list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One server. python: the interpreter of its environment. answer: a reply's likeliest label and its probability."""
+    """One server. answer: a reply's likeliest label and its probability. packages: what has to be installed for it.
+    python: the interpreter that has them.
+    """
 
     name: str
+    packages: tuple[str, ...]
+    python: Callable[[], str] = lambda: sys.executable
     command: Command
     path: str
     body: Callable[[str], dict[str, Any]]
@@ -68,6 +72,7 @@ def ours(
 ) -> Server:
     """Cloze's server, from this checkout. model: another one than the artifact."""
     return Server(
+        packages=("cloze-mlops[serve]",),
         name=name or (f"cloze, {parallel} batches at the same time" if parallel > 1 else "cloze"),
         command=lambda artifact, _: [
             *(sys.executable, "-m", "cloze_server.main", "--model", model or str(artifact), "--host", "127.0.0.1"),
@@ -94,6 +99,7 @@ def starlette() -> Server:
     """An echo that does nothing else."""
     return Server(
         name="bare Starlette echo",
+        packages=("starlette", "uvicorn"),
         command=lambda *_: [
             *(sys.executable, "-m", "uvicorn", "--app-dir", str(PEERS), "--port", str(PORT)),
             *("--log-level", "error", "--no-access-log", "starlette_app:app"),
@@ -108,6 +114,7 @@ def fastapi(_: int = 0) -> Server:
     """A transformers pipeline in FastAPI."""
     return Server(
         name="fastapi+pipeline",
+        packages=("fastapi", "uvicorn", "torch", "transformers"),
         command=lambda *_: [
             *(sys.executable, "-m", "uvicorn", "--app-dir", str(PEERS), "--port", str(PORT)),
             *("--log-level", "error", "fastapi_app:app"),
@@ -124,6 +131,8 @@ def litserve(batch: int = 32) -> Server:
     workers = {"BENCH_WORKERS": "2", "BENCH_THREADS": "1"} if batch == 0 else {}
     return Server(
         name=f"litserve batch {batch}" if batch else "litserve batch 1, 2 workers",
+        packages=("litserve", "onnxruntime", "tokenizers"),
+        python=lambda: interpreter("litserve"),
         command=lambda *_: [interpreter("litserve"), str(PEERS / "litserve_app.py"), str(PORT)],
         path="/predict",
         body=lambda text: {"text": text},
@@ -137,6 +146,8 @@ def bentoml(batch: int = 100) -> Server:
     """BentoML."""
     return Server(
         name=f"bentoml batch {batch}",
+        packages=("bentoml", "onnxruntime", "tokenizers"),
+        python=lambda: interpreter("bentoml"),
         command=lambda *_: [
             *(interpreter("bentoml"), "-m", "bentoml", "serve", "bentoml_app:Service", "--port", str(PORT)),
             *("--host", "127.0.0.1", "--working-dir", str(PEERS)),
@@ -159,6 +170,8 @@ def pytriton(batch: int = 32) -> Server:
     python = ">=3.11,<3.11.5"
     return Server(
         name=f"triton batch {batch}",
+        packages=("nvidia-pytriton", "onnxruntime", "tokenizers"),
+        python=lambda: interpreter("pytriton", python),
         command=lambda *_: [interpreter("pytriton", python), str(PEERS / "pytriton_app.py"), str(PORT)],
         path="/v2/models/classify/infer",
         body=lambda text: {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": [text]}]},
@@ -181,6 +194,8 @@ def infinity(batch: int = 32) -> Server:
     """Infinity, on onnxruntime through Optimum."""
     return Server(
         name=f"infinity batch {batch}",
+        packages=("infinity-emb[server,optimum]",),
+        python=lambda: interpreter("infinity"),
         command=lambda artifact, folder: [
             *(str(Path(interpreter("infinity")).with_name("infinity_emb")), "v2", "--engine", "optimum"),
             *(
@@ -206,6 +221,7 @@ def mlflow(_: int = 0) -> Server:
     """`mlflow models serve`."""
     return Server(
         name="mlflow serve",
+        packages=("mlflow", "onnxruntime", "tokenizers"),
         command=lambda _, folder: [
             *(sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(PORT)),
             *("--model-uri", str(folder / "model")),
