@@ -126,7 +126,7 @@ def test_what_a_server_takes_does_not_grow(
     options += ["--model", "embedding=dummy:embedding", "--model", "echo=dummy:echo", "--cache-bytes", str(4 << 20)]
     options += ["--timeout-seconds", str(PATIENCE_SECONDS), "--drain-seconds", str(PATIENCE_SECONDS)]
     server = start_server(*options)
-    server.wait_for_event("ready")
+    server.wait_for_event("ready", PATIENCE_SECONDS)
     pid = server.process.pid
     descriptors = entries(pid, "fd")
     stop = threading.Event()
