@@ -141,6 +141,7 @@ def test_what_a_server_takes_does_not_grow(
         memory.append(rss(pid))
         threads.append(entries(pid, "task"))
         stop.wait(min(1.0, seconds / 30))
+        assert server.process.poll() is None, server.log()[-5:]
         assert all(client.is_alive() for client in clients)
     stop.set()
     for client in clients:
