@@ -59,23 +59,29 @@ class Runtime(Schema):
 
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Serving image; the operator's default when absent."""
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Compute threads of one replica; give the pod as many CPUs."""
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Compute threads of one replica. When absent: the pod's CPU limit, rounded up; without one, the machine's CPUs."""
     precision: Precision = Precision.FP32
     """Of the model's graph; the version must have been made with it. Another one is tried as a canary."""
-    max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
-    """Padded tokens in one batch."""
+    max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] | None = None
+    """Padded tokens in one batch; a longer input runs alone. When absent: 256 for each thread, 16384 on a GPU."""
     max_queue_tokens: Annotated[int, Field(ge=16, le=16_777_216)] = 65_536
     """Tokens that may wait; beyond them a request gets 429."""
     timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 30
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.maxQueueTokens >= self.maxBatchTokens",
+            cel="!has(self.maxBatchTokens) || self.maxQueueTokens >= self.maxBatchTokens",
             message="spec.runtime.maxQueueTokens is smaller than spec.runtime.maxBatchTokens: raise it",
-            check=lambda runtime: runtime.max_queue_tokens >= runtime.max_batch_tokens,
+            check=lambda runtime: runtime.max_queue_tokens >= (runtime.max_batch_tokens or 0),
         ),
     )
+
+
+def _threads_fit(spec: "ModelDeploymentSpec") -> bool:
+    """As the server counts: of a limit of 1500m it uses two CPUs."""
+    limit = quantity(spec.resources.limits.get("cpu"))
+    return spec.runtime.threads is None or limit is None or spec.runtime.threads - 1 < limit
 
 
 class ModelDeploymentSpec(Schema):
@@ -96,6 +102,13 @@ class ModelDeploymentSpec(Schema):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *resource_rules("spec.resources"),
+        Rule(
+            cel="!has(self.runtime.threads) || !('cpu' in self.resources.limits) || "
+            "quantity(string(self.runtime.threads - 1)).compareTo(quantity(string(self.resources.limits['cpu']))) < 0",
+            message="spec.runtime.threads is larger than spec.resources.limits.cpu, so the pod would be throttled: "
+            "raise the limit, or leave threads out, which takes what the limit allows",
+            check=_threads_fit,
+        ),
         Rule(
             cel="self.drainSeconds >= self.runtime.timeoutSeconds",
             message="spec.drainSeconds is smaller than spec.runtime.timeoutSeconds, so accepted requests get lost: "

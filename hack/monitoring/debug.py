@@ -64,8 +64,8 @@ def _tokens() -> Row:
         [
             Panel(
                 "Tokens in a batch",
-                "Padded tokens. Half of the batches are smaller than the median; spec.runtime.maxBatchTokens is the "
-                "limit.",
+                "Padded tokens. Half of the batches are smaller than the median; spec.runtime.maxBatchTokens "
+                "is the limit, and a longer input runs alone.",
                 "short",
                 [
                     Query(quantile(share, metrics.BATCH_TOKENS, *_BY), f"{_VERSION} p{share * 100:g}")

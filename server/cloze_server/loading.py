@@ -81,6 +81,6 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
         name=name,
         version=number,
         digest=artifact.digest,
-        threads=max(1, settings.threads // settings.parallel_batches),
+        threads=settings.batch_threads,
         precision=settings.precision,
     )

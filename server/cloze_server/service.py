@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from array import array
 from asyncio import sleep
@@ -12,7 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from cloze_api.task import Task
+from cloze_server.budget import default_tokens, logits_bound
 from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
@@ -31,7 +32,6 @@ from cloze_server.tokenization import Encoded, Inputs, Result, TokenizerPool, is
 
 _log = logging.getLogger(__name__)
 
-_LOGITS_BYTES = 64 << 20
 _TOKENIZER_THREADS_MAX = 4
 _CHARACTERS_PER_QUEUE_TOKEN = 16
 _WARM_UP_LENGTHS = (8, 32, 128, 512)
@@ -42,17 +42,6 @@ _FEW_PREDICTIONS = 256
 _NOT_ASKED = {"model", "timeout_ms", "metadata", "user"}
 # By then every request that a batch could belong to has got its timeout long ago.
 _HANGING_TIMEOUTS = 3
-
-
-def batch_budget(model: LoadedModel, max_batch_tokens: int) -> int:
-    """Padded tokens in one batch of this model.
-
-    A fill-mask graph gives logits over the vocabulary for every token: 2,048 tokens × 30,522 × 4 bytes are 250 MB. The
-    budget keeps them below 64 MiB; smaller batches of equal lengths cost no throughput on a CPU.
-    """
-    if model.task is not Task.FILL_MASK:
-        return max_batch_tokens
-    return max(1, min(max_batch_tokens, _LOGITS_BYTES // (4 * len(model.vocabulary))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +86,14 @@ class Service:
             in_text=self.handler.special_in_text,
             threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
         )
-        self._budget = batch_budget(model, settings.max_batch_tokens)
-        if model.max_length > self._budget:
-            # It runs alone then; what the budget promises about memory doesn't hold for it.
+        bound = min(settings.max_batch_tokens or math.inf, logits_bound(model.task, len(model.vocabulary)))
+        usual = default_tokens(settings.batch_threads, device=False)
+        self._budget = int(min(bound, settings.max_batch_tokens or min(usual, settings.max_queue_tokens)))
+        if model.max_length > bound:
+            # It runs alone then; what the bound promises about memory doesn't hold for it.
             _log.warning(
                 "the longest input exceeds a batch",
-                extra=fields(max_length=model.max_length, batch_tokens=self._budget),
+                extra=fields(max_length=model.max_length, batch_tokens=bound),
             )
         self._engine = Engine(
             model.backend,

@@ -29,6 +29,7 @@ from cloze_api.names import (
 from cloze_api.precision import Precision
 from cloze_server import cpus, fallbacks, paths, segments
 from cloze_server.bounds import INPUTS_MAX
+from cloze_server.budget import DEVICE_TOKENS, TOKENS_PER_THREAD
 from cloze_server.exits import ExitCode, FatalError
 
 ENV_TERMINATION_LOG = "CLOZE_TERMINATION_LOG"
@@ -59,7 +60,8 @@ class Settings:
     precision: Precision = Precision.FP32
     threads: int = field(default_factory=cpus.available)
     parallel_batches: int = 1
-    max_batch_tokens: int = _RUNTIME.max_batch_tokens
+    max_batch_tokens: int | None = None
+    """None: what suits the model's threads or device; see `budget`."""
     max_queue_tokens: int = _RUNTIME.max_queue_tokens
     timeout_seconds: float = _RUNTIME.timeout_seconds
     reload_seconds: float = 0.0
@@ -86,6 +88,11 @@ class Settings:
     playground: bool = True
     log_level: str = "info"
     termination_log: Path = Path(TERMINATION_LOG)
+
+    @property
+    def batch_threads(self) -> int:
+        """Compute threads of one batch."""
+        return max(1, self.threads // self.parallel_batches)
 
 
 def _switch(text: str) -> bool:
@@ -153,7 +160,14 @@ FLAGS: tuple[Flag, ...] = (
     Flag("precision", ENV_PRECISION, Precision, f"of the graph, if the artifact has it: {', '.join(Precision)}"),
     Flag("threads", ENV_THREADS, int, "compute threads; as many as the process may use CPUs when absent", 1, 1024),
     Flag("parallel_batches", "CLOZE_PARALLEL_BATCHES", int, "batches at the same time, which share the threads", 1, 64),
-    Flag("max_batch_tokens", ENV_MAX_BATCH_TOKENS, int, "padded tokens in one batch", 1, _COUNT_MAX),
+    Flag(
+        "max_batch_tokens",
+        ENV_MAX_BATCH_TOKENS,
+        int,
+        f"padded tokens in a batch; when absent {TOKENS_PER_THREAD} for each of its threads, on a GPU {DEVICE_TOKENS}",
+        1,
+        _COUNT_MAX,
+    ),
     Flag(
         "max_queue_tokens",
         ENV_MAX_QUEUE_TOKENS,
@@ -344,7 +358,7 @@ def from_flags(
         raise _invalid("--otlp-endpoint isn't an address: give one that begins with http:// or https://")
     if settings.trace_sample_ratio and not settings.otlp_endpoint:
         raise _invalid("--trace-sample-ratio is set, and --otlp-endpoint isn't: name the collector")
-    if settings.max_queue_tokens < settings.max_batch_tokens:
+    if settings.max_queue_tokens < (settings.max_batch_tokens or 0):
         raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
     if settings.max_bodies_bytes < settings.max_body_bytes:
         raise _invalid("--max-bodies-bytes is smaller than --max-body-bytes: raise it")

@@ -29,3 +29,29 @@ def test_a_drain_shorter_than_the_timeout_is_refused(spec: dict[str, Any]) -> No
     """It would cut off requests that are still in time."""
     with pytest.raises(ValidationError, match=r"spec\.drainSeconds is smaller than spec\.runtime\.timeoutSeconds"):
         ModelDeploymentSpec.model_validate({"model": MODEL, **spec})
+
+
+@pytest.mark.parametrize(
+    ("threads", "limit"),
+    [(None, "1"), (1, "100m"), (2, "2"), (2, "1500m"), (2, 2), (256, None), (None, None), (3, "2.5")],
+)
+def test_as_many_threads_as_the_cpu_limit_allows_are_accepted(threads: int | None, limit: Any) -> None:
+    """A part of a CPU counts as one, as the server counts."""
+    spec = {"runtime": {"threads": threads}, "resources": {"limits": {"cpu": limit} if limit else {}}}
+    ModelDeploymentSpec.model_validate({"model": MODEL, **spec})
+
+
+@pytest.mark.parametrize(("threads", "limit"), [(2, "1"), (2, "1000m"), (2, "500m"), (3, 2), (9, "8")])
+def test_more_threads_than_the_cpu_limit_allows_are_refused(threads: int, limit: Any) -> None:
+    """They would be throttled together; the message says what to do."""
+    spec = {"runtime": {"threads": threads}, "resources": {"limits": {"cpu": limit}}}
+    with pytest.raises(ValidationError, match=r"spec\.runtime\.threads is larger than spec\.resources\.limits\.cpu"):
+        ModelDeploymentSpec.model_validate({"model": MODEL, **spec})
+
+
+def test_a_queue_holds_a_batch_that_is_asked_for() -> None:
+    """Without one, the server takes one that fits."""
+    ModelDeploymentSpec.model_validate({"model": MODEL, "runtime": {"maxQueueTokens": 16}})
+    ModelDeploymentSpec.model_validate({"model": MODEL, "runtime": {"maxQueueTokens": 64, "maxBatchTokens": 64}})
+    with pytest.raises(ValidationError, match=r"maxQueueTokens is smaller than spec\.runtime\.maxBatchTokens"):
+        ModelDeploymentSpec.model_validate({"model": MODEL, "runtime": {"maxQueueTokens": 63, "maxBatchTokens": 64}})

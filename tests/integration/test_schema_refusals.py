@@ -160,7 +160,16 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     ),
     (M, put("spec.resources", {"limits": {"disk": 1}}), ("spec.resources", "such as nvidia.com/gpu")),
     (M, put("spec.replicas", -1), ("spec.replicas",)),
-    (M, put("spec.runtime", {"maxQueueTokens": 100}), ("spec.runtime.maxQueueTokens", "raise it")),
+    (
+        M,
+        put("spec.runtime", {"maxBatchTokens": 101, "maxQueueTokens": 100}),
+        ("spec.runtime.maxQueueTokens", "raise it"),
+    ),
+    (
+        M,
+        lambda target: target["spec"].update({"runtime": {"threads": 3}, "resources": {"limits": {"cpu": "1500m"}}}),
+        ("spec.runtime.threads", "leave threads out"),
+    ),
     (M, put("spec.drainSeconds", 0), ("spec.drainSeconds",)),
     (M, put("spec.drainSeconds", 10), ("spec.drainSeconds", "spec.runtime.timeoutSeconds")),
     (M, put("spec.traffic", {"provider": "GatewayAPI"}), ("spec.traffic.route", "set both")),

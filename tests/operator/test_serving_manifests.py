@@ -130,7 +130,6 @@ def test_server_deployment(server: Callable[..., Document]) -> None:
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "CLOZE_MODEL_CACHE": "/cache",
         "CLOZE_THREADS": "2",
-        "CLOZE_MAX_BATCH_TOKENS": "2048",
         "CLOZE_MAX_QUEUE_TOKENS": "65536",
         "CLOZE_TIMEOUT_SECONDS": "30",
         "CLOZE_DRAIN_SECONDS": "40",
@@ -138,6 +137,23 @@ def test_server_deployment(server: Callable[..., Document]) -> None:
         "CLOZE_REVISION": name,
         "HOME": "/tmp",
     }
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        ({}, {}),
+        ({"threads": 1}, {"CLOZE_THREADS": "1"}),
+        ({"maxBatchTokens": 64}, {"CLOZE_MAX_BATCH_TOKENS": "64"}),
+    ],
+)
+def test_what_the_spec_leaves_open_the_server_decides(
+    server: Callable[..., Document], runtime: Document, told: Document
+) -> None:
+    """It sees the pod's CPU limit and its device."""
+    environment = {entry["name"]: entry["value"] for entry in container(server(runtime=runtime))["env"]}
+    open_settings = {"CLOZE_THREADS", "CLOZE_MAX_BATCH_TOKENS"}
+    assert {name: value for name, value in environment.items() if name in open_settings} == told
 
 
 def test_keys_reach_the_server(server: Callable[..., Document]) -> None:
@@ -244,7 +260,9 @@ def revision(resource: Make) -> Callable[..., Revision]:
         {"served": replace(SERVED, name="ham")},
         {"platform": replace(PLATFORM, serve_image="serve:2")},
         {"runtime": {"image": "mine:1"}},
+        {"runtime": {"threads": 1}},
         {"runtime": {"threads": 2}},
+        {"runtime": {"maxBatchTokens": 2048}},
         {"runtime": {"timeoutSeconds": 20}},
         {"runtime": {"maxBatchTokens": 4096}},
         {"runtime": {"precision": "int8"}},
@@ -261,7 +279,7 @@ def test_what_runs_names_the_revision(revision: Callable[..., Revision], change:
         {"served": replace(SERVED, facts=Facts(task="embedding"))},
         {"platform": replace(PLATFORM, tracking_uri="http://other", train_image="train:2")},
         {"runtime": {"image": "serve:1"}},
-        {"runtime": {"threads": 1}},
+        {"runtime": {"maxQueueTokens": 65536}},
         {"runtime": {"precision": "fp32"}},
         {"replicas": 9},
         {"drainSeconds": 90},
@@ -291,7 +309,9 @@ def test_a_setting_that_is_added_later_renames_nothing(revision: Callable[..., R
 
 def test_names_are_the_same_with_every_cloze(revision: Callable[..., Revision]) -> None:
     """One that changes would roll every server out anew with an upgrade."""
-    assert revision().name == "ef177ac4"
+    # As the API server has completed every spec while these two had defaults.
+    assert revision(runtime={"threads": 1, "maxBatchTokens": 2048}).name == "ef177ac4"
+    assert revision().name == "9c678300"
 
 
 def test_controller_revision(revision: Callable[..., Revision], resource: Make) -> None:
@@ -306,13 +326,7 @@ def test_controller_revision(revision: Callable[..., Revision], resource: Make) 
         "data": {
             "model": {"name": "spam", "version": "3", "digest": DIGEST},
             "image": "serve:1",
-            "runtime": {
-                "threads": 2,
-                "precision": "fp32",
-                "maxBatchTokens": 2048,
-                "maxQueueTokens": 65536,
-                "timeoutSeconds": 30,
-            },
+            "runtime": {"threads": 2, "precision": "fp32", "maxQueueTokens": 65536, "timeoutSeconds": 30},
             "facts": {"task": "fill-mask", "schema": "", "tokenizer": "t", "labels": "", "precisions": ""},
         },
     }

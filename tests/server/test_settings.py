@@ -72,7 +72,7 @@ def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
         (["--model", "x", "--threads", "two"], {}, "--threads"),
         (["--model", "x"], {"CLOZE_THREADS": "0"}, "CLOZE_THREADS"),
         (["--model", "x", "--timeout-seconds", "nan"], {}, "--timeout-seconds"),
-        (["--model", "x", "--max-queue-tokens", "20"], {}, "--max-queue-tokens"),
+        (["--model", "x", "--max-queue-tokens", "20", "--max-batch-tokens", "21"], {}, "--max-queue-tokens"),
         (["--model", "x", "--drain-seconds", "29"], {}, "--drain-seconds"),
         (["--model", "x"], {"CLOZE_TIMEOUT_SECONDS": "31"}, "--drain-seconds"),
         (["--model", "x", "--max-body-bytes", "99999999"], {}, "--max-bodies-bytes"),

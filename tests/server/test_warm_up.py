@@ -167,3 +167,28 @@ async def test_an_input_longer_than_a_batch_is_announced(serving: Any, caplog: p
         response = await client.post("/v1/classify", json={"inputs": "a " * 100})
     assert response.status_code == 200
     assert "the longest input exceeds a batch" in [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        ({"threads": 1}, 256),
+        ({"threads": 4}, 1024),
+        ({"threads": 4, "parallel_batches": 2}, 512),
+        ({"threads": 1, "parallel_batches": 2}, 256),
+        ({"threads": 4, "max_queue_tokens": 700}, 700),
+        ({"threads": 4, "max_batch_tokens": 64}, 64),
+    ],
+)
+async def test_a_batch_is_as_large_as_its_threads_need(
+    serving: Any, caplog: pytest.LogCaptureFixture, asked: dict[str, int], most: int
+) -> None:
+    """And never larger than the queue. A longer input runs alone, which is worth a warning only with a bound that
+    somebody asked for."""
+    model, backend = watched(Task.SEQUENCE_CLASSIFICATION)
+    async with serving(lambda: model, **asked):
+        # Threads that are free at once share it.
+        full = sum(rows for rows, length in backend.shapes if length == 64)
+    assert full == most // 64
+    warned = "the longest input exceeds a batch" in [record.message for record in caplog.records]
+    assert warned == ("max_batch_tokens" in asked)

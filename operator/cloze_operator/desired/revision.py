@@ -15,6 +15,8 @@ from cloze_operator.desired.metadata import Manifest, child_metadata, sealed
 from cloze_operator.desired.platform import Platform
 
 _HASH_LENGTH = 8
+# Settings that had a default once and have none now. The API server has written it into all objects of that time.
+_FORMER_DEFAULTS = {"threads": 1, "maxBatchTokens": 2048}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,20 @@ class Revision:
     def name(self) -> str:
         """A hash: equal revisions have equal names."""
         # Defaults are left out, so that a setting which a later Cloze adds gives nothing that runs another name.
-        content = {**self.data(exclude_defaults=True), "facts": {}}
+        # Those of then name nothing either, hence their absence does.
+        now, former = self.data(exclude_defaults=True), _FORMER_DEFAULTS.items()
+        runtime = {**dict.fromkeys(_FORMER_DEFAULTS), **now["runtime"]}
+        runtime = {name: value for name, value in runtime.items() if (name, value) not in former}
+        content = {**now, "runtime": runtime, "facts": {}}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
 
     def data(self, *, exclude_defaults: bool = False) -> dict[str, Any]:
         """As it is stored."""
         model = {"name": self.served.name, "version": self.served.version, "digest": self.served.digest}
-        runtime = self.runtime.model_dump(by_alias=True, exclude_defaults=exclude_defaults, exclude={"image"})
+        runtime = self.runtime.model_dump(
+            by_alias=True, exclude_none=True, exclude_defaults=exclude_defaults, exclude={"image"}
+        )
         return {"model": model, "image": self.image, "runtime": runtime, "facts": asdict(self.served.facts)}
 
 

@@ -131,8 +131,9 @@ def _container(
         ENV_MODEL_DIGEST: revision.served.digest,
         ENV_MLFLOW_URI: platform.tracking_uri,
         ENV_MODEL_CACHE: MODEL_CACHE_MOUNT,
-        ENV_THREADS: str(runtime.threads),
-        ENV_MAX_BATCH_TOKENS: str(runtime.max_batch_tokens),
+        # What is absent the server knows better, from its control group and its device.
+        **({ENV_THREADS: str(runtime.threads)} if runtime.threads else {}),
+        **({ENV_MAX_BATCH_TOKENS: str(runtime.max_batch_tokens)} if runtime.max_batch_tokens else {}),
         ENV_MAX_QUEUE_TOKENS: str(runtime.max_queue_tokens),
         ENV_TIMEOUT_SECONDS: str(runtime.timeout_seconds),
         ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
