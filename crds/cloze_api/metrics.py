@@ -77,6 +77,9 @@ BATCH_TOKENS = Metric(
     _MODEL,
     (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
 )
+BATCH_SPLITS = Metric(
+    "cloze_batch_splits", "counter", "Batches that were divided in two because memory was too small for them.", _MODEL
+)
 TOKENS = Metric("cloze_tokens", "counter", "Tokens that the model ran on; kind is real or padding.", (*_MODEL, "kind"))
 UNKNOWN_TOKENS = Metric(
     "cloze_unknown_tokens", "counter", "Tokens of answered inputs that the vocabulary doesn't have.", _MODEL

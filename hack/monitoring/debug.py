@@ -73,6 +73,13 @@ def _tokens() -> Row:
                 ],
             ),
             Panel(
+                "Divided batches",
+                "Each time that memory was too small for a batch and it was run in two. Now and then is harmless; "
+                "if it goes on, lower spec.runtime.maxBatchTokens or give the pod or the GPU more memory.",
+                "cps",
+                [Query(served(rate(metrics.BATCH_SPLITS), *_BY), _VERSION)],
+            ),
+            Panel(
                 "Padding",
                 "Share of the tokens that the model ran on for nothing.",
                 "percentunit",

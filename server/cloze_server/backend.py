@@ -1,6 +1,9 @@
 """What runs a batch: ONNX Runtime, or a stand-in without weights."""
 
+import contextlib
 import hashlib
+import io
+import logging
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,12 +11,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cloze_server import providers
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.logs import fields
+from cloze_server.providers import ANYWHERE, AUTO, Placement, Provider
+
+_log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 _SHRINK_EVERY = 64
+
+
+class InferenceError(Exception):
+    """The model failed on this request's input, or on the batch that it was in."""
+
+
+class OutOfMemoryError(InferenceError):
+    """There is not enough memory for this batch."""
 
 
 class Backend(Protocol):
@@ -23,16 +39,23 @@ class Backend(Protocol):
         """Logits of a padded batch, (batch, length, classes) or (batch, classes).
 
         ids_BL: token ids, padded. mask_BL: 1 for tokens, 0 for padding. segments_BL: 1 for tokens of the second text
-        of a pair; None for a batch without pairs.
+        of a pair; None for a batch without pairs. Raises OutOfMemoryError when a smaller batch may do, and anything
+        else when the model fails.
         """
         ...
 
 
 class OnnxBackend:
-    """An ONNX graph on the CPU."""
+    """An ONNX graph on the CPU or on a GPU. provider: where it runs."""
 
-    def __init__(self, path: Path, *, inputs: list[str], output: str, threads: int) -> None:
-        """Load the graph. Raises FatalError (ARTIFACT_INVALID) for one that can't be run or has other inputs."""
+    def __init__(
+        self, path: Path, *, inputs: list[str], output: str, threads: int, placement: Placement = ANYWHERE
+    ) -> None:
+        """Load the graph.
+
+        Raises FatalError: ARTIFACT_INVALID for one that can't be run or has other inputs, CONFIGURATION when it can't
+        run where it is asked to.
+        """
         import onnxruntime  # noqa: PLC0415 - a third of a second that the dummy and `--help` don't need
 
         options = onnxruntime.SessionOptions()
@@ -47,7 +70,9 @@ class OnnxBackend:
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session, self.provider = _session(path, options, placement)
+        except FatalError:
+            raise
         except Exception as error:  # the library's exceptions share no base class
             raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", f"{path.name} can't be run: {error}") from error
         present = {node.name for node in self._session.get_inputs()}
@@ -65,19 +90,58 @@ class OnnxBackend:
         # The arena keeps the largest it ever needed for each shape; giving memory back after every run would cost
         # page faults each time, so it is done now and then.
         self._shrink = onnxruntime.RunOptions()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._runs = 0
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", providers.shrinkable(self.provider))
+        # Also in the first run, so that it fails while the model is loaded if it fails.
+        self._until_shrink = 0
 
     def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:  # noqa: N803 - as in Backend
-        """Run the graph."""
+        """Run the graph. Raises OutOfMemoryError."""
         if segments_BL is None:
             segments_BL = np.zeros_like(ids_BL)  # noqa: N806
         available = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": segments_BL}
         feed = {name: available[name] for name in self._inputs}
-        self._runs += 1
-        options = self._shrink if self._runs % _SHRINK_EVERY == 0 else None
-        logits: Logits = self._session.run([self._output], feed, options)[0]
+        options = None if self._until_shrink else self._shrink
+        self._until_shrink = (self._until_shrink or _SHRINK_EVERY) - 1
+        try:
+            logits: Logits = self._session.run([self._output], feed, options)[0]
+        except Exception as error:  # the library's exceptions share no base class
+            if not (isinstance(error, MemoryError) or providers.blames_memory(str(error))):
+                raise
+            # What the arena has got so far may be in pieces that fit nothing.
+            self._until_shrink = 0
+            raise OutOfMemoryError(f"not enough memory for {ids_BL.size} tokens") from error
         return logits
+
+
+def _session(path: Path, options: Any, placement: Placement) -> tuple[Any, Provider]:
+    """A session, and where it runs. Raises FatalError (CONFIGURATION), and the library's errors about the graph."""
+    import onnxruntime  # noqa: PLC0415 - as above
+
+    def load(provider: Provider) -> Any:
+        # The library's own way to the CPU would be a silent one, also while requests are answered.
+        chain = providers.arguments(provider, placement.memory_bytes)
+        return onnxruntime.InferenceSession(path, options, providers=chain, enable_fallback=0)
+
+    offered, device = onnxruntime.get_available_providers(), providers.has_device()
+    provider = providers.choose(placement.asked, offered, device=device)
+    if provider is Provider.CPU:
+        return load(provider), provider
+    with contextlib.redirect_stdout(io.StringIO()):
+        # Finds what was installed as packages; it prints what it misses, and the session says it again.
+        onnxruntime.preload_dlls()
+    try:
+        session = load(provider)
+        reason = providers.lost(provider, session.get_providers())
+    except Exception as error:  # the library's exceptions share no base class
+        if not providers.blames_device(str(error)):
+            raise
+        session, reason = None, str(error)
+    if reason is None:
+        return session, provider
+    if placement.asked != AUTO:
+        raise providers.unavailable(provider, reason)
+    _log.warning("the GPU can't be used: the model runs on the CPU", extra=fields(provider=provider, reason=reason))
+    return load(Provider.CPU), Provider.CPU
 
 
 class DummyBackend:

@@ -4,19 +4,19 @@ Work-conserving: whenever a thread is free and something waits, a batch runs. Wh
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from cloze_server.backend import Backend, Logits
+from cloze_server.backend import Backend, InferenceError, Logits, OutOfMemoryError
 from cloze_server.batching import plan_batch
+from cloze_server.budget import Budget
+from cloze_server.logs import fields
+from cloze_server.pieces import Answer, Entry, Outcome, Piece, Request, halves, padded, settle
 from cloze_server.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -31,58 +31,6 @@ class QueueFullError(Exception):
     def __init__(self, why: str, retry_after_seconds: int) -> None:
         super().__init__(f"{why}: try again in {retry_after_seconds} s")
         self.retry_after_seconds = retry_after_seconds
-
-
-class InferenceError(Exception):
-    """The model failed on this request's input, or on the batch that it was in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One sequence for the model.
-
-    ids: token ids. second: where the second text of a pair begins among them; None without one. keep: makes of the
-    sequence's logits, (length, classes) or (classes,), what the answer needs. It runs in the inference thread as the
-    batch ends, on the batch's own memory, of which it must keep nothing.
-    """
-
-    ids: list[int]
-    keep: Callable[[Logits], Any]
-    second: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was kept of a request's pieces, in their order, and where the time went.
-
-    queue_seconds, infer_seconds: of the piece answered last.
-    """
-
-    kept: list[Any]
-    queue_seconds: float
-    infer_seconds: float
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    future: asyncio.Future[Answer]
-    loop: asyncio.AbstractEventLoop
-    arrived: float
-    kept: list[Any]
-    missing: int
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """One queued piece."""
-
-    request: _Request
-    index: int
-    piece: Piece
-    length: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.length = len(self.piece.ids)
 
 
 class Engine:
@@ -105,10 +53,10 @@ class Engine:
         self._backend = backend
         self._telemetry = telemetry
         self._pad = pad
-        self._budget = max_batch_tokens
+        self._budget = Budget(max_batch_tokens)
         self.max_queue_tokens = max_queue_tokens
         self._changed = threading.Condition()
-        self._queue: list[_Entry] = []
+        self._queue: list[Entry] = []
         self._queued_tokens = 0
         self._closing = False
         self._tokens_per_second = 0.0
@@ -146,10 +94,10 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         tokens = sum(len(piece.ids) for piece in pieces)
-        request = _Request(loop.create_future(), loop, time.monotonic(), [None] * len(pieces), len(pieces))
+        request = Request(loop.create_future(), loop, time.monotonic(), [None] * len(pieces), len(pieces))
         with self._changed:
             self.refuse_when_full(tokens)
-            self._queue.extend(_Entry(request, index, piece) for index, piece in enumerate(pieces))
+            self._queue.extend(Entry(request, index, piece) for index, piece in enumerate(pieces))
             self._queue_changed(tokens)
             self._changed.notify(len(pieces))
         try:
@@ -174,7 +122,7 @@ class Engine:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _withdraw(self, request: _Request) -> None:
+    def _withdraw(self, request: Request) -> None:
         with self._changed:
             kept = [entry for entry in self._queue if entry.request is not request]
             self._queue_changed(sum(entry.length for entry in kept) - self._queued_tokens)
@@ -186,29 +134,65 @@ class Engine:
 
     def _work(self, number: int) -> None:
         while (batch := self._take(number)) is not None:
-            started = time.monotonic()
-            try:
-                logits = self._infer(batch)
-            except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
-                _log.exception("inference failed")
-                outcomes: list[_Outcome] = [
-                    (request, InferenceError("the model failed on this batch"))
-                    for request in {entry.request for entry in batch}
-                ]
-            else:
-                seconds = time.monotonic() - started
-                kept = []
-                for row, entry in enumerate(batch):
-                    own = logits[row, : entry.length] if logits.ndim == 3 else logits[row]
-                    kept.append(self._keep(entry, own, started, seconds))
-                outcomes = [outcome for outcome in kept if outcome is not None]
-                self._measure(sum(entry.length for entry in batch), time.monotonic() - started)
-                # Else they stay until the next batch has its own.
-                del logits, own
-            _settle(outcomes)
-            del batch, outcomes
+            self._run(batch)
+            del batch
             with self._changed:
                 del self._running[number]
+
+    def _run(self, batch: list[Entry]) -> None:
+        """Run a batch and settle its requests; in halves, and those in halves, where memory is too small for it."""
+        parts, fitting = [batch], True
+        while parts:
+            part = parts.pop()
+            if len(part) > 1 and padded(part) > self._budget.tokens:
+                # It is known by now that this doesn't fit.
+                parts += halves(part)
+                continue
+            started = time.monotonic()
+            try:
+                logits = self._infer(part)
+            except (OutOfMemoryError, MemoryError):
+                if len(part) > 1:
+                    fitting = False
+                    self._note_failure(padded(part))
+                    parts.append(part)
+                    continue
+                # That one alone is too long says nothing about batches.
+                tokens = part[0].length
+                _log.warning("there is not enough memory for one sequence", extra=fields(tokens=tokens))
+                error: InferenceError = OutOfMemoryError(f"an input of {tokens} tokens needs more memory than there is")
+                outcomes: list[Outcome] = [(part[0].request, error)]
+            except Exception:  # noqa: BLE001 - its requests get a problem document, the others go on
+                _log.exception("inference failed")
+                error = InferenceError("the model failed on this batch")
+                outcomes = [(request, error) for request in {entry.request for entry in part}]
+            else:
+                outcomes = self._kept(part, logits, started)
+                # Else they stay until the next part has its own.
+                del logits
+                with self._changed:
+                    self._budget.fitted(padded(part))
+                if fitting:
+                    self._measure(sum(entry.length for entry in part), time.monotonic() - started)
+            settle(outcomes)
+            del outcomes
+
+    def _note_failure(self, tokens: int) -> None:
+        """There was no memory for a batch of so many tokens: the next ones are smaller."""
+        with self._changed:
+            self._budget.failed(tokens)
+            budget = self._budget.tokens
+        self._telemetry.split()
+        _log.warning("a batch is divided: there is not enough memory for it", extra=fields(batch_tokens=budget))
+
+    def _kept(self, part: list[Entry], logits: Logits, started: float) -> list[Outcome]:
+        """What came of the requests that this was the last of."""
+        seconds = time.monotonic() - started
+        kept = []
+        for row, entry in enumerate(part):
+            own = logits[row, : entry.length] if logits.ndim == 3 else logits[row]
+            kept.append(self._keep(entry, own, started, seconds))
+        return [outcome for outcome in kept if outcome is not None]
 
     def _measure(self, tokens: int, seconds: float) -> None:
         """Note how fast the queue drains while every thread has a batch."""
@@ -217,7 +201,7 @@ class Engine:
             weight = _RATE_WEIGHT if self._tokens_per_second else 1.0
             self._tokens_per_second += (rate - self._tokens_per_second) * weight
 
-    def _keep(self, entry: _Entry, logits: Logits, started: float, seconds: float) -> "_Outcome | None":
+    def _keep(self, entry: Entry, logits: Logits, started: float, seconds: float) -> Outcome | None:
         """Note what the answer needs of one sequence; only its own request fails with it. What comes of the request, if
         this was its last."""
         request = entry.request
@@ -233,7 +217,7 @@ class Engine:
             complete = request.missing == 0
         return (request, Answer(request.kept, started - request.arrived, seconds)) if complete else None
 
-    def _take(self, number: int) -> list[_Entry] | None:
+    def _take(self, number: int) -> list[Entry] | None:
         """Wait for work and take the next batch off the queue; None when closing.
 
         What waits is shared with the other threads that are free: two halves at once are done before a whole.
@@ -245,14 +229,14 @@ class Engine:
                 return None
             free = self._parallel - len(self._running)
             self._running[number] = time.monotonic()
-            chosen = plan_batch(self._queue, min(self._budget, math.ceil(self._queued_tokens / free)))
+            chosen = plan_batch(self._queue, min(self._budget.tokens, math.ceil(self._queued_tokens / free)))
             batch = [self._queue[index] for index in chosen]
             taken = set(chosen)
             self._queue = [entry for index, entry in enumerate(self._queue) if index not in taken]
             self._queue_changed(-sum(entry.length for entry in batch))
             return batch
 
-    def _infer(self, batch: list[_Entry]) -> Logits:
+    def _infer(self, batch: list[Entry]) -> Logits:
         """Logits of a batch, padded to its longest sequence."""
         longest = max(entry.length for entry in batch)
         ids_BL = np.full((len(batch), longest), self._pad, np.int64)  # noqa: N806 - B batch, L length
@@ -267,24 +251,3 @@ class Engine:
         logits = self._backend.infer(ids_BL, mask_BL, segments_BL)
         self._telemetry.batch((entry.length for entry in batch), ids_BL.size)
         return logits
-
-
-_Outcome = tuple[_Request, Answer | Exception]
-
-
-def _settle(outcomes: list[_Outcome]) -> None:
-    """Tell the event loops what came of their requests; each is woken once for all that a batch has ended."""
-    for loop in {request.loop for request, _ in outcomes}:
-        # The loop is closed only when nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_deliver, [each for each in outcomes if each[0].loop is loop])
-
-
-def _deliver(outcomes: list[_Outcome]) -> None:
-    for request, outcome in outcomes:
-        if request.future.done():
-            continue
-        if isinstance(outcome, Answer):
-            request.future.set_result(outcome)
-        else:
-            request.future.set_exception(outcome)

@@ -14,6 +14,7 @@ from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle, Stage
 from cloze_server.model import LOCAL_VERSION, LoadedModel, check_precision, load_artifact
+from cloze_server.providers import Placement
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
 from cloze_server.settings import Settings
 from cloze_server.source import Trust, fetch, open_folder, registered_digest
@@ -83,4 +84,5 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
         digest=artifact.digest,
         threads=settings.batch_threads,
         precision=settings.precision,
+        placement=Placement(settings.provider, settings.device_memory_bytes),
     )

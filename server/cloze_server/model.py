@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from cloze_api.manifest import TOKENIZER_FILE, Calibration, Embedding, Manifest, SpecialTokens
 from cloze_api.precision import Precision, graph_file, named
 from cloze_api.task import Task
-from cloze_server.backend import Backend, OnnxBackend
+from cloze_server.backend import Backend, OnnxBackend, OutOfMemoryError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.logs import fields
+from cloze_server.providers import ANYWHERE, Placement, Provider
 from cloze_server.tokenization import Frame, build_tokenizer, frame_of
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class LoadedModel:
     max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. frame: the
     special tokens that it puts around texts. embedding: what an embedding model gives; None for any other. calibration:
     how a classifier's probabilities are read. precision: of the graph. faults: what an echo model does wrong on
-    purpose; None for any other.
+    purpose; None for any other. provider: where it runs.
     """
 
     name: str
@@ -50,6 +51,7 @@ class LoadedModel:
     calibration: Calibration = field(default_factory=Calibration)
     precision: Precision = Precision.FP32
     faults: Faults | None = None
+    provider: Provider = Provider.CPU
 
 
 def identity(model: LoadedModel) -> str:
@@ -66,10 +68,12 @@ def load_artifact(
     name: str,
     threads: int,
     precision: Precision = Precision.FP32,
+    placement: Placement = ANYWHERE,
 ) -> LoadedModel:
     """Load a verified artifact.
 
-    Raises FatalError: ARTIFACT_INVALID when it can't be run, CONFIGURATION when it hasn't the precision.
+    Raises FatalError: ARTIFACT_INVALID when it can't be run, CONFIGURATION when it hasn't the precision or can't run
+    here.
     """
     started = time.monotonic()
     check_manifest(manifest)
@@ -86,7 +90,7 @@ def load_artifact(
     check_vocabulary(tokenizer, manifest)
     if manifest.task is Task.QUESTION_ANSWERING and frame.between is None:
         raise _invalid("TokenizerInvalid", "the tokenizer frames a pair of texts with other tokens than a text")
-    backend = OnnxBackend(graph, inputs=manifest.inputs, output=manifest.output, threads=threads)
+    backend = OnnxBackend(graph, inputs=manifest.inputs, output=manifest.output, threads=threads, placement=placement)
     check_graph(backend, manifest)
     _log.info(
         "model loaded",
@@ -94,6 +98,7 @@ def load_artifact(
             seconds=round(time.monotonic() - started, 3),
             architecture=manifest.architecture,
             precision=precision.value,
+            provider=backend.provider,
         ),
     )
     return LoadedModel(
@@ -112,6 +117,7 @@ def load_artifact(
         embedding=manifest.embedding,
         calibration=manifest.calibration or Calibration(),
         precision=precision,
+        provider=backend.provider,
     )
 
 
@@ -173,7 +179,8 @@ def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
 def check_graph(backend: Backend, manifest: Manifest) -> None:
     """Run the shortest and the longest sequence, with every special token and the highest id that may come.
 
-    Raises FatalError (ARTIFACT_INVALID) when a run fails or its output has another shape than the manifest says.
+    Raises FatalError: ARTIFACT_INVALID when a run fails or its output has another shape than the manifest says,
+    CONFIGURATION when there is not enough memory.
     """
     special, limits = manifest.special_tokens, manifest.limits
     ids = [*special.model_dump(exclude_none=True).values(), limits.vocab_size - 1]
@@ -185,6 +192,8 @@ def check_graph(backend: Backend, manifest: Manifest) -> None:
         try:
             segments_BL = ones_BL if manifest.task is Task.QUESTION_ANSWERING else None  # noqa: N806
             shape = backend.infer(ids_BL, ones_BL, segments_BL).shape
+        except OutOfMemoryError as error:
+            raise memory_too_small(length) from error
         except Exception as error:  # the runtime's exceptions share no base class
             raise _invalid("GraphInvalid", f"the graph fails on a sequence of {length} tokens: {error}") from error
         if shape != expected:
@@ -206,6 +215,15 @@ def output_shape(manifest: Manifest, length: int) -> tuple[int, ...]:
             return (1, manifest.embedding.dimensions)
         case _:
             return (1, length, manifest.limits.vocab_size)
+
+
+def memory_too_small(length: int) -> FatalError:
+    """The error that there is not enough memory for one sequence of so many tokens."""
+    message = (
+        f"there is not enough memory for a sequence of {length} tokens, which the model takes: give the pod or the GPU "
+        "more (spec.resources.limits.memory, --device-memory-bytes), or fewer models to the process"
+    )
+    return FatalError(ExitCode.CONFIGURATION, "MemoryTooSmall", message)
 
 
 def _invalid(reason: str, message: str) -> FatalError:

@@ -41,6 +41,7 @@ class ProblemType(StrEnum):
     TOO_MANY_CONNECTIONS = "too-many-connections"
     MODEL_LOADING = "model-loading"
     SHUTTING_DOWN = "shutting-down"
+    OUT_OF_MEMORY = "out-of-memory"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
 
@@ -77,6 +78,7 @@ TABLE: Mapping[ProblemType, _Entry] = {
     ProblemType.TOO_MANY_CONNECTIONS: _Entry(503, "The server has too many connections"),
     ProblemType.MODEL_LOADING: _Entry(503, "The model is not loaded yet"),
     ProblemType.SHUTTING_DOWN: _Entry(503, "The server ends"),
+    ProblemType.OUT_OF_MEMORY: _Entry(503, "An input needs more memory than the server has"),
     ProblemType.TIMEOUT: _Entry(504, "The request took too long"),
 }
 

@@ -17,6 +17,7 @@ from cloze_server.hosting import Hosted, Refusal, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
 from cloze_server.problems import ProblemError, ProblemType, checked
+from cloze_server.providers import Provider
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.tasks.embed import dimensions
@@ -37,6 +38,8 @@ class ModelDescription(BaseModel):
     precision: Precision
     labels: list[str]
     max_length: int
+    provider: Provider
+    """Where it runs."""
     route: str
     dimensions: list[int] | None = Field(default=None, exclude_if=lambda dimensions: dimensions is None)
     """Of vectors, as many as a request may ask for; the last is what it gets unasked. Of embedding models alone."""
@@ -128,6 +131,7 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
                 max_length=model.max_length,
                 route=paths.TASK_PATHS[model.task],
                 dimensions=dimensions(model.embedding) if model.embedding else None,
+                provider=model.provider,
                 mask=hosted.service.handler.prefix.strip() or None,
                 refused=hosted.refused,
                 revision=settings.revision or None,

@@ -22,7 +22,7 @@ _FEEDBACK: Final = {ProblemType.FEEDBACK_UNAVAILABLE, ProblemType.FEEDBACK_CONFL
 _NAMED: Final = {ProblemType.MODEL_UNKNOWN, ProblemType.MODEL_LOADING}
 _ASKED: Final = {
     *(ProblemType.MODEL_AMBIGUOUS, ProblemType.TASK_MISMATCH, ProblemType.TOO_MANY_INPUTS),
-    *(ProblemType.INPUT_TOO_LONG, ProblemType.MASK_MISSING, ProblemType.REQUEST_TOO_LARGE),
+    *(ProblemType.INPUT_TOO_LONG, ProblemType.MASK_MISSING, ProblemType.REQUEST_TOO_LARGE, ProblemType.OUT_OF_MEMORY),
 }
 
 _HEADERS: Final[Mapping[str, tuple[str, Document]]] = {

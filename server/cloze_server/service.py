@@ -13,14 +13,17 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from cloze_server.backend import InferenceError, OutOfMemoryError
 from cloze_server.budget import default_tokens, logits_bound
-from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
+from cloze_server.engine import Engine, QueueFullError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.limits import Limits
 from cloze_server.logs import fields
-from cloze_server.model import LoadedModel, identity
+from cloze_server.model import LoadedModel, identity, memory_too_small
+from cloze_server.pieces import Piece
 from cloze_server.problems import ProblemError, ProblemType
+from cloze_server.providers import Provider
 from cloze_server.replies import Reply, ReplyCache, Tally, key_of
 from cloze_server.segments import Segment, Segments, declared
 from cloze_server.settings import Settings
@@ -87,7 +90,7 @@ class Service:
             threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
         )
         bound = min(settings.max_batch_tokens or math.inf, logits_bound(model.task, len(model.vocabulary)))
-        usual = default_tokens(settings.batch_threads, device=False)
+        usual = default_tokens(settings.batch_threads, device=model.provider is not Provider.CPU)
         self._budget = int(min(bound, settings.max_batch_tokens or min(usual, settings.max_queue_tokens)))
         if model.max_length > bound:
             # It runs alone then; what the bound promises about memory doesn't hold for it.
@@ -107,7 +110,7 @@ class Service:
     async def warm_up(self) -> None:
         """Answer a request of each length and one full batch, so that no client pays for memory and threads.
 
-        Raises FatalError (ARTIFACT_INVALID) when the model fails.
+        Raises FatalError: ARTIFACT_INVALID when the model fails, CONFIGURATION when there is not enough memory.
         """
         settings = self._settings
         # A request that the bounds refuse warms nothing.
@@ -122,6 +125,8 @@ class Service:
                 try:
                     await self._make(self.handler.sample(each), Timing())
                 except ProblemError as problem:
+                    if problem.kind is ProblemType.OUT_OF_MEMORY:
+                        raise memory_too_small(each[0]) from problem
                     if problem.kind is not ProblemType.INTERNAL:
                         _log.warning("warm-up skipped", extra=fields(detail=problem.detail))
                         continue
@@ -180,6 +185,9 @@ class Service:
             raise ProblemError(
                 ProblemType.QUEUE_FULL, str(error), retry_after_seconds=error.retry_after_seconds
             ) from error
+        except OutOfMemoryError as error:
+            message = f"{error}: send a shorter one, or ask for a server with more"
+            raise ProblemError(ProblemType.OUT_OF_MEMORY, message) from error
         except InferenceError as error:
             raise ProblemError(ProblemType.INTERNAL, str(error)) from error
 

@@ -19,6 +19,7 @@ from cloze_api.names import (
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
     ENV_PRECISION,
+    ENV_PROVIDER,
     ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
@@ -31,6 +32,7 @@ from cloze_server import cpus, fallbacks, paths, segments
 from cloze_server.bounds import INPUTS_MAX
 from cloze_server.budget import DEVICE_TOKENS, TOKENS_PER_THREAD
 from cloze_server.exits import ExitCode, FatalError
+from cloze_server.providers import AUTO, CHOICES
 
 ENV_TERMINATION_LOG = "CLOZE_TERMINATION_LOG"
 
@@ -60,6 +62,8 @@ class Settings:
     precision: Precision = Precision.FP32
     threads: int = field(default_factory=cpus.available)
     parallel_batches: int = 1
+    provider: str = AUTO
+    device_memory_bytes: int = 0
     max_batch_tokens: int | None = None
     """None: what suits the model's threads or device; see `budget`."""
     max_queue_tokens: int = _RUNTIME.max_queue_tokens
@@ -159,6 +163,20 @@ FLAGS: tuple[Flag, ...] = (
     Flag("port", "CLOZE_LISTEN_PORT", int, "port to listen on", 0, 65_535),
     Flag("precision", ENV_PRECISION, Precision, f"of the graph, if the artifact has it: {', '.join(Precision)}"),
     Flag("threads", ENV_THREADS, int, "compute threads; as many as the process may use CPUs when absent", 1, 1024),
+    Flag(
+        "provider",
+        ENV_PROVIDER,
+        str,
+        f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}: where models run; {AUTO} is cuda where that works, else cpu",
+    ),
+    Flag(
+        "device_memory_bytes",
+        "CLOZE_DEVICE_MEMORY_BYTES",
+        int,
+        "most of a GPU's memory for each model's work, besides the runtime's own; 0: all there is",
+        0,
+        1 << 48,
+    ),
     Flag("parallel_batches", "CLOZE_PARALLEL_BATCHES", int, "batches at the same time, which share the threads", 1, 64),
     Flag(
         "max_batch_tokens",
@@ -339,6 +357,8 @@ def from_flags(
         raise _invalid("--digest is of one artifact, and there are several models: serve that one alone")
     if settings.log_level not in _LOG_LEVELS:
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
+    if settings.provider not in CHOICES:
+        raise _invalid(f"--provider is {settings.provider!r}: use one of {', '.join(CHOICES)}")
     if settings.digest is not None and not _DIGEST.fullmatch(settings.digest):
         raise _invalid(f"--digest is {settings.digest!r}: give sha256: and 64 hexadecimal digits")
     for origin in settings.cors_origins:

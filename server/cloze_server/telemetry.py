@@ -51,6 +51,7 @@ class Instruments:
         self.request_duration: Any = make(metrics.REQUEST_DURATION)
         self.stage_duration: Any = make(metrics.STAGE_DURATION)
         self.batch_tokens: Any = make(metrics.BATCH_TOKENS)
+        self.batch_splits: Any = make(metrics.BATCH_SPLITS)
         self.tokens: Any = make(metrics.TOKENS)
         self.queue_tokens: Any = make(metrics.QUEUE_TOKENS)
         self.in_flight: Any = make(metrics.IN_FLIGHT)
@@ -204,7 +205,7 @@ class Telemetry(RequestCounter):
             *(instruments.stage_duration, instruments.batch_tokens, instruments.tokens, instruments.queue_tokens),
             *(instruments.truncated, instruments.unknown, instruments.in_flight),
             *(instruments.predictions, instruments.confidence, instruments.abstained, instruments.cached),
-            instruments.fallbacks,
+            *(instruments.fallbacks, instruments.batch_splits),
         ):
             if renamed:
                 untouched.remove_by_labels(former)
@@ -213,6 +214,7 @@ class Telemetry(RequestCounter):
         self._stages = {stage: instruments.stage_duration.labels(*labels, stage) for stage in STAGES}
         self._kinds = {kind: instruments.tokens.labels(*labels, kind) for kind in _TOKEN_KINDS}
         self._batch = instruments.batch_tokens.labels(*labels)
+        self._splits = instruments.batch_splits.labels(*labels)
         self._waiting = instruments.queue_tokens.labels(*labels)
         self._cut = instruments.truncated.labels(*labels)
         self._unread = instruments.unknown.labels(*labels)
@@ -257,6 +259,10 @@ class Telemetry(RequestCounter):
         self._batch.observe(padded)
         self._kinds["real"].inc(real)
         self._kinds["padding"].inc(padded - real)
+
+    def split(self) -> None:
+        """A batch was divided in two. Counted while warming up too: it says that memory is too small."""
+        self._splits.inc()
 
     def answered(self, *, unknown: int, truncated: int) -> None:
         """One request was answered: its tokens that the vocabulary doesn't have, and its inputs that were cut."""

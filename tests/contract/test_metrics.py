@@ -51,6 +51,7 @@ _UNITS = {
     *("seconds", "tokens", "ratio", "bytes", "nats", "requests", "pods", "inputs"),
     # Things that are counted, and states that are 0 or 1.
     *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans", "connections"),
+    "splits",
 }
 _STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second"}
 

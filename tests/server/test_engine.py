@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloze_server.backend import DummyBackend, Ids, Logits
-from cloze_server.engine import Engine, InferenceError, Piece, QueueFullError
+from cloze_server.backend import DummyBackend, Ids, InferenceError, Logits
+from cloze_server.engine import Engine, QueueFullError
+from cloze_server.pieces import Piece
 from cloze_server.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio

@@ -19,6 +19,7 @@ from cloze_server.dummy import dummy_model
 from cloze_server.exits import ExitCode
 from cloze_server.lifecycle import Lifecycle, Stage, State
 from cloze_server.model import LoadedModel
+from cloze_server.providers import Provider
 from cloze_server.tokenization import TokenizerPool
 
 pytestmark = pytest.mark.anyio
@@ -192,3 +193,11 @@ async def test_a_batch_is_as_large_as_its_threads_need(
     assert full == most // 64
     warned = "the longest input exceeds a batch" in [record.message for record in caplog.records]
     assert warned == ("max_batch_tokens" in asked)
+
+
+async def test_a_gpu_gets_larger_batches(serving: Any) -> None:
+    """Whatever the threads beside it are."""
+    model, backend = watched(Task.SEQUENCE_CLASSIFICATION)
+    async with serving(lambda: replace(model, provider=Provider.CUDA), threads=1):
+        full = max(rows * length for rows, length in backend.shapes)
+    assert full == 16_384

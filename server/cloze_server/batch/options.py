@@ -26,6 +26,8 @@ _SETTINGS = frozenset(
         "precision",
         "threads",
         "parallel_batches",
+        "provider",
+        "device_memory_bytes",
         "max_batch_tokens",
         "max_characters",
     }
