@@ -38,6 +38,7 @@ from cloze_server.segments import Segments, declared
 from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
+from cloze_server.turns import Turns
 
 if TYPE_CHECKING:
     from cloze_server.tracing import Tracing
@@ -74,7 +75,8 @@ def create_app(
     references = [parse_reference(each) for each in settings.model]
     lifecycle = lifecycle or Lifecycle()
     instruments = instruments or Instruments()
-    room = Room(lifecycle, instruments, _counter(references, settings, instruments), models=len(loaders))
+    counter, turns = _counter(references, settings, instruments), Turns(settings.parallel_batches)
+    room = Room(lifecycle, instruments, counter, models=len(loaders), turns=turns)
     if settings.cache_bytes:
         room.replies = ReplyCache(settings.cache_bytes, settings.cache_ttl_seconds, instruments.replies)
 
@@ -188,7 +190,7 @@ def _load(loaders: Sequence[Loader], settings: Settings, room: Room, loop: async
             telemetry = room.counter
             if not isinstance(telemetry, Telemetry):
                 telemetry = _telemetry(model.name, model.version, settings, room.instruments)
-            service = Service(model, settings, telemetry, room.replies)
+            service = Service(model, settings, telemetry, room.replies, room.turns)
             room.lifecycle.report(Stage.WARMING_UP)
             asyncio.run_coroutine_threadsafe(service.warm_up(), loop).result()
             # A closed loop means that the process ends anyway.

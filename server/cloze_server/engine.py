@@ -18,6 +18,7 @@ from cloze_server.budget import Budget
 from cloze_server.logs import fields
 from cloze_server.pieces import Answer, Entry, Outcome, Piece, Request, halves, padded, settle
 from cloze_server.telemetry import Telemetry
+from cloze_server.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +49,11 @@ class Engine:
         max_batch_tokens: int,
         max_queue_tokens: int,
         parallel: int = 1,
+        turns: Turns | None = None,
     ) -> None:
-        """parallel: batches that run at the same time, each in a thread of its own."""
+        """parallel: batches that run at the same time, each in a thread of its own. turns: shared with other engines;
+        None: this one is alone.
+        """
         self._backend = backend
         self._telemetry = telemetry
         self._pad = pad
@@ -61,6 +65,7 @@ class Engine:
         self._closing = False
         self._tokens_per_second = 0.0
         self._parallel = parallel
+        self._turns = turns or Turns(parallel)
         self._running: dict[int, float] = {}
         """When each batch began that runs now, by its thread."""
         self._threads = [
@@ -133,11 +138,14 @@ class Engine:
         self._telemetry.queue_tokens(self._queued_tokens)
 
     def _work(self, number: int) -> None:
-        while (batch := self._take(number)) is not None:
-            self._run(batch)
-            del batch
-            with self._changed:
-                del self._running[number]
+        while self._wait():
+            with self._turns.turn():
+                # What came while others had their turn belongs to it too.
+                if batch := self._take(number):
+                    self._run(batch)
+                    del batch
+                    with self._changed:
+                        del self._running[number]
 
     def _run(self, batch: list[Entry]) -> None:
         """Run a batch and settle its requests; in halves, and those in halves, where memory is too small for it."""
@@ -217,16 +225,21 @@ class Engine:
             complete = request.missing == 0
         return (request, Answer(request.kept, started - request.arrived, seconds)) if complete else None
 
-    def _take(self, number: int) -> list[Entry] | None:
-        """Wait for work and take the next batch off the queue; None when closing.
+    def _wait(self) -> bool:
+        """Wait for work; False when closing."""
+        with self._changed:
+            while not self._queue and not self._closing:
+                self._changed.wait()
+            return not self._closing
+
+    def _take(self, number: int) -> list[Entry]:
+        """Take the next batch off the queue; an empty one when another thread was faster, or when closing.
 
         What waits is shared with the other threads that are free: two halves at once are done before a whole.
         """
         with self._changed:
-            while not self._queue and not self._closing:
-                self._changed.wait()
-            if self._closing:
-                return None
+            if self._closing or not self._queue:
+                return []
             free = self._parallel - len(self._running)
             self._running[number] = time.monotonic()
             chosen = plan_batch(self._queue, min(self._budget.tokens, math.ceil(self._queued_tokens / free)))

@@ -12,6 +12,7 @@ from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.replies import ReplyCache
 from cloze_server.service import Service
 from cloze_server.telemetry import Instruments, RequestCounter, Telemetry
+from cloze_server.turns import Turns
 
 _LOADING_RETRY_SECONDS = 5
 
@@ -110,15 +111,18 @@ class Hosted:
 class Room:
     """What the routes share: the process's state, and the models that answer.
 
-    counter: counts requests that belong to no model of several. replies: those that are kept; None: none are.
-    fallbacks: by `name/version`, who answers where a model abstains; empty until all models are loaded.
+    counter: counts requests that belong to no model of several. turns: whose batch runs. replies: those that are kept;
+    None: none are. fallbacks: by `name/version`, who answers where a model abstains; empty until all models are loaded.
     """
 
-    def __init__(self, lifecycle: Lifecycle, instruments: Instruments, counter: RequestCounter, *, models: int) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, instruments: Instruments, counter: RequestCounter, *, models: int, turns: Turns
+    ) -> None:
         """models: how many are loaded in the end."""
         self.lifecycle = lifecycle
         self.instruments = instruments
         self.counter = counter
+        self.turns = turns
         self.hosted: list[Hosted] = []
         self.replies: ReplyCache | None = None
         self.fallbacks: Mapping[str, str] = {}

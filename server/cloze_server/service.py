@@ -32,6 +32,7 @@ from cloze_server.tasks.handler import AnyHandler, InputResult, Item, TaskReques
 from cloze_server.telemetry import Telemetry
 from cloze_server.timing import Timing
 from cloze_server.tokenization import Encoded, Inputs, Result, TokenizerPool, is_short
+from cloze_server.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +65,14 @@ class Service:
     """A loaded model behind its tokenizers and its queue."""
 
     def __init__(
-        self, model: LoadedModel, settings: Settings, telemetry: Telemetry, replies: ReplyCache | None = None
+        self,
+        model: LoadedModel,
+        settings: Settings,
+        telemetry: Telemetry,
+        replies: ReplyCache | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """replies: kept ones, of all models; None: every request is work."""
+        """replies: kept ones, of all models; None: every request is work. turns: of all models; None: there is one."""
         self.model = model
         self._replies = replies
         handlers = [handler(model) for handler in HANDLERS.values() if handler.task is model.task]
@@ -105,6 +111,7 @@ class Service:
             max_batch_tokens=self._budget,
             max_queue_tokens=settings.max_queue_tokens,
             parallel=settings.parallel_batches,
+            turns=turns,
         )
 
     async def warm_up(self) -> None:
