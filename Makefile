@@ -157,9 +157,9 @@ images: ## build the images that changed and hand them to the local cluster
 	@python3 hack/images push
 
 .PHONY: images-push
-images-push: ## build and push to your own registry: make images-push REGISTRY=registry.example/team
+images-push: ## build and push to your own registry: make images-push REGISTRY=registry.example/team [GPU=1]
 	@test -n "$(REGISTRY)" || { echo "name your registry: make images-push REGISTRY=registry.example/team"; exit 2; }
-	@python3 hack/images push --registry "$(REGISTRY)"
+	@python3 hack/images push $(if $(GPU),--all) --registry "$(REGISTRY)"
 
 .PHONY: install
 install: ## install or upgrade the chart on the current cluster

@@ -58,7 +58,7 @@ class Runtime(Schema):
     """Settings of the inference server."""
 
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Serving image; the operator's default when absent."""
+    """Serving image. When absent: the operator's default, which is another one with a GPU among spec.resources."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
     """Compute threads of one replica. When absent: the pod's CPU limit, rounded up; without one, the machine's CPUs."""
     precision: Precision = Precision.FP32

@@ -53,12 +53,15 @@ class Settings:
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        chosen = _chosen(arguments.images)
+        chosen = _chosen(arguments.images, every=arguments.all)
         settings = _settings(os.environ, arguments.registry)
         match arguments.command:
             case "list":
                 references = {
-                    image.name: settings.reference(image, settings.tag(image, settings.root)) for image in chosen
+                    (image.value if arguments.json else image.name): settings.reference(
+                        image, settings.tag(image, settings.root)
+                    )
+                    for image in chosen
                 }
                 _list(references, as_json=arguments.json)
             case "build":
@@ -78,10 +81,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _chosen(names: list[str]) -> list[Image]:
+def _chosen(names: list[str], *, every: bool = False) -> list[Image]:
     if unknown := sorted(set(names) - IMAGES.keys()):
         raise ImageError(f"no image is called {', '.join(unknown)}: choose from {', '.join(IMAGES)}")
-    return [image for name, image in IMAGES.items() if name in names or not names]
+    return [image for name, image in IMAGES.items() if name in names or (not names and (every or not image.optional))]
 
 
 def _list(references: Mapping[str, str], *, as_json: bool = False) -> None:
@@ -135,8 +138,8 @@ def _push(settings: Settings, images: list[Image]) -> None:
         return
     # What the chart's values need, ready to paste.
     print("images:")
-    for name, reference in references.items():
-        print(f"  {name}: {reference}")
+    for image, tag in tags.items():
+        print(f"  {image.value}: {settings.reference(image, tag)}")
 
 
 def _upload(settings: Settings, maker: Builder, image: Image, tag: str, *, plain_http: bool) -> None:
@@ -240,9 +243,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, explanation in _COMMANDS.items():
         command = commands.add_parser(name, help=explanation, description=explanation)
         if name == "prune":
-            command.set_defaults(images=[])
+            command.set_defaults(images=[], all=False)
         else:
             command.add_argument("images", nargs="*", metavar="image", help=", ".join(IMAGES))
+            optional = ", ".join(image.name for image in IMAGES.values() if image.optional)
+            command.add_argument("--all", action="store_true", help=f"also what few need: {optional}")
         command.add_argument("--registry", help="such as registry.example/me; default: $CLOZE_REGISTRY, else local")
         if name == "list":
             command.add_argument("--json", action="store_true", help="one object, reference by image")

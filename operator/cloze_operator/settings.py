@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cloze_api.names import ENV_MLFLOW_URI, ENV_SERVE_IMAGE, ENV_TRAIN_IMAGE, INLINE_KEY, OPERATOR_PORT
+from cloze_api.names import (
+    ENV_MLFLOW_URI,
+    ENV_SERVE_GPU_IMAGE,
+    ENV_SERVE_IMAGE,
+    ENV_TRAIN_IMAGE,
+    INLINE_KEY,
+    OPERATOR_PORT,
+)
 from cloze_operator.analysis.queries import GATEWAYS, GatewayCounters
 from cloze_operator.desired.platform import Platform
 
@@ -35,6 +42,9 @@ class Variable:
 
 TRAIN_IMAGE = Variable(ENV_TRAIN_IMAGE, "image of training pods whose resource names none")
 SERVE_IMAGE = Variable(ENV_SERVE_IMAGE, "image of serving pods whose resource names none")
+SERVE_GPU_IMAGE = Variable(
+    ENV_SERVE_GPU_IMAGE, "image of serving pods with a GPU whose resource names none; empty: there is none", ""
+)
 TRACKING_URI = Variable(ENV_MLFLOW_URI, "MLflow's address, for the operator and for the pods: http://host:port")
 PULL_POLICY = Variable(
     "CLOZE_IMAGE_PULL_POLICY", "of those pods: Always, IfNotPresent or Never; empty: Kubernetes'", ""
@@ -72,6 +82,7 @@ PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz",
 VARIABLES: Final = (
     TRAIN_IMAGE,
     SERVE_IMAGE,
+    SERVE_GPU_IMAGE,
     PULL_POLICY,
     PULL_SECRETS,
     TRACKING_URI,
@@ -129,6 +140,7 @@ def read(environment: Mapping[str, str] = os.environ, namespace_file: Path = _NA
         platform=Platform(
             train_image=_text(TRAIN_IMAGE, environment),
             serve_image=_text(SERVE_IMAGE, environment),
+            serve_gpu_image=_text(SERVE_GPU_IMAGE, environment),
             pull_policy=_one_of(PULL_POLICY, environment, PULL_POLICIES),
             pull_secrets=_list(PULL_SECRETS, environment),
             tracking_uri=tracking_uri,

@@ -135,7 +135,7 @@ def _session(path: Path, options: Any, placement: Placement) -> tuple[Any, Provi
     except Exception as error:  # the library's exceptions share no base class
         if not providers.blames_device(str(error)):
             raise
-        session, reason = None, str(error)
+        session, reason = None, " ".join(str(error).split())
     if reason is None:
         return session, provider
     if placement.asked != AUTO:

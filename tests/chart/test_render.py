@@ -97,6 +97,15 @@ def test_images_of_workloads_are_pulled_like_the_charts_own() -> None:
     assert environment["CLOZE_IMAGE_PULL_SECRETS"] == "one,two"
 
 
+@pytest.mark.parametrize("image", ["", "registry.example/cloze-serve-gpu:1"])
+def test_the_image_for_gpus_reaches_the_operator(image: str) -> None:
+    """Which has none as long as nobody has pushed one."""
+    documents = render(f'images.serveGpu="{image}"') if image else render()
+    (operator,) = [spec for spec in pod_specs(documents) if spec["containers"][0]["name"] == "operator"]
+    environment = {entry["name"]: entry.get("value", "") for entry in operator["containers"][0]["env"]}
+    assert settings.read(environment).platform.serve_gpu_image == image
+
+
 def test_keys_reach_the_serving_pods_through_the_operator() -> None:
     """From the chart's value to what the server takes."""
     pem = "-----BEGIN PUBLIC KEY-----\nMFkw\nEwYH==\n-----END PUBLIC KEY-----\n"

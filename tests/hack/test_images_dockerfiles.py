@@ -118,6 +118,25 @@ def test_the_serving_image_has_no_training_library() -> None:
     ]
 
 
+def test_the_serving_image_for_gpus_differs_by_the_runtime_alone() -> None:
+    """And by what that runs on. Both runtimes are one module, of which the later installed would win."""
+    plain, gpu = locked("serve"), locked("serve-gpu")
+    assert plain.keys() - gpu.keys() == {"onnxruntime"}
+    added = gpu.keys() - plain.keys()
+    assert "onnxruntime-gpu" in added
+    assert {name.split("-")[0] for name in added - {"onnxruntime-gpu"}} == {"nvidia"}
+    assert {name: version for name, version in plain.items() if gpu.get(name, version) != version} == {}
+
+    def said(target: str) -> list[str]:
+        lines = stages("Dockerfile.serve")[target]
+        return [line for line in lines if not line.startswith(("FROM", "LABEL", "ENV"))]
+
+    assert said("serve-gpu") == said("serve")
+    assert [line.replace("serve-gpu", "serve") for line in said("serve-gpu-libraries")] == said("serve-libraries")
+    environment = " ".join(line for line in stages("Dockerfile.serve")["serve-gpu"] if line.startswith("ENV"))
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute" in environment, "else the driver's library of CUDA is not handed in"
+
+
 @pytest.mark.parametrize("extra", ["operator", "mlflow"])
 def test_the_images_that_do_not_train_have_no_torch(extra: str) -> None:
     assert not [name for name in locked(extra) if re.match(r"torch|nvidia|triton", name)]

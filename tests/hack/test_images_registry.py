@@ -132,12 +132,23 @@ def test_list_prints_one_reference_for_each_image() -> None:
     assert references["serve"].startswith("registry.example/team/cloze-serve:0.1.0-")
 
 
+def test_optional_images_are_built_only_when_asked_for() -> None:
+    """Gigabytes that most installations don't need. The key is the chart's."""
+
+    def listed(*more: str) -> list[str]:
+        command = ["python3", ROOT / "hack/images", "list", "--json", *more]
+        return list(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+
+    assert listed("serve-gpu") == ["serveGpu"]
+    assert listed("--all") == ["train", "serve", "serveGpu", "operator", "mlflow"]
+
+
 def test_an_unknown_image_is_refused_with_the_known_ones() -> None:
     done = subprocess.run(
         ["python3", ROOT / "hack/images", "list", "sreve"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr == "error: no image is called sreve: choose from train, serve, operator, mlflow\n"
+    assert done.stderr == "error: no image is called sreve: choose from train, serve, serve-gpu, operator, mlflow\n"
 
 
 def test_docker_builds_tags_and_pushes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from world import World, digest
+from world import PLATFORM, World, digest
 
 from cloze_operator.decide.answers import Answer, HeldUp, Loaded, NotFound, Unavailable, Version
 from cloze_operator.decide.serving import decide_serving
@@ -161,6 +161,19 @@ def test_unreadable_spec_is_refused() -> None:
     verdict, state = decide(served(), deployment=None, invalid="spec.model: Field required")
     assert (findings(verdict)["Accepted"], state) == (("False", "InvalidSpec"), "Invalid")
     assert (verdict.apply, verdict.delete, verdict.remember) == ((), (), None)
+
+
+def test_a_gpu_without_an_image_for_it_is_refused() -> None:
+    """With what to set; an image of the spec's own, or of the installation's, is enough."""
+    asked = {**FIXED, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    verdict, state = decide(World(asked))
+    assert (findings(verdict)["Accepted"], state) == (("False", "GpuImageMissing"), "Invalid")
+    assert "images.serveGpu" in verdict.findings["Accepted"].message
+    assert (verdict.apply, verdict.delete, verdict.remember) == ((), (), None)
+    named, _ = decide(World({**asked, "runtime": {"image": "mine:1"}}))
+    assert findings(named)["Accepted"] == ("True", "SpecAccepted")
+    installed, _ = decide(World(asked), platform=replace(PLATFORM, serve_gpu_image="serve-gpu:1"))
+    assert findings(installed)["Accepted"] == ("True", "SpecAccepted")
 
 
 def test_unreadable_record_stops_everything() -> None:

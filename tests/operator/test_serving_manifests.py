@@ -156,6 +156,79 @@ def test_what_the_spec_leaves_open_the_server_decides(
     assert {name: value for name, value in environment.items() if name in open_settings} == told
 
 
+# ---------------------------------------------------------------- GPUs
+
+GPU_PLATFORM = replace(PLATFORM, serve_gpu_image="serve-gpu:1")
+
+
+def environment(manifest: Document) -> Document:
+    return {entry["name"]: entry["value"] for entry in container(manifest)["env"]}
+
+
+@pytest.mark.parametrize(
+    ("resources", "given"),
+    [
+        ({"limits": {"nvidia.com/gpu": 1}}, {"limits": {"nvidia.com/gpu": "1"}}),
+        ({"requests": {"nvidia.com/gpu": 2}}, {"limits": {"nvidia.com/gpu": "2"}}),
+        (
+            {"requests": {"cpu": 1, "nvidia.com/mig-1g.10gb": 1}, "limits": {"nvidia.com/mig-1g.10gb": 1}},
+            {"requests": {"cpu": "1"}, "limits": {"nvidia.com/mig-1g.10gb": "1"}},
+        ),
+    ],
+)
+def test_a_pod_with_a_gpu_has_the_image_that_uses_it(
+    server: Callable[..., Document], resources: Document, given: Document
+) -> None:
+    """And fails rather than compute beside it."""
+    manifest = server(platform=GPU_PLATFORM, resources=resources)
+    assert container(manifest)["image"] == "serve-gpu:1"
+    assert environment(manifest)["CLOZE_PROVIDER"] == "cuda"
+    assert container(manifest)["resources"] == given
+
+
+@pytest.mark.parametrize("resources", [{}, {"limits": {"nvidia.com/gpu": 0}}, {"limits": {"memory": "1Gi"}}])
+def test_a_pod_without_one_is_as_ever(server: Callable[..., Document], resources: Document) -> None:
+    """Also with none of them."""
+    manifest = server(platform=GPU_PLATFORM, resources=resources)
+    assert container(manifest)["image"] == "serve:1"
+    assert "CLOZE_PROVIDER" not in environment(manifest)
+
+
+def test_an_image_that_is_named_is_taken_with_a_gpu_too(server: Callable[..., Document]) -> None:
+    """Whether the installation has one or not."""
+    for platform in (PLATFORM, GPU_PLATFORM):
+        manifest = server(platform=platform, resources={"limits": {"nvidia.com/gpu": 1}}, runtime={"image": "mine:1"})
+        assert container(manifest)["image"] == "mine:1"
+        assert environment(manifest)["CLOZE_PROVIDER"] == "cuda"
+
+
+def test_gpus_stay_with_their_revision(resource: Make) -> None:
+    """While the spec has changed already: a server is made for a GPU or for the CPU, and memory is memory."""
+    before = resource("ModelDeployment", resources={"limits": {"nvidia.com/gpu": 1, "memory": "1Gi"}})
+    after = resource("ModelDeployment", resources={"limits": {"memory": "2Gi"}})
+    documents = [ModelDeployment.model_validate(body) for body in (before, after)]
+    with_gpu, without = (revision_of(each, SERVED, GPU_PLATFORM) for each in documents)
+    assert with_gpu.name != without.name
+    kept = server_deployment(after, documents[1], with_gpu, 1, GPU_PLATFORM)
+    assert container(kept)["resources"] == {"limits": {"nvidia.com/gpu": "1", "memory": "2Gi"}}
+    assert environment(kept)["CLOZE_PROVIDER"] == "cuda"
+    other = server_deployment(before, documents[0], without, 1, GPU_PLATFORM)
+    assert container(other)["resources"] == {"limits": {"memory": "1Gi"}}
+    assert "CLOZE_PROVIDER" not in environment(other)
+
+
+def test_a_stored_revision_knows_its_gpus(resource: Make) -> None:
+    """Another number of them is another revision."""
+    bodies = [resource("ModelDeployment", resources={"limits": {"nvidia.com/gpu": count}}) for count in (1, 2)]
+    one, two = (revision_of(ModelDeployment.model_validate(body), SERVED, GPU_PLATFORM) for body in bodies)
+    assert one.name != two.name
+    again = read_revision(controller_revision(bodies[0], one, 1))
+    assert (again, again.name) == (one, one.name)
+
+
+# ---------------------------------------------------------------- what signs, how it ends
+
+
 def test_keys_reach_the_server(server: Callable[..., Document]) -> None:
     """As it takes them, and without making another revision; without any the variable is absent."""
     keyed = server(platform=replace(PLATFORM, verify_keys=("key:AA", "key:BB")))

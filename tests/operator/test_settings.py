@@ -25,6 +25,7 @@ def test_everything_can_be_set() -> None:
             **GOOD,
             "CLOZE_NAMESPACES": "a, b,",
             "CLOZE_IMAGE_PULL_POLICY": "always",
+            "CLOZE_SERVE_GPU_IMAGE": "serve-gpu",
             "CLOZE_IMAGE_PULL_SECRETS": "one,two",
             "CLOZE_RESYNC_SECONDS": "5",
             "CLOZE_OPERATOR_WORKERS": "2",
@@ -35,6 +36,7 @@ def test_everything_can_be_set() -> None:
     assert (settings.namespaces, settings.resync_seconds) == (("a", "b"), 5)
     assert (settings.platform.pull_policy, settings.platform.pull_secrets) == ("Always", ("one", "two"))
     assert (settings.workers, settings.port, settings.log_level) == (2, 9, "debug")
+    assert (settings.platform.serve_image, settings.platform.serve_gpu_image) == ("serve", "serve-gpu")
 
 
 def test_keys_are_taken_out_of_their_pem() -> None:

@@ -46,6 +46,7 @@ http://{{ include "cloze.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:5000
 {{- define "cloze.operatorEnv" -}}
 - { name: CLOZE_TRAIN_IMAGE, value: {{ .Values.images.train | quote }} }
 - { name: CLOZE_SERVE_IMAGE, value: {{ .Values.images.serve | quote }} }
+- { name: CLOZE_SERVE_GPU_IMAGE, value: {{ .Values.images.serveGpu | quote }} }
 - { name: CLOZE_IMAGE_PULL_POLICY, value: {{ .Values.images.pullPolicy | quote }} }
 - { name: CLOZE_IMAGE_PULL_SECRETS, value: {{ join "," .Values.images.pullSecrets | quote }} }
 - { name: MLFLOW_TRACKING_URI, value: {{ include "cloze.mlflowUri" . | quote }} }

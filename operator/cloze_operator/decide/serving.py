@@ -14,7 +14,7 @@ from cloze_operator.decide.target import decided_version, unstored
 from cloze_operator.decide.verdict import AliasMove, Steps, TagChange, Verdict, carried
 from cloze_operator.desired.metadata import selector
 from cloze_operator.desired.record import record_map, record_name
-from cloze_operator.desired.revision import controller_revision
+from cloze_operator.desired.revision import controller_revision, devices_of
 
 
 def leave_when_going(view: View, verdict: Verdict) -> Verdict:
@@ -32,6 +32,14 @@ def accept(view: View, verdict: Verdict) -> Verdict:
             f"ConfigMap {record_name(snapshot.name)} can't be read: {snapshot.corrupt}; put it right, or delete it to "
         )
         return verdict.find("Accepted", "False", "RecordUnreadable", f"{text}start without a rollout").settle()
+    if (devices := devices_of(snapshot.deployment)) and not (
+        snapshot.deployment.spec.runtime.image or snapshot.platform.serve_gpu_image
+    ):
+        text = (
+            f"spec.resources asks for {devices[0][0]}, and this installation has no image for it: name one in "
+            "spec.runtime.image, or set the chart's images.serveGpu"
+        )
+        return verdict.find("Accepted", "False", "GpuImageMissing", text).settle()
     return verdict.find("Accepted", "True", "SpecAccepted")
 
 

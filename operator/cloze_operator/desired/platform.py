@@ -10,6 +10,8 @@ class Platform:
 
     train_image: str
     serve_image: str
+    serve_gpu_image: str = ""
+    """Of serving pods with a GPU; empty where the installation has none."""
     tracking_uri: str
     """MLflow's address."""
     pull_policy: str = ""

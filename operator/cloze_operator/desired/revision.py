@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from cloze_api.deployment import Runtime
-from cloze_api.names import LABEL_REVISION
+from cloze_api.names import DEVICE_PREFIX, LABEL_REVISION
+from cloze_api.quantity import quantity
 from cloze_api.resources import ModelDeployment
 from cloze_operator.desired.facts import UNKNOWN, Facts
 from cloze_operator.desired.metadata import Manifest, child_metadata, sealed
@@ -41,6 +42,8 @@ class Revision:
     served: ServedVersion
     image: str
     runtime: Runtime
+    devices: tuple[tuple[str, str], ...] = ()
+    """GPUs of one pod, each kind with its number. With others, or none, it is another server."""
 
     @cached_property
     def name(self) -> str:
@@ -60,13 +63,27 @@ class Revision:
         runtime = self.runtime.model_dump(
             by_alias=True, exclude_none=True, exclude_defaults=exclude_defaults, exclude={"image"}
         )
-        return {"model": model, "image": self.image, "runtime": runtime, "facts": asdict(self.served.facts)}
+        devices = {"devices": dict(self.devices)} if self.devices else {}
+        return {"model": model, "image": self.image, "runtime": runtime, **devices, "facts": asdict(self.served.facts)}
 
 
 def revision_of(resource: ModelDeployment, served: ServedVersion, platform: Platform) -> Revision:
     """The revision that the spec asks for, with this version."""
-    runtime = resource.spec.runtime
-    return Revision(served, runtime.image or platform.serve_image, runtime.model_copy(update={"image": None}))
+    runtime, devices = resource.spec.runtime, devices_of(resource)
+    image = runtime.image or (platform.serve_gpu_image if devices else platform.serve_image)
+    return Revision(served, image, runtime.model_copy(update={"image": None}), devices)
+
+
+def is_device(resource: str) -> bool:
+    """Whether a resource of a pod is a GPU, or a part of one, that the server can use."""
+    return resource.startswith(DEVICE_PREFIX)
+
+
+def devices_of(resource: ModelDeployment) -> tuple[tuple[str, str], ...]:
+    """The GPUs of one pod that the spec asks for."""
+    resources = resource.spec.resources
+    asked = {**resources.requests, **resources.limits}
+    return tuple(sorted((name, text) for name, text in asked.items() if is_device(name) and quantity(text)))
 
 
 def child_name(owner: str, revision: str) -> str:
@@ -99,4 +116,5 @@ def read_revision(stored: Mapping[str, Any]) -> Revision:
     data = stored["data"]
     model = data["model"]
     served = ServedVersion(model["name"], model["version"], model["digest"], Facts(**data.get("facts") or {}))
-    return Revision(served, data["image"], Runtime.model_validate(data.get("runtime") or {}))
+    devices = tuple(sorted((data.get("devices") or {}).items()))
+    return Revision(served, data["image"], Runtime.model_validate(data.get("runtime") or {}), devices)

@@ -15,6 +15,7 @@ from cloze_api.names import (
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
     ENV_PRECISION,
+    ENV_PROVIDER,
     ENV_REVISION,
     ENV_THREADS,
     ENV_TIMEOUT_SECONDS,
@@ -27,6 +28,7 @@ from cloze_api.names import (
 from cloze_api.precision import Precision
 from cloze_api.resources import ModelDeployment
 from cloze_api.rollout import Scheduling
+from cloze_api.training import Resources
 from cloze_operator.desired.metadata import (
     Manifest,
     child_metadata,
@@ -37,7 +39,7 @@ from cloze_operator.desired.metadata import (
     selector,
 )
 from cloze_operator.desired.platform import Platform
-from cloze_operator.desired.revision import Revision, child_name
+from cloze_operator.desired.revision import Revision, child_name, is_device
 
 SERVER: Final = "server"
 """Name of the container that serves."""
@@ -135,6 +137,8 @@ def _container(
         **({ENV_THREADS: str(runtime.threads)} if runtime.threads else {}),
         **({ENV_MAX_BATCH_TOKENS: str(runtime.max_batch_tokens)} if runtime.max_batch_tokens else {}),
         ENV_MAX_QUEUE_TOKENS: str(runtime.max_queue_tokens),
+        # A GPU that isn't used must not go unnoticed.
+        **({ENV_PROVIDER: "cuda"} if revision.devices else {}),
         ENV_TIMEOUT_SECONDS: str(runtime.timeout_seconds),
         ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
         ENV_DEPLOYMENT: owner["metadata"]["name"],
@@ -150,7 +154,7 @@ def _container(
         **platform.container_image(revision.image),
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
-        "resources": resource.spec.resources.model_dump(exclude_defaults=True),
+        "resources": _resources(resource.spec.resources, revision),
         "securityContext": container_security(),
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -179,6 +183,17 @@ def _container(
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
         ],
     }
+
+
+def _resources(resources: Resources, revision: Revision) -> dict[str, Any]:
+    """What a pod gets: CPU and memory as the spec has them now, GPUs as the revision was made for.
+
+    Kubernetes wants GPUs as limits, and takes as many for requests.
+    """
+    parts = {"requests": resources.requests, "limits": resources.limits}
+    kept = {part: {name: text for name, text in named.items() if not is_device(name)} for part, named in parts.items()}
+    kept["limits"] |= dict(revision.devices)
+    return {part: named for part, named in kept.items() if named}
 
 
 def server_service(owner: Mapping[str, Any], name: str, revision: str | None) -> Manifest:
