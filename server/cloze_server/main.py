@@ -18,12 +18,13 @@ from cloze_server.app import create_app
 from cloze_server.connections import Bounds, Crowd
 from cloze_server.drain import DrainingServer
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
+from cloze_server.flags import ENV_TERMINATION_LOG
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.listener import connections_within, listen
 from cloze_server.loading import current_digest, load_model
 from cloze_server.protocol import BoundedProtocol
 from cloze_server.reload import Origin, Reloading
-from cloze_server.settings import ENV_TERMINATION_LOG, Settings, read
+from cloze_server.settings import Settings, read
 from cloze_server.telemetry import Instruments
 
 _log = logging.getLogger(__name__)

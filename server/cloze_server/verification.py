@@ -5,9 +5,10 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 
+from cloze_server.flags import FLAGS
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.loading import load_model
-from cloze_server.settings import FLAGS, Parser, add_flags, from_flags
+from cloze_server.settings import Parser, add_flags, from_flags
 
 _SETTINGS = frozenset({"digest", "verify_key", "mlflow_uri", "cache", "threads"} | {"provider", "termination_log"})
 _FLAGS = tuple(flag for flag in FLAGS if flag.field in _SETTINGS)

@@ -8,9 +8,10 @@ import pytest
 from cloze_api import metrics
 from cloze_server import bounds, main, paths
 from cloze_server.exits import ExitCode
+from cloze_server.flags import FLAGS
 from cloze_server.lifecycle import Stage
 from cloze_server.problems import TABLE, ProblemType
-from cloze_server.settings import FLAGS, read
+from cloze_server.settings import read
 
 ROOT = Path(__file__).resolve().parents[2]
 HTTP = (ROOT / "docs" / "http.md").read_text()

@@ -9,8 +9,9 @@ import pytest
 from cloze_api.names import ENV_MODEL_CACHE, MODEL_CACHE_MOUNT
 from cloze_api.task import Task
 from cloze_server.exits import ExitCode, FatalError, write_termination_message
+from cloze_server.flags import FLAGS
 from cloze_server.reference import Dummy, Folder, RegisteredVersion, parse_reference
-from cloze_server.settings import FLAGS, read
+from cloze_server.settings import read
 
 
 def test_the_environment_sets_what_flags_do_not() -> None:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from cloze_server.batch.rows import Columns, parse_parameters
 from cloze_server.exits import ExitCode, FatalError
-from cloze_server.settings import FLAGS, Parser, Settings, add_flags, from_flags
+from cloze_server.flags import FLAGS
+from cloze_server.settings import Parser, Settings, add_flags, from_flags
 
 Format = Literal["jsonl", "parquet"]
 
