@@ -17,6 +17,16 @@ from cloze_api.rollout import (
     Traffic,
 )
 from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
+from cloze_api.serving import (
+    METADATA_RULES,
+    Access,
+    Fallback,
+    Feedback,
+    ReplyCache,
+    RequestLimits,
+    RequestMetadata,
+    Tracing,
+)
 from cloze_api.training import Condition, Resources, resource_rules
 
 
@@ -43,6 +53,9 @@ class ServedModel(Schema):
     name: ModelName
     version: ModelVersion | None = None
     follow: Follow | None = None
+    fallback: Fallback | None = None
+    """Answers what the model abstains on: a version of the same task with the same labels. Its digest is pinned as the
+    model's is, and another fallback is another revision."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -50,6 +63,16 @@ class ServedModel(Schema):
             message="spec.model needs exactly one of version and follow: set one, remove the other "
             "(follow: {} follows the default aliases)",
             check=lambda model: (model.version is None) != (model.follow is None),
+        ),
+        Rule(
+            cel="!has(self.fallback) || self.fallback.name != self.name || "
+            "(has(self.version) && self.fallback.version != self.version)",
+            message="spec.model.fallback is the model itself, or could become it by following: name another model",
+            check=lambda model: (
+                model.fallback is None
+                or model.fallback.name != model.name
+                or model.version not in (None, model.fallback.version)
+            ),
         ),
     )
 
@@ -68,6 +91,9 @@ class Runtime(Schema):
     max_queue_tokens: Annotated[int, Field(ge=16, le=16_777_216)] = 65_536
     """Tokens that may wait; beyond them a request gets 429."""
     timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 30
+    limits: RequestLimits = RequestLimits()
+    reply_cache: ReplyCache | None = None
+    """Off when absent."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -82,6 +108,11 @@ def _threads_fit(spec: "ModelDeploymentSpec") -> bool:
     """As the server counts: of a limit of 1500m it uses two CPUs."""
     limit = quantity(spec.resources.limits.get("cpu"))
     return spec.runtime.threads is None or limit is None or spec.runtime.threads - 1 < limit
+
+
+def _cache_fits(spec: "ModelDeploymentSpec") -> bool:
+    memory = quantity(spec.resources.limits.get("memory"))
+    return spec.runtime.reply_cache is None or memory is None or spec.runtime.reply_cache.size_bytes < memory
 
 
 class ModelDeploymentSpec(Schema):
@@ -99,9 +130,26 @@ class ModelDeploymentSpec(Schema):
     autoscaling: Autoscaling | None = None
     disruption_budget: DisruptionBudget = DisruptionBudget()
     scheduling: Scheduling = Scheduling()
+    access: Access = Access()
+    request_metadata: RequestMetadata = {}
+    """What requests may say of themselves in `metadata`: keys, each with its values. There are metrics for each value;
+    a request with another key or value is refused."""
+    tracing: Tracing | None = None
+    """Off when absent."""
+    feedback: Feedback | None = None
+    """`/v1/feedback` takes nothing when absent."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *resource_rules("spec.resources"),
+        *METADATA_RULES,
+        Rule(
+            cel="!has(self.runtime.replyCache) || !('memory' in self.resources.limits) || "
+            "quantity(string(self.runtime.replyCache.size))"
+            ".isLessThan(quantity(string(self.resources.limits['memory'])))",
+            message="spec.runtime.replyCache.size leaves nothing of spec.resources.limits.memory for the model: "
+            "lower the one or raise the other",
+            check=_cache_fits,
+        ),
         Rule(
             cel="!has(self.runtime.threads) || !('cpu' in self.resources.limits) || "
             "quantity(string(self.runtime.threads - 1)).compareTo(quantity(string(self.resources.limits['cpu']))) < 0",

@@ -36,7 +36,7 @@ class Reach(Protocol):
     """A way to a pod's HTTP port."""
 
     async def fetch(self, pod: Object, port: int, path: str) -> Any:
-        """JSON from a pod; None when it doesn't answer with any."""
+        """JSON from a pod, whatever the status; None when it doesn't answer with any."""
 
 
 class Direct:
@@ -46,14 +46,14 @@ class Direct:
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False)
 
     async def fetch(self, pod: Object, port: int, path: str) -> Any:
-        """JSON from a pod; None when it doesn't answer with any."""
+        """JSON from a pod, whatever the status; None when it doesn't answer with any."""
         address = dig(pod, "status", "podIP")
         if not address:
             return None
         host = f"[{address}]" if ":" in address else address
         try:
             response = await self._client.get(f"http://{host}:{port}{path}")
-            return response.json() if response.is_success else None
+            return response.json()
         except (httpx.HTTPError, ValueError) as error:
             logger.debug("pod %s doesn't answer %s: %s", name_of(pod), path, error)
             return None
@@ -78,9 +78,12 @@ class Reports:
         return None
 
     async def servers(self, pods: Iterable[Object]) -> tuple[dict[str, Loaded], dict[str, HeldUp]]:
-        """By pod name: what ready pods have loaded, and what keeps the others from it."""
+        """By pod name: what ready pods have loaded first, and what keeps the others from it.
+
+        At the probe's path, which needs no key.
+        """
         running = [pod for pod in pods if phase(pod) == "Running"]
-        answers = await self._ask(running, SERVER_PORT, "/v1/models")
+        answers = await self._ask(running, SERVER_PORT, "/readyz")
         loaded, held_up = {}, {}
         for pod, answer in zip(running, answers, strict=True):
             models, reason = dig(answer, "models"), dig(answer, "reason")

@@ -1,8 +1,5 @@
 """Bounds of requests that the schema states; what a flag can lower, it can't raise above them."""
 
-INPUTS_MAX = 1024
-"""Inputs in one request; `--max-inputs` is at most this."""
-
 WORDS_MAX = 8192
 """Words of one input that the request has split itself."""
 

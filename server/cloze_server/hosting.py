@@ -1,7 +1,7 @@
 """The models of one process, and which of them answers a request."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cloze_api.task import Task
@@ -17,15 +17,25 @@ from cloze_server.turns import Turns
 _LOADING_RETRY_SECONDS = 5
 
 
-def choose(models: Sequence[LoadedModel], task: Task | None, wanted: str | None, *, complete: bool) -> int:
+def choose(
+    models: Sequence[LoadedModel],
+    task: Task | None,
+    wanted: str | None,
+    *,
+    complete: bool,
+    aside: Collection[str] = (),
+) -> int:
     """Index of the model that answers.
 
     task: what the route answers; None for a route of all tasks. wanted: the `name` or `name/version` that the request
-    asks for; without one the only model of the task answers. complete: whether no model is still being loaded.
+    asks for; without one the only model of the task answers, where those `aside`, by `name/version`, don't count: they
+    are others' fallbacks. complete: whether no model is still being loaded.
     Raises ProblemError: the model is unknown, has another task, or several fit.
     """
     named = [index for index, model in enumerate(models) if wanted in (None, model.name, identity(model))]
     fitting = [index for index in named if task in (None, models[index].task)]
+    if wanted is None and len(fitting) > 1:
+        fitting = [index for index in fitting if identity(models[index]) not in aside] or fitting
     if len(fitting) == 1 and (complete or wanted is not None):
         return fitting[0]
     if not complete:
@@ -154,7 +164,8 @@ class Room:
 
     def select(self, task: Task | None, wanted: str | None) -> Hosted:
         """Who answers a request. Raises ProblemError: see `choose`."""
-        return self.hosted[choose(self._models, task, wanted, complete=self.complete)]
+        aside = self.fallbacks.values()
+        return self.hosted[choose(self._models, task, wanted, complete=self.complete, aside=aside)]
 
     def fallback(self, hosted: Hosted) -> Hosted | None:
         """Who answers where this model abstains; None where nobody does."""

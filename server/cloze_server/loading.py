@@ -47,9 +47,13 @@ def _trust(settings: Settings) -> Trust | None:
     return TrustedKeys.read(settings.verify_key)
 
 
-def load_model(reference: str, settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
-    """Fetch, verify and load one of the settings' models. Raises FatalError and StoppedError."""
-    match parse_reference(reference):
+def load_model(place: int, settings: Settings, stop: threading.Event, lifecycle: Lifecycle) -> LoadedModel:
+    """Fetch, verify and load one of the settings' models, of which `place` is the index.
+
+    Raises FatalError and StoppedError.
+    """
+    digest = settings.digest[place] if settings.digest else None
+    match parse_reference(settings.model[place]):
         case Dummy(task, seconds, given):
             if settings.precision is not Precision.FP32:
                 message = f"a dummy has no {settings.precision}: leave --precision out"
@@ -57,14 +61,14 @@ def load_model(reference: str, settings: Settings, stop: threading.Event, lifecy
             model = dummy_model(task, seconds)
             return replace(model, name=given) if given else model
         case Folder(path, given):
-            artifact = open_folder(path, settings.digest, _trust(settings))
+            artifact = open_folder(path, digest, _trust(settings))
             name, number = given or artifact.manifest.name, LOCAL_VERSION
         case RegisteredVersion(name, number) as version:
             from cloze_server.registry import Registry  # noqa: PLC0415 - httpx, which a folder does without
 
             artifact = fetch(
                 version,
-                settings.digest,
+                digest,
                 trust=_trust(settings),
                 cache=Cache(settings.cache.expanduser()),
                 connect=lambda: Registry(settings.mlflow_uri),

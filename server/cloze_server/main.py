@@ -38,7 +38,7 @@ def serve(settings: Settings) -> None:
     """Serve until a signal. Raises FatalError."""
     lifecycle = Lifecycle()
     stop = threading.Event()
-    loaders = [partial(load_model, reference, settings, stop, lifecycle) for reference in settings.model]
+    loaders = [partial(load_model, place, settings, stop, lifecycle) for place in range(len(settings.model))]
     most = connections_within(settings.max_connections)
     if most < settings.max_connections:
         _log.warning(
@@ -48,10 +48,8 @@ def serve(settings: Settings) -> None:
         settings = replace(settings, max_connections=most)
     # What reloading does is told by itself; the process is ready meanwhile.
     origins = [
-        Origin(
-            partial(current_digest, reference, settings), partial(load_model, reference, settings, stop, Lifecycle())
-        )
-        for reference in settings.model
+        Origin(partial(current_digest, reference, settings), partial(load_model, place, settings, stop, Lifecycle()))
+        for place, reference in enumerate(settings.model)
     ]
     reloading = Reloading(origins)
     at_terminal = os.isatty(0)

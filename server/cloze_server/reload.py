@@ -79,7 +79,7 @@ class Reloader:
             if self._room.lifecycle.state is not State.READY:
                 # What is being loaded is as new as it gets.
                 continue
-            if self._settings.digest is not None:
+            if self._settings.digest:
                 if asked:
                     _log.info("the digest is pinned: there is nothing to reload")
                 continue

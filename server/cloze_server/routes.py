@@ -67,6 +67,20 @@ class Status(BaseModel):
     message: str = ""
 
 
+class LoadedDigest(BaseModel):
+    """A loaded model, exactly."""
+
+    name: str
+    version: str
+    digest: str
+
+
+class Readiness(Status):
+    """The state, and the models that answer already, for who operates the server and has no key."""
+
+    models: list[LoadedDigest]
+
+
 class RequestLimits(BaseModel):
     """What one request may have."""
 
@@ -146,10 +160,12 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
         failure = room.failure()
         return JSONResponse({"status": failure or "alive"}, 503 if failure else 200)
 
-    @router.get(paths.READY, response_model=Status, responses={503: {"model": Status}})
+    @router.get(paths.READY, response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> Response:
         """200 once all models are verified, loaded and warmed up, until the process is asked to end; else 503."""
-        status = _status(room.lifecycle)
+        models = [hosted.service.model for hosted in room.hosted]
+        loaded = [LoadedDigest(name=each.name, version=each.version, digest=each.digest) for each in models]
+        status = Readiness(**dict(_status(room.lifecycle)), models=loaded)
         return JSONResponse(status.model_dump(mode="json"), 200 if status.state is State.READY else 503)
 
     @router.get(paths.METRICS, include_in_schema=False)

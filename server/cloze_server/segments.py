@@ -4,7 +4,6 @@ A request counts under each of its segments by itself, not under their combinati
 are declared values, whatever clients send.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -13,17 +12,11 @@ from pydantic_core import PydanticCustomError
 
 from cloze_api import metrics
 from cloze_api.metrics import Metric
+from cloze_api.segments import KEYS_MAX, VALUES_MAX, is_bounded, is_distinct, is_key, is_value
 from cloze_server.problems import ProblemError, ProblemType
-
-KEYS_MAX = 8
-VALUES_MAX = 50
-"""Values that may be declared, over all keys."""
 
 Segment = tuple[str, str]
 """A key and its value."""
-
-_DECLARED = re.compile(r"([a-z][a-z0-9_]{0,31})=(.*)")
-_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 
 
 def _texts(metadata: Any) -> Any:
@@ -43,14 +36,14 @@ def declared(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The values of each key, from texts as `language=de,en`. Raises ValueError that says what is wrong."""
     found: dict[str, tuple[str, ...]] = {}
     for text in texts:
-        matched = _DECLARED.fullmatch(text)
-        values = tuple(matched[2].split(",")) if matched else ()
-        if matched is None or not all(map(_VALUE.fullmatch, values)):
+        key, _, listed = text.partition("=")
+        values = tuple(listed.split(","))
+        if not is_key(key) or not all(map(is_value, values)):
             raise ValueError(f"{text!r}: give KEY=VALUE,VALUE as language=de,en")
-        if matched[1] in found or len(set(values)) < len(values):
+        if key in found or not is_distinct(values):
             raise ValueError(f"{text!r}: a key or a value is declared twice")
-        found[matched[1]] = values
-    if len(found) > KEYS_MAX or sum(map(len, found.values())) > VALUES_MAX:
+        found[key] = values
+    if not is_bounded(found):
         raise ValueError(f"declare at most {KEYS_MAX} keys and {VALUES_MAX} values: each value has metrics of its own")
     return found
 

@@ -11,6 +11,7 @@ from typing import Any, Never
 from cloze_api.deployment import ModelDeploymentSpec, Runtime
 from cloze_api.names import ENV_MODEL_URI, SERVER_PORT, TERMINATION_LOG
 from cloze_api.precision import Precision
+from cloze_api.serving import BODIES_BYTES, ReplyCache
 from cloze_server import cpus, fallbacks, paths, segments
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.flags import FLAGS, Flag, switch
@@ -26,7 +27,8 @@ class Settings:
 
     model: tuple[str, ...]
     """References, one for each model."""
-    digest: str | None = None
+    digest: tuple[str, ...] = ()
+    """One for each model, in their order, or none at all."""
     verify_key: tuple[str, ...] = ()
     """Places of public keys, of which one must have signed what is loaded."""
     deployment: str = ""
@@ -50,15 +52,15 @@ class Settings:
     """0: only when asked by a signal."""
     drain_seconds: float = float(_SPEC_FIELDS["drain_seconds"].default)
     lame_duck_seconds: float = 5.0
-    max_body_bytes: int = 1 << 20
-    max_bodies_bytes: int = 32 << 20
-    max_inputs: int = 256
-    max_characters: int = 65_536
+    max_body_bytes: int = _RUNTIME.limits.max_body_bytes
+    max_bodies_bytes: int = BODIES_BYTES
+    max_inputs: int = _RUNTIME.limits.max_inputs
+    max_characters: int = _RUNTIME.limits.max_characters
     max_connections: int = 4096
     api_keys: Path | None = None
     cors_origins: tuple[str, ...] = ()
     cache_bytes: int = 0
-    cache_ttl_seconds: float = 600.0
+    cache_ttl_seconds: float = float(ReplyCache.model_fields["ttl_seconds"].default)
     fallback: tuple[str, ...] = ()
     """Names of models, each with that of its fallback, as `small=large`."""
     metadata: tuple[str, ...] = ()
@@ -153,14 +155,16 @@ def from_flags(
     if "cache" not in values and (user_cache := environment.get("XDG_CACHE_HOME")):
         values["cache"] = Path(user_cache, "cloze", "models")
     settings = Settings(**values, **fixed)
-    if settings.digest is not None and len(settings.model) > 1:
-        raise _invalid("--digest is of one artifact, and there are several models: serve that one alone")
+    if settings.digest and len(settings.digest) != len(settings.model):
+        counts = f"{len(settings.digest)} times, and there are {len(settings.model)} models"
+        raise _invalid(f"--digest is given {counts}: give one for each model, in their order, or none")
     if settings.log_level not in _LOG_LEVELS:
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
     if settings.provider not in CHOICES:
         raise _invalid(f"--provider is {settings.provider!r}: use one of {', '.join(CHOICES)}")
-    if settings.digest is not None and not _DIGEST.fullmatch(settings.digest):
-        raise _invalid(f"--digest is {settings.digest!r}: give sha256: and 64 hexadecimal digits")
+    for digest in settings.digest:
+        if not _DIGEST.fullmatch(digest):
+            raise _invalid(f"--digest is {digest!r}: give sha256: and 64 hexadecimal digits")
     for origin in settings.cors_origins:
         if not _ORIGIN.fullmatch(origin):
             raise _invalid(f"--cors-origins is {origin!r}: give * or scheme and host, as https://app.example")

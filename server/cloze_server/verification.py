@@ -25,6 +25,6 @@ def command(arguments: Sequence[str], environment: Mapping[str, str] = os.enviro
     add_flags(parser, _FLAGS)
     given = vars(parser.parse_args(arguments))
     settings = from_flags(given, _FLAGS, environment, model=(given["model"],))
-    model = load_model(given["model"], settings, threading.Event(), Lifecycle())
+    model = load_model(0, settings, threading.Event(), Lifecycle())
     found = {"name": model.name, "version": model.version, "digest": model.digest, "task": model.task}
     return json.dumps({**found, "signed": bool(settings.verify_key)}) + "\n"

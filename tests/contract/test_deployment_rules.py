@@ -55,3 +55,57 @@ def test_a_queue_holds_a_batch_that_is_asked_for() -> None:
     ModelDeploymentSpec.model_validate({"model": MODEL, "runtime": {"maxQueueTokens": 64, "maxBatchTokens": 64}})
     with pytest.raises(ValidationError, match=r"maxQueueTokens is smaller than spec\.runtime\.maxBatchTokens"):
         ModelDeploymentSpec.model_validate({"model": MODEL, "runtime": {"maxQueueTokens": 63, "maxBatchTokens": 64}})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"runtime": {"replyCache": {"size": "64Mi"}}, "resources": {"limits": {"memory": "1Gi"}}},
+        {"runtime": {"limits": {"maxInputs": 1024, "maxCharacters": 1000, "maxBodyBytes": 33_554_432}}},
+        {"requestMetadata": {"language": ["de", "en"], "channel": ["mail"]}},
+        {"requestMetadata": {f"key{number}": ["a", "b", "c", "d", "e", "f"] for number in range(8)}},
+        {"access": {"apiKeys": {"name": "spam-keys", "key": "keys"}, "corsOrigins": ["https://app.example", "*"]}},
+        {"tracing": {"endpoint": "http://collector.monitoring:4318", "sampleRatio": 1}},
+        {"feedback": {"url": "https://labels.example/in", "token": {"name": "labels", "key": "token"}}},
+        {"model": {**MODEL, "fallback": {"name": "spam-large", "version": "1"}}},
+        {"model": {**MODEL, "fallback": {"name": "spam", "version": "1"}}},
+        {"model": {"name": "spam", "follow": {}, "fallback": {"name": "spam-large", "version": "1"}}},
+    ],
+)
+def test_serving_options_are_accepted(spec: dict[str, Any]) -> None:
+    """As the how-to shows them, and at their bounds."""
+    ModelDeploymentSpec.model_validate({"model": MODEL, **spec})
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"runtime": {"replyCache": {"size": "1000"}}}, "between 1Mi and 1Ti"),
+        ({"runtime": {"replyCache": {"size": "2Ti"}}}, "between 1Mi and 1Ti"),
+        (
+            {"runtime": {"replyCache": {"size": "1Gi"}}, "resources": {"limits": {"memory": "1024Mi"}}},
+            "leaves nothing of spec.resources.limits.memory",
+        ),
+        ({"runtime": {"limits": {"maxInputs": 1025}}}, "1024"),
+        ({"requestMetadata": {"Language": ["de"]}}, "small letters, digits and underscores"),
+        ({"requestMetadata": {"language": ["de", "de"]}}, "twice under one key"),
+        ({"requestMetadata": {"language": ["de,en"]}}, "pattern"),
+        ({"requestMetadata": {"language": []}}, "at least 1"),
+        ({"requestMetadata": {f"key{number}": ["a"] for number in range(9)}}, "at most 8"),
+        (
+            {"requestMetadata": {key: [str(number) for number in range(26)] for key in ("one", "two")}},
+            "more than 50 values over all keys",
+        ),
+        ({"access": {"corsOrigins": ["app.example"]}}, "pattern"),
+        ({"access": {"apiKeys": {"name": "Keys", "key": "keys"}}}, "pattern"),
+        ({"tracing": {"endpoint": "collector:4318"}}, "pattern"),
+        ({"tracing": {"endpoint": "http://collector:4318", "sampleRatio": 0}}, "greater than 0"),
+        ({"feedback": {"url": "labels.example"}}, "pattern"),
+        ({"model": {**MODEL, "fallback": MODEL}}, "the model itself"),
+        ({"model": {"name": "spam", "follow": {}, "fallback": MODEL}}, "could become it by following"),
+    ],
+)
+def test_serving_options_that_make_no_sense_are_refused(spec: dict[str, Any], said: str) -> None:
+    """Before a pod finds out, in a sentence that says what to do."""
+    with pytest.raises(ValidationError, match=said):
+        ModelDeploymentSpec.model_validate({"model": MODEL, **spec})

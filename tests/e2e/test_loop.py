@@ -7,6 +7,9 @@ import httpx
 import live
 import load
 import pytest
+import timid
+
+from cloze_server.keys import new_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -204,6 +207,61 @@ def test_classifier_answers_after_the_loop(applied: str) -> None:
     response.raise_for_status()
     assert {p["label"] for p in response.json()["results"][0]["predictions"]} == {"ham", "spam"}
     assert f'model="{model(applied, "classifier")}"' in metrics
+
+
+def test_the_spec_sets_what_flags_set(applied: str, platform: str) -> None:
+    """Keys from a Secret, declared metadata, kept replies, and a fallback for what the model isn't sure of."""
+    job = live.finished(applied, "finetunejob", "classifier", 420)
+    sure, version = job["status"]["model"]["name"], job["status"]["model"]["version"]
+    with live.forwarded(platform, "cloze-mlflow", 5000) as mlflow:
+        unsure = timid.publish(mlflow, sure, version, model(applied, "timid"))
+    key, line = new_key("shop")
+    live.apply(
+        applied,
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"clients": line}},
+        {
+            "apiVersion": "cloze.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": "guarded"},
+            "spec": {
+                "model": {
+                    "name": model(applied, "timid"),
+                    "version": unsure,
+                    "fallback": {"name": sure, "version": version},
+                },
+                "runtime": {"replyCache": {"size": "1Mi"}, "limits": {"maxInputs": 1}},
+                "requestMetadata": {"language": ["de", "en"]},
+                "access": {"apiKeys": {"name": "keys", "key": "clients"}, "playground": False},
+            },
+        },
+    )
+    deployment = live.until(
+        lambda: live.get(applied, "modeldeployment", "guarded"),
+        lambda found: live.state(found) == "Ready" and bool(found["status"].get("loaded")),
+        180,
+        "the guarded deployment is ready, and its pod says so without being asked for a key",
+    )
+    assert deployment["status"]["loaded"] == [{"version": unsure, "readyPods": 1}]
+    body = {"inputs": "You won a free prize", "metadata": {"language": "en"}}
+    with (
+        live.forwarded(applied, "guarded", 80) as base,
+        httpx.Client(base_url=base, timeout=30, headers={"x-api-key": key}) as client,
+    ):
+        assert httpx.post(f"{base}/v1/classify", json=body, timeout=30).status_code == 401
+        first, again = (client.post("/v1/classify", json=body) for _ in range(2))
+        undeclared = client.post("/v1/classify", json={**body, "metadata": {"language": "fr"}})
+        many = client.post("/v1/classify", json={**body, "inputs": ["a", "b"]})
+        counted = httpx.get(f"{base}/metrics", timeout=30).text
+    (result,) = first.raise_for_status().json()["results"]
+    assert (result["model"], result["fallback"]) == (f"{sure}/{version}", True)
+    assert [each.headers["x-cloze-cache"] for each in (first, again)] == ["miss", "hit"]
+    assert (undeclared.status_code, many.status_code) == (422, 413)
+    (segment,) = (
+        each for each in counted.splitlines() if each.startswith("cloze_segment_requests_total") and "2xx" in each
+    )
+    assert 'key="language"' in segment
+    assert segment.endswith(" 2.0")
+    live.kubectl("--namespace", applied, "delete", "modeldeployment", "guarded", "--wait=false")
 
 
 def test_version_is_registered_exactly_once(applied: str, killed: dict[int, str], platform: str) -> None:

@@ -65,6 +65,28 @@ def test_missing_model_is_waited_for_then_served(objects: Any, registry: Any, ku
         assert [(o["uid"], o["controller"]) for o in references] == [(owner["metadata"]["uid"], True)]
 
 
+def test_missing_fallback_is_waited_for_then_pinned(objects: Any, registry: Any, kubelet: Any) -> None:
+    """Nothing is made before both versions are known; then the pod has both digests, and its Secret as a folder."""
+    registry.register("unsure", "1", digest=DIGESTS["1"])
+    model = {"name": "unsure", "version": "1", "fallback": {"name": "sure", "version": "2"}}
+    access = {"apiKeys": {"name": "keys", "key": "clients"}}
+    objects.create(model_deployment("unsure", kubelet, model, access=access))
+    objects.wait_for_reason("ModelDeployment", "unsure", "ModelResolved", "FallbackNotFound")
+    assert deployment(objects, "unsure") is None
+    registry.register("sure", "2", digest=DIGESTS["2"])
+    objects.wait_for_reason("ModelDeployment", "unsure", "ModelResolved", "Resolved", 20)
+    (pod,) = kubelet.pods("unsure", 1)
+    environment = {entry["name"]: entry["value"] for entry in pod["spec"]["containers"][0]["env"]}
+    assert environment["CLOZE_MODEL_DIGEST"] == f"{DIGESTS['1']} {DIGESTS['2']}"
+    assert environment["CLOZE_FALLBACK"] == "unsure/1=sure/2"
+    (secret,) = (volume["secret"] for volume in pod["spec"]["volumes"] if volume.get("secret"))
+    assert (secret["secretName"], secret["defaultMode"]) == ("keys", 0o440)
+    (stored,) = objects.list("ControllerRevision", "cloze.dev/owner=unsure")
+    assert stored["data"]["fallback"] == {"name": "sure", "version": "2", "digest": DIGESTS["2"]}
+    kubelet.run(pod)
+    objects.wait_for_reason("ModelDeployment", "unsure", "Ready", "AllReplicasReady")
+
+
 def test_followed_alias_rolls_out_then_promotes(
     objects: Any, registry: Any, kubelet: Any, eventually: Callable[..., Any]
 ) -> None:

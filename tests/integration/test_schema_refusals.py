@@ -61,6 +61,24 @@ def drop(path: str) -> Callable[[Document], None]:
 
 P, F, M = GOOD
 
+FALLBACK: Document = {"name": "spam-large", "version": "2"}
+#: Everything that servers can be told; the rules let it through.
+OPTIONS: Document = {
+    "model": {"name": "spam", "follow": {}, "fallback": FALLBACK},
+    "runtime": {"replyCache": {"size": "64Mi"}, "limits": {"maxInputs": 8, "maxCharacters": 500, "maxBodyBytes": 9000}},
+    "resources": {"limits": {"memory": "1Gi"}},
+    "requestMetadata": {f"key{number}": ["a", "b", "c", "d", "e", "f"] for number in range(8)},
+    "access": {"apiKeys": {"name": "keys", "key": "keys"}, "corsOrigins": ["https://a.example"], "playground": False},
+    "tracing": {"endpoint": "http://collector:4318", "sampleRatio": 0.5},
+    "feedback": {"url": "http://labels/in", "token": {"name": "labels", "key": "token"}},
+}
+
+
+def optional(**spec: Any) -> Callable[[Document], None]:
+    """A change of everything that servers can be told."""
+    return lambda target: target["spec"].update({**copy.deepcopy(OPTIONS), **spec})
+
+
 PARENT: Document = {"parentRefs": [{"name": "gateway"}]}
 ROUTE: Document = {"provider": "GatewayAPI", "route": PARENT}
 
@@ -159,6 +177,36 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         ("spec.resources.requests", "raise the limit"),
     ),
     (M, put("spec.resources", {"limits": {"disk": 1}}), ("spec.resources", "such as nvidia.com/gpu")),
+    (
+        M,
+        optional(model={"name": "spam", "version": "2", "fallback": {"name": "spam", "version": "2"}}),
+        ("spec.model", "the model itself", "name another"),
+    ),
+    (
+        M,
+        optional(model={"name": "spam", "follow": {}, "fallback": {"name": "spam", "version": "2"}}),
+        ("spec.model", "name another"),
+    ),
+    (M, optional(runtime={"replyCache": {"size": "1k"}}), ("spec.runtime.replyCache", "between 1Mi and 1Ti")),
+    (M, optional(runtime={"replyCache": {"size": "1Gi"}}), ("spec", "leaves nothing of spec.resources.limits.memory")),
+    (M, optional(requestMetadata={"Language": ["de"]}), ("spec.requestMetadata", "with a letter first")),
+    (M, optional(requestMetadata={"language": ["de", "en", "de"]}), ("spec.requestMetadata", "remove one")),
+    (
+        M,
+        optional(requestMetadata={"a": [f"v{n}" for n in range(26)], "b": [f"v{n}" for n in range(25)]}),
+        ("spec.requestMetadata", "declare fewer"),
+    ),
+    (M, optional(requestMetadata={f"key{n}": ["a"] for n in range(9)}), ("spec.requestMetadata", "at most 8")),
+    (M, optional(requestMetadata={"language": ["de,en"]}), ("spec.requestMetadata.language[0]",)),
+    (M, optional(access={"apiKeys": {"name": "keys"}}), ("spec.access.apiKeys.key", "Required")),
+    (M, optional(access={"corsOrigins": ["app.example"]}), ("spec.access.corsOrigins[0]",)),
+    (M, optional(tracing={"sampleRatio": 0.5}), ("spec.tracing.endpoint", "Required")),
+    (
+        M,
+        optional(tracing={"endpoint": "http://collector:4318", "sampleRatio": 0}),
+        ("spec.tracing.sampleRatio", "greater than 0"),
+    ),
+    (M, optional(feedback={"url": "labels"}), ("spec.feedback.url",)),
     (M, put("spec.replicas", -1), ("spec.replicas",)),
     (
         M,
@@ -261,6 +309,8 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
         put("spec.rollout", {"strategy": "BlueGreen", "previewSeconds": 5}),
         put("spec.rollout.analysis.queries", [{"name": "mine", "query": "up", "maximum": -1.5}]),
         put("spec.objectives", {"latencySeconds": 0.1, "availability": 0.99}),
+        optional(),
+        optional(model={"name": "spam", "version": "2", "fallback": {"name": "spam", "version": "1"}}),
     ],
 )
 def test_what_rollouts_need_is_accepted(

@@ -140,6 +140,17 @@ def test_another_question_has_another_answer(change: dict[str, Any]) -> None:
     assert case.asked() > 0
 
 
+def test_a_model_is_judged_by_its_own_series() -> None:
+    """A fallback beside it has predictions and tokens of its own; requests and durations are the whole pod's."""
+    case = serving()
+    case.after(31, replace(QUESTION, canary_model=("spam", "4"), stable_model=("spam", "3")))
+    for query, _ in case.prometheus.asked:
+        version = "4" if "spam-new" in query else "3"
+        of_model = any(part in query for part in ("cloze_tokens", "cloze_unknown_tokens", "cloze_predictions"))
+        assert (f'model="spam",version="{version}"' in query) == of_model, query
+    assert sum('model="spam"' in query for query, _ in case.prometheus.asked) == 6
+
+
 def test_rollouts_that_nobody_asks_about_are_forgotten() -> None:
     case = serving()
     case.after(31)

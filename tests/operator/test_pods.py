@@ -211,6 +211,27 @@ def test_slow_creation_is_trouble(
         assert "kubectl describe pod run-0" in found[1]
 
 
+@pytest.mark.parametrize(("ready", "reason"), [("False", "FailedMount"), ("True", "ContainerCreating")])
+def test_a_secret_that_is_missing_is_named(
+    pod: Make, now: datetime, moment: Callable[[float], str], ready: str, reason: str
+) -> None:
+    """Without a sandbox the volumes aren't mounted; with one, it is the image that is waited for."""
+    waiting = pod(
+        phase="Pending",
+        state={"waiting": {"reason": "ContainerCreating"}},
+        conditions={
+            "PodScheduled": {"status": "True", "lastTransitionTime": moment(-61)},
+            "PodReadyToStartContainers": ready,
+        },
+    )
+    secret = {"secretName": "spam-keys", "items": [{"key": "clients", "path": "value"}]}
+    volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "api-keys", "secret": secret}]
+    found = pods.trouble({**waiting, "spec": {"volumes": volumes}}, now)
+    assert found is not None
+    assert found[0] == reason
+    assert ("key clients of Secret spam-keys" in found[1]) == (reason == "FailedMount")
+
+
 @pytest.mark.parametrize(
     ("restarts", "finished", "state", "looping"),
     [

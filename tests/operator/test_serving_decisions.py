@@ -16,6 +16,7 @@ from cloze_operator.decide.answers import Answer, HeldUp, Loaded, NotFound, Unav
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.snapshot import ServingSnapshot
 from cloze_operator.decide.verdict import AliasMove, Verdict
+from cloze_operator.desired.facts import Facts
 
 Document = dict[str, Any]
 Make = Callable[..., Any]
@@ -108,6 +109,84 @@ def test_what_is_served_is_served_on(answer: Answer, resolved: tuple[str, str]) 
     assert (findings(verdict)["Ready"], state) == (("True", "AllReplicasReady"), "Ready")
     assert verdict.status["desired"]["version"] == "1"
     assert verdict.requeue == 10.0
+
+
+# ---------------------------------------------------------------- its fallback
+
+WITH_FALLBACK = {"model": {"name": "spam", "version": "1", "fallback": {"name": "large", "version": "2"}}}
+LARGE = Version("large", "2", "sha256:" + "c" * 64)
+
+
+@pytest.mark.parametrize(
+    ("answer", "resolved"),
+    [
+        (Version("large", "2", ""), ("False", "DigestMissing")),
+        (NotFound("no version 2 of model large"), ("False", "FallbackNotFound")),
+        (Unavailable("down"), ("Unknown", "RegistryUnavailable")),
+    ],
+)
+def test_nothing_is_served_before_the_fallback_is_known(answer: Answer, resolved: tuple[str, str]) -> None:
+    """As without the model; the condition says that it is the fallback which is missing, and it looks again."""
+    verdict, state = decide(World(WITH_FALLBACK, fallback=answer))
+    assert findings(verdict)["ModelResolved"] == resolved
+    assert (verdict.apply, verdict.remember, state, verdict.requeue) == ((), None, "Waiting", 10.0)
+    assert findings(verdict)["Ready"] == ("False", resolved[1])
+
+
+def test_fallback_is_asked_for_once_and_stays_pinned() -> None:
+    """Its digest comes from the registry, and then from the stored revision, whatever becomes of the registry."""
+    world = World(WITH_FALLBACK, fallback=LARGE)
+    world.settle()
+    assert world.condition("Ready") == ("True", "AllReplicasReady")
+    (container,) = deployment(world)["spec"]["template"]["spec"]["containers"]
+    told = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert told["CLOZE_MODEL_DIGEST"].split() == [digest("1"), LARGE.digest]
+    world.fallback = NotFound("somebody has deleted it")
+    world.settle()
+    assert world.condition("ModelResolved") == ("True", "Resolved")
+    assert "fallback large version 2" in next(
+        entry["message"] for entry in world.status["conditions"] if entry["type"] == "ModelResolved"
+    )
+
+
+def test_fallback_without_the_precision_is_refused() -> None:
+    """The servers run both models in the one that is asked for."""
+    runtime = {"runtime": {"precision": "int8"}}
+    world = World({**WITH_FALLBACK, **runtime}, fallback=replace(LARGE, facts=Facts(precisions="fp32, fp16")))
+    verdict, _ = decide(world)
+    assert findings(verdict)["ModelResolved"] == ("False", "FallbackUnfit")
+    assert "has the precisions fp32, fp16, not int8" in verdict.findings["ModelResolved"].message
+
+
+def test_another_fallback_is_tried_as_a_canary() -> None:
+    """It changes answers, so that it is another revision; one that isn't there changes nothing that is served."""
+    steps = {"traffic": ROUTE, "rollout": {"steps": [{"weight": 10}]}}
+    world = served({**FIXED, **steps})
+    stable = world.record.stable
+    world.spec = {**WITH_FALLBACK, **steps}
+    world.fallback = NotFound("no version 2 of model large")
+    world.settle()
+    assert (world.record.stable, world.record.canary) == (stable, "")
+    assert world.condition("ModelResolved") == ("False", "FallbackNotFound")
+    world.fallback = LARGE
+    world.settle()
+    assert world.record.stable == stable
+    assert world.record.canary not in ("", stable)
+
+
+@pytest.mark.parametrize(
+    ("task", "other", "said"),
+    [
+        ("embedding", "embedding", "only classifiers"),
+        ("sequence-classification", "token-classification", "not for sequence-classification"),
+    ],
+)
+def test_fallback_of_another_task_is_refused_before_a_pod_is_made(task: str, other: str, said: str) -> None:
+    world = World(WITH_FALLBACK, fallback=replace(LARGE, facts=Facts(task=other)), facts={"1": Facts(task=task)})
+    verdict, _ = decide(world)
+    assert findings(verdict)["ModelResolved"] == ("False", "FallbackUnfit")
+    assert said in verdict.findings["ModelResolved"].message
+    assert (verdict.apply, verdict.remember) == ((), None)
 
 
 def test_canary_goes_on_without_the_registry() -> None:

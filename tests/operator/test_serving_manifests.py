@@ -22,7 +22,8 @@ from cloze_operator.desired.revision import (
 from cloze_operator.desired.route import http_route
 from cloze_operator.desired.scaling import autoscaler, disruption_budget
 from cloze_operator.desired.serving import server_deployment, server_service
-from cloze_server.settings import Settings
+from cloze_server import paths
+from cloze_server.settings import Settings, read
 
 Document = dict[str, Any]
 Make = Callable[..., Any]
@@ -31,6 +32,11 @@ DIGEST = "sha256:" + "a" * 64
 SERVED = ServedVersion("spam", "3", DIGEST)
 PLATFORM = Platform(train_image="train:1", serve_image="serve:1", tracking_uri="http://mlflow:5000")
 LAME_DUCK_SECONDS = next(entry.default for entry in fields(Settings) if entry.name == "lame_duck_seconds")
+_ALWAYS = {
+    *("CLOZE_MODEL_URI", "CLOZE_MODEL_DIGEST", "MLFLOW_TRACKING_URI", "CLOZE_MODEL_CACHE"),
+    *("CLOZE_MAX_QUEUE_TOKENS", "CLOZE_TIMEOUT_SECONDS", "CLOZE_DRAIN_SECONDS"),
+    *("CLOZE_DEPLOYMENT", "CLOZE_REVISION", "HOME"),
+}
 OURS = {"cloze.dev/kind": "ModelDeployment", "cloze.dev/owner": "run"}
 
 
@@ -161,7 +167,7 @@ def test_what_the_spec_leaves_open_the_server_decides(
 GPU_PLATFORM = replace(PLATFORM, serve_gpu_image="serve-gpu:1")
 
 
-def environment(manifest: Document) -> Document:
+def environment(manifest: Document) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container(manifest)["env"]}
 
 
@@ -235,6 +241,80 @@ def test_keys_reach_the_server(server: Callable[..., Document]) -> None:
     assert keyed["metadata"]["name"] == server()["metadata"]["name"]
     added = [entry for entry in container(keyed)["env"] if entry not in container(server())["env"]]
     assert added == [{"name": "CLOZE_VERIFY_KEY", "value": "key:AA key:BB"}]
+
+
+def test_options_of_the_spec_reach_the_server(server: Callable[..., Document]) -> None:
+    """In the variables that the server's own flags have, with values that it takes."""
+    manifest = server(
+        model={"name": "spam", "version": "3", "fallback": {"name": "large", "version": "2"}},
+        runtime={
+            "replyCache": {"size": "64Mi", "ttlSeconds": 60},
+            "limits": {"maxInputs": 8, "maxCharacters": 500, "maxBodyBytes": 9000},
+        },
+        requestMetadata={"language": ["de", "en"], "channel": ["mail"]},
+        access={"corsOrigins": ["https://a.example", "https://b.example"], "playground": False},
+        tracing={"endpoint": "http://collector:4318", "sampleRatio": 0.25},
+        feedback={"url": "http://labels/in"},
+    )
+    settings = read([], environment(manifest))
+    assert (settings.cache_bytes, settings.cache_ttl_seconds) == (64 << 20, 60)
+    assert (settings.max_inputs, settings.max_characters, settings.max_body_bytes) == (8, 500, 9000)
+    assert settings.metadata == ("channel=mail", "language=de,en")
+    assert (settings.cors_origins, settings.playground) == (("https://a.example", "https://b.example"), False)
+    assert (settings.otlp_endpoint, settings.trace_sample_ratio) == ("http://collector:4318", 0.25)
+    assert (settings.feedback_url, settings.feedback_token_file, settings.api_keys) == ("http://labels/in", None, None)
+    # What was resolved, not what the spec names.
+    assert (settings.model, settings.digest, settings.fallback) == (("models:/spam/3",), (DIGEST,), ())
+
+
+def test_a_spec_without_options_leaves_them_to_the_server(server: Callable[..., Document]) -> None:
+    """So that none of them rolls pods with an upgrade; what the server does then is what the schema says."""
+    assert environment(server()).keys() == _ALWAYS
+    limits, settings = Runtime().limits, read([], environment(server()))
+    assert settings.max_inputs == limits.max_inputs
+    assert (settings.max_characters, settings.max_body_bytes) == (limits.max_characters, limits.max_body_bytes)
+    assert (settings.cache_bytes, settings.metadata, settings.cors_origins, settings.playground) == (0, (), (), True)
+    assert (settings.trace_sample_ratio, settings.feedback_url, settings.api_keys) == (0, "", None)
+
+
+def test_the_fallback_is_pinned_beside_the_model(resource: Make) -> None:
+    """Both in one process, each held to its digest, in the same order; the model is the one that is reported."""
+    body = resource("ModelDeployment")
+    deployment, large = ModelDeployment.model_validate(body), ServedVersion("large", "2", "sha256:" + "c" * 64)
+    manifest = server_deployment(body, deployment, revision_of(deployment, SERVED, PLATFORM, large), 1, PLATFORM)
+    settings = read([], environment(manifest))
+    assert settings.model == ("models:/spam/3", "models:/large/2")
+    assert settings.digest == (DIGEST, large.digest)
+    assert settings.fallback == ("spam/3=large/2",)
+    assert manifest["spec"]["template"]["metadata"]["annotations"]["cloze.dev/model-digest"] == DIGEST
+
+
+def test_secrets_are_mounted_as_folders(server: Callable[..., Document]) -> None:
+    """Read-only, and readable for the server's group; a file that is mounted by itself would never change."""
+    manifest = server(
+        access={"apiKeys": {"name": "spam-keys", "key": "clients"}},
+        feedback={"url": "http://labels/in", "token": {"name": "labels", "key": "token"}},
+    )
+    secrets = {entry["name"]: entry["secret"] for entry in pod(manifest)["volumes"] if "secret" in entry}
+    assert secrets == {
+        name: {"secretName": secret, "items": [{"key": key, "path": "value"}], "defaultMode": 0o440}
+        for name, secret, key in (("api-keys", "spam-keys", "clients"), ("feedback-token", "labels", "token"))
+    }
+    mounts = {entry["name"]: entry for entry in container(manifest)["volumeMounts"]}
+    folders = {name: mounts[name]["mountPath"] for name in secrets}
+    assert all(mounts[name]["readOnly"] and "subPath" not in mounts[name] for name in secrets)
+    settings = read([], environment(manifest))
+    assert str(settings.api_keys) == f"{folders['api-keys']}/value"
+    assert str(settings.feedback_token_file) == f"{folders['feedback-token']}/value"
+    assert "spam-keys" not in str(environment(manifest)), "a Secret is never a variable"
+    assert [entry["name"] for entry in pod(server())["volumes"]] == ["cache", "tmp"]
+
+
+def test_probes_need_no_key(server: Callable[..., Document]) -> None:
+    """Kubernetes has none."""
+    probed = container(server(access={"apiKeys": {"name": "spam-keys", "key": "clients"}}))
+    asked = {probed[kind]["httpGet"]["path"] for kind in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert asked <= paths.WITHOUT_KEY
 
 
 @pytest.mark.parametrize("drain", [1, 30, 600])
@@ -319,8 +399,14 @@ def test_digest_ignores_the_number_of_pods(server: Callable[..., Document]) -> N
 def revision(resource: Make) -> Callable[..., Revision]:
     """The revision of a spec."""
 
-    def make(served: ServedVersion = SERVED, platform: Platform = PLATFORM, **spec: Any) -> Revision:
-        return revision_of(ModelDeployment.model_validate(resource("ModelDeployment", **spec)), served, platform)
+    def make(
+        served: ServedVersion = SERVED,
+        platform: Platform = PLATFORM,
+        fallback: ServedVersion | None = None,
+        **spec: Any,
+    ) -> Revision:
+        deployment = ModelDeployment.model_validate(resource("ModelDeployment", **spec))
+        return revision_of(deployment, served, platform, fallback)
 
     return make
 
@@ -339,6 +425,9 @@ def revision(resource: Make) -> Callable[..., Revision]:
         {"runtime": {"timeoutSeconds": 20}},
         {"runtime": {"maxBatchTokens": 4096}},
         {"runtime": {"precision": "int8"}},
+        {"runtime": {"replyCache": {"size": "64Mi"}}},
+        {"runtime": {"limits": {"maxInputs": 8}}},
+        {"fallback": ServedVersion("large", "2", DIGEST)},
     ],
 )
 def test_what_runs_names_the_revision(revision: Callable[..., Revision], change: Document) -> None:
@@ -360,6 +449,11 @@ def test_what_runs_names_the_revision(revision: Callable[..., Revision], change:
         {"scheduling": {"priorityClassName": "high"}},
         {"rollout": {"progressDeadlineSeconds": 60}},
         {"objectives": {"availability": 0.9}},
+        {"access": {"apiKeys": {"name": "keys", "key": "keys"}, "playground": False}},
+        {"requestMetadata": {"language": ["de"]}},
+        {"tracing": {"endpoint": "http://collector:4318"}},
+        {"feedback": {"url": "http://labels/in"}},
+        {"runtime": {"limits": {"maxInputs": 256}}},
     ],
 )
 def test_nothing_else_names_the_revision(revision: Callable[..., Revision], change: Document) -> None:
@@ -399,12 +493,28 @@ def test_controller_revision(revision: Callable[..., Revision], resource: Make) 
         "data": {
             "model": {"name": "spam", "version": "3", "digest": DIGEST},
             "image": "serve:1",
-            "runtime": {"threads": 2, "precision": "fp32", "maxQueueTokens": 65536, "timeoutSeconds": 30},
+            "runtime": {
+                "threads": 2,
+                "precision": "fp32",
+                "maxQueueTokens": 65536,
+                "timeoutSeconds": 30,
+                "limits": {"maxInputs": 256, "maxCharacters": 65536, "maxBodyBytes": 1048576},
+            },
             "facts": {"task": "fill-mask", "schema": "", "tokenizer": "t", "labels": "", "precisions": ""},
         },
     }
     again = read_revision(manifest)
     assert (again, again.name, again.served.facts) == (one, one.name, one.served.facts)
+
+
+def test_a_stored_revision_knows_its_options(revision: Callable[..., Revision], resource: Make) -> None:
+    """Its fallback with the digest, and the cache: a return to it brings them back. What is absent isn't stored."""
+    one = revision(fallback=ServedVersion("large", "2", "sha256:" + "c" * 64), runtime={"replyCache": {"size": "64Mi"}})
+    stored = controller_revision(resource("ModelDeployment"), one, 4)
+    again = read_revision(stored)
+    assert (again, again.name) == (one, one.name)
+    assert "fallback" not in controller_revision(resource("ModelDeployment"), revision(), 5)["data"]
+    assert None not in stored["data"]["runtime"].values()
 
 
 @pytest.mark.parametrize("data", [{}, {"model": {"name": "spam"}}, {"model": {}, "image": "x"}])

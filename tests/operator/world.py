@@ -16,7 +16,7 @@ from cloze_operator.decide.answers import Answer, Loaded, NotFound, Unavailable,
 from cloze_operator.decide.record import Record, load
 from cloze_operator.decide.serving import decide_serving
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
-from cloze_operator.decide.target import is_settled
+from cloze_operator.decide.target import is_settled, known_fallback
 from cloze_operator.decide.verdict import Verdict, render_status
 from cloze_operator.desired.facts import UNKNOWN, Facts
 from cloze_operator.desired.platform import Platform
@@ -43,6 +43,7 @@ class World:
     """One ModelDeployment and everything around it. broken: revisions' versions whose pods never get ready.
 
     crashing: versions whose pods crash-loop. quarantined: versions' tags in the registry.
+    fallback: what the registry says about the fallback.
     """
 
     spec: Document
@@ -60,6 +61,7 @@ class World:
     events: list[tuple[str, str]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     evidence: Callable[["World"], Evidence | None] = lambda _: None
+    fallback: Answer = None
     route_accepted: bool = True
     slow_gateway: bool = False
     registry_is_up: bool = True
@@ -121,7 +123,11 @@ class World:
             },
             evidence=self.evidence(self),
         )
-        return replace(snapshot, model=None if is_settled(snapshot) else self._model(deployment))
+        return replace(
+            snapshot,
+            model=None if is_settled(snapshot) else self._model(deployment),
+            fallback=None if known_fallback(snapshot) else self.fallback,
+        )
 
     def _model(self, deployment: ModelDeployment) -> Answer:
         model = deployment.spec.model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cloze_api import metrics
+from cloze_api import metrics, serving
 from cloze_server import bounds, main, paths
 from cloze_server.exits import ExitCode
 from cloze_server.flags import FLAGS
@@ -34,7 +34,7 @@ def test_every_route_and_limit_is_documented() -> None:
         assert f"{path}`" in HTTP
     settings = read(["--model", "x"], {})
     for number in (
-        *(bounds.INPUTS_MAX, bounds.WORDS_MAX, bounds.PREDICTIONS_MAX),
+        *(serving.INPUTS_MAX, bounds.WORDS_MAX, bounds.PREDICTIONS_MAX),
         *(settings.max_inputs, settings.max_characters, settings.max_queue_tokens),
     ):
         assert f"{number:,}" in HTTP

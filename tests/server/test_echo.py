@@ -35,8 +35,8 @@ def sha256(text: str) -> str:
 
 def loads(folder: Path, digest: str | None = None) -> Any:
     """Loads an artifact as the process does."""
-    settings = Settings(model=(str(folder),), digest=digest)
-    return lambda: load_model(str(folder), settings, threading.Event(), Lifecycle())
+    settings = Settings(model=(str(folder),), digest=(digest,) if digest else ())
+    return lambda: load_model(0, settings, threading.Event(), Lifecycle())
 
 
 async def ask(client: httpx.AsyncClient, inputs: Any = "a") -> int:

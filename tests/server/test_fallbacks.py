@@ -152,6 +152,14 @@ async def test_the_deadline_is_of_both(serving: Any) -> None:
     assert late.status_code == 504
 
 
+async def test_a_fallback_is_not_asked_first(serving: Any) -> None:
+    """Who names no model means the one that the other stands in for; by its name the other answers too."""
+    async with serving(loads(small(threshold=0.0), large(Large(_CLASSIFY))), fallback=_PAIR) as client:
+        unnamed = await client.post("/v1/classify", json={"inputs": "a"})
+        named = await client.post("/v1/classify", json={"inputs": "a", "model": "large"})
+    assert [each.headers["x-cloze-model"] for each in (unnamed, named)] == ["small", "large"]
+
+
 async def test_a_kept_reply_of_two_models_is_counted_for_both(serving: Any) -> None:
     """As if it had been made again."""
     backend = Large(_CLASSIFY)

@@ -292,7 +292,7 @@ async def test_before_the_model_is_loaded_probes_tell_it() -> None:
         assert (await client.get("/healthz")).status_code == 200
         expected = {"state": "loading", "stage": "fetching", "reason": "", "message": ""}
         unready = await client.get("/readyz")
-        assert (unready.status_code, unready.json()) == (503, expected)
+        assert (unready.status_code, unready.json()) == (503, {**expected, "models": []})
         limits = (await client.get("/v1/models")).json()["limits"]
         assert (await client.get("/v1/models")).json() == {**expected, "limits": limits, "models": []}
         lifecycle.report(Stage.FETCHING, "RegistryUnavailable", "http://mlflow: connection refused")
@@ -310,6 +310,8 @@ async def test_before_the_model_is_loaded_probes_tell_it() -> None:
                 await asyncio.sleep(0.005)
         ready = (await client.get("/v1/models")).json()
         assert (ready["state"], ready["stage"], ready["reason"]) == ("ready", None, "")
+        (loaded,) = (await client.get("/readyz")).json()["models"]
+        assert loaded == {name: ready["models"][0][name] for name in ("name", "version", "digest")}
         lifecycle.drain()
         assert (await client.get("/readyz")).status_code == 503
         draining = await client.post("/v1/classify", json={"inputs": "x"})

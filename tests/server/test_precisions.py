@@ -57,7 +57,7 @@ def several(artifacts: Callable[[Task], Any], tmp_path: Path) -> Path:
 def load(folder: Path | str, precision: Precision) -> Any:
     """As a server does that is told so."""
     settings = Settings(model=(str(folder),), precision=precision, threads=1)
-    return load_model(str(folder), settings, threading.Event(), Lifecycle())
+    return load_model(0, settings, threading.Event(), Lifecycle())
 
 
 async def best(client: httpx.AsyncClient, **body: Any) -> str:
@@ -134,7 +134,7 @@ async def test_a_reload_keeps_the_precision(artifacts: Callable[[Task], Any], se
     settings = Settings(model=(str(place),), precision=Precision.INT8, threads=1)
 
     def again() -> Any:
-        return load_model(str(place), settings, threading.Event(), Lifecycle())
+        return load_model(0, settings, threading.Event(), Lifecycle())
 
     reloading = Reloading([Origin(partial(current_digest, str(place), settings), again)])
     app = create_app(settings, [again], Lifecycle(), reloading)

@@ -58,12 +58,12 @@ class Server:
         # Of what was loaded, as long as it is in use.
         self.backends: list[weakref.ref[Any]] = []
 
-        def load(reference: str) -> LoadedModel:
-            model = load_model(reference, self.settings, stop, Lifecycle())
+        def load(place: int) -> LoadedModel:
+            model = load_model(place, self.settings, stop, Lifecycle())
             self.backends.append(weakref.ref(model.backend))
             return model
 
-        loaders = [partial(load, each) for each in self.settings.model]
+        loaders = [partial(load, place) for place in range(len(folders))]
         origins = [
             Origin(partial(current_digest, each, self.settings), loader)
             for each, loader in zip(self.settings.model, loaders, strict=True)

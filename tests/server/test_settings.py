@@ -28,7 +28,17 @@ def test_the_environment_sets_what_flags_do_not() -> None:
     )
     assert (settings.model, settings.threads, settings.timeout_seconds) == (("models:/mails/7",), 3, 12.0)
     assert settings.cache == Path("/somewhere")
-    assert settings.digest is None
+    assert settings.digest == ()
+
+
+def test_each_model_has_its_digest() -> None:
+    """In the order of the models, from flags or a variable."""
+    one, two = ("sha256:" + letter * 64 for letter in "ab")
+    models = {"CLOZE_MODEL_URI": "models:/small/3 models:/large/2"}
+    assert read([], {**models, "CLOZE_MODEL_DIGEST": f"{one} {two}"}).digest == (one, two)
+    assert read(["--digest", one, "--digest", two], models).digest == (one, two)
+    with pytest.raises(FatalError, match="one for each model"):
+        read([], {**models, "CLOZE_MODEL_DIGEST": one})
 
 
 def test_the_cache_is_the_users_where_nothing_else_is_said() -> None:

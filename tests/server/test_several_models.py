@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from cloze_api.task import Task
 from cloze_server.app import create_app
 from cloze_server.dummy import dummy_model
+from cloze_server.echo import write_artifact
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.hosting import choose
 from cloze_server.lifecycle import Lifecycle, State
+from cloze_server.loading import load_model
 from cloze_server.model import LoadedModel, identity
 from cloze_server.problems import ProblemError
 from cloze_server.settings import Settings
@@ -76,6 +79,19 @@ def test_while_models_are_loaded_only_a_named_one_answers() -> None:
     assert chosen([SPAM], Task.SEQUENCE_CLASSIFICATION, None, complete=False) == "model-loading"
     assert chosen([SPAM], Task.SEQUENCE_CLASSIFICATION, "topic", complete=False) == "model-loading"
     assert chosen([SPAM], Task.SEQUENCE_CLASSIFICATION, "spam", complete=False) == "spam/1"
+
+
+def test_who_only_stands_in_is_no_choice() -> None:
+    """As long as somebody else is one: two that stand in for each other are."""
+
+    def unnamed(*aside: str) -> str:
+        return identity(models[choose(models, SPAM.task, None, complete=True, aside=aside)])
+
+    models = [SPAM, TOPIC]
+    assert unnamed("topic/4") == "spam/1"
+    assert unnamed("spam/1") == "topic/4"
+    with pytest.raises(ProblemError, match="could answer"):
+        unnamed("spam/1", "topic/4")
 
 
 @given(
@@ -216,3 +232,16 @@ async def test_several_models_start_from_the_command_line(start_server: Any) -> 
                     await asyncio.sleep(0.02)
             names = [each["name"] for each in (await client.get("/v1/models")).json()["models"]]
         assert names == ["spam", "masks"]
+
+
+def test_each_model_is_held_to_its_own_digest(tmp_path: Path) -> None:
+    """An artifact that another model's digest fits is refused."""
+    folders = [tmp_path / name for name in ("one", "other")]
+    digests = tuple(write_artifact(folder, name=folder.name) for folder in folders)
+    settings = Settings(model=tuple(map(str, folders)), digest=digests)
+    loaded = [load_model(place, settings, threading.Event(), Lifecycle()).digest for place in (0, 1)]
+    assert tuple(loaded) == digests
+    swapped = replace(settings, digest=(digests[0], digests[0]))
+    with pytest.raises(FatalError, match="expected") as refused:
+        load_model(1, swapped, threading.Event(), Lifecycle())
+    assert refused.value.reason == "DigestMismatch"

@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
 def load(folder: Path, *keys: Any) -> None:
     """Load an artifact as the server does."""
     settings = Settings(model=(str(folder),), verify_key=tuple(map(str, keys)))
-    load_model(str(folder), settings, threading.Event(), Lifecycle())
+    load_model(0, settings, threading.Event(), Lifecycle())
 
 
 def refused(folder: Path, *keys: Any) -> tuple[ExitCode, str, str]:

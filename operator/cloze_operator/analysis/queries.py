@@ -59,30 +59,48 @@ class GatewayCounters:
         return f"sum by ({', '.join(GATEWAY_POD)}, {self.code}) ({counter})"
 
 
-def requests(namespace: str, pods: str) -> str:
-    """Requests by pod and status."""
-    return _counter(metrics.REQUESTS, namespace, pods, keep=("status",), further=f"route!~{_quoted(_NO_MODEL)}")
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A revision's pods: a regular expression of their names, and the model that they serve.
+
+    model, version: empty where they aren't known; in the pods there may be a fallback beside it.
+    """
+
+    namespace: str
+    pods: str
+    model: str = ""
+    version: str = ""
 
 
-def durations(namespace: str, pods: str) -> str:
-    """Cumulative buckets of successful requests by pod and class of length."""
+def requests(servers: Servers) -> str:
+    """Requests by pod and status, whichever model answered."""
+    return _counter(metrics.REQUESTS, servers, keep=("status",), further=f"route!~{_quoted(_NO_MODEL)}")
+
+
+def durations(servers: Servers) -> str:
+    """Cumulative buckets of successful requests by pod and class of length, whichever model answered."""
     further = f'status_class="2xx",route!~{_quoted(_NO_MODEL)}'
-    return _counter(metrics.REQUEST_DURATION, namespace, pods, keep=("length", "le"), further=further, suffix="_bucket")
+    return _counter(metrics.REQUEST_DURATION, servers, keep=("length", "le"), further=further, suffix="_bucket")
 
 
-def tokens(namespace: str, pods: str) -> str:
-    """Real tokens by pod."""
-    return _counter(metrics.TOKENS, namespace, pods, further='kind="real"')
+def tokens(servers: Servers) -> str:
+    """Real tokens of the model by pod."""
+    return _counter(metrics.TOKENS, servers, further=f'kind="real"{_model(servers)}')
 
 
-def unknown_tokens(namespace: str, pods: str) -> str:
-    """Unknown tokens by pod."""
-    return _counter(metrics.UNKNOWN_TOKENS, namespace, pods)
+def unknown_tokens(servers: Servers) -> str:
+    """Unknown tokens of the model by pod."""
+    return _counter(metrics.UNKNOWN_TOKENS, servers, further=_model(servers).lstrip(","))
 
 
-def predictions(namespace: str, pods: str) -> str:
-    """Predicted labels by pod."""
-    return _counter(metrics.PREDICTIONS, namespace, pods, keep=("label",))
+def predictions(servers: Servers) -> str:
+    """Labels that the model predicted by pod; what its fallback made of some of them isn't its own."""
+    return _counter(metrics.PREDICTIONS, servers, keep=("label",), further=_model(servers).lstrip(","))
+
+
+def _model(servers: Servers) -> str:
+    """Selects the model's own series."""
+    return f",model={_quoted(servers.model)},version={_quoted(servers.version)}" if servers.model else ""
 
 
 def filled(query: str, values: Mapping[str, str]) -> str:
@@ -91,9 +109,11 @@ def filled(query: str, values: Mapping[str, str]) -> str:
 
 
 def _counter(
-    metric: Metric, namespace: str, pods: str, *, keep: tuple[str, ...] = (), further: str = "", suffix: str = "_total"
+    metric: Metric, servers: Servers, *, keep: tuple[str, ...] = (), further: str = "", suffix: str = "_total"
 ) -> str:
-    selector = ",".join(filter(None, [f"namespace={_quoted(namespace)}", f"pod=~{_quoted(pods)}", further]))
+    selector = ",".join(
+        filter(None, [f"namespace={_quoted(servers.namespace)}", f"pod=~{_quoted(servers.pods)}", further])
+    )
     extra = ("le",) if suffix == "_bucket" else ()
     own = ", ".join((*POD, *metric.labels, *extra))
     # All counters of a process restart together, so their sum is a counter too. The maximum leaves one of each copy.

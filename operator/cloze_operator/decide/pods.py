@@ -210,6 +210,17 @@ def _names_version(outcome: Outcome) -> bool:
     return True
 
 
+def _lacks_volumes(pod: Object) -> bool:
+    """Whether the pod has no sandbox, which is made once all volumes are mounted; an image is pulled after that."""
+    return condition(pod, "PodReadyToStartContainers").get("status") == "False"
+
+
+def _secrets(pod: Object) -> list[str]:
+    """The keys of Secrets that the pod mounts, for people."""
+    mounted = [found for volume in dig(pod, "spec", "volumes") or () if (found := dig(volume, "secret"))]
+    return [f"key {item['key']} of Secret {each['secretName']}" for each in mounted for item in each.get("items") or ()]
+
+
 def trouble(pod: Object, now: datetime) -> tuple[str, str] | None:
     """Why a pod doesn't run, in the words of who prevents it: (reason, message). None for one that runs or may soon."""
     name = name_of(pod)
@@ -224,9 +235,15 @@ def trouble(pod: Object, now: datetime) -> tuple[str, str] | None:
             since = parse_time(scheduled.get("lastTransitionTime"))
             if since is None or now - since < timedelta(seconds=CREATING_SECONDS):
                 continue
+            late = f"{name} has had a machine for more than {CREATING_SECONDS:.0f} s and"
+            if _lacks_volumes(pod) and (secrets := _secrets(pod)):
+                return "FailedMount", (
+                    f"{late} its volumes aren't mounted: it needs {' and '.join(secrets)}, is that there? "
+                    f"`kubectl describe pod {name}` says what is in the way"
+                )
             return str(waiting["reason"]), (
-                f"{name} has had a machine for more than {CREATING_SECONDS:.0f} s and no container yet: its image is "
-                f"large, or a volume can't be mounted; `kubectl describe pod {name}` says which"
+                f"{late} no container yet: its image is large, or a volume can't be mounted; `kubectl describe pod "
+                f"{name}` says which"
             )
         ended = dig(entry, "lastState", "terminated")
         outcome = read_termination(ended) if ended else None

@@ -10,11 +10,11 @@ from cloze_operator.decide.record import dump
 from cloze_operator.decide.report import report_rollout, report_serving
 from cloze_operator.decide.rollout import View, next_move
 from cloze_operator.decide.snapshot import ServingSnapshot
-from cloze_operator.decide.target import decided_version, unstored
+from cloze_operator.decide.target import decided_fallback, decided_version, fallback_fault, target_revision, unstored
 from cloze_operator.decide.verdict import AliasMove, Steps, TagChange, Verdict, carried
 from cloze_operator.desired.metadata import selector
 from cloze_operator.desired.record import record_map, record_name
-from cloze_operator.desired.revision import controller_revision, devices_of
+from cloze_operator.desired.revision import ServedVersion, controller_revision, devices_of
 
 
 def leave_when_going(view: View, verdict: Verdict) -> Verdict:
@@ -80,11 +80,35 @@ def resolve_model(view: View, verdict: Verdict) -> Verdict:
             assert served is not None, "the registry wasn't asked although nothing is known"
             text = f"{served.name} version {served.version}, {served.digest}"
             verdict = verdict.find("ModelResolved", "True", "Resolved", text)
-    if served is None:
+    verdict = _resolve_fallback(snapshot, verdict, served)
+    if served is None or (target_revision(snapshot) is None and not snapshot.record.stable):
         verdict = verdict.report(desired=None)
         waiting = verdict.findings["ModelResolved"]
         return verdict if snapshot.record.stable else verdict.find("Ready", "False", waiting.reason, waiting.message)
     return verdict.report(desired={"name": served.name, "version": served.version, "digest": served.digest})
+
+
+def _resolve_fallback(snapshot: ServingSnapshot, verdict: Verdict, served: ServedVersion | None) -> Verdict:
+    """Condition ModelResolved, as far as it is the fallback's."""
+    wanted, model = snapshot.parsed.spec.model.fallback, verdict.findings["ModelResolved"]
+    if wanted is None or model.status != "True" or served is None:
+        return verdict
+    kept = "; what was served is served as before" if snapshot.record.stable else ""
+    if (found := decided_fallback(snapshot)) is not None:
+        if fault := fallback_fault(snapshot, served, found):
+            return verdict.find("ModelResolved", "False", "FallbackUnfit", f"spec.model.fallback: {fault}{kept}")
+        text = f"{model.message}; fallback {found.name} version {found.version}, {found.digest}"
+        return verdict.find("ModelResolved", "True", "Resolved", text)
+    verdict = verdict.again(snapshot.platform.wait_seconds)
+    match snapshot.fallback:
+        case NotFound(message):
+            text = f"spec.model.fallback: {message}: register it, or name another one{kept}"
+            return verdict.find("ModelResolved", "False", "FallbackNotFound", text)
+        case Unavailable(message):
+            return verdict.find("ModelResolved", "Unknown", "RegistryUnavailable", f"{message}{kept}")
+        case _:
+            text = f"{wanted.name} version {wanted.version} has no digest tag: it wasn't registered by Cloze{kept}"
+            return verdict.find("ModelResolved", "False", "DigestMissing", f"spec.model.fallback: {text}")
 
 
 def respect_others(view: View, verdict: Verdict) -> Verdict:

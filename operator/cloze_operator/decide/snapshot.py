@@ -78,7 +78,7 @@ class ServingSnapshot:
     children: the live objects that are its own, or have its children's names, by kind and name.
     record: where the rollout is; corrupt: why the stored one can't be read.
     revisions: those that are stored, by name.
-    model: the registry's answer about the version to serve.
+    model: the registry's answer about the version to serve; fallback: about the one that answers where it abstains.
     alias: the registry's answer to where `follow.alias` points.
     loaded: what each ready pod says it has loaded, by pod name; absent for one that didn't answer.
     held_up: what each pod that isn't ready says is in the way, by pod name.
@@ -97,6 +97,7 @@ class ServingSnapshot:
     revisions: Mapping[str, StoredRevision] = field(default_factory=dict)
     pods: tuple[Object, ...] = ()
     model: Answer = None
+    fallback: Answer = None
     alias: Answer = None
     loaded: Mapping[str, Loaded] = field(default_factory=dict)
     held_up: Mapping[str, HeldUp] = field(default_factory=dict)

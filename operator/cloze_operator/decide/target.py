@@ -1,11 +1,14 @@
 """Which revision the spec asks for."""
 
 from cloze_api.names import LABEL_REVISION
+from cloze_api.task import Task
 from cloze_operator.decide.answers import Answer, NotFound, Version
 from cloze_operator.decide.arms import arm
 from cloze_operator.decide.fields import dig
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
 from cloze_operator.desired.revision import Revision, ServedVersion, revision_of
+
+_ABSTAINING = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
 
 
 def decided_version(snapshot: ServingSnapshot) -> ServedVersion | None:
@@ -24,6 +27,39 @@ def known_version(snapshot: ServingSnapshot) -> ServedVersion | None:
     return None
 
 
+def known_fallback(snapshot: ServingSnapshot) -> ServedVersion | None:
+    """The fallback that the spec asks for, as a stored revision has it: versions never change."""
+    wanted = snapshot.parsed.spec.model.fallback
+    for stored in snapshot.revisions.values():
+        for found in (stored.revision.fallback, stored.revision.served):
+            if wanted and found and (found.name, found.version) == (wanted.name, wanted.version):
+                return found
+    return None
+
+
+def decided_fallback(snapshot: ServingSnapshot) -> ServedVersion | None:
+    """The fallback of the spec; None where it has none, or where nobody knows its digest."""
+    if snapshot.parsed.spec.model.fallback is None:
+        return None
+    return _served(snapshot.fallback) or known_fallback(snapshot)
+
+
+def fallback_fault(snapshot: ServingSnapshot, served: ServedVersion, fallback: ServedVersion) -> str:
+    """Why the one can't answer what the other abstains on, as far as the registry tells; empty where it can."""
+    mine, other = served.facts.task, fallback.facts.task
+    if mine and mine not in _ABSTAINING:
+        return f"{served.name} version {served.version} is for {mine}: only classifiers of texts or tokens abstain"
+    if mine and other and mine != other:
+        return (
+            f"{fallback.name} version {fallback.version} is for {other}, not for {mine}: name another fallback, or none"
+        )
+    precision, has = snapshot.parsed.spec.runtime.precision, fallback.facts.precisions
+    if has and precision not in has.split(", "):
+        name = f"{fallback.name} version {fallback.version}"
+        return f"{name} has the precisions {has}, not {precision}, which spec.runtime.precision asks of both models"
+    return ""
+
+
 def is_settled(snapshot: ServingSnapshot) -> bool:
     """Whether the registry has nothing to tell about a fixed version: it is served or tried, and hasn't failed."""
     model, record = snapshot.parsed.spec.model, snapshot.record
@@ -37,7 +73,15 @@ def is_settled(snapshot: ServingSnapshot) -> bool:
 def target_revision(snapshot: ServingSnapshot) -> Revision | None:
     """The revision that the spec asks for; None while its version isn't known."""
     served = decided_version(snapshot)
-    return revision_of(snapshot.parsed, served, snapshot.platform) if served else None
+    return _revision(snapshot, served) if served else None
+
+
+def _revision(snapshot: ServingSnapshot, served: ServedVersion) -> Revision | None:
+    """The revision with this version; None while its fallback isn't known, or can't be one."""
+    fallback = decided_fallback(snapshot)
+    if snapshot.parsed.spec.model.fallback and (fallback is None or fallback_fault(snapshot, served, fallback)):
+        return None
+    return revision_of(snapshot.parsed, served, snapshot.platform, fallback)
 
 
 def first_revision(snapshot: ServingSnapshot) -> Revision | None:
@@ -46,7 +90,7 @@ def first_revision(snapshot: ServingSnapshot) -> Revision | None:
         return serving
     if snapshot.parsed.spec.model.follow is not None:
         if promoted := _served(snapshot.alias):
-            return revision_of(snapshot.parsed, promoted, snapshot.platform)
+            return _revision(snapshot, promoted)
         if not isinstance(snapshot.alias, NotFound | Version):
             # Whether one was promoted before isn't known: serving the candidate could be a switch without a canary.
             return None

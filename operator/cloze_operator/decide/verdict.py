@@ -41,7 +41,14 @@ _EVENTS: Final[Mapping[tuple[str, str], str]] = {
 
 #: Reasons that are an ordinary part of a life: somebody else is still at work.
 _WAITING: Final = frozenset(
-    {"ModelNotFound", "PretrainJobNotFound", "SourceNotFound", "WaitingForPretrainJob", "WaitingForRegistry"}
+    {
+        "ModelNotFound",
+        "FallbackNotFound",
+        "PretrainJobNotFound",
+        "SourceNotFound",
+        "WaitingForPretrainJob",
+        "WaitingForRegistry",
+    }
 )
 
 #: Conditions and reasons that somebody who has them before their eyes anyway needs no event for: the passing ones, and
@@ -52,7 +59,10 @@ _UNTOLD: Final = frozenset(
         *(("Running", reason) for reason in ("Suspended", "Completed", "Failed")),
         *(("Running", reason) for reason in ("WaitingForBase", "WaitingForSources")),
         *(("Ready", reason) for reason in ("RollingOut", "NoReplicas", "WaitingForCleanup")),
-        *(("Ready", reason) for reason in ("ModelNotFound", "DigestMissing", "RegistryUnavailable")),
+        *(
+            ("Ready", reason)
+            for reason in ("ModelNotFound", "FallbackNotFound", "FallbackUnfit", "DigestMissing", "RegistryUnavailable")
+        ),
         *(("Progressing", reason) for reason in ("RolloutComplete", "RolledBack")),
         *(("CanaryHealthy", reason) for reason in ("NotJudgedYet", "WaitingForRequests")),
         ("Registered", _MOVING),

@@ -44,6 +44,8 @@ class Revision:
     runtime: Runtime
     devices: tuple[tuple[str, str], ...] = ()
     """GPUs of one pod, each kind with its number. With others, or none, it is another server."""
+    fallback: ServedVersion | None = None
+    """Answers what the version abstains on."""
 
     @cached_property
     def name(self) -> str:
@@ -59,19 +61,28 @@ class Revision:
 
     def data(self, *, exclude_defaults: bool = False) -> dict[str, Any]:
         """As it is stored."""
-        model = {"name": self.served.name, "version": self.served.version, "digest": self.served.digest}
         runtime = self.runtime.model_dump(
             by_alias=True, exclude_none=True, exclude_defaults=exclude_defaults, exclude={"image"}
         )
-        devices = {"devices": dict(self.devices)} if self.devices else {}
-        return {"model": model, "image": self.image, "runtime": runtime, **devices, "facts": asdict(self.served.facts)}
+        found: dict[str, Any] = {"model": _exactly(self.served), "image": self.image, "runtime": runtime}
+        if self.devices:
+            found["devices"] = dict(self.devices)
+        if self.fallback is not None:
+            found["fallback"] = _exactly(self.fallback)
+        return {**found, "facts": asdict(self.served.facts)}
 
 
-def revision_of(resource: ModelDeployment, served: ServedVersion, platform: Platform) -> Revision:
-    """The revision that the spec asks for, with this version."""
+def _exactly(version: ServedVersion) -> dict[str, str]:
+    return {"name": version.name, "version": version.version, "digest": version.digest}
+
+
+def revision_of(
+    resource: ModelDeployment, served: ServedVersion, platform: Platform, fallback: ServedVersion | None = None
+) -> Revision:
+    """The revision that the spec asks for, with this version and its fallback."""
     runtime, devices = resource.spec.runtime, devices_of(resource)
     image = runtime.image or (platform.serve_gpu_image if devices else platform.serve_image)
-    return Revision(served, image, runtime.model_copy(update={"image": None}), devices)
+    return Revision(served, image, runtime.model_copy(update={"image": None}), devices, fallback)
 
 
 def is_device(resource: str) -> bool:
@@ -117,4 +128,6 @@ def read_revision(stored: Mapping[str, Any]) -> Revision:
     model = data["model"]
     served = ServedVersion(model["name"], model["version"], model["digest"], Facts(**data.get("facts") or {}))
     devices = tuple(sorted((data.get("devices") or {}).items()))
-    return Revision(served, data["image"], Runtime.model_validate(data.get("runtime") or {}), devices)
+    other = data.get("fallback")
+    fallback = ServedVersion(other["name"], other["version"], other["digest"]) if other else None
+    return Revision(served, data["image"], Runtime.model_validate(data.get("runtime") or {}), devices, fallback)

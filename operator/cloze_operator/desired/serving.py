@@ -8,24 +8,19 @@ from cloze_api.names import (
     ANNOTATION_MODEL_VERSION,
     ENV_DEPLOYMENT,
     ENV_DRAIN_SECONDS,
-    ENV_MAX_BATCH_TOKENS,
-    ENV_MAX_QUEUE_TOKENS,
+    ENV_FALLBACK,
     ENV_MLFLOW_URI,
     ENV_MODEL_CACHE,
     ENV_MODEL_DIGEST,
     ENV_MODEL_URI,
-    ENV_PRECISION,
     ENV_PROVIDER,
     ENV_REVISION,
-    ENV_THREADS,
-    ENV_TIMEOUT_SECONDS,
     ENV_VERIFY_KEY,
     LABEL_REVISION,
     MODEL_CACHE_MOUNT,
     SERVER_PORT,
     TERMINATION_LOG,
 )
-from cloze_api.precision import Precision
 from cloze_api.resources import ModelDeployment
 from cloze_api.rollout import Scheduling
 from cloze_api.training import Resources
@@ -38,6 +33,7 @@ from cloze_operator.desired.metadata import (
     sealed,
     selector,
 )
+from cloze_operator.desired.options import mounted_secrets, runtime_environment, shared_environment
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.revision import Revision, child_name, is_device
 
@@ -55,7 +51,8 @@ def server_deployment(
     owner: Mapping[str, Any], resource: ModelDeployment, revision: Revision, replicas: int, platform: Platform
 ) -> Manifest:
     """Replicas of one revision's server. Another revision is another Deployment: this one is only ever resized, or
-    given other resources, and then never loses capacity by it: one more pod first, one less after."""
+    given what all revisions share, such as resources or API keys, and then never loses capacity by it: one more pod
+    first, one less after."""
     name = owner["metadata"]["name"]
     served, scheduling = revision.served, resource.spec.scheduling
     annotations = {ANNOTATION_MODEL_VERSION: served.version, ANNOTATION_MODEL_DIGEST: served.digest}
@@ -92,7 +89,11 @@ def server_deployment(
                         **platform.pull_secret_references(),
                         **_scheduling(scheduling, chosen),
                         "containers": [_container(owner, resource, revision, platform)],
-                        "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+                        "volumes": [
+                            {"name": "cache", "emptyDir": {}},
+                            {"name": "tmp", "emptyDir": {}},
+                            *(secret.as_volume() for secret in mounted_secrets(resource.spec)),
+                        ],
                     },
                 },
             },
@@ -127,24 +128,20 @@ def _scheduling(scheduling: Scheduling, chosen: Mapping[str, str]) -> dict[str, 
 def _container(
     owner: Mapping[str, Any], resource: ModelDeployment, revision: Revision, platform: Platform
 ) -> dict[str, Any]:
-    runtime = revision.runtime
+    models = [revision.served, *([revision.fallback] if revision.fallback else [])]
     environment = {
-        ENV_MODEL_URI: revision.served.uri,
-        ENV_MODEL_DIGEST: revision.served.digest,
+        ENV_MODEL_URI: " ".join(model.uri for model in models),
+        ENV_MODEL_DIGEST: " ".join(model.digest for model in models),
+        **({ENV_FALLBACK: "=".join(f"{model.name}/{model.version}" for model in models)} if revision.fallback else {}),
         ENV_MLFLOW_URI: platform.tracking_uri,
         ENV_MODEL_CACHE: MODEL_CACHE_MOUNT,
-        # What is absent the server knows better, from its control group and its device.
-        **({ENV_THREADS: str(runtime.threads)} if runtime.threads else {}),
-        **({ENV_MAX_BATCH_TOKENS: str(runtime.max_batch_tokens)} if runtime.max_batch_tokens else {}),
-        ENV_MAX_QUEUE_TOKENS: str(runtime.max_queue_tokens),
+        **runtime_environment(revision.runtime),
         # A GPU that isn't used must not go unnoticed.
         **({ENV_PROVIDER: "cuda"} if revision.devices else {}),
-        ENV_TIMEOUT_SECONDS: str(runtime.timeout_seconds),
+        **shared_environment(resource.spec),
         ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
         ENV_DEPLOYMENT: owner["metadata"]["name"],
         ENV_REVISION: revision.name,
-        # Not for fp32: servers that run must not be replaced by an upgrade that adds a variable.
-        **({} if runtime.precision is Precision.FP32 else {ENV_PRECISION: runtime.precision.value}),
         # Public, and the same in all namespaces: a ConfigMap would have to be copied into each.
         **({ENV_VERIFY_KEY: " ".join(platform.verify_keys)} if platform.verify_keys else {}),
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
@@ -181,6 +178,7 @@ def _container(
         "volumeMounts": [
             {"name": "cache", "mountPath": MODEL_CACHE_MOUNT},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+            *(secret.as_mount() for secret in mounted_secrets(resource.spec)),
         ],
     }
 

@@ -13,7 +13,7 @@ from cloze_operator.analysis.burn import LONG_SECONDS
 from cloze_operator.analysis.checks import Evidence, LatencyEvidence
 from cloze_operator.analysis.counters import Grid, Series
 from cloze_operator.analysis.evidence import Pair
-from cloze_operator.analysis.queries import GatewayCounters
+from cloze_operator.analysis.queries import GatewayCounters, Servers
 from cloze_operator.analysis.readings import Arms
 from cloze_operator.decide.answers import Unavailable
 from cloze_operator.desired.serving import SERVICE_PORT
@@ -40,7 +40,8 @@ _Answer = tuple[Series, ...] | Unavailable
 class Question:
     """What is asked about a rollout.
 
-    canary_pods, stable_pods: anchored regular expressions of pod names. canary_service, stable_service: names of the
+    canary_pods, stable_pods: anchored regular expressions of pod names. canary_model, stable_model: name and version of
+    what they serve, beside which there may be a fallback. canary_service, stable_service: names of the
     Services behind `route`, for the gateway's counters, which are asked when `gateway` is set. began: when the canary
     may have got its first request.
     """
@@ -54,6 +55,8 @@ class Question:
     gateway: bool
     began: datetime
     analysis: Analysis
+    canary_model: tuple[str, str] = ("", "")
+    stable_model: tuple[str, str] = ("", "")
 
 
 @dataclass(slots=True)
@@ -234,10 +237,11 @@ class _Inquiry:
             ),
         )
 
-    async def _arms(self, query: Callable[[str, str], str], over: Grid) -> Arms | Unavailable:
+    async def _arms(self, query: Callable[[Servers], str], over: Grid) -> Arms | Unavailable:
         question = self._question
-        pods = (question.canary_pods, question.stable_pods)
-        return await self._both(over, *(query(question.namespace, each) for each in pods))
+        canary = Servers(question.namespace, question.canary_pods, *question.canary_model)
+        stable = Servers(question.namespace, question.stable_pods, *question.stable_model)
+        return await self._both(over, query(canary), query(stable))
 
     async def _both(self, over: Grid, canary: str, stable: str) -> Arms | Unavailable:
         ours, theirs = await asyncio.gather(self._ask(canary, over), self._ask(stable, over))

@@ -16,7 +16,7 @@ from cloze_operator.decide.answers import Answer
 from cloze_operator.decide.fields import Object, dig, is_going, is_owned_by
 from cloze_operator.decide.record import load
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
-from cloze_operator.decide.target import is_settled
+from cloze_operator.decide.target import is_settled, known_fallback
 from cloze_operator.desired.metadata import selector
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.record import record_name
@@ -89,6 +89,7 @@ class ServingObserver:
         return replace(
             snapshot,
             model=await self._model(snapshot),
+            fallback=await self._fallback(snapshot),
             alias=await self._registry.behind(deployment.spec.model.name, follow.alias) if follow else None,
             rivals=await self._rivals(resource) if follow else (),
             evidence=await self._ask(snapshot),
@@ -127,6 +128,12 @@ class ServingObserver:
             return None
         return await self._registry.version(model.name, model.version)
 
+    async def _fallback(self, snapshot: ServingSnapshot) -> Answer:
+        fallback = snapshot.parsed.spec.model.fallback
+        if fallback is None or known_fallback(snapshot):
+            return None
+        return await self._registry.version(fallback.name, fallback.version)
+
     async def _ask(self, snapshot: ServingSnapshot) -> Evidence | None:
         asked = question(snapshot)
         return await self._evidence.observe(asked) if asked else None
@@ -159,7 +166,15 @@ def question(snapshot: ServingSnapshot) -> Question | None:
         gateway=spec.traffic.provider == Provider.GATEWAY_API,
         began=began,
         analysis=spec.rollout.analysis,
+        canary_model=_model_of(snapshot, tried),
+        stable_model=_model_of(snapshot, other),
     )
+
+
+def _model_of(snapshot: ServingSnapshot, revision: str) -> tuple[str, str]:
+    """Name and version of what a revision serves; empty for one that isn't stored."""
+    stored = snapshot.revisions.get(revision)
+    return (stored.revision.served.name, stored.revision.served.version) if stored else ("", "")
 
 
 def _pods_of(owner: str, revision: str) -> str:

@@ -62,7 +62,7 @@ def run(options: Options) -> None:
     source, output = Store(options.input), Store(options.output)
     try:
         state = source.state()
-        model = load_model(options.settings.model[0], options.settings, threading.Event(), Lifecycle())
+        model = load_model(0, options.settings, threading.Event(), Lifecycle())
         journal = Journal(output, _identity(options, model, state))
         with journal.lock.alone():
             if journal.begin(overwrite=options.overwrite):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from cloze_server.bounds import INPUTS_MAX
+from cloze_api.serving import INPUTS_MAX
 from cloze_server.problems import ProblemError, ProblemType, invalid_request
 
 Datatype = Literal["BYTES", "FP32", "INT64"]

@@ -4,9 +4,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cloze_api.serving import INPUTS_MAX
 from cloze_api.task import Task
 from cloze_server.backend import Logits
-from cloze_server.bounds import INPUTS_MAX
 from cloze_server.tasks.entities import trimmed, words_of
 from cloze_server.tasks.handler import Handler, InputResult, Item, Prediction, Strict, TaskReply, TaskRequest, finite
 from cloze_server.tasks.spans import Evidence, Spans

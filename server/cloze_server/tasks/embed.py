@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cloze_api.manifest import Embedding
+from cloze_api.serving import INPUTS_MAX
 from cloze_api.task import Task
 from cloze_server.backend import Logits
-from cloze_server.bounds import INPUTS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.tasks.handler import (

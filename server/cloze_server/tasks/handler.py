@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from cloze_api.serving import INPUTS_MAX
 from cloze_api.task import Task
 from cloze_server.backend import Logits
-from cloze_server.bounds import INPUTS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.segments import Metadata
 from cloze_server.tokenization import Encoded, Inputs

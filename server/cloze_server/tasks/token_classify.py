@@ -9,9 +9,10 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from cloze_api.serving import INPUTS_MAX
 from cloze_api.task import Task
 from cloze_server.backend import Logits
-from cloze_server.bounds import INPUTS_MAX, WORDS_MAX
+from cloze_server.bounds import WORDS_MAX
 from cloze_server.model import LoadedModel
 from cloze_server.tasks.entities import Aggregation, Labelled, Scheme, labels_of, trimmed, words_of
 from cloze_server.tasks.handler import (
