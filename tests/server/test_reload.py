@@ -276,7 +276,7 @@ async def test_a_pinned_digest_stays(tmp_path: Path) -> None:
     """Whatever the reference leads to by now."""
     place = tmp_path / "model"
     former = put(place, 0)
-    server = Server(place, digest=former, reload_seconds=0.01)
+    server = Server(place, digest=(former,), reload_seconds=0.01)
     async with server.client() as client:
         put(place, 1)
         server.look()
