@@ -83,7 +83,8 @@ class Runtime(Schema):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Serving image. When absent: the operator's default, which is another one with a GPU among spec.resources."""
     threads: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Compute threads of one replica. When absent: the pod's CPU limit, rounded up; without one, the machine's CPUs."""
+    """Compute threads of one replica. When absent: the pod's CPU limit, or without one its request, rounded up; without
+    either, the machine's CPUs."""
     precision: Precision = Precision.FP32
     """Of the model's graph; the version must have been made with it. Another one is tried as a canary."""
     max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] | None = None

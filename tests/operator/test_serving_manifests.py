@@ -162,6 +162,22 @@ def test_what_the_spec_leaves_open_the_server_decides(
     assert {name: value for name, value in environment.items() if name in open_settings} == told
 
 
+@pytest.mark.parametrize(
+    ("resources", "runtime", "threads"),
+    [
+        ({"requests": {"cpu": "1500m"}}, {}, "2"),
+        ({"requests": {"cpu": "1500m"}}, {"threads": 4}, "4"),
+        ({"requests": {"cpu": "1"}, "limits": {"cpu": "3"}}, {}, None),
+        ({"requests": {"memory": "1Gi"}}, {}, None),
+    ],
+)
+def test_without_a_cpu_limit_threads_are_as_many_as_the_cpus_asked_for(
+    server: Callable[..., Document], resources: Document, runtime: Document, threads: str | None
+) -> None:
+    """Else a server would take all CPUs of its node, however little it asked for."""
+    assert environment(server(resources=resources, runtime=runtime)).get("CLOZE_THREADS") == threads
+
+
 # ---------------------------------------------------------------- GPUs
 
 GPU_PLATFORM = replace(PLATFORM, serve_gpu_image="serve-gpu:1")

@@ -1,5 +1,6 @@
 """The servers' settings besides the model: environment variables, and what is mounted from Secrets."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +27,9 @@ from cloze_api.names import (
     SECRETS_MOUNT,
 )
 from cloze_api.precision import Precision
+from cloze_api.quantity import quantity
 from cloze_api.serving import RequestLimits, SecretKey
+from cloze_api.training import Resources
 
 _DEFAULT_LIMITS: Final = RequestLimits()
 # Read by the owner and by the pod's fsGroup, as which the server runs.
@@ -72,8 +75,18 @@ def mounted_secrets(spec: ModelDeploymentSpec) -> tuple[MountedSecret, ...]:
     return tuple(filter(None, (_api_keys(spec), _feedback_token(spec))))
 
 
-def runtime_environment(runtime: Runtime) -> dict[str, str]:
+def _threads(runtime: Runtime, resources: Resources) -> int | None:
+    """Compute threads, where the server wouldn't find the right number itself: it sees the CPU limit, but not what the
+    pod asks for, and without a limit would take all of a node's CPUs."""
+    if runtime.threads or "cpu" in resources.limits:
+        return runtime.threads
+    asked = quantity(resources.requests.get("cpu"))
+    return math.ceil(asked) if asked else None
+
+
+def runtime_environment(runtime: Runtime, resources: Resources) -> dict[str, str]:
     """Settings that belong to a revision. What has its default is left to the server, so that nothing rolls for it."""
+    threads = _threads(runtime, resources)
     limits, cache = runtime.limits, runtime.reply_cache
     bounds = (
         (ENV_MAX_INPUTS, limits.max_inputs, _DEFAULT_LIMITS.max_inputs),
@@ -83,7 +96,7 @@ def runtime_environment(runtime: Runtime) -> dict[str, str]:
     kept = {ENV_CACHE_BYTES: str(cache.size_bytes), ENV_CACHE_TTL_SECONDS: str(cache.ttl_seconds)} if cache else {}
     return {
         # What is absent the server knows better, from its control group and its device.
-        **({ENV_THREADS: str(runtime.threads)} if runtime.threads else {}),
+        **({ENV_THREADS: str(threads)} if threads else {}),
         **({ENV_MAX_BATCH_TOKENS: str(runtime.max_batch_tokens)} if runtime.max_batch_tokens else {}),
         ENV_MAX_QUEUE_TOKENS: str(runtime.max_queue_tokens),
         ENV_TIMEOUT_SECONDS: str(runtime.timeout_seconds),

@@ -135,7 +135,7 @@ def _container(
         **({ENV_FALLBACK: "=".join(f"{model.name}/{model.version}" for model in models)} if revision.fallback else {}),
         ENV_MLFLOW_URI: platform.tracking_uri,
         ENV_MODEL_CACHE: MODEL_CACHE_MOUNT,
-        **runtime_environment(revision.runtime),
+        **runtime_environment(revision.runtime, resource.spec.resources),
         # A GPU that isn't used must not go unnoticed.
         **({ENV_PROVIDER: "cuda"} if revision.devices else {}),
         **shared_environment(resource.spec),
