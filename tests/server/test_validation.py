@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from cloze_api.serving import INPUTS_MAX
 from cloze_api.task import Task
-from cloze_server.bounds import ERRORS_MAX, INPUTS_MAX, WORDS_MAX
+from cloze_server.bounds import ERRORS_MAX, WORDS_MAX
 from cloze_server.dummy import dummy_model
 from cloze_server.tasks.classify import ClassifyRequest
 from cloze_server.tasks.fill_mask import FillMaskRequest
