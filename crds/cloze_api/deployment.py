@@ -153,7 +153,7 @@ class ModelDeploymentSpec(Schema):
         ),
         Rule(
             cel="!has(self.runtime.threads) || !('cpu' in self.resources.limits) || "
-            "quantity(string(self.runtime.threads - 1)).compareTo(quantity(string(self.resources.limits['cpu']))) < 0",
+            "double(self.runtime.threads - 1) < quantity(string(self.resources.limits['cpu'])).asApproximateFloat()",
             message="spec.runtime.threads is larger than spec.resources.limits.cpu, so the pod would be throttled: "
             "raise the limit, or leave threads out, which takes what the limit allows",
             check=_threads_fit,
