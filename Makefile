@@ -122,7 +122,7 @@ releases: $(VENV)
 .PHONY: bench-serve
 bench-serve: $(VENV) ## the inference server beside its peers: hack/bench/serve/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/serve"; \
-	  $$bench overhead; $$bench footprint minilm; $$bench precision spam; \
+	  $$bench overhead; $$bench footprint minilm; $$bench precision spam; $$bench runtimes minilm; \
 	  for size in minilm bert-base; do $$bench limit $$size; $$bench latency $$size; $$bench compare $$size --sweep; done
 
 .PHONY: format

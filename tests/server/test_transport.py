@@ -210,8 +210,13 @@ def test_no_request_with_a_few_other_bytes_fails_the_server(
     data = WHOLE
     for at, removed, added in edits:
         data = data[:at] + added + data[at + removed :]
-    found = replies(exchange(port, data + LINE + HEADERS + CLOSE + LENGTH + b"\r\n" + BODY, parts=parts))
-    assert all(status < 500 for status, _, _ in found)
+    try:
+        received = exchange(port, data + LINE + HEADERS + CLOSE + LENGTH + b"\r\n" + BODY, parts=parts)
+    except ConnectionResetError:
+        # Who is refused and goes on sending for longer than the server lingers: on a busy machine, in many parts.
+        assert parts < len(WHOLE)
+        return
+    assert all(status < 500 for status, _, _ in replies(received))
 
 
 @pytest.fixture(autouse=True)
