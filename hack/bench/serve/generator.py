@@ -1,4 +1,4 @@
-"""HTTP load from a process of its own: `python generator.py PLAN`, a line of JSON on stdout.
+"""HTTP load from a process of its own: `python generator.py PLAN RESULT`, both JSON.
 
 The plan is a JSON file: address, path, headers, bodies (base64), tokens (of each body), seconds, warm_up_seconds, and
 either `connections` (closed loop: each sends its next request when it has its reply) or `rate` (open loop: requests
@@ -159,9 +159,9 @@ class Load:
 
 
 def main() -> None:
-    """Run the plan and print what came of it."""
+    """Run the plan and write what came of it."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps(uvloop.run(Load(plan).run())))
+    Path(sys.argv[2]).write_text(json.dumps(uvloop.run(Load(plan).run())), encoding="utf-8")
 
 
 if __name__ == "__main__":

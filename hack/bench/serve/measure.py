@@ -42,11 +42,11 @@ def _shown(figure: float) -> str:
 
 def generate(plan: dict[str, Any]) -> dict[str, Any]:
     """Run the generator."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(plan, file)
-        file.flush()
-        done = subprocess.run([sys.executable, str(_GENERATOR), file.name], check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder, "plan.json"), Path(folder, "result.json")
+        given.write_text(json.dumps(plan), encoding="utf-8")
+        subprocess.run([sys.executable, str(_GENERATOR), str(given), str(result)], check=True)
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return found
 
 
