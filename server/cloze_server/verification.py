@@ -10,7 +10,7 @@ from cloze_server.lifecycle import Lifecycle
 from cloze_server.loading import load_model
 from cloze_server.settings import Parser, add_flags, from_flags
 
-_SETTINGS = frozenset({"digest", "verify_key", "mlflow_uri", "cache", "threads"} | {"provider", "termination_log"})
+_SETTINGS = frozenset({"digest", "verify_key", "mlflow_uri", "cache", "threads", "provider", "termination_log"})
 _FLAGS = tuple(flag for flag in FLAGS if flag.field in _SETTINGS)
 
 
