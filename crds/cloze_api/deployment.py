@@ -91,6 +91,8 @@ class Runtime(Schema):
     """Padded tokens in one batch; a longer input runs alone. When absent: 256 for each thread, 16384 on a GPU."""
     max_queue_tokens: Annotated[int, Field(ge=16, le=16_777_216)] = 65_536
     """Tokens that may wait; beyond them a request gets 429."""
+    max_wait_seconds: Annotated[int, Field(ge=1, le=600)] = 10
+    """That a request may be expected to wait, by the rate of the last batches; beyond them it gets 429."""
     timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 30
     limits: RequestLimits = RequestLimits()
     reply_cache: ReplyCache | None = None

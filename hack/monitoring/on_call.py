@@ -119,7 +119,8 @@ def _requests() -> Row:
             ),
             Panel(
                 "Tokens that wait",
-                "Queued tokens of all replicas. At spec.runtime.maxQueueTokens a replica answers 429.",
+                "Queued tokens of all replicas. A replica answers 429 at spec.runtime.maxQueueTokens, and where "
+                "they would take longer than maxWaitSeconds.",
                 "short",
                 [Query(served(f"{sample(metrics.QUEUE_TOKENS)}{{{HERE}}}", *_WHO), _NAME)],
             ),

@@ -34,6 +34,10 @@ class QueueFullError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+def _patience(seconds: float) -> int:
+    return min(max(math.ceil(seconds), 1), _RETRY_MAX_SECONDS)
+
+
 class Engine:
     """Runs pieces through a backend in batches under a budget of padded tokens.
 
@@ -48,17 +52,19 @@ class Engine:
         pad: int,
         max_batch_tokens: int,
         max_queue_tokens: int,
+        max_wait_seconds: float = math.inf,
         parallel: int = 1,
         turns: Turns | None = None,
     ) -> None:
-        """parallel: batches that run at the same time, each in a thread of its own. turns: shared with other engines;
-        None: this one is alone.
+        """max_wait_seconds: expected before a request's first batch. parallel: batches that run at the same time, each
+        in a thread of its own. turns: shared with other engines; None: this one is alone.
         """
         self._backend = backend
         self._telemetry = telemetry
         self._pad = pad
         self._budget = Budget(max_batch_tokens)
         self.max_queue_tokens = max_queue_tokens
+        self._max_wait_seconds = max_wait_seconds
         self._changed = threading.Condition()
         self._queue: list[Entry] = []
         self._queued_tokens = 0
@@ -81,16 +87,16 @@ class Engine:
         return self._queued_tokens
 
     def refuse_when_full(self, tokens: int) -> None:
-        """Raises QueueFullError when so many more tokens don't fit."""
-        excess = self._queued_tokens + tokens - self.max_queue_tokens
-        if excess > 0:
-            # Until the first batch is measured there is no rate: ask for a second's patience.
-            seconds = math.ceil(excess / self._tokens_per_second) if self._tokens_per_second else 1
-            raise QueueFullError(
-                f"the request needs room for {tokens} tokens, {self._queued_tokens} of at most {self.max_queue_tokens} "
-                "wait",
-                min(max(seconds, 1), _RETRY_MAX_SECONDS),
-            )
+        """Raises QueueFullError when so many more tokens don't fit, or would wait for longer than any may."""
+        # Until the first batch is measured there is no rate.
+        waiting, rate = self._queued_tokens, self._tokens_per_second
+        if (excess := waiting + tokens - self.max_queue_tokens) > 0:
+            why = f"the request needs room for {tokens} tokens, {waiting} of at most {self.max_queue_tokens} wait"
+            raise QueueFullError(why, _patience(excess / rate if rate else 1))
+        # Without the request itself: however long it is, it may begin on an empty queue.
+        if rate and (seconds := waiting / rate) > self._max_wait_seconds:
+            why = f"the request would wait for {seconds:.1f} s, and at most {self._max_wait_seconds:g} s are allowed"
+            raise QueueFullError(why, _patience(seconds - self._max_wait_seconds))
 
     async def submit(self, pieces: Sequence[Piece]) -> Answer:
         """Queue the pieces of one request and wait for all of them.
@@ -139,17 +145,22 @@ class Engine:
 
     def _work(self, number: int) -> None:
         while self._wait():
+            began = time.monotonic()
             with self._turns.turn():
                 # What came while others had their turn belongs to it too.
                 if batch := self._take(number):
+                    tokens = sum(entry.length for entry in batch)
+                    full = max(2 * padded(batch), self._queued_tokens) > self._budget.tokens
                     self._run(batch)
                     del batch
                     with self._changed:
                         del self._running[number]
+                        if full:
+                            self._measure(tokens, time.monotonic() - began)
 
     def _run(self, batch: list[Entry]) -> None:
         """Run a batch and settle its requests; in halves, and those in halves, where memory is too small for it."""
-        parts, fitting = [batch], True
+        parts = [batch]
         while parts:
             part = parts.pop()
             if len(part) > 1 and padded(part) > self._budget.tokens:
@@ -161,7 +172,6 @@ class Engine:
                 logits = self._infer(part)
             except (OutOfMemoryError, MemoryError):
                 if len(part) > 1:
-                    fitting = False
                     self._note_failure(padded(part))
                     parts.append(part)
                     continue
@@ -180,8 +190,6 @@ class Engine:
                 del logits
                 with self._changed:
                     self._budget.fitted(padded(part))
-                if fitting:
-                    self._measure(sum(entry.length for entry in part), time.monotonic() - started)
             settle(outcomes)
             del outcomes
 
@@ -203,11 +211,13 @@ class Engine:
         return [outcome for outcome in kept if outcome is not None]
 
     def _measure(self, tokens: int, seconds: float) -> None:
-        """Note how fast the queue drains while every thread has a batch."""
+        """Note how fast a long queue drains, other models' turns included.
+
+        For batches that are small because little waits it says nothing.
+        """
         rate = self._parallel * tokens / max(seconds, 1e-6)
-        with self._changed:
-            weight = _RATE_WEIGHT if self._tokens_per_second else 1.0
-            self._tokens_per_second += (rate - self._tokens_per_second) * weight
+        weight = _RATE_WEIGHT if self._tokens_per_second else 1.0
+        self._tokens_per_second += (rate - self._tokens_per_second) * weight
 
     def _keep(self, entry: Entry, logits: Logits, started: float, seconds: float) -> Outcome | None:
         """Note what the answer needs of one sequence; only its own request fails with it. What comes of the request, if

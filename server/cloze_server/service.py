@@ -110,6 +110,7 @@ class Service:
             pad=model.special_tokens.pad,
             max_batch_tokens=self._budget,
             max_queue_tokens=settings.max_queue_tokens,
+            max_wait_seconds=settings.max_wait_seconds,
             parallel=settings.parallel_batches,
             turns=turns,
         )

@@ -47,6 +47,7 @@ class Settings:
     max_batch_tokens: int | None = None
     """None: what suits the model's threads or device; see `budget`."""
     max_queue_tokens: int = _RUNTIME.max_queue_tokens
+    max_wait_seconds: float = _RUNTIME.max_wait_seconds
     timeout_seconds: float = _RUNTIME.timeout_seconds
     reload_seconds: float = 0.0
     """0: only when asked by a signal."""

@@ -264,6 +264,7 @@ def test_options_of_the_spec_reach_the_server(server: Callable[..., Document]) -
     manifest = server(
         model={"name": "spam", "version": "3", "fallback": {"name": "large", "version": "2"}},
         runtime={
+            "maxWaitSeconds": 2,
             "replyCache": {"size": "64Mi", "ttlSeconds": 60},
             "limits": {"maxInputs": 8, "maxCharacters": 500, "maxBodyBytes": 9000},
         },
@@ -273,7 +274,7 @@ def test_options_of_the_spec_reach_the_server(server: Callable[..., Document]) -
         feedback={"url": "http://labels/in"},
     )
     settings = read([], environment(manifest))
-    assert (settings.cache_bytes, settings.cache_ttl_seconds) == (64 << 20, 60)
+    assert (settings.max_wait_seconds, settings.cache_bytes, settings.cache_ttl_seconds) == (2, 64 << 20, 60)
     assert (settings.max_inputs, settings.max_characters, settings.max_body_bytes) == (8, 500, 9000)
     assert settings.metadata == ("channel=mail", "language=de,en")
     assert (settings.cors_origins, settings.playground) == (("https://a.example", "https://b.example"), False)
@@ -287,7 +288,7 @@ def test_a_spec_without_options_leaves_them_to_the_server(server: Callable[..., 
     """So that none of them rolls pods with an upgrade; what the server does then is what the schema says."""
     assert environment(server()).keys() == _ALWAYS
     limits, settings = Runtime().limits, read([], environment(server()))
-    assert settings.max_inputs == limits.max_inputs
+    assert (settings.max_wait_seconds, settings.max_inputs) == (Runtime().max_wait_seconds, limits.max_inputs)
     assert (settings.max_characters, settings.max_body_bytes) == (limits.max_characters, limits.max_body_bytes)
     assert (settings.cache_bytes, settings.metadata, settings.cors_origins, settings.playground) == (0, (), (), True)
     assert (settings.trace_sample_ratio, settings.feedback_url, settings.api_keys) == (0, "", None)
@@ -458,6 +459,7 @@ def test_what_runs_names_the_revision(revision: Callable[..., Revision], change:
         {"platform": replace(PLATFORM, tracking_uri="http://other", train_image="train:2")},
         {"runtime": {"image": "serve:1"}},
         {"runtime": {"maxQueueTokens": 65536}},
+        {"runtime": {"maxWaitSeconds": 10}},
         {"runtime": {"precision": "fp32"}},
         {"replicas": 9},
         {"drainSeconds": 90},
@@ -513,6 +515,7 @@ def test_controller_revision(revision: Callable[..., Revision], resource: Make) 
                 "threads": 2,
                 "precision": "fp32",
                 "maxQueueTokens": 65536,
+                "maxWaitSeconds": 10,
                 "timeoutSeconds": 30,
                 "limits": {"maxInputs": 256, "maxCharacters": 65536, "maxBodyBytes": 1048576},
             },

@@ -6,7 +6,9 @@
 # ruff: noqa: N803
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +24,9 @@ from cloze_server.telemetry import Telemetry
 pytestmark = pytest.mark.anyio
 
 
-def engine(backend: object, *, batch: int = 256, queue: int = 65_536, parallel: int = 1) -> Engine:
+def engine(
+    backend: object, *, batch: int = 256, queue: int = 65_536, wait: float = math.inf, parallel: int = 1
+) -> Engine:
     """An engine over a backend."""
     return Engine(
         backend,  # type: ignore[arg-type]
@@ -30,6 +34,7 @@ def engine(backend: object, *, batch: int = 256, queue: int = 65_536, parallel: 
         pad=0,
         max_batch_tokens=batch,
         max_queue_tokens=queue,
+        max_wait_seconds=wait,
         parallel=parallel,
     )
 
@@ -122,6 +127,43 @@ async def test_a_request_that_does_not_fit_is_refused_with_a_wait() -> None:
     gate.go.set()
     await asyncio.gather(first, second)
     running.close()
+
+
+class Paced(DummyBackend):
+    """Takes as long for a token as for a full batch."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(classes=2, per_token=False)
+        self._seconds = seconds
+
+    def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
+        time.sleep(self._seconds)
+        return super().infer(ids_BL, mask_BL)
+
+
+async def test_who_would_wait_too_long_is_refused_with_a_wait() -> None:
+    """Whatever room there is. Once the queue is shorter, the same is accepted, however long it takes itself."""
+    running = engine(Paced(0.1), batch=4, wait=0.35)
+    first = [asyncio.create_task(running.submit([Piece([1] * 4, np.copy)])) for _ in range(8)]
+    # Of the eight one runs and two are done: five, or half a second, wait.
+    await until(lambda: sum(task.done() for task in first) == 2)
+    with pytest.raises(QueueFullError, match="would wait for") as refused:
+        await running.submit([Piece([2], np.copy)])
+    assert refused.value.retry_after_seconds == 1
+    await asyncio.gather(*first)
+    await running.submit([Piece([3] * 4, np.copy) for _ in range(8)])
+    running.close()
+
+
+async def test_an_idle_hour_makes_no_queue_look_longer() -> None:
+    """Single short requests take as long as a full batch, which says nothing about how fast a queue drains."""
+    running = engine(Paced(0.02), batch=64, wait=1)
+    await running.submit([Piece([1] * 64, np.copy)])
+    for _ in range(20):
+        await running.submit([Piece([1], np.copy)])
+    burst = await asyncio.gather(*(running.submit([Piece([1] * 8, np.copy)]) for _ in range(40)))
+    running.close()
+    assert len(burst) == 40
 
 
 async def test_a_failing_batch_fails_its_requests_and_no_others() -> None:

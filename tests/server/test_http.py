@@ -258,9 +258,10 @@ async def test_a_slow_answer_is_a_timeout(serving: Any) -> None:
     assert problem(response) == (504, "timeout")
 
 
-async def test_a_full_queue_answers_429_with_a_time_to_come_back(serving: Any) -> None:
+@pytest.mark.parametrize("bound", [{"max_queue_tokens": 24}, {"max_wait_seconds": 0.1}])
+async def test_a_full_queue_answers_429_with_a_time_to_come_back(serving: Any, bound: dict[str, float]) -> None:
     """Nothing is lost: the accepted ones are answered."""
-    async with serving(classifier(seconds=0.05), max_batch_tokens=8, max_queue_tokens=24) as client:
+    async with serving(classifier(seconds=0.05), max_batch_tokens=8, **bound) as client:
         replies = await asyncio.gather(*(client.post("/v1/classify", json={"inputs": "abc def"}) for _ in range(30)))
         counted = (await client.get("/metrics")).text
     statuses = [reply.status_code for reply in replies]

@@ -17,6 +17,7 @@ from cloze_api.names import (
     ENV_MAX_CHARACTERS,
     ENV_MAX_INPUTS,
     ENV_MAX_QUEUE_TOKENS,
+    ENV_MAX_WAIT_SECONDS,
     ENV_METADATA,
     ENV_OTLP_ENDPOINT,
     ENV_PLAYGROUND,
@@ -28,10 +29,10 @@ from cloze_api.names import (
 )
 from cloze_api.precision import Precision
 from cloze_api.quantity import quantity
-from cloze_api.serving import RequestLimits, SecretKey
+from cloze_api.serving import SecretKey
 from cloze_api.training import Resources
 
-_DEFAULT_LIMITS: Final = RequestLimits()
+_DEFAULTS: Final = Runtime()
 # Read by the owner and by the pod's fsGroup, as which the server runs.
 _MODE: Final = 0o440
 _FILE: Final = "value"
@@ -87,11 +88,12 @@ def _threads(runtime: Runtime, resources: Resources) -> int | None:
 def runtime_environment(runtime: Runtime, resources: Resources) -> dict[str, str]:
     """Settings that belong to a revision. What has its default is left to the server, so that nothing rolls for it."""
     threads = _threads(runtime, resources)
-    limits, cache = runtime.limits, runtime.reply_cache
+    limits, defaults, cache = runtime.limits, _DEFAULTS.limits, runtime.reply_cache
     bounds = (
-        (ENV_MAX_INPUTS, limits.max_inputs, _DEFAULT_LIMITS.max_inputs),
-        (ENV_MAX_CHARACTERS, limits.max_characters, _DEFAULT_LIMITS.max_characters),
-        (ENV_MAX_BODY_BYTES, limits.max_body_bytes, _DEFAULT_LIMITS.max_body_bytes),
+        (ENV_MAX_WAIT_SECONDS, runtime.max_wait_seconds, _DEFAULTS.max_wait_seconds),
+        (ENV_MAX_INPUTS, limits.max_inputs, defaults.max_inputs),
+        (ENV_MAX_CHARACTERS, limits.max_characters, defaults.max_characters),
+        (ENV_MAX_BODY_BYTES, limits.max_body_bytes, defaults.max_body_bytes),
     )
     kept = {ENV_CACHE_BYTES: str(cache.size_bytes), ENV_CACHE_TTL_SECONDS: str(cache.ttl_seconds)} if cache else {}
     return {

@@ -1,5 +1,6 @@
 """The command line of `cloze-server batch`."""
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     )
     if len({*columns.added, columns.id}) < 3:
         raise _wrong("--id-field, --result-field and --error-field are three different fields")
-    settings = from_flags(given, _FLAGS, environment, max_queue_tokens=_QUEUE_TOKENS)
+    settings = from_flags(given, _FLAGS, environment, max_queue_tokens=_QUEUE_TOKENS, max_wait_seconds=math.inf)
     if len(settings.model) > 1:
         raise _wrong("give one --model: a run scores with one")
     most, save = given["max_errors"], given["save_seconds"]
