@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from cloze_server import fallbacks, logs, paths
+from cloze_server import fallbacks, garbage, logs, paths
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.feedback import Forwarder, HttpSink
@@ -219,6 +219,8 @@ def _open(room: Room, hosted: Hosted) -> None:
     hosted.telemetry.bind(
         model.name, model.version, digest=model.digest, task=model.task, answers=hosted.service.handler.answers()
     )
+    # Before requests come: it holds everything up for a moment.
+    garbage.set_aside()
     room.add(hosted)
     named = {"model": model.name, "version": model.version}
     if room.only:

@@ -7,7 +7,6 @@ the old one is freed when its last request is answered. One that fails on the wa
 
 import asyncio
 import ctypes
-import gc
 import logging
 import queue
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
+from cloze_server import garbage
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.hosting import Hosted, Refusal, Room
@@ -173,7 +173,7 @@ class Reloader:
 
 def _return_memory() -> None:
     """Give freed memory back to the system: a session's is in many pieces, which the allocator keeps."""
-    gc.collect()
+    garbage.set_aside()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,5 +1,6 @@
 """What a task's module provides, and the parts of requests and replies that all tasks share."""
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from cloze_server.segments import Metadata
 from cloze_server.tokenization import Encoded, Inputs
 from cloze_server.windows import Truncation, Window
 
+_NOT_FINITE = "the model gave a logit that is not finite"
+_FEW_CLASSES = 64
 # Checking stops at the first wrong item: a body of wrong items must not make an error for each.
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX, fail_fast=True)]
 
@@ -267,9 +270,23 @@ class Ranking:
 
 def rank(logits: Logits, count: int) -> Ranking:
     """The `count` most likely of (classes,). Raises FloatingPointError."""
+    if len(logits) <= _FEW_CLASSES:
+        return _rank_few(logits.tolist(), count)
     scores = softmax(logits)
-    classes = best(scores, count)
+    classes = best(logits, count)
     return Ranking(classes, scores[classes].tolist())
+
+
+def _rank_few(logits: list[float], count: int) -> Ranking:
+    """The same in a tenth of the time: what numpy asks for a call is more than the work."""
+    if not all(map(math.isfinite, logits)):
+        raise FloatingPointError(_NOT_FINITE)
+    highest = max(logits)
+    powers = [math.exp(logit - highest) for logit in logits]
+    total = sum(powers)
+    # The lower index wins a tie, as sorting keeps an order.
+    classes = sorted(range(len(powers)), key=logits.__getitem__, reverse=True)[:count]
+    return Ranking(classes, [powers[index] / total for index in classes])
 
 
 def pooled(windows: list[Window], vectors: list[Logits]) -> Logits:
@@ -283,7 +300,7 @@ def pooled(windows: list[Window], vectors: list[Logits]) -> Logits:
 def finite(logits: Logits) -> Logits:
     """The same logits. Raises FloatingPointError for some that are not finite."""
     if not np.isfinite(logits).all():
-        raise FloatingPointError("the model gave a logit that is not finite")
+        raise FloatingPointError(_NOT_FINITE)
     return logits
 
 
