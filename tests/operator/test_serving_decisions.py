@@ -111,6 +111,26 @@ def test_what_is_served_is_served_on(answer: Answer, resolved: tuple[str, str]) 
     assert verdict.requeue == 10.0
 
 
+@pytest.mark.parametrize(
+    ("facts", "reason", "told"),
+    [
+        (Facts(precisions="fp32, int8"), "PrecisionMissing", "has the precisions fp32, int8, not fp16"),
+        (Facts(schema="99"), "ManifestSchemaUnknown", "has schema version 99"),
+    ],
+)
+def test_a_version_that_no_server_can_load_makes_no_pod(facts: Facts, reason: str, told: str) -> None:
+    """It would end at once, each time; nobody needs to read its log to know why. A change of the spec ends it."""
+    world = World({**FIXED, "runtime": {"precision": "fp16"}})
+    world.facts["1"] = facts
+    verdict, state = decide(world)
+    assert (verdict.apply, verdict.remember, state) == ((), None, "Waiting")
+    assert findings(verdict)["ModelResolved"] == findings(verdict)["Ready"] == ("False", reason)
+    assert told in verdict.findings["ModelResolved"].message
+    world.facts["1"] = Facts(precisions="fp32, fp16")
+    world.settle()
+    assert world.condition("Ready") == ("True", "AllReplicasReady")
+
+
 # ---------------------------------------------------------------- its fallback
 
 WITH_FALLBACK = {"model": {"name": "spam", "version": "1", "fallback": {"name": "large", "version": "2"}}}

@@ -46,10 +46,12 @@ def compare(
             wrong = measure.disagreements(expected, measure.answers(peer, replies), 2e-3)
             if wrong:
                 raise SystemExit(f"{peer.name} answers {len(wrong)} texts in another way, the first is {wrong[0]}")
-            ratios = [measure.best_within(mine, rung["p95_ms"]) / rung["requests_per_second"] for rung in theirs]
-            fastest = max(range(len(theirs)), key=lambda index: float(theirs[index]["requests_per_second"]))
-            rate = theirs[fastest]["requests_per_second"]
-            rows.setdefault(peer.name, []).append((rate, theirs[fastest]["p95_ms"], ratios[fastest], *ratios))
+            # One that answered nothing in its time counts as if it had answered one.
+            rates = [max(float(rung["requests_per_second"]), 1 / seconds) for rung in theirs]
+            pairs = zip(theirs, rates, strict=True)
+            ratios = [measure.best_within(mine, rung["p95_ms"]) / rate for rung, rate in pairs]
+            fastest = rates.index(max(rates))
+            rows.setdefault(peer.name, []).append((rates[fastest], theirs[fastest]["p95_ms"], ratios[fastest], *ratios))
     heads = ("peer", "its most requests/s", "its p95 then, ms", "ours then, times its")
     measure.table(
         (*heads, *(f"at its p95 with {count}" for count in connections)),

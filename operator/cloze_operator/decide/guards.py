@@ -1,8 +1,10 @@
 """Whether a revision may take another one's place at all: its clients must go on understanding each other's words."""
 
 from cloze_api.manifest import SCHEMA_VERSION
+from cloze_api.precision import Precision
 from cloze_operator.decide.shares import plan
 from cloze_operator.decide.snapshot import ServingSnapshot
+from cloze_operator.desired.revision import ServedVersion
 
 
 def obstacle(snapshot: ServingSnapshot, target: str) -> tuple[str, str] | None:
@@ -15,13 +17,8 @@ def obstacle(snapshot: ServingSnapshot, target: str) -> tuple[str, str] | None:
         return None
     old, new = stable.revision.served.facts, tried.revision.served.facts
     name = f"version {tried.revision.served.version}"
-    if new.schema and new.schema != str(SCHEMA_VERSION):
-        text = f"the manifest of {name} has schema version {new.schema}, this Cloze knows {SCHEMA_VERSION}: upgrade it"
-        return "ManifestSchemaUnknown", text
-    precision = tried.revision.runtime.precision
-    if new.precisions and precision not in new.precisions.split(", "):
-        text = f"{name} has the precisions {new.precisions}, not {precision}: change spec.runtime.precision, or make a "
-        return "PrecisionMissing", f"{text}version with it (spec.export.precisions of a FineTuneJob)"
+    if fault := unloadable(tried.revision.served, tried.revision.runtime.precision):
+        return fault
     if old.task and new.task and old.task != new.task:
         text = f"{name} is for {new.task}, and {old.task} is served: make a ModelDeployment of its own for it"
         return "TaskMismatch", text
@@ -36,6 +33,20 @@ def obstacle(snapshot: ServingSnapshot, target: str) -> tuple[str, str] | None:
         if not any(share.judged for share in plan(snapshot.parsed.spec, max(1, snapshot.parsed.spec.replicas))):
             text = f"{name} has another tokenizer, which always takes a canary: give spec.rollout.steps"
             return "TokenizerChangeNeedsSteps", text
+    return None
+
+
+def unloadable(served: ServedVersion, precision: Precision) -> tuple[str, str] | None:
+    """Why no server can load a version as it is asked to: (reason, message). What nobody tells is no obstacle."""
+    name, facts = f"version {served.version}", served.facts
+    if facts.schema and facts.schema != str(SCHEMA_VERSION):
+        text = (
+            f"the manifest of {name} has schema version {facts.schema}, this Cloze knows {SCHEMA_VERSION}: upgrade it"
+        )
+        return "ManifestSchemaUnknown", text
+    if facts.precisions and precision not in facts.precisions.split(", "):
+        text = f"{name} has the precisions {facts.precisions}, not {precision}: change spec.runtime.precision, or make "
+        return "PrecisionMissing", f"{text}a version with it (spec.export.precisions of a FineTuneJob)"
     return None
 
 

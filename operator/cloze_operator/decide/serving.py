@@ -10,7 +10,14 @@ from cloze_operator.decide.record import dump
 from cloze_operator.decide.report import report_rollout, report_serving
 from cloze_operator.decide.rollout import View, next_move
 from cloze_operator.decide.snapshot import ServingSnapshot
-from cloze_operator.decide.target import decided_fallback, decided_version, fallback_fault, target_revision, unstored
+from cloze_operator.decide.target import (
+    decided_fallback,
+    decided_version,
+    fallback_fault,
+    target_revision,
+    unstored,
+    version_fault,
+)
 from cloze_operator.decide.verdict import AliasMove, Steps, TagChange, Verdict, carried
 from cloze_operator.desired.metadata import selector
 from cloze_operator.desired.record import record_map, record_name
@@ -81,6 +88,8 @@ def resolve_model(view: View, verdict: Verdict) -> Verdict:
             text = f"{served.name} version {served.version}, {served.digest}"
             verdict = verdict.find("ModelResolved", "True", "Resolved", text)
     verdict = _resolve_fallback(snapshot, verdict, served)
+    if served is not None and (fault := version_fault(snapshot, served)):
+        verdict = verdict.find("ModelResolved", "False", *fault)
     if served is None or (target_revision(snapshot) is None and not snapshot.record.stable):
         verdict = verdict.report(desired=None)
         waiting = verdict.findings["ModelResolved"]

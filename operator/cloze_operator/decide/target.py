@@ -5,6 +5,7 @@ from cloze_api.task import Task
 from cloze_operator.decide.answers import Answer, NotFound, Version
 from cloze_operator.decide.arms import arm
 from cloze_operator.decide.fields import dig
+from cloze_operator.decide.guards import unloadable
 from cloze_operator.decide.snapshot import ServingSnapshot, StoredRevision
 from cloze_operator.desired.revision import Revision, ServedVersion, revision_of
 
@@ -76,8 +77,16 @@ def target_revision(snapshot: ServingSnapshot) -> Revision | None:
     return _revision(snapshot, served) if served else None
 
 
+def version_fault(snapshot: ServingSnapshot, served: ServedVersion) -> tuple[str, str] | None:
+    """Why nothing can begin with this version: (reason, message). Where something is served, the rollout says it."""
+    return None if snapshot.record.stable else unloadable(served, snapshot.parsed.spec.runtime.precision)
+
+
 def _revision(snapshot: ServingSnapshot, served: ServedVersion) -> Revision | None:
-    """The revision with this version; None while its fallback isn't known, or can't be one."""
+    """The revision with this version; None for one that can't be loaded, and while its fallback isn't known, or can't
+    be one."""
+    if version_fault(snapshot, served):
+        return None
     fallback = decided_fallback(snapshot)
     if snapshot.parsed.spec.model.fallback and (fallback is None or fallback_fault(snapshot, served, fallback)):
         return None
