@@ -17,6 +17,8 @@ class Image:
     scripts: tuple[str, ...] = ()
     # Only built and pushed when somebody asks for it.
     optional: bool = False
+    # Whether the chart's `images` name it; else a ModelDeployment does.
+    charted: bool = True
     # What a person should expect when nothing is cached, and when the registry has nothing of it.
     cold: str
     upload: str = "a few seconds"
@@ -64,6 +66,17 @@ IMAGES = {
             optional=True,
             cold="2 to 4 minutes, and 1.5 GB to fetch when the wheels are not cached",
             upload="a minute or two",
+        ),
+        Image(
+            name="serve-openvino",
+            dockerfile="Dockerfile.serve",
+            target="serve-openvino",
+            lock="requirements/serve-openvino.txt",
+            packages=("crds/cloze_api", "server/cloze_server"),
+            scripts=("cloze-server",),
+            optional=True,
+            charted=False,
+            cold="half a minute",
         ),
         Image(
             name="operator",

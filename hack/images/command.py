@@ -139,7 +139,8 @@ def _push(settings: Settings, images: list[Image]) -> None:
     # What the chart's values need, ready to paste.
     print("images:")
     for image, tag in tags.items():
-        print(f"  {image.value}: {settings.reference(image, tag)}")
+        named = image.value if image.charted else "# for spec.runtime.image"
+        print(f"  {named}: {settings.reference(image, tag)}")
 
 
 def _upload(settings: Settings, maker: Builder, image: Image, tag: str, *, plain_http: bool) -> None:

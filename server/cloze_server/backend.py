@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ Ids = NDArray[np.int64]
 Logits = NDArray[np.float32]
 
 _SHRINK_EVERY = 64
+_KNOWN_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
 
 class InferenceError(Exception):
@@ -65,8 +67,10 @@ class OnnxBackend:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         # Patterns are remembered for each shape, and here nearly every batch has its own.
         options.enable_mem_pattern = False
-        # Waiting threads must not burn the CPU share of the event loop and the tokenizers.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads meet hundreds of times in a run, and to be woken takes longer than most of what they wait for. Between
+        # runs they must not burn the CPU share of the event loop and the tokenizers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
@@ -76,15 +80,7 @@ class OnnxBackend:
         except Exception as error:  # the library's exceptions share no base class
             raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", f"{path.name} can't be run: {error}") from error
         present = {node.name for node in self._session.get_inputs()}
-        known = {"input_ids", "attention_mask", "token_type_ids"}
-        if set(inputs) != present or not present <= known or "input_ids" not in present:
-            message = (
-                f"{path.name} has the inputs {sorted(present)}, the manifest says {sorted(inputs)}; "
-                f"this server can fill {sorted(known)}"
-            )
-            raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", message)
-        if output not in {node.name for node in self._session.get_outputs()}:
-            raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", f"{path.name} has no output {output!r}")
+        check_names(path, inputs, present, output, [node.name for node in self._session.get_outputs()])
         self._inputs = inputs
         self._output = output
         # The arena keeps the largest it ever needed for each shape; giving memory back after every run would cost
@@ -111,6 +107,20 @@ class OnnxBackend:
             self._until_shrink = 0
             raise OutOfMemoryError(f"not enough memory for {ids_BL.size} tokens") from error
         return logits
+
+
+def check_names(
+    path: Path, inputs: Collection[str], present: Collection[str], output: str, outputs: Collection[str]
+) -> None:
+    """Whether a graph has the inputs and the output that the manifest says. Raises FatalError (ARTIFACT_INVALID)."""
+    if set(inputs) != set(present) or not set(present) <= _KNOWN_INPUTS or "input_ids" not in present:
+        message = (
+            f"{path.name} has the inputs {sorted(present)}, the manifest says {sorted(inputs)}; "
+            f"this server can fill {sorted(_KNOWN_INPUTS)}"
+        )
+        raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", message)
+    if output not in outputs:
+        raise FatalError(ExitCode.ARTIFACT_INVALID, "GraphInvalid", f"{path.name} has no output {output!r}")
 
 
 def _session(path: Path, options: Any, placement: Placement) -> tuple[Any, Provider]:

@@ -121,7 +121,8 @@ FLAGS: tuple[Flag, ...] = (
         "provider",
         ENV_PROVIDER,
         str,
-        f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}: where models run; {AUTO} is cuda where that works, else cpu",
+        f"{', '.join(CHOICES[:-1])} or {CHOICES[-1]}: where models run; {AUTO} is cuda where that works, else cpu; "
+        "openvino runs on the CPU, openvino-bf16 with products in bfloat16",
     ),
     Flag(
         "device_memory_bytes",

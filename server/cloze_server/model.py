@@ -16,7 +16,8 @@ from cloze_server.backend import Backend, OnnxBackend, OutOfMemoryError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
 from cloze_server.logs import fields
-from cloze_server.providers import ANYWHERE, Placement, Provider
+from cloze_server.openvino import OpenVinoBackend
+from cloze_server.providers import ANYWHERE, BY_OPENVINO, Placement, Provider
 from cloze_server.tokenization import Frame, build_tokenizer, frame_of
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def load_artifact(
     check_vocabulary(tokenizer, manifest)
     if manifest.task is Task.QUESTION_ANSWERING and frame.between is None:
         raise _invalid("TokenizerInvalid", "the tokenizer frames a pair of texts with other tokens than a text")
-    backend = OnnxBackend(graph, inputs=manifest.inputs, output=manifest.output, threads=threads, placement=placement)
+    backend = _backend(graph, manifest, threads, placement)
     check_graph(backend, manifest)
     _log.info(
         "model loaded",
@@ -119,6 +120,15 @@ def load_artifact(
         precision=precision,
         provider=backend.provider,
     )
+
+
+def _backend(graph: Path, manifest: Manifest, threads: int, placement: Placement) -> OnnxBackend | OpenVinoBackend:
+    """What runs a graph where it is asked to. Raises FatalError."""
+    inputs, output = manifest.inputs, manifest.output
+    if placement.asked in BY_OPENVINO:
+        provider = Provider(placement.asked)
+        return OpenVinoBackend(graph, inputs=inputs, output=output, threads=threads, provider=provider)
+    return OnnxBackend(graph, inputs=inputs, output=output, threads=threads, placement=placement)
 
 
 def check_precision(precision: Precision, manifest: Manifest) -> None:

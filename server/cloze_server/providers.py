@@ -1,4 +1,7 @@
-"""Where a graph runs: on the CPU, or on a GPU by CUDA or TensorRT. Decisions are pure; `has_device` looks."""
+"""Where a graph runs: on the CPU by ONNX Runtime or OpenVINO, or on a GPU by CUDA or TensorRT.
+
+Decisions are pure; `has_device` looks.
+"""
 
 import re
 from collections.abc import Collection, Sequence
@@ -16,11 +19,16 @@ class Provider(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+    OPENVINO_BF16 = "openvino-bf16"
 
 
 AUTO: Final = "auto"
 """CUDA where it can be had, else the CPU; never TensorRT, which first builds an engine for minutes."""
 CHOICES: Final = (AUTO, *Provider)
+BY_OPENVINO: Final = frozenset({Provider.OPENVINO, Provider.OPENVINO_BF16})
+"""On the CPU, by another library than ONNX Runtime."""
+ON_DEVICE: Final = frozenset({Provider.CUDA, Provider.TENSORRT})
 
 _NAMES: Final = {
     Provider.CPU: "CPUExecutionProvider",

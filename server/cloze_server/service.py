@@ -23,7 +23,7 @@ from cloze_server.logs import fields
 from cloze_server.model import LoadedModel, identity, memory_too_small
 from cloze_server.pieces import Piece
 from cloze_server.problems import ProblemError, ProblemType
-from cloze_server.providers import Provider
+from cloze_server.providers import ON_DEVICE
 from cloze_server.replies import Reply, ReplyCache, Tally, key_of
 from cloze_server.segments import Segment, Segments, declared
 from cloze_server.settings import Settings
@@ -96,7 +96,7 @@ class Service:
             threads=min(settings.threads, _TOKENIZER_THREADS_MAX),
         )
         bound = min(settings.max_batch_tokens or math.inf, logits_bound(model.task, len(model.vocabulary)))
-        usual = default_tokens(settings.batch_threads, device=model.provider is not Provider.CPU)
+        usual = default_tokens(settings.batch_threads, device=model.provider in ON_DEVICE)
         self._budget = int(min(bound, settings.max_batch_tokens or min(usual, settings.max_queue_tokens)))
         if model.max_length > bound:
             # It runs alone then; what the bound promises about memory doesn't hold for it.

@@ -15,7 +15,7 @@ from cloze_api.serving import BODIES_BYTES, ReplyCache
 from cloze_server import cpus, fallbacks, paths, segments
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.flags import FLAGS, Flag, switch
-from cloze_server.providers import AUTO, CHOICES
+from cloze_server.providers import AUTO, BY_OPENVINO, CHOICES
 
 _RUNTIME = Runtime()
 _SPEC_FIELDS = ModelDeploymentSpec.model_fields
@@ -163,6 +163,9 @@ def from_flags(
         raise _invalid(f"--log-level is {settings.log_level!r}: use one of {', '.join(_LOG_LEVELS)}")
     if settings.provider not in CHOICES:
         raise _invalid(f"--provider is {settings.provider!r}: use one of {', '.join(CHOICES)}")
+    if settings.provider in BY_OPENVINO and settings.precision is not Precision.FP32:
+        message = f"--provider {settings.provider} runs graphs in fp32, and --precision is {settings.precision}"
+        raise _invalid(f"{message}: leave one of them away")
     for digest in settings.digest:
         if not _DIGEST.fullmatch(digest):
             raise _invalid(f"--digest is {digest!r}: give sha256: and 64 hexadecimal digits")

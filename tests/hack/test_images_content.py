@@ -51,19 +51,20 @@ def test_equal_content_has_equal_tags_wherever_it_lies(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("crds/cloze_api/__init__.py", {"train", "serve", "serve-gpu", "operator"}),
+        ("crds/cloze_api/__init__.py", {"train", "serve", "serve-gpu", "serve-openvino", "operator"}),
         ("trainer/cloze_trainer/__init__.py", {"train"}),
-        ("server/cloze_server/__init__.py", {"serve", "serve-gpu"}),
+        ("server/cloze_server/__init__.py", {"serve", "serve-gpu", "serve-openvino"}),
         ("operator/cloze_operator/__init__.py", {"operator"}),
         ("requirements/train.txt", {"train"}),
         ("requirements/serve.txt", {"serve"}),
         ("requirements/serve-gpu.txt", {"serve-gpu"}),
+        ("requirements/serve-openvino.txt", {"serve-openvino"}),
         ("requirements/operator.txt", {"operator"}),
         ("requirements/mlflow.txt", {"mlflow"}),
         ("requirements/dev.txt", set()),
         ("Dockerfile.train", {"train"}),
-        ("Dockerfile.serve", {"serve", "serve-gpu", "operator", "mlflow"}),
-        ("hack/images/install.py", {"train", "serve", "serve-gpu", "operator"}),
+        ("Dockerfile.serve", {"serve", "serve-gpu", "serve-openvino", "operator", "mlflow"}),
+        ("hack/images/install.py", {"train", "serve", "serve-gpu", "serve-openvino", "operator"}),
         ("hack/images/command.py", set()),
         ("README.md", set()),
     ],
@@ -93,7 +94,7 @@ def test_bytes_that_move_to_the_neighbouring_file_change_the_tag(checkout: Path)
     before = tags(checkout)
     (folder / "zz1.py").write_text("a = 1\n")
     (folder / "zz2.py").write_text("b = 2\n")
-    assert changed(before, tags(checkout)) == {"serve", "serve-gpu"}
+    assert changed(before, tags(checkout)) == {"serve", "serve-gpu", "serve-openvino"}
 
 
 def test_bytecode_does_not_change_the_tag(checkout: Path) -> None:
@@ -113,7 +114,7 @@ def test_of_the_project_file_only_version_and_scripts_count(checkout: Path) -> N
     project.write_text(
         text.replace('cloze-server = "cloze_server.main:main"', 'cloze-server = "cloze_server.cli:main"')
     )
-    assert changed(before, tags(checkout)) == {"serve", "serve-gpu"}
+    assert changed(before, tags(checkout)) == {"serve", "serve-gpu", "serve-openvino"}
     project.write_text(text.replace('version = "0.1.0"', 'version = "9.9.9"'))
     assert changed(before, tags(checkout)) == set(IMAGES)
     assert all(tag.startswith("9.9.9-") for tag in tags(checkout).values())

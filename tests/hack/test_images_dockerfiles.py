@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cloze_server.providers import Provider
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "hack"))
 
@@ -135,6 +137,15 @@ def test_the_serving_image_for_gpus_differs_by_the_runtime_alone() -> None:
     assert [line.replace("serve-gpu", "serve") for line in said("serve-gpu-libraries")] == said("serve-libraries")
     environment = " ".join(line for line in stages("Dockerfile.serve")["serve-gpu"] if line.startswith("ENV"))
     assert "NVIDIA_DRIVER_CAPABILITIES=compute" in environment, "else the driver's library of CUDA is not handed in"
+
+
+def test_the_serving_image_with_openvino_has_that_besides() -> None:
+    """And is told to use it: who chooses the image chooses nothing else."""
+    plain, more = locked("serve"), locked("serve-openvino")
+    assert more.keys() - plain.keys() == {"openvino", "openvino-telemetry"}
+    assert {name: version for name, version in plain.items() if more.get(name) != version} == {}
+    environment = " ".join(line for line in stages("Dockerfile.serve")["serve-openvino"] if line.startswith("ENV"))
+    assert f"CLOZE_PROVIDER={Provider.OPENVINO_BF16}" in environment
 
 
 @pytest.mark.parametrize("extra", ["operator", "mlflow"])

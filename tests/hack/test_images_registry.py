@@ -140,7 +140,7 @@ def test_optional_images_are_built_only_when_asked_for() -> None:
         return list(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
 
     assert listed("serve-gpu") == ["serveGpu"]
-    assert listed("--all") == ["train", "serve", "serveGpu", "operator", "mlflow"]
+    assert listed("--all") == ["train", "serve", "serveGpu", "serveOpenvino", "operator", "mlflow"]
 
 
 def test_an_unknown_image_is_refused_with_the_known_ones() -> None:
@@ -148,7 +148,10 @@ def test_an_unknown_image_is_refused_with_the_known_ones() -> None:
         ["python3", ROOT / "hack/images", "list", "sreve"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr == "error: no image is called sreve: choose from train, serve, serve-gpu, operator, mlflow\n"
+    assert (
+        done.stderr
+        == "error: no image is called sreve: choose from train, serve, serve-gpu, serve-openvino, operator, mlflow\n"
+    )
 
 
 def test_docker_builds_tags_and_pushes(tmp_path: Path) -> None:

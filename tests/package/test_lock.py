@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IMAGES = ("operator", "train", "serve", "serve-gpu", "mlflow")
+IMAGES = ("operator", "train", "serve", "serve-gpu", "serve-openvino", "mlflow")
 
 
 def pins(lock: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ from cloze_api.task import Task
 from cloze_server.app import create_app
 from cloze_server.lifecycle import Lifecycle, State
 from cloze_server.model import LoadedModel, load_artifact
+from cloze_server.providers import ANYWHERE, Placement
 from cloze_server.settings import Settings
 
 MAX_LENGTH = 48
@@ -63,10 +64,13 @@ class Artifact:
     model: Any
     tokenizer: Any
 
-    def load(self) -> LoadedModel:
+    def load(self, placement: Placement = ANYWHERE) -> LoadedModel:
         """Verify and load it as version 3."""
         manifest = verify(self.folder, self.digest)
-        return load_artifact(self.folder, manifest, version="3", digest=self.digest, name=manifest.name, threads=1)
+        digest, name = self.digest, manifest.name
+        return load_artifact(
+            self.folder, manifest, version="3", digest=digest, name=name, threads=1, placement=placement
+        )
 
 
 def export(folder: Path, task: Task) -> Artifact:

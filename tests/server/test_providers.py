@@ -6,8 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cloze_api.manifest import verify
 from cloze_api.task import Task
 from cloze_server import providers
 from cloze_server.backend import OnnxBackend
@@ -202,3 +204,50 @@ async def test_models_tell_where_they_run(artifacts: Any, serving: Any) -> None:
     async with serving(artifacts(Task.SEQUENCE_CLASSIFICATION).load) as client:
         (model,) = (await client.get("/v1/models")).json()["models"]
     assert model["provider"] == "cpu"
+
+
+# ---------------------------------------------------------------- OpenVINO, which runs here
+
+BOTH = pytest.mark.parametrize("provider", [Provider.OPENVINO, Provider.OPENVINO_BF16])
+
+
+def missing_instructions(provider: Provider) -> bool:
+    import openvino  # noqa: PLC0415 - as the server does
+
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return provider is Provider.OPENVINO_BF16 and "BF16" not in capabilities
+
+
+@BOTH
+@pytest.mark.parametrize("task", [task for task in Task if task is not Task.ECHO])
+def test_openvino_gives_the_same_outputs(artifacts: Any, task: Task, provider: Provider) -> None:
+    """In 32-bit floats to the last digits, in bfloat16 to about the second; also for padded batches."""
+    artifact = artifacts(task)
+    usual, limits = artifact.load(), verify(artifact.folder).limits
+    if missing_instructions(provider):
+        with pytest.raises(FatalError, match="no instructions for bfloat16"):
+            artifact.load(placement=Placement(provider))
+        return
+    other = artifact.load(placement=Placement(provider))
+    assert other.provider is provider
+    random = np.random.Generator(np.random.PCG64(0))
+    for rows, length in ((1, 3), (4, limits.max_length)):
+        ids_BL = random.integers(5, limits.vocab_size, size=(rows, length))  # noqa: N806 - B batch, L length
+        mask_BL = np.ones_like(ids_BL)  # noqa: N806
+        mask_BL[-1, length // 2 + 1 :] = 0
+        expected, found = (model.backend.infer(ids_BL, mask_BL) for model in (usual, other))
+        if expected.ndim == 3:
+            expected, found = expected[mask_BL == 1], found[mask_BL == 1]
+        error = np.linalg.norm(expected - found) / np.linalg.norm(expected)
+        # Random weights, which are large here, carry roundings further than trained ones.
+        assert error < 1e-5 if provider is Provider.OPENVINO else 1e-4 < error < 0.1
+
+
+def test_what_openvino_lacks_is_said(monkeypatch: pytest.MonkeyPatch, artifacts: Any) -> None:
+    """The library, or what runs of an artifact's precisions."""
+    with pytest.raises(FatalError, match="leave one of them away"):
+        read(["--model", "x", "--provider", "openvino", "--precision", "int8"], {})
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(FatalError, match="use the image cloze-serve-openvino") as refused:
+        artifacts(Task.SEQUENCE_CLASSIFICATION).load(placement=Placement("openvino"))
+    assert (refused.value.code, refused.value.reason) == (ExitCode.CONFIGURATION, "ProviderUnavailable")
