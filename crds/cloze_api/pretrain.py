@@ -19,14 +19,22 @@ class CorpusFormat(StrEnum):
     """Plain text; each line is a document."""
     JSONL = "jsonl"
     """One JSON object a line; the document is in `textField`."""
+    CSV = "csv"
+    """Comma-separated values, the first row the columns' names; the document is in the column `textField`."""
+    PARQUET = "parquet"
+    """The document is in the column `textField`."""
 
 
 class Corpus(Schema):
-    """One source of raw text."""
+    """One source of raw text. Files whose names end in `.gz` or `.zst` are unpacked as they are read."""
 
     uri: SourceURI
     format: CorpusFormat = CorpusFormat.PARAGRAPHS
     text_field: Annotated[str, Field(min_length=1, max_length=128)] = "text"
+    """Field or column that holds the document: of `jsonl`, `csv` and `parquet`."""
+    max_broken_lines: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Broken lines that are passed over and counted; one more ends the job. Broken is a line that isn't UTF-8 or the
+    format's, has no text in `textField`, or is longer than 4 MiB."""
 
     rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.corpus[].uri"),)
 

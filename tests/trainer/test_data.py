@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from cloze_api.pretrain import Cleaning, Corpus
 from cloze_api.task import Task
-from cloze_trainer.data import labelled, source
+from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import clean
+from cloze_trainer.data.documents import documents
 from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.shards import split
 from cloze_trainer.errors import InputError
@@ -106,11 +107,11 @@ def test_missing_text_field_names_the_setting(tmp_path: Path) -> None:
     path = write(tmp_path, '{"body": "text"}\n')
     corpus = Corpus.model_validate({"uri": "file:///x", "format": "jsonl"})
     with pytest.raises(InputError, match=r"corpus\.textField"):
-        list(source.documents(corpus, [path]))
+        list(documents(corpus, [path]))
 
 
 def test_paragraphs_are_separated_by_blank_lines(tmp_path: Path) -> None:
     """Plain text: each paragraph is a document."""
     path = write(tmp_path, "one\ntwo\n\n\nthree\n")
     corpus = Corpus.model_validate({"uri": "file:///x"})
-    assert list(source.documents(corpus, [path])) == ["one\ntwo", "three"]
+    assert list(documents(corpus, [path])) == ["one\ntwo", "three"]

@@ -14,7 +14,7 @@ from cloze_api.task import Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.labelled import IGNORED, pad
-from cloze_trainer.data.source import objects
+from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 
 Ids = npt.NDArray[np.int64]

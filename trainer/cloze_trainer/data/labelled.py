@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from cloze_api.manifest import SpecialTokens
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.source import objects
+from cloze_trainer.data.lines import objects
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 

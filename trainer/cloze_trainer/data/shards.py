@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from tokenizers import Tokenizer
 
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import cleaning, tokenizer
-from cloze_trainer.data.source import SourceFiles, documents
+from cloze_trainer.data.documents import documents
+from cloze_trainer.data.lines import BrokenLines
+from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
@@ -47,7 +50,8 @@ def content_key(sources: Sequence[SourceFiles], spec: PretrainJobSpec) -> str:
     parts = {
         "edition": EDITION,
         "sources": [source.digest for source in sources],
-        "corpus": [corpus.model_dump(mode="json", exclude={"uri"}) for corpus in spec.corpus],
+        # How many lines may be broken decides whether there are shards, not which.
+        "corpus": [corpus.model_dump(mode="json", exclude={"uri", "max_broken_lines"}) for corpus in spec.corpus],
         "cleaning": spec.cleaning.model_dump(mode="json"),
         "tokenizer": spec.tokenizer.model_dump(mode="json"),
         "max_length": spec.model.max_length,
@@ -172,10 +176,17 @@ def prepare(
     if is_complete(folder):
         return read(folder), True
     stage("data")
+    broken = [BrokenLines(corpus.max_broken_lines) for corpus in spec.corpus]
     texts, report = cleaning.clean(
-        (text for corpus, source in zip(spec.corpus, sources, strict=True) for text in documents(corpus, source.paths)),
+        (
+            text
+            for corpus, source, counted in zip(spec.corpus, sources, broken, strict=True)
+            for text in documents(corpus, source.paths, counted)
+        ),
         spec.cleaning,
     )
+    for source in sources:
+        source.check_unchanged()
     if not texts:
         raise InputError(
             "CorpusEmpty",
@@ -201,6 +212,9 @@ def prepare(
         tokens = train.tokens + train.unknown
         figures: dict[str, Any] = {
             "documents_in": report.documents_in,
+            "lines_broken": sum(item.counts.total() for item in broken),
+            "broken": dict(sum((item.counts for item in broken), Counter())),
+            "broken_first": [place for item in broken for place in item.places],
             "documents": report.documents_out,
             "documents_held_out": len(held_out_texts),
             "dropped": dict(report.dropped),

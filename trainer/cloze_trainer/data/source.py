@@ -4,21 +4,18 @@ import base64
 import glob
 import hashlib
 import http.client
-import json
 import os
 import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cloze_api.manifest import file_sha256
-from cloze_api.pretrain import Corpus, CorpusFormat
 from cloze_api.progress import ExitCode
 from cloze_api.source import SourceKind, parse_source
+from cloze_trainer.data.lines import compression
 from cloze_trainer.errors import STORAGE_ERRORS, InputError, TrainerError
 from cloze_trainer.files import sync_folder
 
@@ -29,12 +26,31 @@ _DOWNLOAD_TIMEOUT_SECONDS = 60
 class SourceFiles:
     """The files behind one URI, in order of their names.
 
-    digest: SHA-256 over the files' own digests, as hex.
+    digest: SHA-256 over the files' own digests and how their names say that they are compressed, as hex.
+    stamps: size and time of change of each file, of before its digest was taken.
     """
 
     uri: str
     paths: tuple[Path, ...]
     digest: str
+    stamps: tuple[tuple[int, int], ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raise InputError when a file isn't the one whose digest was taken: what was read of it may be anything."""
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            try:
+                same = _stamp(path) == stamp
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise InputError(
+                    "SourceChanged", f"{path} changed while it was read: create a new job once nothing writes to it"
+                )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def redacted(uri: str) -> str:
@@ -59,15 +75,17 @@ def locate(uri: str, *, corpus_root: Path, downloads: Path) -> SourceFiles:
         if ".." in relative.parts:
             raise InputError("SourcePathInvalid", f"{uri} leaves its volume: remove '..' from the path")
         # Only `*` is a wildcard in a source; brackets and question marks are ordinary characters.
-        pattern = f"{glob.escape(str(base))}/{glob.escape(str(relative)).replace('[*]', '*')}"
+        pattern = f"{glob.escape(str(base).rstrip('/'))}/{glob.escape(str(relative)).replace('[*]', '*')}"
         paths = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())  # noqa: PTH207 - Path.glob takes no absolute pattern
         if not paths:
             remedy = "check the pattern" if "*" in uri else "check the path"
             raise InputError("SourceNotFound", f"{uri} names no file ({base} was searched): {remedy}")
+    stamps = tuple(_stamp(path) for path in paths)
     digest = hashlib.sha256()
     for path in paths:
         digest.update(bytes.fromhex(file_sha256(path)))
-    return SourceFiles(uri, tuple(paths), digest.hexdigest())
+        digest.update(compression(path).encode())
+    return SourceFiles(uri, tuple(paths), digest.hexdigest(), stamps)
 
 
 def _download(uri: str, downloads: Path) -> Path:
@@ -119,61 +137,3 @@ def _request(uri: str) -> urllib.request.Request:
         credentials = base64.b64encode(urllib.parse.unquote(userinfo).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {credentials}")
     return request
-
-
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file, without their ends. Raises InputError with the line for other bytes."""
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            if b"\x00" in raw:
-                raise InputError("SourceBinary", f"{path}:{number} holds a zero byte: the file isn't text")
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    "SourceNotUTF8", f"{path}:{number} isn't UTF-8 at byte {error.start + 1}: convert the file"
-                ) from error
-            yield number, text.rstrip("\r\n")
-
-
-def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered objects of a JSON-lines file; blank lines are passed over. Raises InputError with the line."""
-    for number, line in lines(path):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                "SourceNotJSON", f"{path}:{number} isn't JSON at column {error.colno}: one object a line is expected"
-            ) from error
-        if not isinstance(value, dict):
-            raise InputError("SourceNotJSON", f"{path}:{number} isn't a JSON object")
-        yield number, value
-
-
-def documents(corpus: Corpus, paths: Sequence[Path]) -> Iterator[str]:
-    """Documents of one corpus source, file after file. Raises InputError with file and line."""
-    for path in paths:
-        if corpus.format is CorpusFormat.JSONL:
-            for number, row in objects(path):
-                text = row.get(corpus.text_field)
-                if not isinstance(text, str):
-                    raise InputError(
-                        "TextFieldMissing",
-                        f"{path}:{number} has no text in field {corpus.text_field!r}: set corpus.textField "
-                        "to the field that holds it",
-                    )
-                yield text
-        elif corpus.format is CorpusFormat.LINES:
-            yield from (line for _, line in lines(path) if line.strip())
-        else:
-            paragraph: list[str] = []
-            for _, line in lines(path):
-                if line.strip():
-                    paragraph.append(line)
-                elif paragraph:
-                    yield "\n".join(paragraph)
-                    paragraph = []
-            if paragraph:
-                yield "\n".join(paragraph)
