@@ -25,10 +25,25 @@ class CorpusFormat(StrEnum):
     """The document is in the column `textField`."""
 
 
+class Credentials(Schema):
+    """What gives access to a source: a Secret of the job's namespace.
+
+    Its keys, each as far as it is needed: for `s3` AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+    AWS_REGION and AWS_ENDPOINT_URL; for `gs` GOOGLE_APPLICATION_CREDENTIALS (a key file's content); for `hf` HF_TOKEN
+    and HF_ENDPOINT; for `https` HTTP_TOKEN, or HTTP_USERNAME and HTTP_PASSWORD.
+    """
+
+    secret_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+
+
 class Corpus(Schema):
     """One source of raw text. Files whose names end in `.gz` or `.zst` are unpacked as they are read."""
 
     uri: SourceURI
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_./]*$", max_length=128)] | None = None
+    """Branch, tag or commit of a data set at `hf://`; its main branch when absent."""
+    credentials: Credentials | None = None
+    """Outside a cluster the environment's variables of the same names are used instead, but for those of `https`."""
     format: CorpusFormat = CorpusFormat.PARAGRAPHS
     text_field: Annotated[str, Field(min_length=1, max_length=128)] = "text"
     """Field or column that holds the document: of `jsonl`, `csv` and `parquet`."""
@@ -36,7 +51,22 @@ class Corpus(Schema):
     """Broken lines that are passed over and counted; one more ends the job. Broken is a line that isn't UTF-8 or the
     format's, has no text in `textField`, or is longer than 4 MiB."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.corpus[].uri"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        uri_rule("spec.corpus[].uri"),
+        Rule(
+            cel="!has(self.revision) || self.uri.startsWith('hf://')",
+            message="spec.corpus[].revision is for hf:// alone: remove it",
+            check=lambda corpus: corpus.revision is None or corpus.uri.startswith("hf://"),
+        ),
+        Rule(
+            cel="!has(self.credentials) || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || "
+            "self.uri.startsWith('hf://') || self.uri.startsWith('https://')",
+            message="spec.corpus[].credentials are for s3://, gs://, hf:// and https:// alone: remove them",
+            check=lambda corpus: (
+                corpus.credentials is None or corpus.uri.startswith(("s3://", "gs://", "hf://", "https://"))
+            ),
+        ),
+    )
 
 
 class Deduplication(StrEnum):

@@ -11,11 +11,14 @@ from cloze_api.schema import Rule
 
 SOURCE_PATTERN = (
     r"^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+|configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
-    r"|https?://.+|file:///.+)$"
+    r"|https?://.+|file:///.+|(s3|gs)://[a-z0-9][-._a-z0-9]*/.+"
+    r"|hf://datasets/[-._a-zA-Z0-9]+/[-._a-zA-Z0-9]+(/[^@]*)?)$"
 )
 
 SourceURI = Annotated[str, Field(pattern=SOURCE_PATTERN, max_length=1024)]
-"""`pvc://claim/path`, `configmap://name/key`, `https://…` or `file:///path`. A path may hold `*` to name many files."""
+"""`pvc://claim/path`, `configmap://name/key`, `https://…`, `file:///path`, `s3://bucket/path`, `gs://bucket/path` or
+`hf://datasets/owner/name/path`. But for `configmap` and `https`, a path may name many files by `*`, or by their folder.
+"""
 
 
 #: A step upwards in a path: it would lead out of the claim that the URI names.
@@ -39,19 +42,27 @@ class SourceKind(StrEnum):
     CONFIG_MAP = "configmap"
     HTTP = "http"
     FILE = "file"
+    S3 = "s3"
+    GS = "gs"
+    HF = "hf"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A source URI taken apart.
 
-    container: name of the claim or the ConfigMap; empty for `file` and `http`.
-    path: the path within the container, or the whole path or URL.
+    container: name of the claim or the ConfigMap; empty for what isn't mounted.
+    path: the path within the container, or the whole path or URL; for stores it begins with the bucket or `datasets`.
     """
 
     kind: SourceKind
     container: str
     path: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is fetched over the network, which credentials may be needed for."""
+        return self.kind in (SourceKind.HTTP, SourceKind.S3, SourceKind.GS, SourceKind.HF)
 
     @property
     def mount(self) -> str:
@@ -73,9 +84,8 @@ def parse_source(uri: str) -> Source:
             return Source(SourceKind(scheme), container, path)
         if scheme in ("http", "https"):
             return Source(SourceKind.HTTP, "", uri)
-        if scheme == "file":
-            return Source(SourceKind.FILE, "", rest)
+        return Source(SourceKind(scheme), "", rest)
     raise ValueError(
-        f"{uri!r} is no source: use pvc://claim/path, configmap://name/key, https://host/path or file:///path, "
-        "without `..` in the path"
+        f"{uri!r} is no source: use pvc://claim/path, configmap://name/key, https://host/path, file:///path, "
+        "s3://bucket/path, gs://bucket/path or hf://datasets/owner/name/path, without `..` in the path"
     )

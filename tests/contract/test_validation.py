@@ -71,6 +71,12 @@ def test_there_are_examples_of_every_kind() -> None:
         ),
         (with_spec("ModelDeployment", resources={"requests": {"cpu": -1}}), "spec.resources.requests.cpu"),
         (with_spec("PretrainJob", corpus=[{"uri": "pvc://books/../x"}]), "spec.corpus[].uri"),
+        (with_spec("PretrainJob", corpus=[{"uri": "hf://datasets/o/n@v2/x"}]), "uri"),
+        (with_spec("PretrainJob", corpus=[{"uri": "s3://a/b", "revision": "v2"}]), "spec.corpus[].revision"),
+        (
+            with_spec("PretrainJob", corpus=[{"uri": "http://a/b", "credentials": {"secretName": "s"}}]),
+            "spec.corpus[].credentials",
+        ),
     ],
 )
 def test_models_refuse_what_the_api_server_refuses(body: Document, said: str) -> None:
@@ -91,6 +97,16 @@ def test_source_never_leads_upwards(uri: str) -> None:
 def test_dots_in_names_are_names(uri: str) -> None:
     """Only a step upwards is refused."""
     assert parse_source(uri).container == "claim"
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://books/a b/*.txt", "gs://books/a", "hf://datasets/o/n", "hf://datasets/o/n/a/*.parquet"]
+)
+def test_stores_are_sources(uri: str) -> None:
+    """They are fetched, not mounted, and may need credentials."""
+    source = parse_source(uri)
+    assert (source.remote, source.container) == (True, "")
+    assert uri == f"{source.kind}://{source.path}"
 
 
 @pytest.mark.parametrize("parse", [parse_job, ModelDeployment.model_validate])

@@ -212,6 +212,24 @@ def test_indexed_job(training: Make) -> None:
     }
 
 
+def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
+    """Each Secret once, apart from the others: what gives access to one source is no other's."""
+    corpus = [
+        {"uri": f"s3://books/{number}", "credentials": {"secretName": name}}
+        for number, name in enumerate(("theirs", "ours", "theirs"))
+    ]
+    snapshot = training(spec={"corpus": [*corpus, {"uri": "https://host/a.txt"}]})
+    pod = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)["spec"]["template"]["spec"]
+    assert [volume for volume in pod["volumes"] if "secret" in volume] == [
+        {"name": "credentials-0", "secret": {"secretName": "ours", "defaultMode": 0o440}},
+        {"name": "credentials-1", "secret": {"secretName": "theirs", "defaultMode": 0o440}},
+    ]
+    assert pod["containers"][0]["volumeMounts"][-2:] == [
+        {"name": "credentials-0", "mountPath": "/etc/cloze/secrets/ours", "readOnly": True},
+        {"name": "credentials-1", "mountPath": "/etc/cloze/secrets/theirs", "readOnly": True},
+    ]
+
+
 def test_fine_tuning_pod_knows_its_bases_digest(training: Make) -> None:
     """The digest that was decided on reaches the pods; the spec's own image wins over the default."""
     snapshot = training("FineTuneJob", spec={"image": "mine:2"})

@@ -225,11 +225,12 @@ def test_a_secret_that_is_missing_is_named(
         },
     )
     secret = {"secretName": "spam-keys", "items": [{"key": "clients", "path": "value"}]}
-    volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "api-keys", "secret": secret}]
+    whole = {"name": "credentials-0", "secret": {"secretName": "store"}}
+    volumes = [{"name": "tmp", "emptyDir": {}}, {"name": "api-keys", "secret": secret}, whole]
     found = pods.trouble({**waiting, "spec": {"volumes": volumes}}, now)
     assert found is not None
     assert found[0] == reason
-    assert ("key clients of Secret spam-keys" in found[1]) == (reason == "FailedMount")
+    assert ("key clients of Secret spam-keys and Secret store," in found[1]) == (reason == "FailedMount")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import ClassVar
 import pytest
 
 from cloze_api.progress import ExitCode
-from cloze_trainer.data.source import SourceFiles, locate, redacted
+from cloze_trainer.data.remote import redacted
+from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError, TrainerError
 
 BODY = b"one\n\ntwo\n" * 1000
@@ -91,15 +92,36 @@ def test_user_and_password_of_an_address_are_sent(server: str, tmp_path: Path) -
     assert Handler.seen == ["Basic YWRhOnBhOjU1"]
 
 
-def test_full_volume_is_not_the_servers_fault(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_volume_is_not_the_servers_fault(server: str, tmp_path: Path) -> None:
     """What the disk says stays what the disk says."""
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("cloze_trainer.data.source.shutil.copyfileobj", full)
+    (path,) = fetch(f"http://{server}/whole", tmp_path).paths
+    path.unlink()
+    path.with_name(f"{path.name}.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space"):
         fetch(f"http://{server}/whole", tmp_path)
+    assert not path.exists()
+
+
+def test_blank_in_an_address_is_told(tmp_path: Path) -> None:
+    """An address that no server can be asked for is the job's mistake."""
+    with pytest.raises(InputError, match="%20") as refusal:
+        fetch("http://127.0.0.1:1/a b?key=s3cret", tmp_path)
+    assert "s3cret" not in refusal.value.message
+
+
+def test_name_of_an_address_tells_how_it_is_packed(server: str, tmp_path: Path) -> None:
+    """The path counts, not the query."""
+    (path,) = fetch(f"http://{server}/a/whole.jsonl.gz?b=c.zst", tmp_path).paths
+    assert path.suffix == ".gz"
+
+
+def test_folder_names_all_files_below(tmp_path: Path) -> None:
+    """Markers and temporary files aside, in order of their paths."""
+    for name in ("b.txt", "a/c.txt", "_SUCCESS", ".tmp/d.txt", "a/_e"):
+        (file := tmp_path / "mounts" / "pvc" / "texts" / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(name)
+    found = fetch("pvc://texts/set/", tmp_path)
+    assert [path.name for path in found.paths] == ["c.txt", "b.txt"]
 
 
 def test_only_the_asterisk_is_a_wildcard(tmp_path: Path) -> None:

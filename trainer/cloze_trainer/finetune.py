@@ -23,7 +23,7 @@ from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.examples import Row
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.order import Order
-from cloze_trainer.data.source import redacted
+from cloze_trainer.data.remote import redacted
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json

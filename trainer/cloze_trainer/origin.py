@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_trainer.data.source import SourceFiles, locate, redacted
+from cloze_trainer.data.remote import credentials, redacted
+from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError
 from cloze_trainer.run import Run
 
@@ -29,11 +32,23 @@ def changed(what: str, since: str) -> InputError:
 def locate_all(run: Run) -> list[SourceFiles]:
     """The files behind every source of the spec, in its order: a corpus' parts, or the training and test examples."""
     spec = run.job.spec
+    downloads = run.workspace / "downloads"
     if isinstance(spec, PretrainJobSpec):
-        uris = [corpus.uri for corpus in spec.corpus]
-    else:
-        uris = [spec.dataset.train, spec.dataset.test]
-    return [locate(uri, corpus_root=run.corpus_root, downloads=run.workspace / "downloads") for uri in uris]
+        return [
+            locate(
+                corpus.uri,
+                corpus_root=run.corpus_root,
+                downloads=downloads,
+                revision=corpus.revision,
+                access=credentials(
+                    Path(SECRETS_MOUNT) / corpus.credentials.secret_name if corpus.credentials else None
+                ),
+            )
+            for corpus in spec.corpus
+        ]
+    return [
+        locate(uri, corpus_root=run.corpus_root, downloads=downloads) for uri in (spec.dataset.train, spec.dataset.test)
+    ]
 
 
 def digests(sources: Iterable[SourceFiles]) -> dict[str, str]:

@@ -216,9 +216,16 @@ def _lacks_volumes(pod: Object) -> bool:
 
 
 def _secrets(pod: Object) -> list[str]:
-    """The keys of Secrets that the pod mounts, for people."""
+    """The Secrets that the pod mounts, or their keys, for people."""
     mounted = [found for volume in dig(pod, "spec", "volumes") or () if (found := dig(volume, "secret"))]
-    return [f"key {item['key']} of Secret {each['secretName']}" for each in mounted for item in each.get("items") or ()]
+    return [
+        name
+        for each in mounted
+        for name in (
+            [f"key {item['key']} of Secret {each['secretName']}" for item in each.get("items") or ()]
+            or [f"Secret {each['secretName']}"]
+        )
+    ]
 
 
 def trouble(pod: Object, now: datetime) -> tuple[str, str] | None:

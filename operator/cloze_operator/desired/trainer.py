@@ -15,6 +15,7 @@ from cloze_api.names import (
     JOB_FILE,
     PROGRESS_PORT,
     RENDEZVOUS_PORT,
+    SECRETS_MOUNT,
     TERMINATION_LOG,
     WORKSPACE_MOUNT,
 )
@@ -30,6 +31,9 @@ TRAINER: Final = "trainer"
 
 #: Between SIGTERM and SIGKILL: enough for the checkpoint that makes suspension cheap.
 GRACE_SECONDS: Final = 60
+
+#: Readable by the pod's group alone.
+_SECRET_MODE: Final = 0o440
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,13 @@ def mounted_sources(job: TrainingJob) -> tuple[Source, ...]:
     found = (parse_source(uri) for uri in source_uris(job))
     by_mount = {source.mount: source for source in found if source.container}
     return tuple(by_mount[mount] for mount in sorted(by_mount))
+
+
+def source_secrets(job: TrainingJob) -> tuple[str, ...]:
+    """Names of the Secrets that give access to the run's sources, one of each, sorted."""
+    if not isinstance(job, PretrainJob):
+        return ()
+    return tuple(sorted({corpus.credentials.secret_name for corpus in job.spec.corpus if corpus.credentials}))
 
 
 def is_pinned(job: TrainingJob) -> bool:
@@ -138,6 +149,10 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
                 {"name": f"corpus-{index}", "mountPath": f"{CORPUS_MOUNT}/{source.mount}", "readOnly": True}
                 for index, source in enumerate(mounted_sources(job))
             ),
+            *(
+                {"name": f"credentials-{index}", "mountPath": f"{SECRETS_MOUNT}/{secret}", "readOnly": True}
+                for index, secret in enumerate(source_secrets(job))
+            ),
         ],
     }
 
@@ -149,6 +164,10 @@ def _volumes(job: TrainingJob, gang: Gang) -> list[dict[str, Any]]:
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.topology.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
         *(_source_volume(index, source) for index, source in enumerate(mounted_sources(job))),
+        *(
+            {"name": f"credentials-{index}", "secret": {"secretName": secret, "defaultMode": _SECRET_MODE}}
+            for index, secret in enumerate(source_secrets(job))
+        ),
     ]
 
 

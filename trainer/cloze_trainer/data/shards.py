@@ -22,6 +22,8 @@ from cloze_trainer.files import is_complete, publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
 EDITION = 2
+# Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
+_UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
 TRAIN_FILE = "train.npy"
 HELD_OUT_FILE = "held-out.npy"
 REPORT_FILE = "report.json"
@@ -50,8 +52,7 @@ def content_key(sources: Sequence[SourceFiles], spec: PretrainJobSpec) -> str:
     parts = {
         "edition": EDITION,
         "sources": [source.digest for source in sources],
-        # How many lines may be broken decides whether there are shards, not which.
-        "corpus": [corpus.model_dump(mode="json", exclude={"uri", "max_broken_lines"}) for corpus in spec.corpus],
+        "corpus": [corpus.model_dump(mode="json", exclude=_UNDECIDING) for corpus in spec.corpus],
         "cleaning": spec.cleaning.model_dump(mode="json"),
         "tokenizer": spec.tokenizer.model_dump(mode="json"),
         "max_length": spec.model.max_length,

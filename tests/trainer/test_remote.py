@@ -1,0 +1,236 @@
+"""Stores: what a URI names is fetched, in order and whole, with the credentials of its Secret and of no other."""
+
+import gzip
+import http.server
+import json
+import re
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pyarrow import fs
+
+from cloze_api.pretrain import Corpus
+from cloze_api.progress import ExitCode
+from cloze_trainer.data.documents import documents
+from cloze_trainer.data.remote import credentials, fetch
+from cloze_trainer.errors import InputError, TrainerError
+
+FILES = {
+    "texts/b.txt": b"two\n" * 100_000,
+    "texts/a.txt.gz": gzip.compress(b"one\n"),
+    "texts/deep/c.txt": b"three\n",
+    "texts/_SUCCESS": b"marker\n",
+    "other/d.txt": b"four\n",
+}
+KEYS = {"AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_REGION": "here"}
+
+
+class Stores(http.server.BaseHTTPRequestHandler):
+    """As much of S3 (bucket `books`) and of a hub of data sets (`o/books`) as reading asks for."""
+
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[tuple[str, str]]] = []
+    down: ClassVar[bool] = False
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer()
+
+    def _answer(self) -> None:
+        parts = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
+        path = urllib.parse.unquote(parts.path)
+        authorization = self.headers.get("Authorization", "")
+        self.seen.append((path, authorization))
+        if self.down:
+            self._send(400 if "denied" in path else 503, b"")
+        elif path.startswith("/books"):
+            if "Credential=ada/" not in authorization:
+                self._send(403, b"<Error><Code>AccessDenied</Code></Error>")
+            elif "list-type" in query:
+                self._list(query.get("prefix", ""), query.get("delimiter"))
+            else:
+                self._file(path.removeprefix("/books/"))
+        elif match := re.fullmatch(r"/api/datasets/o/books(?:/revision/(\w+)|/tree/(\w+)/?(.*))?", path):
+            self._hub(*match.groups())
+        elif match := re.fullmatch(r"/datasets/o/books/resolve/(\w+)/(.+)", path):
+            self._file(match[2])
+        else:
+            self._send(404, b"")
+
+    def _hub(self, revision: str | None, tree: str | None, folder: str | None) -> None:
+        if self.headers.get("Authorization") != "Bearer t0ken":
+            self._send(401, b"{}")
+        elif (revision or tree) not in (None, "main", "v2"):
+            self._send(404, b"{}", ("X-Error-Code", "RevisionNotFound"))
+        elif tree:
+            found = [
+                {"type": "file", "path": name, "size": len(data), "oid": name}
+                for name, data in FILES.items()
+                if not folder or name.startswith(f"{folder}/")
+            ]
+            folders = {name.rpartition("/")[0] for name in FILES if not folder or name.startswith(f"{folder}/")}
+            found += [{"type": "directory", "path": name, "oid": name} for name in folders - {folder}]
+            self._send(200, json.dumps(found).encode(), ("Content-Type", "application/json"))
+        else:
+            self._send(200, json.dumps({"id": "o/books", "sha": revision, "siblings": []}).encode())
+
+    def _list(self, prefix: str, delimiter: str | None) -> None:
+        names = sorted(name for name in FILES if name.startswith(prefix))
+        folders = {prefix + name[len(prefix) :].partition("/")[0] for name in names if "/" in name[len(prefix) :]}
+        if delimiter:
+            names = [name for name in names if "/" not in name[len(prefix) :]]
+        contents = "".join(f"<Contents><Key>{name}</Key><Size>{len(FILES[name])}</Size></Contents>" for name in names)
+        common = "".join(f"<CommonPrefixes><Prefix>{name}/</Prefix></CommonPrefixes>" for name in sorted(folders))
+        count = f"<KeyCount>{len(names) + len(folders)}</KeyCount>"
+        body = f"<ListBucketResult>{count}{contents}{common if delimiter else ''}</ListBucketResult>"
+        self._send(200, body.encode(), ("Content-Type", "application/xml"))
+
+    def _file(self, name: str) -> None:
+        if (data := FILES.get(name)) is None:
+            self._send(404, b"")
+        elif asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            begin, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+            self._send(206, data[begin:end], ("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}"))
+        else:
+            self._send(200, data)
+
+    def _send(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (("Content-Length", str(len(body))), ("ETag", '"x"'), ("X-Repo-Commit", "c"), *headers):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Stores.seen.clear()
+    monkeypatch.setattr(Stores, "down", False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stores) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+        listening.shutdown()
+
+
+def texts(paths: list[Path]) -> list[str]:
+    corpus = Corpus.model_validate({"uri": "file:///x", "format": "lines"})
+    return list(dict.fromkeys(documents(corpus, paths)))
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("texts/b.txt", ["two"]),
+        ("texts/*.txt", ["two"]),
+        ("texts/*", ["marker", "one", "two"]),
+        ("texts", ["one", "two", "three"]),
+        ("texts/", ["one", "two", "three"]),
+        ("*/d.txt", ["four"]),
+    ],
+)
+@pytest.mark.parametrize("store", ["s3://books", "gs://books", "hf://datasets/o/books"])
+def test_stores_are_read_by_file_pattern_and_folder(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, path: str, found: list[str]
+) -> None:
+    """Any size, packed or not; a second start asks no server. For `gs` there is none here: a folder stands for it."""
+    local = tmp_path / "store"
+    for name, data in FILES.items():
+        (file := local / "books" / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    monkeypatch.setattr(fs, "GcsFileSystem", lambda: fs.SubTreeFileSystem(str(local), fs.LocalFileSystem()))
+    access = KEYS | {"AWS_ENDPOINT_URL": server, "HF_TOKEN": "t0ken", "HF_ENDPOINT": server}
+    paths = fetch(f"{store}/{path}", access, tmp_path)
+    assert texts(paths) == found
+    Stores.seen.clear()
+    assert fetch(f"{store}/{path}", access, tmp_path) == paths
+    assert not [seen for seen in Stores.seen if "resolve" in seen[0] or seen[0].endswith(".txt")]
+
+
+def test_revision_is_what_is_read(server: str, tmp_path: Path) -> None:
+    """Of a data set that has it; another one is told."""
+    access = {"HF_TOKEN": "t0ken", "HF_ENDPOINT": server}
+    fetch("hf://datasets/o/books/texts", access, tmp_path, revision="v2")
+    assert "/datasets/o/books/resolve/v2/texts/b.txt" in [path for path, _ in Stores.seen]
+    with pytest.raises(InputError, match="404"):
+        fetch("hf://datasets/o/books/texts", access, tmp_path, revision="v3")
+
+
+@pytest.mark.parametrize(
+    ("uri", "access"),
+    [
+        ("s3://books/texts/b.txt", {**KEYS, "AWS_ACCESS_KEY_ID": "eve"}),
+        ("s3://books/texts/nothing.txt", KEYS),
+        ("s3://books/texts/*.md", KEYS),
+        ("hf://datasets/o/books/texts/b.txt", {"HF_TOKEN": "wr0ng"}),
+        ("hf://datasets/o/books/nothing", {"HF_TOKEN": "t0ken"}),
+    ],
+)
+def test_what_is_not_there_or_not_for_us_is_final(
+    server: str, tmp_path: Path, uri: str, access: dict[str, str]
+) -> None:
+    """The job's mistake, told with the URI and without a secret."""
+    with pytest.raises(InputError, match=re.escape(uri)) as refusal:
+        fetch(uri, access | {"AWS_ENDPOINT_URL": server, "HF_ENDPOINT": server}, tmp_path)
+    assert refusal.value.reason == "SourceNotFound"
+    assert not any(secret in refusal.value.message for secret in ("s3cret", "t0ken", "wr0ng"))
+
+
+def test_fetching_goes_on_where_it_was_broken_off(server: str, tmp_path: Path) -> None:
+    """Files that are there aren't fetched again, and the list of them is the first one's."""
+    access = KEYS | {"AWS_ENDPOINT_URL": server}
+    paths = fetch("s3://books/texts", access, tmp_path)
+    paths[-1].unlink()
+    Stores.seen.clear()
+    assert fetch("s3://books/texts", access, tmp_path) == paths
+    assert {path for path, _ in Stores.seen} == {"/books/texts/deep/c.txt"}
+
+
+def test_credentials_come_from_the_secret_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never from both: what one source lacks must not be another's."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    monkeypatch.setenv("HTTP_TOKEN", "anyone's")
+    assert credentials(None)["AWS_ACCESS_KEY_ID"] == "mine"
+    assert "HTTP_TOKEN" not in credentials(None)
+    (tmp_path / "HF_TOKEN").write_text("t0ken\n")
+    (tmp_path / "LD_PRELOAD").write_text("x")
+    (tmp_path / "GOOGLE_APPLICATION_CREDENTIALS").write_text("{}")
+    key = str(tmp_path / "GOOGLE_APPLICATION_CREDENTIALS")
+    assert credentials(tmp_path) == {"HF_TOKEN": "t0ken", "GOOGLE_APPLICATION_CREDENTIALS": key}
+
+
+@pytest.mark.parametrize(
+    ("access", "sent"),
+    [
+        ({"HTTP_TOKEN": "t0ken"}, "Bearer t0ken"),
+        ({"HTTP_USERNAME": "ada", "HTTP_PASSWORD": "pa:55"}, "Basic YWRhOnBhOjU1"),
+        ({}, ""),
+    ],
+)
+def test_web_servers_get_the_secret(server: str, tmp_path: Path, access: dict[str, Any], sent: str) -> None:
+    """A token, or a user and a password."""
+    with pytest.raises(InputError):
+        fetch(f"{server}/nothing", access, tmp_path)
+    assert Stores.seen == [("/nothing", sent)]
+
+
+def test_store_that_is_down_is_tried_again(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next start of the pod; the sentence tells no secret."""
+    monkeypatch.setattr(Stores, "down", True)
+    with pytest.raises(TrainerError) as failure:
+        fetch(f"{server}/a", {"HTTP_TOKEN": "t0ken"}, tmp_path)
+    assert (failure.value.reason, failure.value.exit_code) == ("SourceUnavailable", ExitCode.INTERNAL)
