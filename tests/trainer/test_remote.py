@@ -71,7 +71,7 @@ class Stores(http.server.BaseHTTPRequestHandler):
     def _hub(self, revision: str | None, tree: str | None, folder: str | None) -> None:
         if self.headers.get("Authorization") != "Bearer t0ken":
             self._send(401, b"{}")
-        elif (revision or tree) not in (None, "main", "v2"):
+        elif (revision or tree) not in (None, "v2", "c0ffee", "c0ffee2"):
             self._send(404, b"{}", ("X-Error-Code", "RevisionNotFound"))
         elif tree:
             found = [
@@ -83,7 +83,9 @@ class Stores(http.server.BaseHTTPRequestHandler):
             found += [{"type": "directory", "path": name, "oid": name} for name in folders - {folder}]
             self._send(200, json.dumps(found).encode(), ("Content-Type", "application/json"))
         else:
-            self._send(200, json.dumps({"id": "o/books", "sha": revision, "siblings": []}).encode())
+            self._send(
+                200, json.dumps({"id": "o/books", "sha": f"c0ffee{'2' * (revision == 'v2')}", "siblings": []}).encode()
+            )
 
     def _list(self, prefix: str, delimiter: str | None) -> None:
         names = sorted(name for name in FILES if name.startswith(prefix))
@@ -162,10 +164,10 @@ def test_stores_are_read_by_file_pattern_and_folder(
 
 
 def test_revision_is_what_is_read(server: str, tmp_path: Path) -> None:
-    """Of a data set that has it; another one is told."""
+    """Of a data set that has it, by the commit that it points to when the job starts; another one is told."""
     access = {"HF_TOKEN": "t0ken", "HF_ENDPOINT": server}
     fetch("hf://datasets/o/books/texts", access, tmp_path, revision="v2")
-    assert "/datasets/o/books/resolve/v2/texts/b.txt" in [path for path, _ in Stores.seen]
+    assert "/datasets/o/books/resolve/c0ffee2/texts/b.txt" in [path for path, _ in Stores.seen]
     with pytest.raises(InputError, match="404"):
         fetch("hf://datasets/o/books/texts", access, tmp_path, revision="v3")
 

@@ -78,6 +78,8 @@ def fetch(uri: str, access: Mapping[str, str], downloads: Path, revision: str | 
         system = _system(source, uri, access)
         listing = folder / _LISTING
         if not listing.is_file():
+            if source.kind is SourceKind.HF:
+                revision = _commit(source, access, revision)
             names = _names(system, source, uri, revision)
             if not names:
                 raise InputError("SourceNotFound", f"{redacted(uri)} names no file: check the path, or the pattern")
@@ -93,6 +95,15 @@ def fetch(uri: str, access: Mapping[str, str], downloads: Path, revision: str | 
                 _download(system, source, name, path)
             paths.append(path)
     return paths
+
+
+def _commit(source: Source, access: Mapping[str, str], revision: str | None) -> str | None:
+    """What a branch or tag points to: all files are of one commit, also those that a later attempt fetches."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 - heavy, for few
+
+    api = HfApi(token=access.get("HF_TOKEN"), endpoint=access.get("HF_ENDPOINT"))
+    owner, name = source.path.split("/")[1:3]
+    return api.dataset_info(f"{owner}/{name}", revision=revision).sha
 
 
 def _download(system: Any, source: Source, name: str, path: Path) -> None:
