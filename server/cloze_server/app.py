@@ -103,6 +103,7 @@ def create_app(
         if tracing:
             await asyncio.to_thread(tracing.close)
         room.close()
+        garbage.take_back()
 
     # The framework's own pages load scripts from other hosts, which a cluster may not reach.
     app = FastAPI(
@@ -219,9 +220,10 @@ def _open(room: Room, hosted: Hosted) -> None:
     hosted.telemetry.bind(
         model.name, model.version, digest=model.digest, task=model.task, answers=hosted.service.handler.answers()
     )
-    # Before requests come: it holds everything up for a moment.
-    garbage.set_aside()
     room.add(hosted)
+    if room.complete:
+        # It holds everything up for a moment, and from now on requests come.
+        garbage.set_aside()
     named = {"model": model.name, "version": model.version}
     if room.only:
         logs.set_context(**named)

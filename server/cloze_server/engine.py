@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 _RATE_WEIGHT = 0.2
 _RETRY_MAX_SECONDS = 60
+# Batches' worth of tokens.
+_SHORT_QUEUE = 2
 
 
 class QueueFullError(Exception):
@@ -86,20 +88,33 @@ class Engine:
         """Tokens that wait for a batch."""
         return self._queued_tokens
 
-    def refuse_when_full(self, tokens: int) -> None:
-        """Raises QueueFullError when so many more tokens don't fit, or would wait for longer than any may."""
+    def refuse_when_full(self, tokens: int, until: float = math.inf) -> None:
+        """Raises QueueFullError when so many more tokens don't fit, or would wait for longer than any may.
+
+        until: when nobody waits for them any more, on the monotonic clock. Who would be late is refused at once: with a
+        queue of just that length all that is computed would come just too late.
+        """
         # Until the first batch is measured there is no rate.
         waiting, rate = self._queued_tokens, self._tokens_per_second
         if (excess := waiting + tokens - self.max_queue_tokens) > 0:
             why = f"the request needs room for {tokens} tokens, {waiting} of at most {self.max_queue_tokens} wait"
             raise QueueFullError(why, _patience(excess / rate if rate else 1))
-        # Without the request itself: however long it is, it may begin on an empty queue.
-        if rate and (seconds := waiting / rate) > self._max_wait_seconds:
+        # So much may always wait: without it the threads would never show how fast they are. The request itself doesn't
+        # count: however long it is, it may begin on an empty queue.
+        short = _SHORT_QUEUE * self._budget.tokens
+        if not rate or waiting <= short:
+            return
+        if (seconds := waiting / rate) > self._max_wait_seconds:
             why = f"the request would wait for {seconds:.1f} s, and at most {self._max_wait_seconds:g} s are allowed"
             raise QueueFullError(why, _patience(seconds - self._max_wait_seconds))
+        # What runs already, and what the estimate may be wrong by.
+        needed, left = (waiting + tokens + short) / rate, max(0.0, until - time.monotonic())
+        if needed > left:
+            why = f"the answer would take {needed:.1f} s, and the request's time ends in {left:.1f} s"
+            raise QueueFullError(why, _patience(needed - left))
 
-    async def submit(self, pieces: Sequence[Piece]) -> Answer:
-        """Queue the pieces of one request and wait for all of them.
+    async def submit(self, pieces: Sequence[Piece], until: float = math.inf) -> Answer:
+        """Queue the pieces of one request and wait for all of them. until: as in `refuse_when_full`.
 
         Cancelling withdraws what is not yet in a batch. Raises QueueFullError and InferenceError.
         """
@@ -107,7 +122,7 @@ class Engine:
         tokens = sum(len(piece.ids) for piece in pieces)
         request = Request(loop.create_future(), loop, time.monotonic(), [None] * len(pieces), len(pieces))
         with self._changed:
-            self.refuse_when_full(tokens)
+            self.refuse_when_full(tokens, until)
             self._queue.extend(Entry(request, index, piece) for index, piece in enumerate(pieces))
             self._queue_changed(tokens)
             self._changed.notify(len(pieces))

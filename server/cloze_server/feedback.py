@@ -11,9 +11,11 @@ import json
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Protocol, Self
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,10 +32,13 @@ _log = logging.getLogger(__name__)
 
 QUEUE_MAX = 10_000
 """Feedback that waits to be sent."""
+QUEUE_BYTES = 16 << 20
+"""Their bytes, with those that are on their way."""
 REMEMBERED_MAX = 100_000
 """Feedback that a repetition is recognised of."""
 
 _BATCH_MAX = 100
+_BATCH_BYTES = 1 << 20
 _TRIES_MAX = 6
 _BACKOFF_FIRST_SECONDS = 0.5
 _TIMEOUT_SECONDS = 10.0
@@ -121,6 +126,15 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What is to be sent. content: a digest of what was said."""
+
+    number: str
+    content: bytes
+    document: bytes
+
+
 class Forwarder:
     """The queue, and the task that empties it. Belongs to one event loop."""
 
@@ -131,7 +145,8 @@ class Forwarder:
         self._sink = sink
         self._count = count
         self._wait = wait
-        self._queue: deque[dict[str, Any]] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._bytes = 0
         self._filled, self._emptied = asyncio.Event(), asyncio.Event()
         self._emptied.set()
         self._taken: OrderedDict[str, bytes] = OrderedDict()
@@ -173,16 +188,18 @@ class Forwarder:
         if known is not None and not feedback.correction:
             message = "something else was said of this request before: send correction: true to replace it"
             raise ProblemError(ProblemType.FEEDBACK_CONFLICT, message)
-        if len(self._queue) >= QUEUE_MAX:
+        received = datetime.now(UTC).isoformat(timespec="milliseconds")
+        facts = {"id": number, "received": received, "tenant": tenant, "correction": feedback.correction}
+        document = json.dumps(facts | said, ensure_ascii=False).encode()
+        if len(self._queue) >= QUEUE_MAX or self._bytes + len(document) > QUEUE_BYTES:
             self._count("dropped", 1)
-            message = f"{QUEUE_MAX} are waiting to be sent: try again later"
+            message = f"{len(self._queue)} are waiting to be sent, of {self._bytes} bytes: try again later"
             raise ProblemError(ProblemType.QUEUE_FULL, message, retry_after_seconds=5)
         self._taken[number] = content
         if len(self._taken) > REMEMBERED_MAX:
             self._taken.popitem(last=False)
-        received = datetime.now(UTC).isoformat(timespec="milliseconds")
-        facts = {"id": number, "received": received, "tenant": tenant, "correction": feedback.correction}
-        self._queue.append(facts | said)
+        self._queue.append(_Waiting(number, content, document))
+        self._bytes += len(document)
         self._filled.set()
         self._emptied.clear()
         return FeedbackReply(id=number, repeated=False)
@@ -190,14 +207,30 @@ class Forwarder:
     async def _work(self) -> None:
         while True:
             await self._filled.wait()
-            batch = [self._queue[place] for place in range(min(len(self._queue), _BATCH_MAX))]
-            delivered = await self._deliver(json.dumps({"feedback": batch}, ensure_ascii=False).encode())
+            batch = self._next()
+            document = b'{"feedback": [%s]}' % b", ".join(each.document for each in batch)
+            delivered = await self._deliver(document)
             self._count("sent" if delivered else "dropped", len(batch))
-            for _ in batch:
+            for each in batch:
                 self._queue.popleft()
+                self._bytes -= len(each.document)
+                # Whoever says it again is no repetition then.
+                if not delivered and self._taken.get(each.number) == each.content:
+                    del self._taken[each.number]
             if not self._queue:
                 self._filled.clear()
                 self._emptied.set()
+
+    def _next(self) -> list[_Waiting]:
+        """The oldest, at least one."""
+        batch: list[_Waiting] = []
+        size = 0
+        for each in islice(self._queue, _BATCH_MAX):
+            size += len(each.document)
+            if batch and size > _BATCH_BYTES:
+                break
+            batch.append(each)
+        return batch
 
     async def _deliver(self, document: bytes) -> bool:
         """Send a batch, again and again for a while. Whether it arrived."""

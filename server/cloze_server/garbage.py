@@ -15,3 +15,8 @@ def set_aside() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
+
+
+def take_back() -> None:
+    """At the end: all is looked at again, for a process that lives on."""
+    gc.unfreeze()

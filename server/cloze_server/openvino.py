@@ -36,9 +36,12 @@ class OpenVinoBackend:
             raise providers.unavailable(provider, reason)
         settings = {
             "INFERENCE_NUM_THREADS": threads,
-            # Batches that run at the same time share the threads, as they do with ONNX Runtime.
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
+            # Pods on one node don't know of each other, and would bind their threads to the same processors.
+            "ENABLE_CPU_PINNING": False,
+            # Or it would leave half of the threads out where two are of one core.
+            "ENABLE_HYPER_THREADING": True,
             "INFERENCE_PRECISION_HINT": "bf16" if provider is Provider.OPENVINO_BF16 else "f32",
             "CPU_RUNTIME_CACHE_CAPACITY": _KERNELS,
         }

@@ -230,6 +230,7 @@ async def answer(room: Room, hosted: Hosted, request: TaskRequest, exchange: Exc
     exchange.belongs_to(hosted)
     if request.timeout_ms is not None:
         exchange.shorten(request.timeout_ms)
+    exchange.timing.until = exchange.arrived + exchange.limit
     fallback = room.fallback(hosted)
     if fallback is None:
         with _Watch(receive):

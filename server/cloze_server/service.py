@@ -230,7 +230,7 @@ class Service:
         handler = self._handlers[type(request)]
         inputs = self._check_size(request)
         # Before work is spent on tokens that couldn't wait anyway.
-        self._engine.refuse_when_full(1)
+        self._engine.refuse_when_full(1, timing.until)
         waiting = self._tokenizers.pending_characters
         if waiting > (most := self._engine.max_queue_tokens * _CHARACTERS_PER_QUEUE_TOKEN):
             raise QueueFullError(f"{waiting} characters wait to be tokenized, at most {most} may", 1)
@@ -254,7 +254,8 @@ class Service:
                 )
                 for item in items
                 for window in item.windows
-            ]
+            ],
+            timing.until,
         )
         self._stage(timing, "queue", started, answer.queue_seconds)
         self._stage(timing, "infer", started + answer.queue_seconds, answer.infer_seconds)

@@ -166,6 +166,8 @@ def from_flags(
     if settings.provider in BY_OPENVINO and settings.precision is not Precision.FP32:
         message = f"--provider {settings.provider} runs graphs in fp32, and --precision is {settings.precision}"
         raise _invalid(f"{message}: leave one of them away")
+    if settings.provider in BY_OPENVINO and settings.parallel_batches > 1:
+        raise _invalid(f"--provider {settings.provider} runs one batch at a time on all threads: no --parallel-batches")
     for digest in settings.digest:
         if not _DIGEST.fullmatch(digest):
             raise _invalid(f"--digest is {digest!r}: give sha256: and 64 hexadecimal digits")

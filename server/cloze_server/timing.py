@@ -1,5 +1,6 @@
 """How far one request is, for the headers and metrics of its reply."""
 
+import math
 from dataclasses import dataclass, field
 
 from cloze_server.replies import CacheResult
@@ -15,7 +16,7 @@ class Timing:
 
     longest: tokens of its longest input as the model reads it, once it was tokenized. seconds: by stage, those that
     are done. stages: the same as they came. cached: how the cache of replies answered; None where there is none.
-    segments: what the request said of itself.
+    segments: what the request said of itself. until: when nobody waits for it any more, on the monotonic clock.
     """
 
     longest: int | None = None
@@ -23,6 +24,7 @@ class Timing:
     stages: list[Stage] = field(default_factory=list)
     cached: CacheResult | None = None
     segments: tuple[Segment, ...] = ()
+    until: float = math.inf
 
     def stage(self, name: str, began: float, seconds: float) -> None:
         """A stage is done. began: on the monotonic clock."""

@@ -155,6 +155,35 @@ async def test_who_would_wait_too_long_is_refused_with_a_wait() -> None:
     running.close()
 
 
+async def test_who_would_be_late_is_refused_at_once() -> None:
+    """With less time left than the queue takes; who has more is accepted. Else everybody would be just too late."""
+    running = engine(Paced(0.1), batch=4)
+    first = [asyncio.create_task(running.submit([Piece([1] * 4, np.copy)])) for _ in range(10)]
+    await until(lambda: sum(task.done() for task in first) == 2)
+    with pytest.raises(QueueFullError, match="the answer would take"):
+        await running.submit([Piece([2], np.copy)], time.monotonic() + 0.3)
+    patient = running.submit([Piece([3], np.copy)], time.monotonic() + 60)
+    await asyncio.gather(*first, patient)
+    running.close()
+
+
+async def test_a_slow_beginning_is_forgotten() -> None:
+    """A few batches may always wait, so that they show that the threads are faster by now."""
+
+    class Warming(Paced):
+        def infer(self, ids_BL: Ids, mask_BL: Ids, segments_BL: Ids | None = None) -> Logits:
+            logits = super().infer(ids_BL, mask_BL)
+            self._seconds = 0.001
+            return logits
+
+    running = engine(Warming(0.5), batch=64, wait=0.05)
+    await running.submit([Piece([1] * 64, np.copy)])
+    # More waits than was done in that time at first, and less than two batches.
+    answers = await asyncio.gather(*(running.submit([Piece([1] * 8, np.copy)]) for _ in range(16)))
+    running.close()
+    assert len(answers) == 16
+
+
 async def test_an_idle_hour_makes_no_queue_look_longer() -> None:
     """Single short requests take as long as a full batch, which says nothing about how fast a queue drains."""
     running = engine(Paced(0.02), batch=64, wait=1)

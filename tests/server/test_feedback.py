@@ -160,9 +160,39 @@ async def test_what_the_sink_never_takes_is_dropped_and_counted() -> None:
     assert len(running.waits) == 5
 
 
-async def test_a_full_queue_refuses_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_dropped_can_be_said_again() -> None:
+    """It is no repetition then: nobody has got it."""
+    sink = Memory(SinkError("no", final=True))
+    running = Running(sink)
+    running.forwarder.start()
+    running.forwarder.take(said("1"), "")
+    await running.until(dropped=1)
+    assert not running.forwarder.take(said("1"), "").repeated
+    await running.until(sent=1)
+    assert running.forwarder.take(said("1"), "").repeated
+    await running.forwarder.close()
+
+
+async def test_large_ones_are_sent_by_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a bound of bytes has room for, at least one."""
+    monkeypatch.setattr(feedback, "_BATCH_BYTES", 600)
+    sink = Memory()
+    running = Running(sink)
+    for number in range(5):
+        running.forwarder.take(said(str(number), label="x" * 100), "")
+    running.forwarder.take(said("large", labels=["x" * 200] * 5), "")
+    running.forwarder.start()
+    await running.until(sent=6)
+    await running.forwarder.close()
+    assert [each["request_id"] for each in sink.got] == ["0", "1", "2", "3", "4", "large"]
+    assert sink.tries == 4
+
+
+@pytest.mark.parametrize("bound", [{"QUEUE_MAX": 2}, {"QUEUE_BYTES": 400}])
+async def test_a_full_queue_refuses_and_counts(monkeypatch: pytest.MonkeyPatch, bound: dict[str, int]) -> None:
     """The client may try again: nothing of it is remembered."""
-    monkeypatch.setattr(feedback, "QUEUE_MAX", 2)
+    for name, value in bound.items():
+        monkeypatch.setattr(feedback, name, value)
     sink = Memory()
     running = Running(sink)
     running.forwarder.take(said("1"), "")

@@ -221,7 +221,7 @@ def missing_instructions(provider: Provider) -> bool:
 @BOTH
 @pytest.mark.parametrize("task", [task for task in Task if task is not Task.ECHO])
 def test_openvino_gives_the_same_outputs(artifacts: Any, task: Task, provider: Provider) -> None:
-    """In 32-bit floats to the last digits, in bfloat16 to about the second; also for padded batches."""
+    """In 32-bit floats to the last digits, in bfloat16 to about the second; also for padded batches, and pairs."""
     artifact = artifacts(task)
     usual, limits = artifact.load(), verify(artifact.folder).limits
     if missing_instructions(provider):
@@ -235,7 +235,10 @@ def test_openvino_gives_the_same_outputs(artifacts: Any, task: Task, provider: P
         ids_BL = random.integers(5, limits.vocab_size, size=(rows, length))  # noqa: N806 - B batch, L length
         mask_BL = np.ones_like(ids_BL)  # noqa: N806
         mask_BL[-1, length // 2 + 1 :] = 0
-        expected, found = (model.backend.infer(ids_BL, mask_BL) for model in (usual, other))
+        segments_BL = None  # noqa: N806
+        if task is Task.QUESTION_ANSWERING:
+            segments_BL = np.where(np.arange(length) >= length // 3, mask_BL, 0)  # noqa: N806
+        expected, found = (model.backend.infer(ids_BL, mask_BL, segments_BL) for model in (usual, other))
         if expected.ndim == 3:
             expected, found = expected[mask_BL == 1], found[mask_BL == 1]
         error = np.linalg.norm(expected - found) / np.linalg.norm(expected)
@@ -247,6 +250,8 @@ def test_what_openvino_lacks_is_said(monkeypatch: pytest.MonkeyPatch, artifacts:
     """The library, or what runs of an artifact's precisions."""
     with pytest.raises(FatalError, match="leave one of them away"):
         read(["--model", "x", "--provider", "openvino", "--precision", "int8"], {})
+    with pytest.raises(FatalError, match="one batch at a time"):
+        read(["--model", "x", "--provider", "openvino", "--parallel-batches", "2"], {})
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(FatalError, match="use the image cloze-serve-openvino") as refused:
         artifacts(Task.SEQUENCE_CLASSIFICATION).load(placement=Placement("openvino"))
