@@ -2,9 +2,6 @@
 
 import gc
 
-_ALLOCATIONS = 10_000
-"""Between two looks at young objects. A request makes hundreds, nearly none of them part of a cycle."""
-
 
 def set_aside() -> None:
     """Look at everything once more, and then only at what comes later: a loaded model is a hundred thousand objects.
@@ -14,7 +11,6 @@ def set_aside() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_ALLOCATIONS, *gc.get_threshold()[1:])
 
 
 def take_back() -> None:
