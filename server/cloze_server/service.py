@@ -178,6 +178,8 @@ class Service:
         named = [part for model in models for part in (model.name, model.version, model.digest, model.precision)]
         key = key_of(tenant, *named, type(request).__name__, asked)
         timing.cached = "miss"
+        # Who joins may have more time than the first: all that bounds the wait for them is what bounds everybody's.
+        timing.until = math.inf
         reply, timing.cached = await self._replies.get(key, lambda: self._make(request, timing, fallback))
         timing.longest = reply.longest
         self._telemetry.cached(timing.cached)

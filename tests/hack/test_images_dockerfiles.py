@@ -120,6 +120,11 @@ def test_the_serving_image_has_no_training_library() -> None:
     ]
 
 
+def said(target: str) -> list[str]:
+    """What a stage of the serving images does, besides what names it."""
+    return [line for line in stages("Dockerfile.serve")[target] if not line.startswith(("FROM", "LABEL", "ENV"))]
+
+
 def test_the_serving_image_for_gpus_differs_by_the_runtime_alone() -> None:
     """And by what that runs on. Both runtimes are one module, of which the later installed would win."""
     plain, gpu = locked("serve"), locked("serve-gpu")
@@ -128,11 +133,6 @@ def test_the_serving_image_for_gpus_differs_by_the_runtime_alone() -> None:
     assert "onnxruntime-gpu" in added
     assert {name.split("-")[0] for name in added - {"onnxruntime-gpu"}} == {"nvidia"}
     assert {name: version for name, version in plain.items() if gpu.get(name, version) != version} == {}
-
-    def said(target: str) -> list[str]:
-        lines = stages("Dockerfile.serve")[target]
-        return [line for line in lines if not line.startswith(("FROM", "LABEL", "ENV"))]
-
     assert said("serve-gpu") == said("serve")
     assert [line.replace("serve-gpu", "serve") for line in said("serve-gpu-libraries")] == said("serve-libraries")
     environment = " ".join(line for line in stages("Dockerfile.serve")["serve-gpu"] if line.startswith("ENV"))
@@ -146,6 +146,10 @@ def test_the_serving_image_with_openvino_has_that_besides() -> None:
     assert {name: version for name, version in plain.items() if more.get(name) != version} == {}
     environment = " ".join(line for line in stages("Dockerfile.serve")["serve-openvino"] if line.startswith("ENV"))
     assert f"CLOZE_PROVIDER={Provider.OPENVINO_BF16}" in environment
+    assert said("serve-openvino") == said("serve")
+    assert [line.replace("serve-openvino", "serve") for line in said("serve-openvino-libraries")] == said(
+        "serve-libraries"
+    )
 
 
 @pytest.mark.parametrize("extra", ["operator", "mlflow"])

@@ -350,7 +350,11 @@ def candidate(kubeconfig: str, namespace: str, registry_uri: str, log: Path, **o
         if process.poll() is None:
             process.send_signal(signal.SIGCONT)
             process.terminate()
-            assert process.wait(timeout=20) == 0, operator.said()[-4000:]
+            try:
+                assert process.wait(timeout=20) == 0, operator.said()[-4000:]
+            finally:
+                # One that hangs must not outlive the tests.
+                process.kill()
 
 
 @contextmanager

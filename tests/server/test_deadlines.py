@@ -36,6 +36,27 @@ class Gate:
         return dummy_model(Task.SEQUENCE_CLASSIFICATION).backend.infer(ids_BL, mask_BL)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+async def test_who_would_be_late_is_refused_at_once(serving: Any, cached: bool) -> None:
+    """Behind a queue that takes longer than its deadline; not where an equal request may share its answer."""
+    model = dummy_model(Task.SEQUENCE_CLASSIFICATION, 0.05)
+    async with serving(lambda: model, max_batch_tokens=8, cache_bytes=(1 << 20) * cached) as client:
+        texts = [f"number {number}" for number in range(40)]
+        first = [asyncio.create_task(client.post("/v1/classify", json={"inputs": text})) for text in texts]
+        async with asyncio.timeout(10):
+            while not any(task.done() for task in first):
+                await asyncio.sleep(0.002)
+        hasty = asyncio.create_task(client.post("/v1/classify", json={"inputs": "same", "timeout_ms": 250}))
+        patient = asyncio.create_task(client.post("/v1/classify", json={"inputs": "same"}))
+        refused, answered, *others = await asyncio.gather(hasty, patient, *first)
+    assert {reply.status_code for reply in (answered, *others)} == {200}
+    if cached:
+        assert (refused.status_code, answered.headers["x-cloze-cache"]) == (504, "shared")
+    else:
+        assert (refused.status_code, refused.json()["type"].rsplit("/")[-1]) == (429, "queue-full")
+        assert "the request's time ends" in refused.json()["detail"]
+
+
 @pytest.mark.parametrize("way", ["header", "field", "both"])
 async def test_a_request_can_set_an_earlier_deadline(serving: Any, way: str) -> None:
     """In a header or the body, of which the earlier one counts; what still waits is withdrawn from the queue."""
