@@ -50,6 +50,16 @@ class ConflictError(Exception):
     """What a decision was made from has changed: decide again."""
 
 
+def _goes_on() -> bool:
+    """Whether the current task hasn't been cancelled.
+
+    The exception alone doesn't tell: what waits for several things at once (asyncio.gather) raises the error of one
+    that failed just then, and the cancellation is lost.
+    """
+    task = asyncio.current_task()
+    return task is None or not task.cancelling()
+
+
 def utc_now() -> datetime:
     """The clock of the running operator."""
     return datetime.now(UTC)
@@ -114,7 +124,7 @@ class Controller:
 
     async def _resync(self) -> None:
         """Look at everything now and then, whatever the watches tell or fail to."""
-        while True:
+        while _goes_on():
             try:
                 for kind in KINDS:
                     for namespace in self._settings.namespaces or ("",):
@@ -127,7 +137,7 @@ class Controller:
             await asyncio.sleep(self._settings.resync_seconds if self.synced.is_set() else 1.0)
 
     async def _work(self) -> None:
-        while True:
+        while _goes_on():
             key = await self.queue.get()
             result, again = "error", None
             with RECONCILE_DURATION.labels(key.kind).time():

@@ -351,10 +351,12 @@ def candidate(kubeconfig: str, namespace: str, registry_uri: str, log: Path, **o
             process.send_signal(signal.SIGCONT)
             process.terminate()
             try:
-                assert process.wait(timeout=20) == 0, operator.said()[-4000:]
-            finally:
+                code = process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
                 # One that hangs must not outlive the tests.
                 process.kill()
+                pytest.fail(f"the operator doesn't end:\n{operator.said()[-4000:]}")
+            assert code == 0, operator.said()[-4000:]
 
 
 @contextmanager

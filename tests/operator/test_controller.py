@@ -106,6 +106,35 @@ def test_conflicts_are_counted_as_such_and_back_off(resource: Make) -> None:
     assert asyncio.run(scenario()) == pytest.approx(0.5, abs=0.2)
 
 
+def test_a_cancellation_that_meets_a_failure_ends_the_worker(resource: Make) -> None:
+    """One of several requests fails in the moment of the cancellation, and its error is all that comes up."""
+    body = resource("PretrainJob")
+    begun = asyncio.Event()
+
+    class Vanishing(Server):
+        async def get(self, kind: str, namespace: str, name: str) -> Any:
+            if kind == body["kind"]:
+                return body
+            if begun.is_set():
+                await asyncio.Event().wait()
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise self.error from None
+
+    async def scenario() -> bool:
+        one = controller(Vanishing(body, ClusterError(0, "Unreachable", "connection refused")))
+        one.queue.add(KEY)
+        working = asyncio.create_task(one._work())
+        await begun.wait()
+        working.cancel()
+        done, _ = await asyncio.wait([working], timeout=10)
+        return bool(done)
+
+    assert asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("change", "news"),
     [

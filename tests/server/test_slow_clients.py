@@ -63,7 +63,7 @@ def impatient(start_shared_server: Any) -> Server:
 @pytest.fixture(scope="module")
 def patient(start_shared_server: Any) -> Server:
     """One of which every batch takes half a second, with few connections."""
-    options = ("--max-batch-tokens", "3", "--max-connections", str(MOST))
+    options = ("--max-batch-tokens", "3", "--max-connections", str(MOST), "--max-wait-seconds", "600")
     return Server(start_shared_server("--model", "dummy:?seconds=0.5", *options))
 
 
