@@ -222,6 +222,15 @@ TRAIN_STEP = Metric("cloze_train_step", "gauge", "Optimizer steps done.", _RUN)
 TRAIN_LOSS = Metric("cloze_train_loss_nats", "gauge", "Training loss of the last step.", _RUN)
 TRAIN_TOKENS = Metric("cloze_train_tokens", "counter", "Real tokens trained on, over all ranks.", _RUN)
 TRAIN_TOKENS_RATE = Metric("cloze_train_tokens_per_second", "gauge", "Real tokens a second over all ranks.", _RUN)
+TRAIN_CHECKPOINT_BLOCKED = Metric(
+    "cloze_train_checkpoint_blocked_seconds",
+    "counter",
+    "Time for which the training waited for a checkpoint: for the copy of its state, and for the write before.",
+    _RUN,
+)
+TRAIN_CHECKPOINTS_MISSED = Metric(
+    "cloze_train_checkpoints_missed", "counter", "Checkpoints that were left out as the volume was full.", _RUN
+)
 TRAIN_CHECKPOINT_DURATION = Metric(
     "cloze_train_checkpoint_duration_seconds",
     "histogram",

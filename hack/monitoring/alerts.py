@@ -115,6 +115,7 @@ def _training() -> list[Rule]:
     failed = f'{state}{{kind=~"PretrainJob|FineTuneJob",state="Failed"}}'
     running = f'max by ({run}) ({state}{{kind=~"PretrainJob|FineTuneJob",state="Running"}})'
     training = f'max by ({run}) ({stage}{{stage="training"}}'
+    missed = sample(metrics.TRAIN_CHECKPOINTS_MISSED)
     job = "{{ $labels.kind }} {{ $labels.namespace }}/{{ $labels.name }}"
     return [
         alert(
@@ -136,6 +137,16 @@ def _training() -> list[Rule]:
             runbook="training-stalled",
             summary=f"{job} makes no progress",
             description="It has been in the stage training for 15 minutes without a step.",
+        ),
+        alert(
+            "ClozeCheckpointsMissed",
+            # From nothing to the first one, too: a counter of a run begins at zero.
+            f"max by ({run}) (increase({missed}[30m])) > 0",
+            severity=TICKET,
+            runbook="checkpoints-missed",
+            summary=f"{job} can't save checkpoints",
+            description="Its volume was full within the last 30 minutes. It trains on, and an interruption costs all "
+            "steps since the last checkpoint.",
         ),
         alert(
             "ClozeTrainingSilent",

@@ -98,7 +98,7 @@ def _progress() -> Row:
             ),
             Panel(
                 "Time to make a checkpoint durable, 95th percentile",
-                "Training waits for it. A rise points at the volume.",
+                "Training goes on meanwhile, until the next one is due. A rise points at the volume.",
                 "s",
                 [
                     Query(
@@ -107,6 +107,21 @@ def _progress() -> Row:
                         _NAME,
                     )
                 ],
+            ),
+            Panel(
+                "Time lost to checkpoints",
+                "Share of the time for which training waited for the copy of its state, or for the write before.",
+                "percentunit",
+                [Query(f"max by ({_BY}) (rate({sample(metrics.TRAIN_CHECKPOINT_BLOCKED)}{{{RUNS}}}[5m]))", _NAME)],
+                width=12,
+            ),
+            Panel(
+                "Checkpoints left out",
+                "The volume was full. The last good one is kept, and an interruption costs all steps since.",
+                "short",
+                [Query(_of_runs(metrics.TRAIN_CHECKPOINTS_MISSED), _NAME)],
+                width=12,
+                decimals=0,
             ),
         ],
     )

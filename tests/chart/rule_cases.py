@@ -184,6 +184,25 @@ def _runs() -> list[Case]:
             60,
         ),
         Case(
+            "ClozeCheckpointsMissed",
+            "the volume is full",
+            [_training("cloze_train_checkpoints_missed_total", "0x20 1x40")],
+            25,
+            run,
+        ),
+        Case(
+            "ClozeCheckpointsMissed",
+            "there is room again",
+            [_training("cloze_train_checkpoints_missed_total", "0x20 1x60")],
+            60,
+        ),
+        Case(
+            "ClozeCheckpointsMissed",
+            "the run begins anew",
+            [_training("cloze_train_checkpoints_missed_total", "1x20 0x40")],
+            25,
+        ),
+        Case(
             "ClozeTrainingSilent",
             "its pods tell nothing any more",
             [*running, _training(stage, "1x20 stale", stage="training")],

@@ -9,10 +9,11 @@ from cloze_api import metrics
 from cloze_trainer.progress import ProgressFile, serve
 
 
-def scrape(port: int) -> dict[str, dict[str, str]]:
+def scrape(port: int) -> dict[str, tuple[dict[str, str], float]]:
+    """Labels and value of each sample."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
         families = text_string_to_metric_families(reply.read().decode())
-    return {sample.name: sample.labels for family in families for sample in family.samples}
+    return {sample.name: (sample.labels, sample.value) for family in families for sample in family.samples}
 
 
 def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
@@ -21,6 +22,7 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     figures = ProgressFile(path)
     server = serve(0, path, ("PretrainJob", "encoder"))
     try:
+        figures.saving(blocked_seconds=1.5, missed=2)
         figures.step(3, 10, loss=2.5, tokens=1000)
         figures.stage("evaluation")
         found = scrape(server.server_address[1])
@@ -28,6 +30,8 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
     run = {"kind": "PretrainJob", "name": "encoder"}
-    assert found[metrics.TRAIN_STEP.name] == run
-    assert found[f"{metrics.TRAIN_TOKENS.name}_total"] == run
-    assert found[metrics.TRAIN_STAGE.name] == {**run, "stage": "evaluation"}
+    assert found[metrics.TRAIN_STEP.name] == (run, 3)
+    assert found[f"{metrics.TRAIN_TOKENS.name}_total"] == (run, 1000)
+    assert found[f"{metrics.TRAIN_CHECKPOINT_BLOCKED.name}_total"] == (run, 1.5)
+    assert found[f"{metrics.TRAIN_CHECKPOINTS_MISSED.name}_total"] == (run, 2)
+    assert found[metrics.TRAIN_STAGE.name] == ({**run, "stage": "evaluation"}, 1)

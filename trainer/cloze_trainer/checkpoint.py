@@ -4,7 +4,9 @@ Every rank holds the same state (data parallelism), so rank 0 alone writes. That
 as rank 0's end.
 """
 
+import errno
 import json
+import os
 import shutil
 import warnings
 from dataclasses import asdict, dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -37,10 +39,54 @@ class LoopState:
     tokens: int
 
 
+# One process saves and loads, which is meant.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
 def finished_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that carry their marker, the newest first; their content is not looked at."""
     names = (path.parent.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*/{COMPLETE}"))
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def captured(model: nn.Module, optimizer: torch.optim.Optimizer, into: Any = None) -> dict[str, Any]:
+    """A copy of the weights and the optimizer's state in host memory.
+
+    into: a former copy, whose memory is used again where shapes and types are the same.
+    """
+    weights, moments = get_state_dict(model, optimizer)
+    copy: dict[str, Any] = _copied({"model": weights, "optimizer": moments}, into)
+    return copy
+
+
+def _copied(value: Any, into: Any) -> Any:
+    if isinstance(value, Tensor):
+        fits = isinstance(into, Tensor) and into.shape == value.shape and into.dtype == value.dtype
+        target = into if fits else torch.empty(value.shape, dtype=value.dtype, device="cpu")
+        return target.copy_(value.detach())
+    if isinstance(value, dict):
+        former = into if isinstance(into, dict) else {}
+        return {key: _copied(item, former.get(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        olds = into if isinstance(into, list | tuple) and len(into) == len(value) else [None] * len(value)
+        return type(value)(_copied(item, old) for item, old in zip(value, olds, strict=True))
+    return value
+
+
+def size_bytes(value: Any) -> int:
+    """Bytes of all tensors within a captured state."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(size_bytes(item) for item in items)
+
+
+def _probe(folder: Path) -> None:
+    """Write a file, so that the volume says what is wrong with it: torch's writer doesn't. Raises OSError."""
+    with (folder / "probe").open("wb") as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Checkpoints:
@@ -88,19 +134,32 @@ class Checkpoints:
 
     def save(self, state: LoopState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Make a checkpoint durable, then drop the oldest. Raises OSError or torch's CheckpointException."""
+        self.write(state, captured(model, optimizer))
+
+    def write(self, state: LoopState, tensors: dict[str, Any]) -> None:
+        """Make what was captured durable, then drop the oldest. Raises OSError or torch's CheckpointException.
+
+        Without room for it nothing is begun (ENOSPC), so that the last good ones stay as they are.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        needed, free = size_bytes(tensors), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"a checkpoint takes {needed:,} bytes, and {free:,} are free", str(self.folder))
         target = self.path(state.step)
         staging = self.folder / f".{target.name}.staging"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            weights, moments = get_state_dict(model, optimizer)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it says that one process saves, which is meant
+            try:
                 save(
-                    {"model": weights, "optimizer": moments},
+                    tensors,
                     storage_writer=FileSystemWriter(staging, single_file_per_rank=True, sync_files=False),
                     no_dist=True,
                 )
+            except (RuntimeError, CheckpointException):
+                _probe(staging)
+                raise
             write_json(staging / _STATE, {"step": state.step, "tokens": state.tokens, **asdict(self.origin)})
             sync_tree(staging)
             digests = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
@@ -121,6 +180,10 @@ class Checkpoints:
                 # The marker goes first, so that a half-deleted checkpoint doesn't count.
                 (self.path(step) / COMPLETE).unlink(missing_ok=True)
                 shutil.rmtree(self.path(step), ignore_errors=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what killed attempts to save have left. Called when nothing is saved."""
         for leftover in self.folder.glob(f".{_PREFIX}*.staging"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -139,9 +202,7 @@ class Checkpoints:
         weights, moments = get_state_dict(model, optimizer)
         state: dict[str, Any] = {"model": weights, "optimizer": moments}
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                load(state, storage_reader=FileSystemReader(path), no_dist=True)
+            load(state, storage_reader=FileSystemReader(path), no_dist=True)
         except (RuntimeError, CheckpointException) as error:
             raise TrainerError(
                 "CheckpointMismatch",

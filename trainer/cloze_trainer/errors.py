@@ -118,20 +118,20 @@ def classify(error: BaseException, *, ranks: int = 1) -> TrainerError:
                 ExitCode.STORAGE,
             )
     for item in chain:
+        if isinstance(item, OSError) and item.errno in _UNWRITABLE:
+            return TrainerError(
+                "StorageUnusable",
+                f"{item.filename or 'the workspace'} can't be used ({item.strerror}): "
+                "check the volume and that the pod's user may write to it (fsGroup)",
+                ExitCode.STORAGE,
+            )
+    for item in chain:
         # The serialisers report a failed write without its errno.
         if isinstance(item, RuntimeError) and re.search(r"PytorchStreamWriter|No space left", str(item)):
             return TrainerError(
                 "DiskFull",
                 "a file could not be written to the workspace: check its free space (spec.storage.size); "
                 "the newest complete checkpoint is kept",
-                ExitCode.STORAGE,
-            )
-    for item in chain:
-        if isinstance(item, OSError) and item.errno in _UNWRITABLE:
-            return TrainerError(
-                "StorageUnusable",
-                f"{item.filename or 'the workspace'} can't be used ({item.strerror}): "
-                "check the volume and that the pod's user may write to it (fsGroup)",
                 ExitCode.STORAGE,
             )
     for item in chain:

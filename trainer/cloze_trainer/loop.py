@@ -6,7 +6,6 @@ only on the weights, the optimizer's state and its own number: that is all a che
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
 from cloze_trainer.optimizer import adamw, learning_rate
 from cloze_trainer.progress import ProgressFile
+from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
 
 # Tokens that go through the model at once, padding included.
@@ -91,11 +91,15 @@ class Surroundings:
     tracker: Tracker
     stop: StopSignal
 
-    def report(self, step: int, total: int, loss: float, tokens: int) -> None:
+    def report(self, step: int, total: int, loss: float, tokens: int, saver: Saver) -> None:
         """Tell the launcher, and every few steps the tracker, what the step before this one gave."""
         self.progress.step(step, total, loss=loss if math.isfinite(loss) else None, tokens=tokens)
         if step % _TRACK_EVERY_STEPS == 0 or step == total:
-            values = {"loss": loss}
+            values = {
+                "loss": loss,
+                "checkpoint_blocked_seconds": saver.blocked_seconds,
+                "checkpoints_missed": saver.missed,
+            }
             if (rate := self.progress.tokens_per_second) is not None:
                 values["tokens_per_second"] = rate
             self.tracker.metrics(step, values)
@@ -108,7 +112,7 @@ def train(
 
     every_steps: how often the state is saved. Raises Suspended after a checkpoint when the stop signal came,
     TrainerError `Diverged` when the gradient stays non-finite, PeerLost's causes (RuntimeError of the process group),
-    OSError when a checkpoint can't be written.
+    OSError when a checkpoint can't be written, but for a full volume, which costs that checkpoint only.
     """
     gang, progress = around.gang, around.progress
     total = workload.total_steps
@@ -124,37 +128,36 @@ def train(
         if gang.leads:
             log("resumed", step=state.step)
 
-    first, saved = state.step, resume
-
-    def save() -> None:
-        nonlocal saved
-        if gang.leads and saved != state.step:
-            began = time.monotonic()
-            around.checkpoints.save(state, model, optimizer)
-            progress.checkpoint(state.step, time.monotonic() - began)
-        saved = state.step
-
+    first = state.step
     progress.step(state.step, total, loss=None, tokens=state.tokens)
     own_loss, weight, non_finite = 0.0, 1.0, 0
     trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    with around.stop.deferred():
+    # The saver's end comes first, so that a stop is answered once what is in flight is durable.
+    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver:
         while state.step < total:
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step = state.step
             chunks = workload.share(step, gang.rank, gang.world)
             previous_weight = weight
-            weight, tokens, stop, loss_sum = gang.sum(
+            weight, tokens, stop, loss_sum, failed = gang.sum(
                 sum(chunk.weight for chunk in chunks),
                 sum(chunk.tokens for chunk in chunks),
                 around.stop.requested,
                 own_loss,
+                saver.failed,
             )
+            saver.check(failed)
             if step > first:
-                around.report(step, total, loss_sum / max(1.0, previous_weight), state.tokens)
+                around.report(step, total, loss_sum / max(1.0, previous_weight), state.tokens, saver)
             if stop:
-                save()
-                kept = "its checkpoint is durable" if gang.leads else "rank 0 saves the checkpoint"
+                saver.save(state, model, optimizer)
+                saver.settle()
+                kept = "rank 0 saves the checkpoint"
+                if gang.leads:
+                    kept = "its checkpoint is durable"
+                    if saver.durable != step:
+                        kept = f"the volume was full: the newest checkpoint is that of step {saver.durable or 0}"
                 raise Suspended(f"stopped by a signal after step {step}; {kept}")
 
             # --- gradient: DDP averages over ranks, so a rank's sum is scaled to give the mean over the global batch
@@ -195,11 +198,12 @@ def train(
                 around.tracker.metrics(state.step, workload.evaluate(model, gang))
                 trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             if state.step % every_steps == 0 and state.step < total and not non_finite:
-                save()
+                saver.save(state, model, optimizer)
 
         if state.step > first:
             (loss_sum,) = gang.sum(own_loss)
-            around.report(total, total, loss_sum / max(1.0, weight), state.tokens)
+            around.report(total, total, loss_sum / max(1.0, weight), state.tokens, saver)
         if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in model.parameters()))):
             raise TrainerError("Diverged", "the trained weights are not finite", ExitCode.DIVERGED)
-        save()
+        saver.save(state, model, optimizer)
+        saver.settle()

@@ -37,6 +37,7 @@ class ProgressFile:
         self._written = -_WRITE_SECONDS
         self._marks: deque[tuple[float, int, int]] = deque()
         self._checkpoint_seconds: list[float] = []
+        self._blocked_seconds, self._missed = 0.0, 0
 
     def stage(self, stage: str) -> None:
         """Say what begins."""
@@ -74,6 +75,10 @@ class ProgressFile:
             self._checkpoint_seconds.append(seconds)
         self._write(force=True)
 
+    def saving(self, *, blocked_seconds: float, missed: int) -> None:
+        """Say for how long the training has waited for its checkpoints, and how many were left out."""
+        self._blocked_seconds, self._missed = blocked_seconds, missed
+
     @property
     def tokens_per_second(self) -> float | None:
         """Rate over the last half minute."""
@@ -89,6 +94,8 @@ class ProgressFile:
             "progress": self._progress.model_dump(mode="json", by_alias=True),
             "tokens": self._tokens,
             "checkpoint_seconds": self._checkpoint_seconds[-1000:],
+            "checkpoint_blocked_seconds": self._blocked_seconds,
+            "checkpoints_missed": self._missed,
         }
         # A file system that is full must not end the training for the sake of its progress.
         with contextlib.suppress(OSError):
@@ -125,11 +132,15 @@ class _Figures(Collector):
                 gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
                 gauge.add_metric(self._run, value)
                 yield gauge
-        counter = CounterMetricFamily(
-            metrics.TRAIN_TOKENS.name, metrics.TRAIN_TOKENS.help, labels=metrics.TRAIN_TOKENS.labels
+        counters = (
+            (metrics.TRAIN_TOKENS, document["tokens"]),
+            (metrics.TRAIN_CHECKPOINT_BLOCKED, document["checkpoint_blocked_seconds"]),
+            (metrics.TRAIN_CHECKPOINTS_MISSED, document["checkpoints_missed"]),
         )
-        counter.add_metric(self._run, document["tokens"])
-        yield counter
+        for metric, value in counters:
+            counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+            counter.add_metric(self._run, value)
+            yield counter
         duration = metrics.TRAIN_CHECKPOINT_DURATION
         seconds = document["checkpoint_seconds"]
         buckets = [(str(float(bound)), float(sum(value <= bound for value in seconds))) for bound in duration.buckets]

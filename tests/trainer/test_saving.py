@@ -1,0 +1,214 @@
+"""Saving beside the training: what is copied, what waits, and what a failed write does."""
+
+import errno
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cloze_trainer.checkpoint import Checkpoints, LoopState, captured
+from cloze_trainer.errors import classify
+from cloze_trainer.origin import Origin
+from cloze_trainer.progress import ProgressFile
+from cloze_trainer.saving import Saver
+
+
+class Alone:
+    """A gang of one."""
+
+    leads = True
+
+    def sum(self, *values: float) -> list[float]:
+        return [float(value) for value in values]
+
+
+class Gated(Checkpoints):
+    """Writes once the gate is open; `error` is raised instead when it is set."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, 3, Origin("corpus", "sha256:base"))
+        self.gate = threading.Event()
+        self.error: OSError | None = None
+
+    def write(self, state: LoopState, tensors: dict[str, Any]) -> None:
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        super().write(state, tensors)
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(1)
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    train(model, optimizer)
+    return model, optimizer
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+
+
+def saver(checkpoints: Checkpoints) -> Saver:
+    gang: Any = Alone()
+    return Saver(checkpoints, gang, ProgressFile(None), None)
+
+
+def test_training_goes_on_while_the_state_of_before_is_written(tmp_path: Path) -> None:
+    """What becomes durable is the state at the call, though weights and moments have changed before it is written."""
+    checkpoints = Gated(tmp_path)
+    model, optimizer = trained()
+    expected = captured(model, optimizer)
+    with saver(checkpoints) as own:
+        own.save(LoopState(1, 10), model, optimizer)
+        assert own.durable is None
+        train(model, optimizer)
+        checkpoints.gate.set()
+        own.settle()
+        assert own.durable == 1
+    checkpoints.load(1, model, optimizer)
+    loaded = captured(model, optimizer)
+    assert all(torch.equal(loaded["model"][name], expected["model"][name]) for name in expected["model"])
+    for name, moments in expected["optimizer"]["state"].items():
+        assert all(torch.equal(loaded["optimizer"]["state"][name][key], moments[key]) for key in moments)
+
+
+def test_leaving_waits_for_the_write_in_flight(tmp_path: Path) -> None:
+    """Also where the training ends by an error: the checkpoint is durable before the error goes on."""
+    checkpoints = Gated(tmp_path)
+
+    class Opening(Saver):
+        def wait(self) -> None:
+            checkpoints.gate.set()
+            super().wait()
+
+    def broken() -> None:
+        gang: Any = Alone()
+        with Opening(checkpoints, gang, ProgressFile(None), None) as own:
+            own.save(LoopState(1, 10), *trained())
+            raise RuntimeError("elsewhere")
+
+    with pytest.raises(RuntimeError, match="elsewhere"):
+        broken()
+    assert checkpoints.latest() == 1
+
+
+def test_memory_of_the_copy_is_used_again() -> None:
+    """A second copy takes no new memory."""
+    model, optimizer = trained()
+    first = captured(model, optimizer)
+    places = [tensor.data_ptr() for tensor in first["model"].values()]
+    train(model, optimizer)
+    second = captured(model, optimizer, first)
+    assert [tensor.data_ptr() for tensor in second["model"].values()] == places
+    assert all(torch.equal(second["model"][name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_full_volume_costs_that_checkpoint_only(tmp_path: Path) -> None:
+    """It is counted, the last good one stays, and the same step is tried again at the next call."""
+    checkpoints = Gated(tmp_path)
+    checkpoints.gate.set()
+    model, optimizer = trained()
+    with saver(checkpoints) as own:
+        own.save(LoopState(1, 10), model, optimizer)
+        own.settle()
+        checkpoints.error = OSError(errno.ENOSPC, "No space left on device")
+        own.save(LoopState(2, 20), model, optimizer)
+        own.settle()
+        assert (own.missed, own.durable, own.failed) == (1, 1, False)
+        assert checkpoints.latest() == 1
+        checkpoints.error = None
+        own.save(LoopState(2, 20), model, optimizer)
+        own.settle()
+        assert (own.missed, own.durable) == (1, 2)
+
+
+def test_any_other_error_ends_the_run(tmp_path: Path) -> None:
+    """The flag tells the ranks, and the error is the writer's own."""
+    checkpoints = Gated(tmp_path)
+    checkpoints.gate.set()
+    checkpoints.error = OSError(errno.EROFS, "Read-only file system")
+    with saver(checkpoints) as own:
+        own.save(LoopState(1, 10), *trained())
+        own.wait()
+        assert own.failed
+        with pytest.raises(OSError, match="Read-only"):
+            own.check(1.0)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts file systems")
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "cloze-test", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_volume_that_fills_while_a_checkpoint_is_written_costs_that_checkpoint_only(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was room when it began: what was written of it is taken away, and what was there before can be loaded."""
+    checkpoints = Checkpoints(volume / "checkpoints", 3, Origin("corpus", "sha256:base"))
+    model = nn.Linear(128, 128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with saver(checkpoints) as own:
+        own.save(LoopState(1, 10), model, optimizer)
+        own.settle()
+        kept = captured(model, optimizer)["model"]
+        ballast = volume / "ballast"
+        ballast.write_bytes(bytes(shutil.disk_usage(volume).free - (32 << 10)))
+        monkeypatch.setattr("cloze_trainer.checkpoint.shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+        nn.init.ones_(model.weight)
+        own.save(LoopState(2, 20), model, optimizer)
+        own.settle()
+        assert (own.missed, own.durable) == (1, 1)
+        assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]
+        ballast.unlink()
+        assert checkpoints.latest() == 1
+        checkpoints.load(1, model, optimizer)
+        assert torch.equal(model.weight, kept["weight"])
+        own.save(LoopState(3, 30), model, optimizer)
+        own.settle()
+        assert (own.missed, own.durable) == (1, 3)
+
+
+def test_a_volume_that_turned_read_only_is_not_called_full(volume: Path) -> None:
+    """The run ends with what the volume says: room would not help."""
+    checkpoints = Checkpoints(volume / "checkpoints", 3, Origin("corpus", "sha256:base"))
+    checkpoints.save(LoopState(1, 10), *trained())
+    subprocess.run(["mount", "-o", "remount,ro", volume], check=True)
+    with saver(checkpoints) as own:
+        own.save(LoopState(2, 20), *trained())
+        own.wait()
+        with pytest.raises(OSError, match="Read-only") as failure:
+            own.check(1.0)
+    assert own.missed == 0
+    assert classify(failure.value).reason == "StorageUnusable"
+
+
+def test_without_room_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preflight refuses before a byte is written; the last good checkpoint stays."""
+    checkpoints = Gated(tmp_path)
+    checkpoints.gate.set()
+    checkpoints.save(LoopState(1, 10), *trained())
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("cloze_trainer.checkpoint.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="10 are free") as refusal:
+        checkpoints.save(LoopState(2, 20), *trained())
+    assert refusal.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -1,0 +1,103 @@
+"""Saves checkpoints beside the training: the state is copied at once, and made durable by a thread of its own."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from cloze_trainer.checkpoint import Checkpoints, LoopState, captured
+from cloze_trainer.console import log
+from cloze_trainer.errors import PeerLost, classify
+from cloze_trainer.gang import Gang
+from cloze_trainer.progress import ProgressFile
+
+
+class Saver:
+    """Rank 0's writer; on the other ranks it does nothing. At most one checkpoint is being written.
+
+    A full volume costs the checkpoint only: it is logged and counted (`missed`). Any other error is kept, `failed`
+    tells it, and `settle` or `check` ends all ranks with it. Leaving the block waits for the write that is in flight.
+    durable: step of the newest durable checkpoint. blocked_seconds: how long the training waited for copies and writes.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, gang: Gang, progress: ProgressFile, durable: int | None) -> None:
+        self._checkpoints, self._gang, self._progress = checkpoints, gang, progress
+        self.durable = durable
+        self.blocked_seconds, self.missed = 0.0, 0
+        self._error: BaseException | None = None
+        self._buffers: dict[str, Any] | None = None
+        self._flight: tuple[int, Future[float]] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.wait()
+        self._thread.shutdown()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write has failed in a way that ends the run."""
+        self._collect(wait=False)
+        return self._error is not None
+
+    def save(self, state: LoopState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the state and begin to write it, after the write before has ended. Nothing when it is durable already.
+
+        Model and optimizer may change as soon as this returns.
+        """
+        if not self._gang.leads:
+            return
+        began = time.monotonic()
+        self._collect(wait=True)
+        if self.durable != state.step and self._error is None:
+            self._buffers = captured(model, optimizer, self._buffers)
+            self._flight = (state.step, self._thread.submit(self._write, state, self._buffers))
+        self._waited(began)
+
+    def wait(self) -> None:
+        """Wait until the write in flight, if any, has ended."""
+        began = time.monotonic()
+        self._collect(wait=True)
+        self._waited(began)
+
+    def settle(self) -> None:
+        """Wait for the write in flight; all ranks call it. Raises its error on rank 0, and PeerLost on the others."""
+        self.wait()
+        (failed,) = self._gang.sum(self.failed)
+        self.check(failed)
+
+    def check(self, failed: float) -> None:
+        """Raise when a rank's write has failed, as their sum tells."""
+        if self._error is not None:
+            raise self._error
+        if failed:
+            raise PeerLost("rank 0 could not save a checkpoint, and tells why")
+
+    def _waited(self, began: float) -> None:
+        self.blocked_seconds += time.monotonic() - began
+        self._progress.saving(blocked_seconds=self.blocked_seconds, missed=self.missed)
+
+    def _write(self, state: LoopState, tensors: dict[str, Any]) -> float:
+        began = time.monotonic()
+        self._checkpoints.write(state, tensors)
+        return time.monotonic() - began
+
+    def _collect(self, *, wait: bool) -> None:
+        """Take note of how the write in flight ended. All of it happens on the training's thread."""
+        if self._flight is None or not (wait or self._flight[1].done()):
+            return
+        (step, future), self._flight = self._flight, None
+        error = future.exception()
+        if error is None:
+            self.durable = step
+            self._progress.checkpoint(step, future.result())
+        elif classify(error).reason == "DiskFull":
+            self.missed += 1
+            log("checkpoint left out", step=step, why=classify(error).message, missed=self.missed)
+        else:
+            self._error = error
