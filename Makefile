@@ -119,6 +119,12 @@ full-releases: $(VENV) ## part: upgrades in the middle of a canary, and MLflow o
 releases: $(VENV)
 	@$(ON_CLUSTER) hack/test-full releases tests/e2e/test_stores.py tests/e2e/test_upgrade.py
 
+.PHONY: bench-train
+bench-train: $(VENV) ## pretraining beside transformers' Trainer: hack/bench/train/README.md
+	@export UV=$(UV); bench="$(PY) hack/bench/train"; \
+	  for vocab in 30522 8192; do for sizes in 4x256 6x384; do $$bench throughput $$sizes --vocab $$vocab; done; done; \
+	  $$bench quality 4x256 --vocab 8192
+
 .PHONY: bench-serve
 bench-serve: $(VENV) ## the inference server beside its peers: hack/bench/serve/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/serve"; \

@@ -228,8 +228,14 @@ TRAIN_CHECKPOINT_BLOCKED = Metric(
     "Time for which the training waited for a checkpoint: for the copy of its state, and for the write before.",
     _RUN,
 )
-TRAIN_CHECKPOINTS_MISSED = Metric(
-    "cloze_train_checkpoints_missed", "counter", "Checkpoints that were left out as the volume was full.", _RUN
+TRAIN_MISSED_CHECKPOINTS = Metric(
+    "cloze_train_missed_checkpoints", "counter", "Checkpoints that were left out as the volume was full.", _RUN
+)
+TRAIN_ROLLBACKS = Metric(
+    "cloze_train_rollbacks", "counter", "How often a diverging training went back to a checkpoint.", _RUN
+)
+TRAIN_SKIPPED_BATCHES = Metric(
+    "cloze_train_skipped_batches", "counter", "Batches that were passed over after the training had diverged.", _RUN
 )
 TRAIN_CHECKPOINT_DURATION = Metric(
     "cloze_train_checkpoint_duration_seconds",

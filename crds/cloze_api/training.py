@@ -140,19 +140,43 @@ class Schedule(StrEnum):
     LINEAR = "linear"
     COSINE = "cosine"
     CONSTANT = "constant"
+    WSD = "wsd"
+    """Constant, and at the end down to zero over `decayShare` of the steps, as 1 - √x (arXiv:2405.18392)."""
+
+
+class Algorithm(StrEnum):
+    """How gradients change the weights."""
+
+    ADAMW = "adamw"
+    """Loshchilov and Hutter, arXiv:1711.05101."""
+    STABLE_ADAMW = "stable-adamw"
+    """AdamW with smaller steps for tensors whose gradient has grown faster than its average (arXiv:2304.13013)."""
 
 
 class Optimization(Schema):
-    """Optimizer settings that both kinds of training share (AdamW, Loshchilov and Hutter, arXiv:1711.05101)."""
+    """Optimizer settings that both kinds of training share."""
+
+    algorithm: Algorithm = Algorithm.ADAMW
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-6
 
     batch_sequences: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Sequences in one global batch, over all ranks."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     schedule: Schedule = Schedule.LINEAR
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the steps after the warm-up in which the schedule `wsd` falls to zero."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     gradient_clip: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Largest allowed global L2 norm of the gradient."""
+    max_loss_rise: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    """A training diverges when the mean loss of 16 steps lies more than so many nats above the lowest such mean, or
+    when the gradient isn't finite in 3 steps in a row."""
+    max_rollbacks: Annotated[int, Field(ge=0, le=100)] = 2
+    """How often a diverging training goes back to a checkpoint of before and passes over the batches since. One that
+    diverges once more, or before its first checkpoint, ends with the reason Diverged."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
 
 

@@ -115,7 +115,7 @@ def _training() -> list[Rule]:
     failed = f'{state}{{kind=~"PretrainJob|FineTuneJob",state="Failed"}}'
     running = f'max by ({run}) ({state}{{kind=~"PretrainJob|FineTuneJob",state="Running"}})'
     training = f'max by ({run}) ({stage}{{stage="training"}}'
-    missed = sample(metrics.TRAIN_CHECKPOINTS_MISSED)
+    missed, rollbacks = sample(metrics.TRAIN_MISSED_CHECKPOINTS), sample(metrics.TRAIN_ROLLBACKS)
     job = "{{ $labels.kind }} {{ $labels.namespace }}/{{ $labels.name }}"
     return [
         alert(
@@ -147,6 +147,14 @@ def _training() -> list[Rule]:
             summary=f"{job} can't save checkpoints",
             description="Its volume was full within the last 30 minutes. It trains on, and an interruption costs all "
             "steps since the last checkpoint.",
+        ),
+        alert(
+            "ClozeTrainingRolledBack",
+            f"max by ({run}) (increase({rollbacks}[1h])) > 0",
+            severity=TICKET,
+            runbook="training-rolled-back",
+            summary=f"{job} has diverged and went back",
+            description="Within the last 1 hour it went back to a checkpoint and passed over the batches since.",
         ),
         alert(
             "ClozeTrainingSilent",

@@ -67,6 +67,7 @@ def _runs() -> Row:
 
 
 def _progress() -> Row:
+    blocked = sample(metrics.TRAIN_CHECKPOINT_BLOCKED)
     return Row(
         "Progress",
         [
@@ -112,15 +113,23 @@ def _progress() -> Row:
                 "Time lost to checkpoints",
                 "Share of the time for which training waited for the copy of its state, or for the write before.",
                 "percentunit",
-                [Query(f"max by ({_BY}) (rate({sample(metrics.TRAIN_CHECKPOINT_BLOCKED)}{{{RUNS}}}[5m]))", _NAME)],
-                width=12,
+                [Query(f"max by ({_BY}) (rate({blocked}{{{RUNS}}}[$__rate_interval]))", _NAME)],
             ),
             Panel(
                 "Checkpoints left out",
                 "The volume was full. The last good one is kept, and an interruption costs all steps since.",
                 "short",
-                [Query(_of_runs(metrics.TRAIN_CHECKPOINTS_MISSED), _NAME)],
-                width=12,
+                [Query(_of_runs(metrics.TRAIN_MISSED_CHECKPOINTS), _NAME)],
+                decimals=0,
+            ),
+            Panel(
+                "Rollbacks",
+                "A run that diverges goes back to a checkpoint and passes over the batches since. Repeated, it ends.",
+                "short",
+                [
+                    Query(_of_runs(metrics.TRAIN_ROLLBACKS), f"{_NAME} rollbacks"),
+                    Query(_of_runs(metrics.TRAIN_SKIPPED_BATCHES), f"{_NAME} batches passed over"),
+                ],
                 decimals=0,
             ),
         ],

@@ -1,6 +1,7 @@
 """The chart as Helm renders it."""
 
 import functools
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,13 @@ from typing import Any
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "cloze"
+
+
+class Loader(yaml.SafeLoader):
+    """Takes 1e-06 for a number, as YAML 1.2 and Kubernetes do."""
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^-?\d+(\.\d*)?e[-+]?\d+$"), list("-0123456789"))
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +31,7 @@ def rendered(*values: str) -> str:
 
 
 def render(*values: str) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all(rendered(*values)) if document]
+    return [document for document in yaml.load_all(rendered(*values), Loader) if document]
 
 
 def render_monitoring(*values: str) -> list[dict[str, Any]]:
@@ -32,7 +40,7 @@ def render_monitoring(*values: str) -> list[dict[str, Any]]:
     cluster = ("--kube-version", "1.31.0", "--api-versions", "monitoring.coreos.com/v1")
     done = helm("template", "cloze", str(CHART), "--namespace", "cloze-system", *cluster, *flags)
     assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    return [document for document in yaml.load_all(done.stdout, Loader) if document]
 
 
 def pod_specs(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -186,22 +186,30 @@ def _runs() -> list[Case]:
         Case(
             "ClozeCheckpointsMissed",
             "the volume is full",
-            [_training("cloze_train_checkpoints_missed_total", "0x20 1x40")],
+            [_training("cloze_train_missed_checkpoints_total", "0x20 1x40")],
             25,
             run,
         ),
         Case(
             "ClozeCheckpointsMissed",
             "there is room again",
-            [_training("cloze_train_checkpoints_missed_total", "0x20 1x60")],
+            [_training("cloze_train_missed_checkpoints_total", "0x20 1x60")],
             60,
         ),
         Case(
             "ClozeCheckpointsMissed",
             "the run begins anew",
-            [_training("cloze_train_checkpoints_missed_total", "1x20 0x40")],
+            [_training("cloze_train_missed_checkpoints_total", "1x20 0x40")],
             25,
         ),
+        Case(
+            "ClozeTrainingRolledBack",
+            "it went back",
+            [_training("cloze_train_rollbacks_total", "0x20 1x40")],
+            40,
+            run,
+        ),
+        Case("ClozeTrainingRolledBack", "long ago", [_training("cloze_train_rollbacks_total", "0x20 1x90")], 100),
         Case(
             "ClozeTrainingSilent",
             "its pods tell nothing any more",

@@ -51,7 +51,7 @@ _UNITS = {
     *("seconds", "tokens", "ratio", "bytes", "nats", "requests", "pods", "inputs"),
     # Things that are counted, and states that are 0 or 1.
     *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans", "connections"),
-    "splits",
+    *("splits", "checkpoints", "rollbacks", "batches"),
 }
 _STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second"}
 

@@ -1,7 +1,9 @@
-"""One rank of a small fine-tuning, as torch elastic would start it: `one_rank.py FOLDER [SCENARIO…]`.
+"""One rank of a small fine-tuning, as torch elastic would start it: `one_rank.py FOLDER SCENARIO…`.
 
-Trains on the examples in FOLDER and leaves there what each step gave. A scenario `nan:2` makes the loss non-finite in
-that many steps in a row.
+Trains on the examples in FOLDER and leaves there what each step gave. A scenario is a JSON object: `name`; `nan` and
+`ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
+they should learn; `crash`, batches before each of which the process ends once and begins anew; `optimization`, which
+differs; `every`, steps between checkpoints.
 """
 
 import json
@@ -54,7 +56,7 @@ def dataset(folder: Path) -> PreparedDataset:
         0,
         0,
     )
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("train", "test"):
         finetune._save(folder, name, part)
     (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
@@ -74,30 +76,45 @@ class Recorder(ProgressFile):
             self.losses.append(loss)
 
 
+class Crash(Exception):
+    """The process ends here."""
+
+
 class Failing(FineTuning):
-    """Loses the loss in `bad` steps in a row, from the second step on."""
+    """Goes wrong as the scenario says."""
 
-    bad = 0
+    def prepare(self, scenario: dict[str, Any]) -> None:
+        self.nan, self.ascent = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent"))
+        self.crashes = list(scenario.get("crash", ()))
+        self.taken: list[int] = []
 
-    def share(self, step: int, rank: int, world: int) -> Any:
-        self.here = step
-        return super().share(step, rank, world)
+    def share(self, batch: int, rank: int, world: int) -> Any:
+        if self.crashes and batch == self.crashes[0]:
+            del self.crashes[0]
+            raise Crash
+        self.here = batch
+        self.taken.append(batch)
+        return super().share(batch, rank, world)
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         loss = super().loss_sum(model, chunk)
-        return loss * (float("nan") if 1 <= self.here <= self.bad else 1.0)
+        if self.here in self.nan:
+            return loss * float("nan")
+        # Of the same value, and of a gradient that points the other way.
+        return loss - 20 * (loss - loss.detach()) if self.here in self.ascent else loss
 
 
-def main(folder: Path, scenarios: list[str]) -> None:
+def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
     gang = Gang(1)
     stop = StopSignal()
     name = f"{gang.world}-{gang.rank}"
-    prepared = dataset(folder / f"data-{name}")
-    for scenario in scenarios or ["nan:0"]:
-        workload = Failing(SPEC, prepared, gang.device)
-        workload.bad = int(scenario.partition(":")[2])
-        model = initial_model_of(workload)
-        gradients = []
+    prepared = dataset(folder / f"data-{name}" / "examples")
+    for scenario in scenarios:
+        changed = {**SPEC.optimization.model_dump(by_alias=True), **scenario.get("optimization", {})}
+        spec = SPEC.model_copy(update={"optimization": type(SPEC.optimization).model_validate(changed)})
+        workload = Failing(spec, prepared, gang.device)
+        workload.prepare(scenario)
+        gradients: list[Tensor] = []
         clip = torch.nn.utils.clip_grad_norm_
 
         def record(parameters: Any, bound: float, clip: Any = clip, gradients: list[Tensor] = gradients) -> Any:
@@ -107,12 +124,18 @@ def main(folder: Path, scenarios: list[str]) -> None:
 
         loop.torch.nn.utils.clip_grad_norm_ = record  # type: ignore[assignment]
         progress = Recorder()
-        checkpoints = Checkpoints(folder / f"checkpoints-{name}-{workload.bad}", 1, workload.origin)
+        checkpoints = Checkpoints(folder / f"checkpoints-{gang.world}-{scenario['name']}", 6, workload.origin)
         error = ""
-        try:
-            train(model, workload, SPEC.optimization, 1, Surroundings(gang, checkpoints, progress, Silent(), stop))
-        except TrainerError as failure:
-            error = failure.reason
+        while True:
+            model = initial_model_of(workload)
+            around = Surroundings(gang, checkpoints, progress, Silent(), stop)
+            try:
+                train(model, workload, spec.optimization, scenario.get("every", 1), around)
+            except Crash:
+                continue
+            except TrainerError as failure:
+                error = failure.reason
+            break
         loop.torch.nn.utils.clip_grad_norm_ = clip
         weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
         result = {
@@ -120,9 +143,10 @@ def main(folder: Path, scenarios: list[str]) -> None:
             "losses": progress.losses,
             "gradients": torch.stack(gradients),
             "weights": weights,
+            "taken": workload.taken,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),
         }
-        torch.save(result, folder / f"{name}-{workload.bad}.pt")
+        torch.save(result, folder / f"{name}-{scenario['name']}.pt")
     gang.leave()
 
 
@@ -136,4 +160,4 @@ def initial_model_of(workload: FineTuning) -> Any:
 
 if __name__ == "__main__":
     os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), [json.loads(text) for text in sys.argv[2:]])

@@ -1,5 +1,6 @@
 """The training loop at one and at two ranks, with real process groups."""
 
+import json
 import os
 import socket
 import subprocess
@@ -19,12 +20,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+STEADY = {"name": "steady"}
+# A hundred and twenty steps, of whose batches forty unlearn what was learnt.
+ASCENT: dict[str, Any] = {
+    "ascent": [30, 70],
+    "every": 5,
+    "optimization": {"epochs": 40, "learningRate": 3e-3, "maxLossRise": 0.3, "maxRollbacks": 5},
+}
+SCENARIOS = [
+    STEADY,
+    {"name": "two", "nan": [1, 3]},
+    {"name": "three", "nan": [1, 4]},
+    {"name": "hopeless", "nan": [1, 4], "optimization": {"maxRollbacks": 0}},
+    {"name": "endless", "nan": [1, 1000]},
+    {"name": "ascent", **ASCENT},
+    # Before it is noticed, and after the first and the second rollback.
+    {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
+]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the ranks left, by `ranks-rank-bad steps`."""
+    """What the ranks left, by `ranks-rank-scenario`."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = []
-    for world, scenarios in ((1, ["nan:0", "nan:2", "nan:3"]), (2, ["nan:0"])):
+    for world, scenarios in ((1, SCENARIOS), (2, [STEADY, {"name": "ascent", **ASCENT}])):
         port = free_port()
         for rank in range(world):
             environment = os.environ | {
@@ -35,7 +55,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
                 "OMP_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "lo",
             }
-            command = [sys.executable, str(Path(__file__).with_name("one_rank.py")), str(folder), *scenarios]
+            command = [
+                sys.executable,
+                str(Path(__file__).with_name("one_rank.py")),
+                str(folder),
+                *map(json.dumps, scenarios),
+            ]
             processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in processes:
         _, log = process.communicate(timeout=240)
@@ -45,7 +70,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 def test_two_ranks_train_on_what_one_does(results: dict[str, dict[str, Any]]) -> None:
     """Same losses and gradients in every step, also in an epoch's last, of which the second rank has no example."""
-    one, two, other = results["1-0-0"], results["2-0-0"], results["2-1-0"]
+    one, two, other = results["1-0-steady"], results["2-0-steady"], results["2-1-steady"]
     assert len(one["losses"]) == 6
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert torch.allclose(two["gradients"], one["gradients"], rtol=1e-3, atol=1e-6)
@@ -56,7 +81,7 @@ def test_two_ranks_train_on_what_one_does(results: dict[str, dict[str, Any]]) ->
 
 def test_steps_without_a_finite_gradient_are_left_out_within_a_budget(results: dict[str, dict[str, Any]]) -> None:
     """Two in a row change no weight and are made up for; nothing is saved meanwhile."""
-    result = results["1-0-2"]
+    result = results["1-0-two"]
     assert result["error"] == ""
     assert torch.isfinite(result["weights"]).all()
     assert not torch.isfinite(result["gradients"][1:3]).all(dim=1).any()
@@ -64,9 +89,50 @@ def test_steps_without_a_finite_gradient_are_left_out_within_a_budget(results: d
     assert result["losses"][-1] is not None
 
 
-def test_a_run_that_stays_non_finite_diverges(results: dict[str, dict[str, Any]]) -> None:
-    """The third such step in a row ends the run, and the newest checkpoint is from before the first."""
-    result = results["1-0-3"]
+def test_a_run_that_stays_non_finite_goes_back_and_passes_over_it(results: dict[str, dict[str, Any]]) -> None:
+    """The third such step in a row: the state of before the first, and the batches after them; no step is lost."""
+    result = results["1-0-three"]
+    assert result["error"] == ""
+    assert result["taken"] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    assert torch.isfinite(result["weights"]).all()
+    assert torch.isfinite(torch.tensor(result["losses"][-5:])).all()
+
+
+def test_a_run_that_may_not_go_back_diverges(results: dict[str, dict[str, Any]]) -> None:
+    """The newest checkpoint is from before the first such step."""
+    result = results["1-0-hopeless"]
     assert result["error"] == "Diverged"
     assert len(result["gradients"]) == 4
     assert result["checkpoints"] == ["step-00000001"]
+
+
+def test_going_back_is_of_no_help_forever(results: dict[str, dict[str, Any]]) -> None:
+    """After two times it ends."""
+    result = results["1-0-endless"]
+    assert result["error"] == "Diverged"
+    assert max(result["taken"]) == 3 * 3 + 1
+    assert result["checkpoints"] == ["step-00000001"]
+
+
+def test_a_run_whose_loss_rises_goes_back_to_when_it_was_sound(results: dict[str, dict[str, Any]]) -> None:
+    """What unlearnt is passed over, and the end is as good as that of a run without it."""
+    result = results["1-0-ascent"]
+    assert result["error"] == ""
+    back = next(number for number in range(1, 99) if result["taken"][number] == result["taken"][number - 1])
+    assert 30 + 16 < result["taken"][back] < 70
+    assert result["losses"][-1] < min(result["losses"][:30])
+
+
+def test_a_run_that_went_back_and_was_killed_has_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    """What is known of its health is in the checkpoints: the same batches are passed over."""
+    steady, crashing = results["1-0-ascent"], results["1-0-crashing"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert torch.equal(crashing["weights"], steady["weights"])
+
+
+def test_ranks_go_back_together(results: dict[str, dict[str, Any]]) -> None:
+    """To the same step, over the same batches."""
+    one, other = results["2-0-ascent"], results["2-1-ascent"]
+    assert one["taken"] == other["taken"]
+    assert len(one["taken"]) > 120
+    assert torch.equal(one["weights"], other["weights"])

@@ -23,6 +23,7 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     server = serve(0, path, ("PretrainJob", "encoder"))
     try:
         figures.saving(blocked_seconds=1.5, missed=2)
+        figures.trouble(rollbacks=1, skipped=30)
         figures.step(3, 10, loss=2.5, tokens=1000)
         figures.stage("evaluation")
         found = scrape(server.server_address[1])
@@ -33,5 +34,7 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     assert found[metrics.TRAIN_STEP.name] == (run, 3)
     assert found[f"{metrics.TRAIN_TOKENS.name}_total"] == (run, 1000)
     assert found[f"{metrics.TRAIN_CHECKPOINT_BLOCKED.name}_total"] == (run, 1.5)
-    assert found[f"{metrics.TRAIN_CHECKPOINTS_MISSED.name}_total"] == (run, 2)
+    assert found[f"{metrics.TRAIN_MISSED_CHECKPOINTS.name}_total"] == (run, 2)
+    assert found[f"{metrics.TRAIN_ROLLBACKS.name}_total"] == (run, 1)
+    assert found[f"{metrics.TRAIN_SKIPPED_BATCHES.name}_total"] == (run, 30)
     assert found[metrics.TRAIN_STAGE.name] == ({**run, "stage": "evaluation"}, 1)

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cloze_api.manifest import file_sha256
 from cloze_trainer.console import log
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.files import COMPLETE, sync_folder, sync_tree, write_json
+from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
 
 _PREFIX = "step-"
@@ -33,10 +35,46 @@ _STATE = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class LoopState:
-    """Where the loop stands. step: optimizer steps done; tokens: real tokens trained on, over all ranks."""
+    """Where the loop stands.
+
+    step: optimizer steps done. tokens: real tokens trained on, over all ranks. skipped: batches that were passed over.
+    rollbacks: how often, the last time to the step `retreat`. health: what the steps so far tell.
+    """
 
     step: int
     tokens: int
+    skipped: int = 0
+    rollbacks: int = 0
+    retreat: int | None = None
+    health: Health = field(default_factory=Health)
+
+    @property
+    def batch(self) -> int:
+        """Which global batch is next."""
+        return self.step + self.skipped
+
+    def rolled_back(self, before: "LoopState") -> "LoopState":
+        """Where to go on from an earlier state, over the batches since."""
+        return replace(
+            before,
+            skipped=self.batch - before.step,
+            rollbacks=self.rollbacks + 1,
+            retreat=before.step,
+            health=before.health.restarted(),
+        )
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "LoopState":
+        """From a checkpoint's file; what older ones don't have is as at the beginning."""
+        health = document.get("health", {})
+        return cls(
+            step=document["step"],
+            tokens=document["tokens"],
+            skipped=document.get("skipped", 0),
+            rollbacks=document.get("rollbacks", 0),
+            retreat=document.get("retreat"),
+            health=Health(**{**health, "losses": tuple(health.get("losses", ()))}),
+        )
 
 
 # One process saves and loads, which is meant.
@@ -160,7 +198,7 @@ class Checkpoints:
             except (RuntimeError, CheckpointException):
                 _probe(staging)
                 raise
-            write_json(staging / _STATE, {"step": state.step, "tokens": state.tokens, **asdict(self.origin)})
+            write_json(staging / _STATE, asdict(state) | asdict(self.origin))
             sync_tree(staging)
             digests = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
             if target.exists():
@@ -177,10 +215,13 @@ class Checkpoints:
         kept = finished_steps(self.folder)[: self.keep]
         for step in self._steps():
             if step not in kept:
-                # The marker goes first, so that a half-deleted checkpoint doesn't count.
-                (self.path(step) / COMPLETE).unlink(missing_ok=True)
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                self._remove(step)
         self._sweep()
+
+    def _remove(self, step: int) -> None:
+        # The marker goes first, so that a half-deleted checkpoint doesn't count.
+        (self.path(step) / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(self.path(step), ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what killed attempts to save have left. Called when nothing is saved."""
@@ -193,7 +234,7 @@ class Checkpoints:
         Raises InputError when it was made from another base or other data, TrainerError when it doesn't fit the model.
         """
         path = self.path(step)
-        document = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        document = self._document(step)
         since = f"the checkpoint of step {step} in {self.folder} was saved"
         if document.get("base") != self.origin.base:
             raise changed("the base model", since)
@@ -209,4 +250,23 @@ class Checkpoints:
                 f"{path} doesn't fit this model: it belongs to another run; use another workspace",
             ) from error
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return LoopState(step=document["step"], tokens=document["tokens"])
+        return LoopState.read(document)
+
+    def _document(self, step: int) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.path(step) / _STATE).read_text(encoding="utf-8"))
+        return document
+
+    def go_back(self, max_rise: float, tried: int | None) -> int | None:
+        """Find the newest intact checkpoint of a sound training, or else the oldest; the newer ones are removed.
+
+        tried: the step that was gone back to before, of no help if nothing sound came after it. Called when nothing is
+        saved. Returns a step; None when there is no checkpoint.
+        """
+        intact = [step for step in self._steps() if not self._damage(self.path(step))]
+        sound = (step for step in intact if LoopState.read(self._document(step)).health.sound(max_rise))
+        back = next((step for step in sound if step != tried), intact[-1] if intact else None)
+        for step in self._steps():
+            # The newest goes first: whoever is killed here finds one that leads to the same decision.
+            if back is not None and step > back:
+                self._remove(step)
+        return back

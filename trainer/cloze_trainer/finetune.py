@@ -193,11 +193,11 @@ class FineTuning:
         """Steps of all epochs; the last of each may have a smaller batch."""
         return self._spec.optimization.epochs * self._order.steps_per_epoch
 
-    def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
-        """A rank's part of a step's batch; a stand-in of weight 0 when the last batch has none for it."""
-        samples_B, _ = self._order.share(step, rank, world)
+    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
+        """A rank's part of a global batch; a stand-in of weight 0 when the last batch has none for it."""
+        samples_B, _ = self._order.share(batch, rank, world)
         if not len(samples_B):
-            samples_B, _ = self._order.step(step)
+            samples_B, _ = self._order.step(batch)
             chunk = self._chunk(self.train, samples_B[:1])
             return [Chunk(chunk.inputs, torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)]
         rows = max(1, CHUNK_TOKENS // int(self.train.lengths[samples_B].max()))

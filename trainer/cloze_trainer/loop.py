@@ -1,14 +1,15 @@
 """The training loop, for both kinds of job.
 
 Legend: a *step* is one update of the weights from one global batch; a *share* is a rank's part of that batch; a
-*chunk* is what fits through the model at once. Everything random is seeded from (seed, step, rank), so a step depends
-only on the weights, the optimizer's state and its own number: that is all a checkpoint holds.
+*chunk* is what fits through the model at once. Everything random is seeded from (seed, batch, rank), so a step depends
+only on the weights, the optimizer's state and which batch it is: with what is known of the training's health, that is
+all a checkpoint holds. Batches are taken in order; those of a stretch that went wrong are passed over.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -22,15 +23,13 @@ from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
 from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
-from cloze_trainer.optimizer import adamw, learning_rate
+from cloze_trainer.optimizer import build, learning_rate
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
 
 # Tokens that go through the model at once, padding included.
 CHUNK_TOKENS = 16_384
-# Updates in a row that may be left out because the gradient isn't finite.
-NON_FINITE_BUDGET = 3
 _TRACK_EVERY_STEPS = 10
 _DROPOUT_DOMAIN = 4
 
@@ -56,8 +55,8 @@ class Workload(Protocol):
     def total_steps(self) -> int:
         """Steps of the whole run."""
 
-    def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
-        """A rank's part of a step's batch; at least one chunk."""
+    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
+        """A rank's part of a global batch, of which there is no last; at least one chunk."""
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Sum of the losses (nats) of a chunk's predictions."""
@@ -76,9 +75,9 @@ class Tracker(Protocol):
         """Figures of a step."""
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's generators for one step of one rank: dropout needs no state in the checkpoint then."""
-    torch.manual_seed(int(generator(seed, _DROPOUT_DOMAIN, step, rank).integers(1 << 63)))
+def seed_step(seed: int, batch: int, rank: int) -> None:
+    """Seed torch's generators for one batch of one rank: dropout needs no state in the checkpoint then."""
+    torch.manual_seed(int(generator(seed, _DROPOUT_DOMAIN, batch, rank).integers(1 << 63)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +90,20 @@ class Surroundings:
     tracker: Tracker
     stop: StopSignal
 
-    def report(self, step: int, total: int, loss: float, tokens: int, saver: Saver) -> None:
-        """Tell the launcher, and every few steps the tracker, what the step before this one gave."""
-        self.progress.step(step, total, loss=loss if math.isfinite(loss) else None, tokens=tokens)
-        if step % _TRACK_EVERY_STEPS == 0 or step == total:
+    def report(self, state: LoopState, total: int, loss: float, saver: Saver) -> None:
+        """Tell the launcher, and every few steps the tracker, what the last step gave."""
+        self.progress.step(state.step, total, loss=loss if math.isfinite(loss) else None, tokens=state.tokens)
+        self.progress.trouble(rollbacks=state.rollbacks, skipped=state.skipped)
+        if state.step % _TRACK_EVERY_STEPS == 0 or state.step == total:
             values = {
                 "loss": loss,
+                "rollbacks": state.rollbacks,
                 "checkpoint_blocked_seconds": saver.blocked_seconds,
-                "checkpoints_missed": saver.missed,
+                "missed_checkpoints": saver.missed,
             }
             if (rate := self.progress.tokens_per_second) is not None:
                 values["tokens_per_second"] = rate
-            self.tracker.metrics(step, values)
+            self.tracker.metrics(state.step, values)
 
 
 def train(
@@ -110,16 +111,17 @@ def train(
 ) -> None:
     """Train to the last step, from the newest checkpoint when there is one; the weights change in place.
 
-    every_steps: how often the state is saved. Raises Suspended after a checkpoint when the stop signal came,
-    TrainerError `Diverged` when the gradient stays non-finite, PeerLost's causes (RuntimeError of the process group),
-    OSError when a checkpoint can't be written, but for a full volume, which costs that checkpoint only.
+    every_steps: how often the state is saved. A training that diverges goes back to a checkpoint and passes over the
+    batches since. Raises Suspended after a checkpoint when the stop signal came, TrainerError `Diverged` when going
+    back is of no help, PeerLost's causes (RuntimeError of the process group), OSError when a checkpoint can't be
+    written, but for a full volume, which costs that checkpoint only.
     """
     gang, progress = around.gang, around.progress
     total = workload.total_steps
 
     # --- state: fresh, or where the newest checkpoint stands
     trained = cast(DistributedDataParallel, gang.distributed(model))
-    optimizer = adamw(trained, optimization)
+    optimizer = build(trained, optimization)
     state = LoopState(step=0, tokens=0)
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
     if resume is not None:
@@ -128,18 +130,16 @@ def train(
         if gang.leads:
             log("resumed", step=state.step)
 
-    first = state.step
     progress.step(state.step, total, loss=None, tokens=state.tokens)
-    own_loss, weight, non_finite = 0.0, 1.0, 0
+    own_loss, weight, unseen = 0.0, 1.0, False
     trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
     with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver:
-        while state.step < total:
+        while True:
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
-            step = state.step
-            chunks = workload.share(step, gang.rank, gang.world)
-            previous_weight = weight
+            step, last_weight = state.step, weight
+            chunks = workload.share(state.batch, gang.rank, gang.world) if step < total else ()
             weight, tokens, stop, loss_sum, failed = gang.sum(
                 sum(chunk.weight for chunk in chunks),
                 sum(chunk.tokens for chunk in chunks),
@@ -148,8 +148,26 @@ def train(
                 saver.failed,
             )
             saver.check(failed)
-            if step > first:
-                around.report(step, total, loss_sum / max(1.0, previous_weight), state.tokens, saver)
+            if unseen:
+                unseen, loss = False, loss_sum / max(1.0, last_weight)
+                state = replace(state, health=state.health.seen(loss))
+                around.report(state, total, loss, saver)
+
+            # --- what to do about it: go back and pass over what went wrong, end, save, stop
+            if trouble := state.health.trouble(optimization.max_loss_rise):
+                if state.rollbacks >= optimization.max_rollbacks:
+                    raise _diverged(trouble, state)
+                back = saver.go_back(optimization.max_loss_rise, state.retreat)
+                if back is None:
+                    raise _diverged(trouble, state)
+                if gang.leads:
+                    log("rolled back", step=step, to=back, why=trouble, skipped=step - back)
+                state = state.rolled_back(around.checkpoints.load(back, model, optimizer))
+                continue
+            if step == total:
+                break
+            if step and step % every_steps == 0 and not state.health.left_out:
+                saver.save(state, model, optimizer)
             if stop:
                 saver.save(state, model, optimizer)
                 saver.settle()
@@ -164,46 +182,42 @@ def train(
             rate = learning_rate(optimization, step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            seed_step(optimization.seed, step, gang.rank)
+            seed_step(optimization.seed, state.batch, gang.rank)
             own = torch.zeros((), device=gang.device)
             for index, chunk in enumerate(chunks):
                 last = index == len(chunks) - 1
                 with nullcontext() if last else trained.no_sync():
-                    loss = workload.loss_sum(trained, chunk)
-                    (loss * (gang.world / max(1.0, weight))).backward()  # type: ignore[no-untyped-call]  # torch has no type here
-                own += loss.detach()
-            own_loss = float(own)
+                    loss_of_chunk = workload.loss_sum(trained, chunk)
+                    (loss_of_chunk * (gang.world / max(1.0, weight))).backward()  # type: ignore[no-untyped-call]  # torch has no type here
+                own += loss_of_chunk.detach()
+            own_loss, unseen = float(own), True
 
             # --- update; the averaged gradient is the same on all ranks, and so is the decision to leave it out
             norm = float(torch.nn.utils.clip_grad_norm_(trained.parameters(), optimization.gradient_clip))
-            if math.isfinite(norm):
+            if finite := math.isfinite(norm):
                 optimizer.step()
-                non_finite = 0
-            else:
-                non_finite += 1
-                if gang.leads:
-                    log("update left out", step=step, why="the gradient isn't finite")
-                if non_finite >= NON_FINITE_BUDGET:
-                    raise TrainerError(
-                        "Diverged",
-                        f"the gradient was not finite in {non_finite} steps in a row, up to step {step}: lower "
-                        "optimization.learningRate, add warmupSteps, or lower gradientClip",
-                        ExitCode.DIVERGED,
-                    )
+            elif gang.leads:
+                log("update left out", step=step, why="the gradient isn't finite")
             optimizer.zero_grad()
-            state = LoopState(step=step + 1, tokens=state.tokens + int(tokens))
+            health = state.health.updated(finite=finite)
+            state = replace(state, step=step + 1, tokens=state.tokens + int(tokens), health=health)
 
-            # --- now and then: evaluate, save
+            # --- now and then: evaluate
             if workload.evaluate_after(state.step) and state.step < total:
                 around.tracker.metrics(state.step, workload.evaluate(model, gang))
                 trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            if state.step % every_steps == 0 and state.step < total and not non_finite:
-                saver.save(state, model, optimizer)
 
-        if state.step > first:
-            (loss_sum,) = gang.sum(own_loss)
-            around.report(total, total, loss_sum / max(1.0, weight), state.tokens, saver)
         if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in model.parameters()))):
-            raise TrainerError("Diverged", "the trained weights are not finite", ExitCode.DIVERGED)
+            raise _diverged("the trained weights are not finite", state)
         saver.save(state, model, optimizer)
         saver.settle()
+
+
+def _diverged(why: str, state: LoopState) -> TrainerError:
+    tried = f", after {state.rollbacks} rollbacks" if state.rollbacks else ""
+    return TrainerError(
+        "Diverged",
+        f"{why}, up to step {state.step}{tried}: lower optimization.learningRate, raise warmupSteps, or lower "
+        "gradientClip",
+        ExitCode.DIVERGED,
+    )

@@ -1,37 +1,79 @@
-"""AdamW and its learning-rate schedules."""
+"""Optimizers and their learning-rate schedules."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cloze_api.training import Optimization, Schedule
-
-BETAS = (0.9, 0.98)
-EPSILON = 1e-6
+from cloze_api.training import Algorithm, Optimization, Schedule
 
 
 def learning_rate(settings: Optimization, step: int, total_steps: int) -> float:
-    """Rate of the step with this index (from 0): a linear rise over the warm-up, then the schedule down to zero."""
+    """Rate of the step with this index (from 0): a linear rise over the warm-up, then the schedule."""
     warmup = min(settings.warmup_steps, total_steps)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
-    share = (step - warmup) / max(1, total_steps - warmup)
+    return settings.learning_rate * _factor(settings, (step - warmup) / max(1, total_steps - warmup))
+
+
+def _factor(settings: Optimization, share: float) -> float:
+    """What part of the full rate is left after this share of the steps that follow the warm-up."""
     if settings.schedule is Schedule.CONSTANT:
-        return settings.learning_rate
+        return 1.0
     if settings.schedule is Schedule.COSINE:
-        return settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
-    return settings.learning_rate * (1.0 - share)
+        return 0.5 * (1.0 + math.cos(math.pi * share))
+    if settings.schedule is Schedule.WSD:
+        # Stable, then falling as 1 - √x (Hägele et al. 2024, arXiv:2405.18392, section 3).
+        return 1.0 - math.sqrt(max(0.0, share - 1.0 + settings.decay_share) / settings.decay_share)
+    return 1.0 - share
 
 
-def adamw(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """AdamW without decay on biases and normalisation."""
+def build(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
+    """The optimizer of a model, without decay on biases and normalisation."""
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     rest = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
-        betas=BETAS,
-        eps=EPSILON,
-        fused=True,
-    )
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    options: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+    }
+    if settings.algorithm is Algorithm.STABLE_ADAMW:
+        return StableAdamW(groups, **options, foreach=False)
+    return torch.optim.AdamW(groups, **options, fused=True)
+
+
+class StableAdamW(torch.optim.AdamW):
+    """AdamW whose steps are clipped where the second moment lags (Wortsman et al. 2023, arXiv:2304.13013, algorithm 2).
+
+    A tensor's learning rate is divided by max(1, √mean(g² / max(v, ε²))), with the gradient g and the bias-corrected
+    second moment v. The state is AdamW's, so that a checkpoint of one fits the other.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters that have a gradient."""
+        assert closure is None, "the gradients are there already"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        assert gradient is not None
+        if not state:
+            # As AdamW's own: a checkpoint has them under these names.
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        count, (beta1, beta2), epsilon = float(state["step"]), group["betas"], group["eps"]
+        first = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**count)
+        second = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2) / (1 - beta2**count)
+        excess = float((gradient.square() / second.clamp(min=epsilon**2)).mean().sqrt())
+        rate = group["lr"] / max(1.0, excess)
+        parameter.mul_(1 - rate * group["weight_decay"])
+        parameter.addcdiv_(first, second.sqrt().add_(epsilon), value=-rate)

@@ -115,9 +115,9 @@ class Pretraining:
         """Sequences that go through the model at once."""
         return max(1, CHUNK_TOKENS // self.config.max_length)
 
-    def share(self, step: int, rank: int, world: int) -> Sequence[Chunk]:
-        """A rank's part of a step's batch."""
-        samples_B, epochs_B = self._order.share(step, rank, world)
+    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
+        """A rank's part of a global batch."""
+        samples_B, epochs_B = self._order.share(batch, rank, world)
         rows = self._rows
         return [
             self._chunk(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows])

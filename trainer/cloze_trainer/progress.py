@@ -38,6 +38,7 @@ class ProgressFile:
         self._marks: deque[tuple[float, int, int]] = deque()
         self._checkpoint_seconds: list[float] = []
         self._blocked_seconds, self._missed = 0.0, 0
+        self._rollbacks, self._skipped = 0, 0
 
     def stage(self, stage: str) -> None:
         """Say what begins."""
@@ -79,6 +80,10 @@ class ProgressFile:
         """Say for how long the training has waited for its checkpoints, and how many were left out."""
         self._blocked_seconds, self._missed = blocked_seconds, missed
 
+    def trouble(self, *, rollbacks: int, skipped: int) -> None:
+        """Say how often the training went back to a checkpoint, and how many batches it has passed over."""
+        self._rollbacks, self._skipped = rollbacks, skipped
+
     @property
     def tokens_per_second(self) -> float | None:
         """Rate over the last half minute."""
@@ -95,7 +100,9 @@ class ProgressFile:
             "tokens": self._tokens,
             "checkpoint_seconds": self._checkpoint_seconds[-1000:],
             "checkpoint_blocked_seconds": self._blocked_seconds,
-            "checkpoints_missed": self._missed,
+            "missed_checkpoints": self._missed,
+            "rollbacks": self._rollbacks,
+            "skipped": self._skipped,
         }
         # A file system that is full must not end the training for the sake of its progress.
         with contextlib.suppress(OSError):
@@ -135,7 +142,9 @@ class _Figures(Collector):
         counters = (
             (metrics.TRAIN_TOKENS, document["tokens"]),
             (metrics.TRAIN_CHECKPOINT_BLOCKED, document["checkpoint_blocked_seconds"]),
-            (metrics.TRAIN_CHECKPOINTS_MISSED, document["checkpoints_missed"]),
+            (metrics.TRAIN_MISSED_CHECKPOINTS, document["missed_checkpoints"]),
+            (metrics.TRAIN_ROLLBACKS, document["rollbacks"]),
+            (metrics.TRAIN_SKIPPED_BATCHES, document["skipped"]),
         )
         for metric, value in counters:
             counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)

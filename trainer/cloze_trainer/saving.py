@@ -65,6 +65,19 @@ class Saver:
         self._collect(wait=True)
         self._waited(began)
 
+    def go_back(self, max_rise: float, tried: int | None) -> int | None:
+        """Wait for the write in flight, and drop what was saved since the training was sound; all ranks call it.
+
+        tried: as in Checkpoints. Returns the step of the checkpoint to go on from, the same on all ranks; None when
+        there is none.
+        """
+        self.settle()
+        back: int | None = self._gang.from_leader(
+            self._checkpoints.go_back(max_rise, tried) if self._gang.leads else None
+        )
+        self.durable = back
+        return back
+
     def settle(self) -> None:
         """Wait for the write in flight; all ranks call it. Raises its error on rank 0, and PeerLost on the others."""
         self.wait()

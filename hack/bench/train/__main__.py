@@ -1,0 +1,170 @@
+"""Pretraining beside its peer: python hack/bench/train COMMAND --help"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "serve"))
+
+from measure import Spread
+from servers import CACHE, uv
+from work import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, Sizes, corpus, job
+
+HERE = Path(__file__).parent
+PEERS = HERE / "peers"
+WAYS = ("chunks", "lines", "padded")
+_LEFT_OUT = 3
+
+
+def peer_python() -> str:
+    """The interpreter of the peer's environment, made when it is missing: our torch and transformers, and more.
+
+    Both sides run on the same kernels then.
+    """
+    pins = PEERS / "transformers.txt"
+    folder = CACHE / f"transformers-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"installing transformers into {folder}", file=sys.stderr, flush=True)
+        subprocess.run([uv(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv(), "pip", "install", "--quiet", "--no-deps", "--python", str(python), "-r", str(pins)]
+        subprocess.run(install, check=True)
+        (own,) = folder.glob("lib/python*/site-packages")
+        (own / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        (folder / "complete").touch()
+    return str(python)
+
+
+def call(python: str, script: Path, plan: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Run one of the scripts."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with tempfile.TemporaryDirectory() as scratch:
+        given, result = Path(scratch, "plan.json"), Path(scratch, "result.json")
+        given.write_text(json.dumps({**plan, "scratch": f"{scratch}/scratch"}), encoding="utf-8")
+        done = subprocess.run(
+            [python, str(script), str(given), str(result)], env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"{script.name} failed:\n{done.stderr[-4000:]}")
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+class Bench:
+    """One model, prepared."""
+
+    def __init__(self, sizes: Sizes, steps: int, threads: int) -> None:
+        self.sizes, self.steps, self.threads = sizes, steps, threads
+        self.folder = CACHE / f"train-{sizes.layers}x{sizes.width}-{sizes.vocab}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus())
+        (self.folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
+        prepared = self.ours(documents=True)
+        self._tokenizer, self._vocab = prepared["tokenizer"], prepared["vocab"]
+
+    def ours(self, **plan: Any) -> dict[str, Any]:
+        """Our loop."""
+        return call(sys.executable, HERE / "ours.py", {"folder": str(self.folder), **plan}, self.threads)
+
+    def peer(self, way: str, **plan: Any) -> dict[str, Any]:
+        """The peer's."""
+        width = self.sizes.width
+        model = {
+            "vocab_size": self._vocab,
+            "hidden_size": width,
+            "num_hidden_layers": self.sizes.layers,
+            "num_attention_heads": width // 64,
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": MAX_LENGTH,
+            "attention_probs_dropout_prob": 0.0,
+        }
+        common = {
+            "model": model,
+            "way": way,
+            "steps": self.steps,
+            "threads": self.threads,
+            "warmup": self.steps // 10,
+            "batch": BATCH,
+            "max_length": MAX_LENGTH,
+            "learning_rate": LEARNING_RATE,
+            "seed": SEED,
+            "tokenizer": self._tokenizer,
+            "documents": str(self.folder / "documents.jsonl"),
+            "cache": str(self.folder / "datasets"),
+        }
+        return call(peer_python(), PEERS / "transformers_mlm.py", {**common, **plan}, self.threads)
+
+
+def speed(steps: Sequence[tuple[float, int]]) -> float:
+    """Real tokens a second after the first steps."""
+    (began, before), (ended, after) = steps[_LEFT_OUT], steps[-1]
+    return (after - before) / (ended - began)
+
+
+def throughput(sizes: Sizes, steps: int, threads: int, rounds: int) -> None:
+    """real tokens/s over the peer's, in its three ways of batching"""
+    bench = Bench(sizes, steps, threads)
+    found: dict[str, list[float]] = {"ours": [], **{way: [] for way in WAYS}}
+    for number in range(rounds):
+        found["ours"].append(speed(bench.ours(train=True)["steps"]))
+        for way in WAYS:
+            found[way].append(speed(bench.peer(way)["steps"]))
+        print(f"round {number + 1}: { ({name: round(each[-1]) for name, each in found.items()}) }", file=sys.stderr)
+    print(f"{sizes.name}, {threads} threads, {steps} steps, {rounds} rounds; real tokens/s, and ours over each")
+    for name, figures in found.items():
+        ratios = [ours / other for ours, other in zip(found["ours"], figures, strict=True)]
+        print(f"  {name:7} {Spread(tuple(figures))!s:28} {'' if name == 'ours' else Spread(tuple(ratios))}")
+
+
+def quality(sizes: Sizes, steps: int, threads: int, rounds: int) -> None:
+    """held-out loss of both after as many real tokens, the peer in its default way"""
+    bench = Bench(sizes, steps, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            ours = bench.ours(train=True, evaluate=True)
+            peer = bench.peer("chunks", weights=folder)
+            theirs = bench.ours(weights=f"{folder}/model.safetensors", evaluate=True)
+            for name, run, evaluation in (
+                ("ours", ours, ours["evaluation"]),
+                ("chunks", peer, theirs["evaluation"]),
+            ):
+                seconds = run["steps"][-1][0] - run["steps"][0][0]
+                print(
+                    f"{sizes.name}: {name:7} {run['steps'][-1][1]:,} tokens in {seconds:.0f} s, held-out loss "
+                    f"{evaluation['masked_loss']:.4f}, accuracy {evaluation['masked_accuracy']:.4f}"
+                )
+
+
+def _sizes(text: str) -> tuple[int, int]:
+    layers, width = text.split("x")
+    return int(layers), int(width)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python hack/bench/train", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for function, steps, rounds in ((throughput, 15, 3), (quality, 300, 1)):
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.set_defaults(run=function)
+        command.add_argument("sizes", type=_sizes, help="layers and width, such as 4x256 or 6x384")
+        command.add_argument("--vocab", type=int, default=30_522)
+        command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("--threads", type=int, default=2)
+        command.add_argument("--rounds", type=int, default=rounds)
+    given = vars(parser.parse_args())
+    run, (layers, width), vocab = given.pop("run"), given.pop("sizes"), given.pop("vocab")
+    run(Sizes(layers, width, vocab), **given)
+
+
+if __name__ == "__main__":
+    main()
