@@ -153,6 +153,14 @@ class Algorithm(StrEnum):
     """AdamW with smaller steps for tensors whose gradient has grown faster than its average (arXiv:2304.13013)."""
 
 
+class Arithmetic(StrEnum):
+    """How numbers are multiplied. Weights, their updates and the loss are fp32 in any case."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    """Matrix products in bfloat16: on GPUs, and on processors with AVX512_BF16, AMX or SVE's BF16; refused elsewhere."""
+
+
 class Optimization(Schema):
     """Optimizer settings that both kinds of training share."""
 
@@ -163,6 +171,7 @@ class Optimization(Schema):
 
     batch_sequences: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Sequences in one global batch, over all ranks."""
+    arithmetic: Arithmetic = Arithmetic.FP32
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     schedule: Schedule = Schedule.LINEAR

@@ -141,7 +141,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         result = {
             "error": error,
             "losses": progress.losses,
-            "gradients": torch.stack(gradients),
+            "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,
             "taken": workload.taken,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),

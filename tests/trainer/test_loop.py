@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from cloze_trainer.gang import _has_bf16
+
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -33,6 +35,7 @@ SCENARIOS = [
     {"name": "three", "nan": [1, 4]},
     {"name": "hopeless", "nan": [1, 4], "optimization": {"maxRollbacks": 0}},
     {"name": "endless", "nan": [1, 1000]},
+    {"name": "bf16", "optimization": {"arithmetic": "bf16"}},
     {"name": "ascent", **ASCENT},
     # Before it is noticed, and after the first and the second rollback.
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
@@ -136,3 +139,14 @@ def test_ranks_go_back_together(results: dict[str, dict[str, Any]]) -> None:
     assert one["taken"] == other["taken"]
     assert len(one["taken"]) > 120
     assert torch.equal(one["weights"], other["weights"])
+
+
+def test_products_in_bfloat16_learn_the_same(results: dict[str, dict[str, Any]]) -> None:
+    """The weights stay float32, and the losses are nearly the same; where the processor can't, it is refused."""
+    result, steady = results["1-0-bf16"], results["1-0-steady"]
+    if not _has_bf16(torch.device("cpu")):
+        assert result["error"] == "ArithmeticUnsupported"
+        return
+    assert result["weights"].dtype == torch.float32
+    assert result["losses"] == pytest.approx(steady["losses"], rel=0.02)
+    assert not torch.equal(result["weights"], steady["weights"])

@@ -1,18 +1,25 @@
 """What is told before the first step, not after the last."""
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
 
 from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.task import Task
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
-from cloze_trainer.pretrain import prepare
+from cloze_trainer.pretrain import PreparedCorpus, Pretraining, prepare
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run, open_run
+from cloze_trainer.worker import initial_model
 
 
-def prepared(folder: Path, held_out: float) -> None:
+def prepared(folder: Path, held_out: float) -> tuple[PretrainJobSpec, PreparedCorpus]:
     texts = [f"word{number} and" for number in range(120)]
     (folder / "text.txt").write_text("\n\n".join(texts))
     job = {
@@ -31,7 +38,8 @@ def prepared(folder: Path, held_out: float) -> None:
     (folder / "job.json").write_text(json.dumps(job))
     run = open_run(folder / "job.json")
     assert isinstance(run.job.spec, PretrainJobSpec)
-    prepare(Run(run.job, run.identity, folder, folder, None), run.job.spec, ProgressFile(None))
+    corpus = prepare(Run(run.job, run.identity, folder, folder, None), run.job.spec, ProgressFile(None))
+    return run.job.spec, corpus
 
 
 def test_held_out_text_without_a_masked_token_is_refused_before_the_training(tmp_path: Path) -> None:
@@ -40,3 +48,41 @@ def test_held_out_text_without_a_masked_token_is_refused_before_the_training(tmp
         prepared(tmp_path, 0.001)
     assert refusal.value.reason == "HeldOutTooSmall"
     prepared(tmp_path, 0.3)
+
+
+def test_a_text_among_others_is_predicted_as_if_it_were_alone(tmp_path: Path) -> None:
+    """Packed texts see neither each other nor the padding: the logits are those of transformers for each by itself."""
+    workload = Pretraining(*prepared(tmp_path, 0.3), torch.device("cpu"))
+    model = initial_model(workload, 1)
+    theirs = BertForMaskedLM(BertConfig(**model_settings(workload), attn_implementation="eager"))
+    missing = theirs.load_state_dict(model.state_dict(), strict=False)
+    assert missing.unexpected_keys == []
+    assert set(missing.missing_keys) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    theirs.tie_weights()
+    model.eval()
+    theirs.eval()
+    compared = 0
+    for chunk in (chunk for step in range(4) for chunk in workload.share(step, 0, 1)):
+        ids, mask, _, _, places = chunk.inputs
+        assert ids is not None
+        assert mask is not None
+        assert places is not None
+        with torch.no_grad():
+            ours = model(ids, mask, None, None, places)
+            for row, columns in ((row, columns) for row in range(len(ids)) for columns in texts(ids[row], places[row])):
+                (alone,) = theirs(ids[row, columns][None]).logits
+                torch.testing.assert_close(ours[row, columns], alone, rtol=1e-4, atol=1e-5)
+                compared += 1
+    assert compared > 16
+
+
+def texts(ids_T: torch.Tensor, places_T: torch.Tensor) -> list[slice]:
+    """Where the texts of a row are."""
+    length = int((ids_T != SPECIAL_IDS.pad).sum())
+    starts = [int(start) for start in torch.nonzero(places_T[:length] == 0).flatten()]
+    return [slice(start, end) for start, end in itertools.pairwise([*starts, length])]
+
+
+def model_settings(workload: Pretraining) -> dict[str, Any]:
+    """What transformers calls the sizes."""
+    return workload.config.transformers(Task.FILL_MASK)

@@ -1,5 +1,6 @@
 """Prepared corpora: what is in the files is what the texts say."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -41,35 +42,49 @@ def test_files_hold_the_packed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model = tokenizer.read(got.folder)
     train, held_out = shards.split(PARAGRAPHS, 0.02)
     for rows_NT, texts in ((got.train_NT, train), (got.held_out_NT, held_out)):
-        stream = [ids for text in texts for ids in [*model.encode(text, add_special_tokens=False).ids, SPECIAL_IDS.sep]]
-        width = rows_NT.shape[1] - 2
-        assert rows_NT.shape == (-(-(len(stream) - 1) // width), 16)
-        assert rows_NT[:, 1:-1].reshape(-1)[: len(stream) - 1].tolist() == stream[:-1]
-        assert (rows_NT[:, 0] == SPECIAL_IDS.cls).all()
-        assert (rows_NT[:-1, -1] == SPECIAL_IDS.sep).all()
+        documents = [model.encode(text, add_special_tokens=False).ids for text in texts]
+        assert np.array_equal(rows_NT, np.concatenate(list(shards.pack(documents, 16, rows_NT.dtype))))
     assert got.report["sequences"] == len(got.train_NT)
     assert got.report["tokens"] == int((got.train_NT >= 5).sum() + (got.train_NT == SPECIAL_IDS.unk).sum())
 
 
-@given(st.lists(st.lists(st.integers(5, 99), max_size=40), min_size=1, max_size=20), st.integers(4, 32))
-def test_packing_keeps_every_token_once_and_in_order(documents: list[list[int]], length: int) -> None:
-    """Without the special tokens the rows spell the documents; every row is `[CLS] … [SEP]`."""
-    blocks = list(shards.pack(documents, length, np.uint16))
+@given(
+    st.lists(st.lists(st.integers(5, 99), max_size=40), max_size=20), st.integers(4, 32), st.sampled_from([1, 2, 4096])
+)
+def test_packing_keeps_every_token_once_and_in_order(documents: list[list[int]], length: int, rows: int) -> None:
+    """Without special tokens the rows spell the documents; every text is `[CLS] … [SEP]`, a document of its own or cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_BLOCK_ROWS", rows)
+        blocks = list(shards.pack(documents, length, np.uint16))
     packed_NT = np.concatenate(blocks) if blocks else np.empty((0, length), dtype=np.uint16)
-    flat = [token for token in packed_NT.reshape(-1).tolist() if token >= 5]
-    assert flat == [token for document in documents for token in document]
-    for row in packed_NT.tolist():
-        assert row[0] == SPECIAL_IDS.cls
-        assert [token for token in row if token != SPECIAL_IDS.pad][-1] == SPECIAL_IDS.sep
-    assert not (packed_NT[:-1] == SPECIAL_IDS.pad).any()
+    texts_NT, places_NT = shards.texts_of(packed_NT)
+    pieces = []
+    for row, texts, places in zip(packed_NT, texts_NT, places_NT, strict=True):
+        real = row != SPECIAL_IDS.pad
+        assert real[0]
+        assert not real[int(real.sum()) :].any(), "padding is at the end"
+        for number in range(1, int(texts.max()) + 1):
+            text = row[(texts == number) & real].tolist()
+            assert (text[0], text[-1]) == (SPECIAL_IDS.cls, SPECIAL_IDS.sep)
+            assert places[(texts == number) & real].tolist() == list(range(len(text)))
+            pieces.append(text[1:-1])
+        # What is left of a row is too small for a piece of what comes next.
+        assert length - real.sum() < 18
+    assert all(min(piece, default=0) >= 5 for piece in pieces)
+    assert [token for piece in pieces for token in piece] == [token for document in documents for token in document]
+    ends = set(itertools.accumulate(len(piece) for piece in pieces))
+    assert ends >= set(itertools.accumulate(len(document) for document in documents)) - {0}, "none are joined"
 
 
 def test_special_tokens_in_the_corpus_are_ordinary_text(tmp_path: Path) -> None:
     """A document that spells `[MASK]` or `[PAD]` puts no such id among the tokens."""
     texts = [f"{number} the [MASK] token and [PAD] and [CLS] are spelt here" for number in range(50)]
     got = prepared(tmp_path, "\n\n".join(texts))
-    assert not np.isin(got.train_NT[:, 1:], [SPECIAL_IDS.mask, SPECIAL_IDS.cls]).any()
-    assert not (got.train_NT[:-1] == SPECIAL_IDS.pad).any()
+    assert not (got.train_NT == SPECIAL_IDS.mask).any()
+    # One at the beginning of each text, and none within.
+    before = np.roll(got.train_NT, 1, axis=1)
+    begins = got.train_NT == SPECIAL_IDS.cls
+    assert np.isin(before[begins], [SPECIAL_IDS.sep, SPECIAL_IDS.pad]).all()
 
 
 def test_text_without_any_token_is_refused_and_leaves_no_folder(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ class FineTuning:
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Summed cross-entropy (nats) of the examples' or the words' classes."""
-        logits = model(*chunk.inputs)
+        logits = model(*chunk.inputs).float()
         return functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), chunk.targets.reshape(-1), reduction="sum", ignore_index=IGNORED
         )

@@ -3,6 +3,7 @@
 import datetime
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,11 +11,22 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cloze_api.training import Arithmetic
+from cloze_trainer.errors import InputError
+
 # A rank that is dead closes its connections, which ends a collective at once; only a rank that hangs is waited for.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=15)
 # Data preparation, export and registration happen on rank 0 alone and may take hours.
 _PATIENCE = datetime.timedelta(days=3)
 _POLL_SECONDS = 0.05
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there, and not merely emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 class Gang:
@@ -38,6 +50,18 @@ class Gang:
         # A number stands for "not a member", and every rank is one.
         assert isinstance(group, dist.ProcessGroup)
         self._patient = group
+
+    def multiplying(self, arithmetic: Arithmetic) -> AbstractContextManager[Any]:
+        """Within it, matrix products are of this kind. Raises InputError where the device doesn't have it."""
+        if arithmetic is Arithmetic.FP32:
+            return nullcontext()
+        if not _has_bf16(self.device):
+            raise InputError(
+                "ArithmeticUnsupported",
+                f"optimization.arithmetic is {arithmetic}, and this {self.device.type} has no bfloat16: use fp32, or "
+                "topology.nodeSelector for machines that have it",
+            )
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     @property
     def leads(self) -> bool:

@@ -187,7 +187,8 @@ def train(
             for index, chunk in enumerate(chunks):
                 last = index == len(chunks) - 1
                 with nullcontext() if last else trained.no_sync():
-                    loss_of_chunk = workload.loss_sum(trained, chunk)
+                    with gang.multiplying(optimization.arithmetic):
+                        loss_of_chunk = workload.loss_sum(trained, chunk)
                     (loss_of_chunk * (gang.world / max(1.0, weight))).backward()  # type: ignore[no-untyped-call]  # torch has no type here
                 own += loss_of_chunk.detach()
             own_loss, unseen = float(own), True

@@ -106,14 +106,14 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None) -> Tensor:
-        """Hidden states (B, T, D) of the tokens."""
-        positions_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+    def forward(self, input_ids_BT: Tensor, token_type_ids_BT: Tensor | None, places_BT: Tensor | None) -> Tensor:
+        """Hidden states (B, T, D) of the tokens. places_BT: of each token in its text; as they stand when absent."""
+        places = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device) if places_BT is None else places_BT
         if token_type_ids_BT is None:
             types = self.token_type_embeddings.weight[0]
         else:
             types = self.token_type_embeddings(token_type_ids_BT)
-        hidden_BTD = self.word_embeddings(input_ids_BT) + self.position_embeddings(positions_T) + types
+        hidden_BTD = self.word_embeddings(input_ids_BT) + self.position_embeddings(places) + types
         return cast(Tensor, self.dropout(self.LayerNorm(hidden_BTD)))
 
 
@@ -128,7 +128,7 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_BTD: Tensor, visible: Tensor | None) -> Tensor:
-        """Attended states (B, T, D). visible: (B, 1, 1, T), true where a key may be looked at."""
+        """Attended states (B, T, D). visible: (B, 1, 1, T) or (B, 1, T, T), true where a key may be looked at."""
         batch, length, width = hidden_BTD.shape
 
         def split(projected_BTD: Tensor) -> Tensor:
@@ -240,10 +240,22 @@ class Encoder(nn.Module):
         self.encoder = Layers(config)
         self.pooler = Pooler(config) if pooled else None
 
-    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None, token_types_BT: Tensor | None) -> Tensor:
-        """Hidden states (B, T, D). Without an attention mask every token is looked at."""
-        visible = None if attention_mask_BT is None else attention_mask_BT[:, None, None, :].to(torch.bool)
-        return cast(Tensor, self.encoder(self.embeddings(input_ids_BT, token_types_BT), visible))
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask: Tensor | None,
+        token_types_BT: Tensor | None,
+        places_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D).
+
+        attention_mask: which tokens are looked at, (B, T), or by which, (B, T, T); without it every one by all.
+        """
+        visible = None
+        if attention_mask is not None:
+            mask = attention_mask[:, None] if attention_mask.dim() > 2 else attention_mask[:, None, None, :]
+            visible = mask.to(torch.bool)
+        return cast(Tensor, self.encoder(self.embeddings(input_ids_BT, token_types_BT, places_BT), visible))
 
 
 class Transform(nn.Module):
@@ -292,12 +304,16 @@ class MaskedLanguageModel(nn.Module):
     def forward(
         self,
         input_ids_BT: Tensor,
-        attention_mask_BT: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         token_types_BT: Tensor | None = None,
         positions_M: Tensor | None = None,
+        places_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, T, V), or (M, V) at `positions_M`, indices into the flattened (B × T) tokens."""
-        hidden = self.bert(input_ids_BT, attention_mask_BT, token_types_BT)
+        """Logits (B, T, V), or (M, V) at `positions_M`, indices into the flattened (B × T) tokens.
+
+        attention_mask, places_BT: as in Encoder and Embeddings.
+        """
+        hidden = self.bert(input_ids_BT, attention_mask, token_types_BT, places_BT)
         if positions_M is not None:
             hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions_M)
         return cast(Tensor, self.cls.predictions(hidden, self.bert.embeddings.word_embeddings.weight))

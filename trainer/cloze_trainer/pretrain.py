@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -127,25 +129,33 @@ class Pretraining:
     def _chunk(
         self, masker: Masker, corpus_NT: shards.Tokens, samples_B: shards.Tokens, epochs_B: shards.Tokens
     ) -> Chunk:
-        masked = masker.batch(corpus_NT[samples_B], epochs_B, samples_B)
-        ids_BT = torch.from_numpy(masked.input_ids_BT).to(self._device)
-        # Only the corpus' last row is padded; without a mask attention takes its fastest path.
-        padded = bool((masked.input_ids_BT == SPECIAL_IDS.pad).any())
+        rows_BT = corpus_NT[samples_B]
+        masked = masker.batch(rows_BT, epochs_B, samples_B)
+        texts_BT, places_BT = shards.texts_of(rows_BT)
+
+        def moved(values: npt.NDArray[np.integer[Any]]) -> Tensor:
+            return torch.from_numpy(values).to(self._device)
+
+        texts, real_BT = moved(texts_BT), rows_BT != SPECIAL_IDS.pad
+        # Where each row is one text, without a mask attention takes its fastest path.
+        alone = bool(real_BT.all()) and int(texts_BT.max()) == 1
         return Chunk(
             inputs=(
-                ids_BT,
-                (ids_BT != SPECIAL_IDS.pad) if padded else None,
+                moved(masked.input_ids_BT),
+                # A text is looked at by itself only. Padding goes with the last one, and nobody looks at that.
+                None if alone else (texts[:, :, None] == texts[:, None, :]) & moved(real_BT)[:, None, :],
                 None,
-                torch.from_numpy(masked.positions_M).to(self._device),
+                moved(masked.positions_M),
+                None if alone else moved(places_BT),
             ),
-            targets=torch.from_numpy(masked.targets_M).to(self._device),
+            targets=moved(masked.targets_M),
             weight=len(masked.targets_M),
-            tokens=int((masked.input_ids_BT != SPECIAL_IDS.pad).sum()),
+            tokens=int(real_BT.sum()),
         )
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Summed cross-entropy (nats) of the hidden tokens."""
-        logits_MV = model(*chunk.inputs)
+        logits_MV = model(*chunk.inputs).float()
         return functional.cross_entropy(logits_MV, chunk.targets, reduction="sum")
 
     def evaluate_after(self, step: int) -> bool:

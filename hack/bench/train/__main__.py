@@ -62,11 +62,12 @@ def call(python: str, script: Path, plan: dict[str, Any], threads: int) -> dict[
 class Bench:
     """One model, prepared."""
 
-    def __init__(self, sizes: Sizes, steps: int, threads: int) -> None:
-        self.sizes, self.steps, self.threads = sizes, steps, threads
+    def __init__(self, sizes: Sizes, steps: int, threads: int, arithmetic: str) -> None:
+        self.sizes, self.steps, self.threads, self.arithmetic = sizes, steps, threads, arithmetic
         self.folder = CACHE / f"train-{sizes.layers}x{sizes.width}-{sizes.vocab}"
         self.folder.mkdir(parents=True, exist_ok=True)
         document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus())
+        document["spec"]["optimization"]["arithmetic"] = arithmetic
         (self.folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
         prepared = self.ours(documents=True)
         self._tokenizer, self._vocab = prepared["tokenizer"], prepared["vocab"]
@@ -97,6 +98,7 @@ class Bench:
             "max_length": MAX_LENGTH,
             "learning_rate": LEARNING_RATE,
             "seed": SEED,
+            "bf16": self.arithmetic == "bf16",
             "tokenizer": self._tokenizer,
             "documents": str(self.folder / "documents.jsonl"),
             "cache": str(self.folder / "datasets"),
@@ -110,24 +112,24 @@ def speed(steps: Sequence[tuple[float, int]]) -> float:
     return (after - before) / (ended - began)
 
 
-def throughput(sizes: Sizes, steps: int, threads: int, rounds: int) -> None:
+def throughput(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str) -> None:
     """real tokens/s over the peer's, in its three ways of batching"""
-    bench = Bench(sizes, steps, threads)
+    bench = Bench(sizes, steps, threads, arithmetic)
     found: dict[str, list[float]] = {"ours": [], **{way: [] for way in WAYS}}
     for number in range(rounds):
         found["ours"].append(speed(bench.ours(train=True)["steps"]))
         for way in WAYS:
             found[way].append(speed(bench.peer(way)["steps"]))
         print(f"round {number + 1}: { ({name: round(each[-1]) for name, each in found.items()}) }", file=sys.stderr)
-    print(f"{sizes.name}, {threads} threads, {steps} steps, {rounds} rounds; real tokens/s, and ours over each")
+    print(f"{sizes.name}, {arithmetic}, {threads} threads, {steps} steps, {rounds} rounds; real tokens/s, and ours over each")
     for name, figures in found.items():
         ratios = [ours / other for ours, other in zip(found["ours"], figures, strict=True)]
         print(f"  {name:7} {Spread(tuple(figures))!s:28} {'' if name == 'ours' else Spread(tuple(ratios))}")
 
 
-def quality(sizes: Sizes, steps: int, threads: int, rounds: int) -> None:
+def quality(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str) -> None:
     """held-out loss of both after as many real tokens, the peer in its default way"""
-    bench = Bench(sizes, steps, threads)
+    bench = Bench(sizes, steps, threads, arithmetic)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             ours = bench.ours(train=True, evaluate=True)
@@ -139,7 +141,7 @@ def quality(sizes: Sizes, steps: int, threads: int, rounds: int) -> None:
             ):
                 seconds = run["steps"][-1][0] - run["steps"][0][0]
                 print(
-                    f"{sizes.name}: {name:7} {run['steps'][-1][1]:,} tokens in {seconds:.0f} s, held-out loss "
+                    f"{sizes.name}, {arithmetic}: {name:7} {run['steps'][-1][1]:,} tokens in {seconds:.0f} s, held-out loss "
                     f"{evaluation['masked_loss']:.4f}, accuracy {evaluation['masked_accuracy']:.4f}"
                 )
 
@@ -160,6 +162,7 @@ def main() -> None:
         command.add_argument("--vocab", type=int, default=30_522)
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--threads", type=int, default=2)
+        command.add_argument("--arithmetic", choices=["fp32", "bf16"], default="fp32")
         command.add_argument("--rounds", type=int, default=rounds)
     given = vars(parser.parse_args())
     run, (layers, width), vocab = given.pop("run"), given.pop("sizes"), given.pop("vocab")

@@ -21,7 +21,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 2
+EDITION = 3
 # Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
 _UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
 TRAIN_FILE = "train.npy"
@@ -29,6 +29,8 @@ HELD_OUT_FILE = "held-out.npy"
 REPORT_FILE = "report.json"
 _ENCODE_BATCH = 1000
 _BLOCK_ROWS = 4096
+# Of a document that is cut, in tokens: less has hardly any context.
+_SHORTEST_PIECE = 16
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -37,7 +39,7 @@ Tokens = npt.NDArray[np.integer[Any]]
 class Shards:
     """A prepared corpus, memory-mapped.
 
-    train_NT, held_out_NT: token ids, one packed sequence a row; padding (0) in the last row alone.
+    train_NT, held_out_NT: token ids, one packed sequence a row, some of them with padding (0) at the end.
     """
 
     folder: Path
@@ -81,50 +83,47 @@ def split(texts: Sequence[str], held_out_fraction: float) -> tuple[list[str], li
 
 
 def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTypeLike) -> Iterator[Tokens]:
-    """Blocks of rows of `max_length` ids: `[CLS]`, a stretch of the documents joined by `[SEP]`, `[SEP]`.
+    """Blocks of rows of `max_length` ids: documents one after the other, each `[CLS] … [SEP]`.
 
-    Every id of every document is in exactly one row; only the last row of all is padded. No more than a block and a
-    document are in memory.
+    One that doesn't fit into the rest of a row is cut there and goes on in the next row as another; a rest that would
+    hold less than a few tokens of it is padded. Every id of every document is in exactly one row. No more than a block
+    and a document are in memory.
     """
     special = tokenizer.SPECIAL_IDS
-    width = max_length - 2
-    waiting: list[npt.NDArray[Any]] = []
-    count, begun = 0, False
+    block = np.full((_BLOCK_ROWS, max_length), special.pad, dtype=dtype)
+    row = at = 0
     for ids in documents_ids:
-        if not len(ids):
-            continue
-        waiting.append(np.asarray([special.sep, *ids] if begun else ids, dtype=dtype))
-        count += len(waiting[-1])
-        begun = True
-        if count >= _BLOCK_ROWS * width:
-            joined = np.concatenate(waiting)
-            rows = count // width
-            yield _framed(joined[: rows * width].reshape(rows, width))
-            waiting = [joined[rows * width :]]
-            count -= rows * width
-    if count:
-        joined = np.concatenate(waiting)
-        rows = -(-count // width)
-        body = np.full(rows * width, special.pad, dtype=dtype)
-        body[:count] = joined
-        packed = _framed(body.reshape(rows, width))
-        packed[-1, -1] = special.pad
-        packed[-1, 1 + count - (rows - 1) * width] = special.sep
-        yield packed
+        rest = np.asarray(ids, dtype=dtype)
+        while len(rest):
+            room = max_length - at - 2
+            if at and room < min(len(rest), _SHORTEST_PIECE):
+                row, at = row + 1, 0
+                if row == _BLOCK_ROWS:
+                    yield block
+                    block, row = np.full_like(block, special.pad), 0
+                continue
+            piece, rest = rest[:room], rest[room:]
+            end = at + len(piece) + 1
+            block[row, at], block[row, at + 1 : end], block[row, end] = special.cls, piece, special.sep
+            at = end + 1
+    if at:
+        yield block[: row + 1]
 
 
-def _framed(body_NT: Tokens) -> Tokens:
-    special = tokenizer.SPECIAL_IDS
-    packed = np.empty((len(body_NT), body_NT.shape[1] + 2), dtype=body_NT.dtype)
-    packed[:, 0], packed[:, 1:-1], packed[:, -1] = special.cls, body_NT, special.sep
-    return packed
+def texts_of(rows_BT: Tokens) -> tuple[Tokens, Tokens]:
+    """Which text of its row each token belongs to, from 1, and its place in it, from 0; padding goes with the last."""
+    begins_BT = rows_BT == tokenizer.SPECIAL_IDS.cls
+    columns_T = np.arange(rows_BT.shape[1])
+    starts_BT = np.maximum.accumulate(np.where(begins_BT, columns_T, 0), axis=1)
+    return np.cumsum(begins_BT, axis=1), columns_T - starts_BT
 
 
 @dataclass(slots=True)
 class _Counts:
-    """What was written. tokens: ordinary ones; unknown: `[UNK]`."""
+    """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`."""
 
     rows: int = 0
+    filled: int = 0
     tokens: int = 0
     unknown: int = 0
 
@@ -149,6 +148,7 @@ def _write(path: Path, blocks: Iterable[Tokens], max_length: int, dtype: npt.DTy
         for block in blocks:
             stream.write(np.ascontiguousarray(block).tobytes())
             counts.rows += len(block)
+            counts.filled += int((block != tokenizer.SPECIAL_IDS.pad).sum())
             counts.tokens += int((block >= tokenizer.FIRST_ORDINARY_ID).sum())
             counts.unknown += int((block == tokenizer.SPECIAL_IDS.unk).sum())
         stream.seek(0)
@@ -226,6 +226,8 @@ def prepare(
             "sequences": train.rows,
             "sequences_held_out": held_out.rows,
             "vocab_size": vocab_size,
+            # Special tokens are none.
+            "padding_share": 1 - train.filled / (train.rows * spec.model.max_length),
             "unknown_share": train.unknown / max(1, tokens),
             "tokens_per_character": tokens / max(1, sum(map(len, train_texts))),
         }

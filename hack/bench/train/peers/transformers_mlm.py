@@ -84,6 +84,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         warmup_steps=plan["warmup"],
         weight_decay=0.01,
         use_cpu=True,
+        bf16=plan["bf16"],
         save_strategy="no",
         report_to="none",
         logging_steps=1_000_000,
