@@ -158,7 +158,7 @@ class Arithmetic(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-    """Matrix products in bfloat16: on GPUs, and on processors with AVX512_BF16, AMX or SVE's BF16; refused elsewhere."""
+    """Matrix products in bfloat16: on GPUs, and on processors with AVX512_BF16, AMX or Arm's BF16; else refused."""
 
 
 class Optimization(Schema):

@@ -76,7 +76,6 @@ class Artifact:
 def export(folder: Path, task: Task) -> Artifact:
     """Write an artifact with a two-layer model and a vocabulary of a few hundred word pieces."""
     import torch  # noqa: PLC0415 - takes seconds, and most tests do without
-    from tokenizers import BertWordPieceTokenizer  # noqa: PLC0415
     from transformers import (  # noqa: PLC0415
         BertConfig,
         BertForMaskedLM,
@@ -87,10 +86,11 @@ def export(folder: Path, task: Task) -> Artifact:
         BertTokenizerFast,
     )
 
+    from cloze_trainer.data.tokenizer import train  # noqa: PLC0415
+
     folder.mkdir()
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(TEXTS, vocab_size=200, min_frequency=1, show_progress=False)
-    trained.save(str(folder / TOKENIZER_FILE))
+    # Ours gives the same pieces in every process, and so the same answers.
+    train(TEXTS * 2, vocab_size=200, lowercase=True).save(str(folder / TOKENIZER_FILE))
     tokenizer = BertTokenizerFast(tokenizer_file=str(folder / TOKENIZER_FILE), model_max_length=MAX_LENGTH)
     # Saved as the tokenizer that the reference pipelines use, so that both sides frame texts alike.
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))

@@ -1,7 +1,9 @@
 """Cleaning, near-duplicates, splits and labelled examples; wrong data is told with file and line."""
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,16 +15,21 @@ from cloze_trainer.data.cleaning import clean
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.shards import split
+from cloze_trainer.data.spool import Chosen, Digesting, Spool, first_of_each, sorted_order
 from cloze_trainer.errors import InputError
 
 LONG = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark forest before night falls"
 
 
-def test_cleaning_counts_what_it_drops() -> None:
+def test_cleaning_counts_what_it_drops(tmp_path: Path) -> None:
     """Short, repeated and nearly repeated documents go; the report adds up."""
     settings = Cleaning.model_validate({"deduplicate": "near", "minCharacters": 8})
-    kept, report = clean(["short", LONG, LONG, LONG + " again", "another text altogether"], settings)
-    assert kept == [LONG, "another text altogether"]
+    texts = ["short", LONG, LONG, LONG + " again", "another text altogether"]
+    with Spool(tmp_path) as spool:
+        cleaned = clean(texts, settings, spool)
+        assert list(Chosen(spool, np.flatnonzero(cleaned.kept))) == [LONG, "another text altogether"]
+    report = cleaned.report
+    assert report.characters_out == len(LONG) + len("another text altogether")
     assert report.dropped == {"short": 1, "duplicate": 1, "near_duplicate": 1}
     assert report.documents_in == report.documents_out + sum(report.dropped.values())
 
@@ -36,15 +43,44 @@ def test_near_duplicates_share_a_group_and_others_do_not() -> None:
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=50), st.floats(0.01, 0.5))
 def test_equal_texts_are_on_one_side(texts: list[str], fraction: float) -> None:
     """No text is both trained on and evaluated on, and neither side is empty."""
+    digesting = Digesting()
+    for text in texts:
+        digesting.add(text)
+    kept = np.ones(len(texts), dtype=bool)
     if len(set(texts)) < 2:
         with pytest.raises(InputError):
-            split(texts, fraction)
+            split(kept, digesting.all(), fraction)
         return
-    train, held_out = split(texts, fraction)
+    train, held_out = ([texts[at] for at in np.flatnonzero(side)] for side in split(kept, digesting.all(), fraction))
     assert sorted(train + held_out) == sorted(texts)
     assert train
     assert held_out
     assert not set(train) & set(held_out)
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=40))
+def test_digests_are_ordered_as_hashes_and_the_first_of_equals_is_found(texts: list[str]) -> None:
+    """As Python would do it with sets and sorting."""
+    digesting = Digesting()
+    for text in texts:
+        digesting.add(text)
+    hashes = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
+    order = sorted_order(digesting.all()).tolist()
+    assert order == sorted(range(len(texts)), key=lambda at: (hashes[at], at))
+    assert first_of_each(digesting.all()).tolist() == [text not in texts[:at] for at, text in enumerate(texts)]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=20))
+def test_a_spool_gives_texts_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """In any order, also while others are added."""
+    with Spool(tmp_path_factory.mktemp("spool")) as spool:
+        for number, text in enumerate(texts):
+            spool.append(text)
+            assert spool[number] == text
+            assert spool[number // 2] == texts[number // 2]
+        assert list(spool) == texts
+        assert spool[1:] == texts[1:]
+        assert spool.characters(np.ones(len(texts), dtype=bool)) == sum(map(len, texts))
 
 
 def write(folder: Path, content: str | bytes) -> Path:

@@ -69,10 +69,11 @@ def test_a_text_among_others_is_predicted_as_if_it_were_alone(tmp_path: Path) ->
         assert places is not None
         with torch.no_grad():
             ours = model(ids, mask, None, None, places)
-            for row, columns in ((row, columns) for row in range(len(ids)) for columns in texts(ids[row], places[row])):
-                (alone,) = theirs(ids[row, columns][None]).logits
-                torch.testing.assert_close(ours[row, columns], alone, rtol=1e-4, atol=1e-5)
-                compared += 1
+            for ids_T, places_T, logits_TV in zip(ids, places, ours, strict=True):
+                for text in texts(ids_T, places_T):
+                    (alone_TV,) = theirs(ids_T[text][None]).logits
+                    torch.testing.assert_close(logits_TV[text], alone_TV, rtol=1e-4, atol=1e-5)
+                    compared += 1
     assert compared > 16
 
 

@@ -106,6 +106,7 @@ def pretrain(corpus: Path, **spec: Any) -> dict[str, Any]:
             "optimization": {"steps": 60, "batchSequences": 8, "warmupSteps": 5, "learningRate": 2e-3},
             "topology": {"processesPerNode": 2},
             "checkpoint": {"everySteps": 7},
+            "evaluation": {"heldOutFraction": 0.1},
             "registry": {"name": "small"},
             **spec,
         },

@@ -1,6 +1,9 @@
 """Prepared corpora: what is in the files is what the texts say."""
 
 import itertools
+import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.source import SourceFiles, locate
+from cloze_trainer.data.spool import Digesting
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 
@@ -40,7 +44,11 @@ def test_files_hold_the_packed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shards, "_BLOCK_ROWS", 7)
     got = prepared(tmp_path, "\n\n".join(PARAGRAPHS))
     model = tokenizer.read(got.folder)
-    train, held_out = shards.split(PARAGRAPHS, 0.02)
+    digesting = Digesting()
+    for text in PARAGRAPHS:
+        digesting.add(text)
+    sides = shards.split(np.ones(len(PARAGRAPHS), dtype=bool), digesting.all(), 0.02)
+    train, held_out = ([PARAGRAPHS[at] for at in np.flatnonzero(side)] for side in sides)
     for rows_NT, texts in ((got.train_NT, train), (got.held_out_NT, held_out)):
         documents = [model.encode(text, add_special_tokens=False).ids for text in texts]
         assert np.array_equal(rows_NT, np.concatenate(list(shards.pack(documents, 16, rows_NT.dtype))))
@@ -52,14 +60,14 @@ def test_files_hold_the_packed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     st.lists(st.lists(st.integers(5, 99), max_size=40), max_size=20), st.integers(4, 32), st.sampled_from([1, 2, 4096])
 )
 def test_packing_keeps_every_token_once_and_in_order(documents: list[list[int]], length: int, rows: int) -> None:
-    """Without special tokens the rows spell the documents; every text is `[CLS] … [SEP]`, a document of its own or cut."""
+    """The rows spell the documents; every text is `[CLS] … [SEP]`, one document or a piece of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "_BLOCK_ROWS", rows)
         blocks = list(shards.pack(documents, length, np.uint16))
     packed_NT = np.concatenate(blocks) if blocks else np.empty((0, length), dtype=np.uint16)
     texts_NT, places_NT = shards.texts_of(packed_NT)
     pieces = []
-    for row, texts, places in zip(packed_NT, texts_NT, places_NT, strict=True):
+    for left, row, texts, places in zip(reversed(range(len(packed_NT))), packed_NT, texts_NT, places_NT, strict=True):
         real = row != SPECIAL_IDS.pad
         assert real[0]
         assert not real[int(real.sum()) :].any(), "padding is at the end"
@@ -69,7 +77,7 @@ def test_packing_keeps_every_token_once_and_in_order(documents: list[list[int]],
             assert places[(texts == number) & real].tolist() == list(range(len(text)))
             pieces.append(text[1:-1])
         # What is left of a row is too small for a piece of what comes next.
-        assert length - real.sum() < 18
+        assert not left or length - real.sum() < 18
     assert all(min(piece, default=0) >= 5 for piece in pieces)
     assert [token for piece in pieces for token in piece] == [token for document in documents for token in document]
     ends = set(itertools.accumulate(len(piece) for piece in pieces))
@@ -93,3 +101,41 @@ def test_text_without_any_token_is_refused_and_leaves_no_folder(tmp_path: Path) 
         prepared(tmp_path, "\n\n".join(chr(0x200B) * 8 + chr(0x200C) * (number + 1) for number in range(9)))
     assert refusal.value.reason == "CorpusTooSmall"
     assert list((tmp_path / "data").iterdir()) == []
+
+
+PREPARE = """
+import resource, sys
+from pathlib import Path
+from cloze_api.pretrain import PretrainJobSpec
+from cloze_trainer.data import shards
+from cloze_trainer.data.source import locate
+
+file = Path(sys.argv[1])
+job = PretrainJobSpec.model_validate({
+    "corpus": [{"uri": f"file://{file}", "format": "lines"}],
+    "tokenizer": {"vocabSize": 4000},
+    "registry": {"name": "x"},
+})
+source = locate(job.corpus[0].uri, corpus_root=file.parent, downloads=file.parent)
+got, _ = shards.prepare(job, [source], file.parent / "data", lambda _: None)
+assert got.report["documents"] > 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    """Ten times the text takes hardly more: some bytes for each document."""
+    words = [f"{stem}{end}" for stem in ("sail", "harbour", "wind", "cargo", "mast") for end in range(1000)]
+    chosen = random.Random(1)  # noqa: S311 - no secret
+    peaks = {}
+    for megabytes in (8, 80):
+        folder = tmp_path / str(megabytes)
+        folder.mkdir()
+        with (folder / "text.txt").open("w") as file:
+            while file.tell() < megabytes << 20:
+                file.write(" ".join(chosen.choices(words, k=300)) + "\n")
+        command = [sys.executable, "-c", PREPARE, str(folder / "text.txt")]
+        peaks[megabytes] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert peaks[80] - peaks[8] < 24, peaks

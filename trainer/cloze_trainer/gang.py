@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.05
 def _has_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there, and not merely emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known = torch.cpu.get_capabilities()
     return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 

@@ -121,7 +121,9 @@ def throughput(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: 
         for way in WAYS:
             found[way].append(speed(bench.peer(way)["steps"]))
         print(f"round {number + 1}: { ({name: round(each[-1]) for name, each in found.items()}) }", file=sys.stderr)
-    print(f"{sizes.name}, {arithmetic}, {threads} threads, {steps} steps, {rounds} rounds; real tokens/s, and ours over each")
+    print(
+        f"{sizes.name}, {arithmetic}, {threads} threads, {steps} steps, {rounds} rounds: real tokens/s, ours over each"
+    )
     for name, figures in found.items():
         ratios = [ours / other for ours, other in zip(found["ours"], figures, strict=True)]
         print(f"  {name:7} {Spread(tuple(figures))!s:28} {'' if name == 'ours' else Spread(tuple(ratios))}")
@@ -141,8 +143,8 @@ def quality(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str
             ):
                 seconds = run["steps"][-1][0] - run["steps"][0][0]
                 print(
-                    f"{sizes.name}, {arithmetic}: {name:7} {run['steps'][-1][1]:,} tokens in {seconds:.0f} s, held-out loss "
-                    f"{evaluation['masked_loss']:.4f}, accuracy {evaluation['masked_accuracy']:.4f}"
+                    f"{sizes.name}, {arithmetic}: {name:7} {run['steps'][-1][1]:,} tokens in {seconds:.0f} s, "
+                    f"held-out loss {evaluation['masked_loss']:.4f}, accuracy {evaluation['masked_accuracy']:.4f}"
                 )
 
 

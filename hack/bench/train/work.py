@@ -67,15 +67,19 @@ def job(sizes: Sizes, *, steps: int, warmup: int, threads: int, file: Path) -> d
 
 def write_documents(text_file: Path, spec: Any, sources: Any) -> None:
     """The training documents after cleaning, one JSON object a line: what the shards were made from."""
-    from cloze_trainer.data import cleaning, shards  # noqa: PLC0415 - the command line does without
+    import numpy as np  # noqa: PLC0415 - the command line does without
+
+    from cloze_trainer.data import cleaning, shards  # noqa: PLC0415
     from cloze_trainer.data.documents import documents  # noqa: PLC0415
     from cloze_trainer.data.lines import BrokenLines  # noqa: PLC0415
+    from cloze_trainer.data.spool import Chosen, Spool  # noqa: PLC0415
 
     found = (
         text
         for corpus, source in zip(spec.corpus, sources, strict=True)
         for text in documents(corpus, source.paths, BrokenLines(0))
     )
-    texts, _ = cleaning.clean(found, spec.cleaning)
-    train, _ = shards.split(texts, spec.evaluation.held_out_fraction)
-    text_file.write_text("".join(json.dumps({"text": text}) + "\n" for text in train), encoding="utf-8")
+    with Spool(text_file.parent) as spool, text_file.open("w", encoding="utf-8") as lines:
+        cleaned = cleaning.clean(found, spec.cleaning, spool)
+        train, _ = shards.split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        lines.writelines(json.dumps({"text": text}) + "\n" for text in Chosen(spool, np.flatnonzero(train)))

@@ -1,14 +1,16 @@
 """Normalises documents and drops what should not be learned from."""
 
-import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cloze_api.pretrain import PII, Cleaning, Deduplication
 from cloze_trainer.data import pii
 from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data.spool import Chosen, Digesting, Digests, Mask, Spool, first_of_each
 
 
 @dataclass(slots=True)
@@ -30,11 +32,22 @@ def normalise(text: str) -> str:
     ).strip()
 
 
-def clean(documents: Iterable[str], settings: Cleaning) -> tuple[list[str], CleaningReport]:
-    """The documents that are kept, in their order, and the counts of the rest."""
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What is left. kept: which of the spool's texts. digests: of all of its texts."""
+
+    kept: Mask
+    digests: Digests
+    report: CleaningReport
+
+
+def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned:
+    """Spool the documents that are neither short nor empty, and tell which of them are kept.
+
+    No more than a document and some ninety bytes for each are in memory; near-duplicates take some kilobytes each.
+    """
     report = CleaningReport()
-    kept: list[str] = []
-    seen: set[bytes] = set()
+    digests, keys = Digesting(), Digesting()
     for document in documents:
         report.documents_in += 1
         text = normalise(document)
@@ -44,19 +57,21 @@ def clean(documents: Iterable[str], settings: Cleaning) -> tuple[list[str], Clea
         if len(text) < max(1, settings.min_characters):
             report.dropped["short"] += 1
             continue
+        spool.append(text)
+        digests.add(text)
         if settings.deduplicate is not Deduplication.NONE:
-            key = hashlib.sha256(" ".join(text.split()).encode()).digest()
-            if key in seen:
-                report.dropped["duplicate"] += 1
-                continue
-            seen.add(key)
-        kept.append(text)
+            keys.add(" ".join(text.split()))
+    kept = np.ones(len(spool), dtype=bool)
+    if settings.deduplicate is not Deduplication.NONE:
+        kept = first_of_each(keys.all())
+        report.dropped["duplicate"] = len(kept) - int(kept.sum())
     if settings.deduplicate is Deduplication.NEAR:
-        groups = near_duplicate_groups(kept)
+        once = np.flatnonzero(kept)
+        groups = near_duplicate_groups(Chosen(spool, once))
         # The first of each group is kept: a group's number is the index of its first member.
-        unique = [text for index, text in enumerate(kept) if groups[index] == index]
-        report.dropped["near_duplicate"] = len(kept) - len(unique)
-        kept = unique
-    report.documents_out = len(kept)
-    report.characters_out = sum(map(len, kept))
-    return kept, report
+        repeated = once[[group != index for index, group in enumerate(groups)]]
+        kept[repeated] = False
+        report.dropped["near_duplicate"] = len(repeated)
+    report.documents_out = int(kept.sum())
+    report.characters_out = spool.characters(kept)
+    return Cleaned(kept, digests.all(), report)

@@ -74,7 +74,6 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8, seed: in
     index: Any = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
     words: dict[str, int] = {}
     parents = list(range(len(texts)))
-    hashes_of: list[Hashes] = []
 
     def root(item: int) -> int:
         while parents[item] != item:
@@ -85,17 +84,16 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8, seed: in
     exact: dict[bytes, int] = {}
     for number, text in enumerate(texts):
         hashes = shingles(text, words)
-        hashes_of.append(hashes)
         if not len(hashes):
             continue
-        twin = exact.setdefault(hashes.tobytes(), number)
+        twin = exact.setdefault(hashlib.sha256(hashes.tobytes()).digest(), number)
         if twin != number:
             parents[number] = root(twin)
             continue
         sketch = MinHash(hashvalues=signature(hashes, multipliers, offsets), scheme="legacy")
         for candidate in sorted(index.query(sketch)):
             first, second = sorted((root(candidate), root(number)))
-            if first != second and jaccard(hashes, hashes_of[candidate]) >= threshold:
+            if first != second and jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
                 parents[second] = first
         index.insert(number, sketch, check_duplication=False)
     return [root(number) for number in range(len(texts))]

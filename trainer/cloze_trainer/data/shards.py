@@ -17,6 +17,7 @@ from cloze_trainer.data import cleaning, tokenizer
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import BrokenLines
 from cloze_trainer.data.source import SourceFiles
+from cloze_trainer.data.spool import Chosen, Digests, Mask, Spool, at_most, first_of_each, sorted_order
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
@@ -63,23 +64,23 @@ def content_key(sources: Sequence[SourceFiles], spec: PretrainJobSpec) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def split(texts: Sequence[str], held_out_fraction: float) -> tuple[list[str], list[str]]:
-    """Training and held-out texts. A text's side depends on its content alone, so equal texts share it.
+def split(kept: Mask, digests: Digests, held_out_fraction: float) -> tuple[Mask, Mask]:
+    """Which of the kept texts are trained on and which are held out.
 
-    Raises InputError when the texts are too few for two sides.
+    digests: of all texts. A text's side depends on its content alone, so equal texts share it. Raises InputError when
+    the texts are too few for two sides.
     """
-    order = [hashlib.sha256(text.encode()).digest() for text in texts]
-    distinct = sorted(set(order))
+    those = digests[kept]
+    distinct = those[first_of_each(those)]
     if len(distinct) < 2:
         raise InputError(
             "CorpusTooSmall",
             f"{len(distinct)} distinct documents remain after cleaning: at least two are needed, one to train on and "
             "one to evaluate on; check corpus.format and spec.cleaning",
         )
-    limit = distinct[max(1, round(len(distinct) * held_out_fraction)) - 1]
-    train = [text for text, digest in zip(texts, order, strict=True) if digest > limit]
-    held_out = [text for text, digest in zip(texts, order, strict=True) if digest <= limit]
-    return train, held_out
+    bound = distinct[sorted_order(distinct)][max(1, round(len(distinct) * held_out_fraction)) - 1]
+    held_out = kept & at_most(digests, bound)
+    return kept & ~held_out, held_out
 
 
 def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTypeLike) -> Iterator[Tokens]:
@@ -178,28 +179,31 @@ def prepare(
         return read(folder), True
     stage("data")
     broken = [BrokenLines(corpus.max_broken_lines) for corpus in spec.corpus]
-    texts, report = cleaning.clean(
-        (
-            text
-            for corpus, source, counted in zip(spec.corpus, sources, broken, strict=True)
-            for text in documents(corpus, source.paths, counted)
-        ),
-        spec.cleaning,
-    )
-    for source in sources:
-        source.check_unchanged()
-    if not texts:
-        raise InputError(
-            "CorpusEmpty",
-            f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
+    with Spool(root) as spool, publish(folder) as staging:
+        cleaned = cleaning.clean(
+            (
+                text
+                for corpus, source, counted in zip(spec.corpus, sources, broken, strict=True)
+                for text in documents(corpus, source.paths, counted)
+            ),
+            spec.cleaning,
+            spool,
         )
-    train_texts, held_out_texts = split(texts, spec.evaluation.held_out_fraction)
-    stage("tokenizer")
-    model = tokenizer.train(train_texts, vocab_size=spec.tokenizer.vocab_size, lowercase=spec.tokenizer.lowercase)
-    vocab_size = model.get_vocab_size()
-    stage("data")
-    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    with publish(folder) as staging:
+        report = cleaned.report
+        for source in sources:
+            source.check_unchanged()
+        if not report.documents_out:
+            raise InputError(
+                "CorpusEmpty",
+                f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
+            )
+        sides = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
+        stage("tokenizer")
+        model = tokenizer.train(train_texts, vocab_size=spec.tokenizer.vocab_size, lowercase=spec.tokenizer.lowercase)
+        vocab_size = model.get_vocab_size()
+        stage("data")
+        dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
         parts = {
             name: _write(
                 staging / name, pack(_encode(model, part), spec.model.max_length, dtype), spec.model.max_length, dtype
@@ -229,7 +233,7 @@ def prepare(
             # Special tokens are none.
             "padding_share": 1 - train.filled / (train.rows * spec.model.max_length),
             "unknown_share": train.unknown / max(1, tokens),
-            "tokens_per_character": tokens / max(1, sum(map(len, train_texts))),
+            "tokens_per_character": tokens / max(1, spool.characters(sides[0])),
         }
         tokenizer.write(model, staging, max_length=spec.model.max_length, lowercase=spec.tokenizer.lowercase)
         write_json(staging / REPORT_FILE, figures)
