@@ -130,6 +130,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             model = initial_model_of(workload)
             around = Surroundings(gang, checkpoints, progress, Silent(), stop)
             try:
+                gang.check(spec.optimization.arithmetic)
                 train(model, workload, spec.optimization, scenario.get("every", 1), around)
             except Crash:
                 continue

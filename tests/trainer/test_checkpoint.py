@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cloze_trainer.checkpoint import Checkpoints, LoopState
+from cloze_trainer.checkpoint import Checkpoints, LoopState, captured
 from cloze_trainer.errors import InputError, TrainerError
 from cloze_trainer.origin import Origin
 
@@ -26,7 +26,7 @@ def trained(seed: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer
 def saved(folder: Path, *steps: int, keep: int = 3) -> Checkpoints:
     checkpoints = Checkpoints(folder, keep, ORIGIN)
     for step in steps:
-        checkpoints.save(LoopState(step, 10 * step), *trained(step))
+        checkpoints.write(LoopState(step, 10 * step), captured(*trained(step)))
     return checkpoints
 
 
@@ -72,7 +72,7 @@ def test_failed_save_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("cloze_trainer.checkpoint.write_json", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoints.save(LoopState(2, 20), *trained(2))
+        checkpoints.write(LoopState(2, 20), captured(*trained(2)))
     assert checkpoints.latest() == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -101,7 +101,7 @@ def test_leftovers_of_killed_attempts_go_with_the_next_save(tmp_path: Path) -> N
     checkpoints = saved(tmp_path, 1, 2)
     (checkpoints.path(1) / "COMPLETE").unlink()
     (tmp_path / ".step-00000009.staging").mkdir()
-    checkpoints.save(LoopState(3, 30), *trained(3))
+    checkpoints.write(LoopState(3, 30), captured(*trained(3)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 

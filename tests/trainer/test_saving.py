@@ -190,7 +190,7 @@ def test_a_volume_that_fills_while_a_checkpoint_is_written_costs_that_checkpoint
 def test_a_volume_that_turned_read_only_is_not_called_full(volume: Path) -> None:
     """The run ends with what the volume says: room would not help."""
     checkpoints = Checkpoints(volume / "checkpoints", 3, Origin("corpus", "sha256:base"))
-    checkpoints.save(LoopState(1, 10), *trained())
+    checkpoints.write(LoopState(1, 10), captured(*trained()))
     subprocess.run(["mount", "-o", "remount,ro", volume], check=True)
     with saver(checkpoints) as own:
         own.save(LoopState(2, 20), *trained())
@@ -205,10 +205,10 @@ def test_without_room_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.Monke
     """The preflight refuses before a byte is written; the last good checkpoint stays."""
     checkpoints = Gated(tmp_path)
     checkpoints.gate.set()
-    checkpoints.save(LoopState(1, 10), *trained())
+    checkpoints.write(LoopState(1, 10), captured(*trained()))
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr("cloze_trainer.checkpoint.shutil.disk_usage", lambda _: usage)
     with pytest.raises(OSError, match="10 are free") as refusal:
-        checkpoints.save(LoopState(2, 20), *trained())
+        checkpoints.write(LoopState(2, 20), captured(*trained()))
     assert refusal.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

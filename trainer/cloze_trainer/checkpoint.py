@@ -170,10 +170,6 @@ class Checkpoints:
                 return f"{name} is damaged"
         return ""
 
-    def save(self, state: LoopState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Make a checkpoint durable, then drop the oldest. Raises OSError or torch's CheckpointException."""
-        self.write(state, captured(model, optimizer))
-
     def write(self, state: LoopState, tensors: dict[str, Any]) -> None:
         """Make what was captured durable, then drop the oldest. Raises OSError or torch's CheckpointException.
 

@@ -3,7 +3,7 @@
 import datetime
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -51,17 +51,18 @@ class Gang:
         assert isinstance(group, dist.ProcessGroup)
         self._patient = group
 
-    def multiplying(self, arithmetic: Arithmetic) -> AbstractContextManager[Any]:
-        """Within it, matrix products are of this kind. Raises InputError where the device doesn't have it."""
-        if arithmetic is Arithmetic.FP32:
-            return nullcontext()
-        if not _has_bf16(self.device):
+    def check(self, arithmetic: Arithmetic) -> None:
+        """Raise InputError where the device doesn't have this arithmetic."""
+        if arithmetic is Arithmetic.BF16 and not _has_bf16(self.device):
             raise InputError(
                 "ArithmeticUnsupported",
                 f"optimization.arithmetic is {arithmetic}, and this {self.device.type} has no bfloat16: use fp32, or "
                 "topology.nodeSelector for machines that have it",
             )
-        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def multiplying(self, arithmetic: Arithmetic) -> AbstractContextManager[Any]:
+        """Within it, matrix products are of this kind."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=arithmetic is Arithmetic.BF16)
 
     @property
     def leads(self) -> bool:

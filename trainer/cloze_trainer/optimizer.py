@@ -73,7 +73,8 @@ class StableAdamW(torch.optim.AdamW):
         count, (beta1, beta2), epsilon = float(state["step"]), group["betas"], group["eps"]
         first = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**count)
         second = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2) / (1 - beta2**count)
-        excess = float((gradient.square() / second.clamp(min=epsilon**2)).mean().sqrt())
-        rate = group["lr"] / max(1.0, excess)
+        excess = (gradient.square() / second.clamp(min=epsilon**2)).mean().sqrt()
+        # A tensor still: as a number it would wait for the GPU, once for each parameter.
+        rate = group["lr"] / excess.clamp(min=1.0)
         parameter.mul_(1 - rate * group["weight_decay"])
-        parameter.addcdiv_(first, second.sqrt().add_(epsilon), value=-rate)
+        parameter.sub_(rate * first / second.sqrt().add_(epsilon))

@@ -67,7 +67,7 @@ def _load_base(model: TaskModel, base: BaseModel) -> None:
 def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> None:
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
-    gang.multiplying(run.job.spec.optimization.arithmetic)
+    gang.check(run.job.spec.optimization.arithmetic)
     workload, sources = open_workload(run, gang, progress)
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)

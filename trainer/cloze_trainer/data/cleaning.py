@@ -44,7 +44,7 @@ class Cleaned:
 def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned:
     """Spool the documents that are neither short nor empty, and tell which of them are kept.
 
-    No more than a document and some ninety bytes for each are in memory; near-duplicates take some kilobytes each.
+    No more than a document and about a hundred bytes for each are in memory; near-duplicates take some kilobytes each.
     """
     report = CleaningReport()
     digests, keys = Digesting(), Digesting()

@@ -163,7 +163,7 @@ def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterable[Sequence[int]]:
     """Ids of the texts. `[SEP]` and the like within a text are ordinary text."""
     model.encode_special_tokens = True
     for start in range(0, len(texts), _ENCODE_BATCH):
-        for encoding in model.encode_batch_fast(list(texts[start : start + _ENCODE_BATCH]), add_special_tokens=False):
+        for encoding in model.encode_batch_fast(texts[start : start + _ENCODE_BATCH], add_special_tokens=False):
             yield encoding.ids
 
 

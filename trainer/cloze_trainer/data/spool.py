@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,25 @@ class Digesting:
         return np.frombuffer(bytes(self._bytes), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
-class Spool(Sequence[str]):
+class Texts(Sequence[str]):
+    """A sequence of texts; a part of it is a list."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._at(each) for each in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._at(index)
+
+    @abstractmethod
+    def _at(self, index: int) -> str: ...
+
+
+class Spool(Texts):
     """Texts in a file without a name, which is gone with the process. Methods raise OSError when the volume is full."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,15 +75,7 @@ class Spool(Sequence[str]):
     def __len__(self) -> int:
         return len(self._characters)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _at(self, index: int) -> str:
         self._file.flush()
         return os.pread(self._file.fileno(), self._ends[index + 1] - self._ends[index], self._ends[index]).decode()
 
@@ -73,7 +84,7 @@ class Spool(Sequence[str]):
         return int(np.frombuffer(self._characters, dtype=np.uint64)[mask].sum()) if len(self) else 0
 
 
-class Chosen(Sequence[str]):
+class Chosen(Texts):
     """Some texts of another sequence, by their indices."""
 
     def __init__(self, texts: Sequence[str], indices: npt.NDArray[np.int64]) -> None:
@@ -82,13 +93,7 @@ class Chosen(Sequence[str]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return Chosen(self._texts, self._indices[index])
+    def _at(self, index: int) -> str:
         return self._texts[int(self._indices[index])]
 
 
