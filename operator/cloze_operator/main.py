@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -19,7 +20,7 @@ from cloze_operator.registry import Registry
 from cloze_operator.reports import Direct, Reports
 from cloze_operator.settings import VARIABLES, Settings, SettingsError, read
 from cloze_operator.telemetry import configure_logs
-from cloze_operator.watch import hear, watch
+from cloze_operator.watch import watch
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,7 @@ async def _first_of(*work: Coroutine[Any, Any, object]) -> None:
         task.result()
 
 
-async def _reconcile(
-    cluster: Cluster, controller: Controller, lease: Lease | None, settings: Settings, stopped: asyncio.Event
-) -> None:
+async def _reconcile(cluster: Cluster, controller: Controller, lease: Lease | None, settings: Settings) -> None:
     """Once this process leads, work until it is told to stop, or until something that must not fail has failed."""
     await _await_definitions(cluster)
     if lease is not None:
@@ -77,8 +76,7 @@ async def _reconcile(
     logger.info("started", extra={"scope": scope, "workers": settings.workers})
     # A standby hasn't synced for as long as it has waited.
     controller.last_resync = time.monotonic()
-    # In this order: at its end kopf waits 5 s for tasks that began after its own.
-    await _first_of(controller.run(), watch(controller, settings, stopped))
+    await _first_of(controller.run(), watch(controller, settings))
 
 
 def _prometheus(settings: Settings) -> Prometheus | None:
@@ -96,7 +94,9 @@ def _prometheus(settings: Settings) -> Prometheus | None:
 async def operate(settings: Settings) -> None:
     """Run until a signal ends the process, or until something that must not fail has failed."""
     stopped = asyncio.Event()
-    hear(stopped)
+    # As process 1 of a pod it would otherwise never hear them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     lease = None
     if settings.leader_election:
         place = Place(
@@ -119,7 +119,7 @@ async def operate(settings: Settings) -> None:
         stack.push_async_callback(runner.cleanup)
         if lease is not None:
             stack.push_async_callback(asyncio.to_thread, lease.release)
-        await _first_of(_reconcile(cluster, controller, lease, settings, stopped), stopped.wait())
+        await _first_of(_reconcile(cluster, controller, lease, settings), stopped.wait())
     logger.info("stopped")
 
 

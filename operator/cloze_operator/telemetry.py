@@ -83,6 +83,8 @@ def configure_logs(level: str) -> None:
     for chatty in ("kopf", "httpx", "httpcore", "aiohttp.access"):
         # They tell of each event and each request; their warnings are worth reading.
         logging.getLogger(chatty).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    # It warns that it doesn't hear signals, which aren't for it.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
 class RolloutGauges:

@@ -6,8 +6,9 @@ Only `kopf.on.event` handlers are registered: they put neither finalizers nor an
 import asyncio
 import itertools
 import logging
-import signal
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import kopf
@@ -20,6 +21,8 @@ from cloze_operator.settings import Settings
 logger = logging.getLogger(__name__)
 
 _AGAIN_SECONDS: Final = 1.0
+#: For the tasks of watches that have failed or are no longer wanted; what hangs beyond it is left behind.
+_END_SECONDS: Final = 5.0
 
 #: Children that tell of themselves. The others don't change by themselves: they are looked at with each resync.
 _WATCHED: Final = (("batch", "v1", "jobs"), ("apps", "v1", "deployments"), ("", "v1", "pods"))
@@ -33,17 +36,20 @@ def key_of_child(labels: Mapping[str, str], namespace: str | None) -> Key | None
     return Key(kind, namespace, name) if kind in _KINDS and name and namespace else None
 
 
-def handlers(controller: Controller) -> kopf.OperatorRegistry:
-    """kopf's registry with our handlers."""
+def handlers(controller: Controller, tell: Callable[..., object]) -> kopf.OperatorRegistry:
+    """kopf's registry with our handlers.
+
+    tell: calls what it is given where the controller lives, like `call_soon_threadsafe` of its event loop.
+    """
     registry = kopf.OperatorRegistry()
 
     async def resource_changed(body: kopf.Body, **_: Any) -> None:
-        controller.notice(dict(body))
+        tell(controller.notice, dict(body))
 
     async def child_changed(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
         key = key_of_child(labels, namespace)
         if key is not None:
-            controller.queue.add(key)
+            tell(controller.queue.add, key)
 
     for kind in KINDS:
         kopf.on.event(GROUP, VERSION, kind.plural, registry=registry)(resource_changed)
@@ -67,6 +73,8 @@ class Backoffs:
 def kopf_settings() -> kopf.OperatorSettings:
     """No peering, no events of kopf's own, no discovery beyond what is served; streams that can't die unnoticed."""
     settings = kopf.OperatorSettings()
+    # Without it kopf kills the process ten minutes after watches that have failed, though others run by then.
+    settings.process.ultimate_exiting_timeout = None
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -82,34 +90,86 @@ def kopf_settings() -> kopf.OperatorSettings:
     return settings
 
 
-def hear(stopped: asyncio.Event) -> None:
-    """Let the signals that end a process set the event. As process 1 of a pod it would otherwise never hear them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+class Streams:
+    """One life of kopf, in a thread and an event loop of its own.
+
+    When one of its watches fails, kopf ends all tasks of its event loop that began after it, whoever owns them, and
+    waits for them without end, its own among them that can no longer be woken. So none of ours is in its loop, and it
+    is not asked to end itself.
+    """
+
+    def __init__(self, registry: kopf.OperatorRegistry, namespaces: Collection[str]) -> None:
+        self._registry, self._namespaces = registry, namespaces
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._owner = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._owner.create_future()
+        # Whatever hangs in it must not keep the process.
+        threading.Thread(target=self._live, name="watches", daemon=True).start()
+
+    async def run(self) -> None:
+        """Wait until they fail; raises what they failed with. When cancelled, ends them."""
+        try:
+            await asyncio.shield(self._ended)
+        finally:
+            if not self._ended.done():
+                self._ended.add_done_callback(asyncio.Future.exception)
+                self._loop.call_soon_threadsafe(self._stopped.set)
+                await asyncio.wait([self._ended], timeout=2 * _END_SECONDS)
+
+    def _live(self) -> None:
+        error: Exception | None = None
+        try:
+            self._loop.run_until_complete(self._watch())
+        except Exception as failure:  # noqa: BLE001 - kopf's errors have no base of their own
+            error = failure
+        finally:
+            self._clear()
+            # Nobody is there any more to hear of watches that have hung beyond the process' own end.
+            with suppress(RuntimeError):
+                self._owner.call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: Exception | None) -> None:
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    async def _watch(self) -> None:
+        tasks = await kopf.spawn_tasks(
+            registry=self._registry,
+            settings=kopf_settings(),
+            standalone=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
+        )
+        stopped = asyncio.create_task(self._stopped.wait())
+        done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+
+    def _clear(self) -> None:
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=_END_SECONDS))
+        if not asyncio.all_tasks(self._loop):
+            self._loop.close()
 
 
-async def watch(controller: Controller, settings: Settings, stopped: asyncio.Event) -> None:
+async def watch(controller: Controller, settings: Settings) -> None:
     """Watch until cancelled.
 
     What kopf takes for final isn't: an API server that starts or is overloaded answers a stream with 410, 401 or an
     error in its middle, too. The watches then begin anew, with a list, so that nothing is missed.
     """
+    tell = asyncio.get_running_loop().call_soon_threadsafe
     while True:
-        others = asyncio.all_tasks()
         try:
-            tasks = await kopf.spawn_tasks(
-                registry=handlers(controller),
-                settings=kopf_settings(),
-                standalone=True,
-                clusterwide=not settings.namespaces,
-                namespaces=settings.namespaces,
-            )
-            # The last thing that kopf does there is to take the signals for itself.
-            hear(stopped)
-            await kopf.run_tasks(tasks, ignored=others)
-        except Exception as error:  # noqa: BLE001 - its errors have no base of their own
+            await Streams(handlers(controller, tell), settings.namespaces).run()
+        except Exception as error:  # noqa: BLE001 - kopf's errors have no base of their own
             logger.warning("the watches have failed and begin anew: %s", error)
         else:
-            # It returns when it is cancelled.
-            return
+            logger.warning("the watches have ended and begin anew")
         await asyncio.sleep(_AGAIN_SECONDS)

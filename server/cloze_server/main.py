@@ -13,7 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from cloze_api.names import TERMINATION_LOG
-from cloze_server import keys, logs, verification
+from cloze_server import heap, keys, logs, verification
 from cloze_server.app import create_app
 from cloze_server.connections import Bounds, Crowd
 from cloze_server.drain import DrainingServer
@@ -118,6 +118,7 @@ def main() -> None:
     # The first process of a container has no default handler. Until the server has its own, nothing is lost by ending.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(ExitCode.SUCCESS))
+    heap.keep_large_blocks_apart()
     # Each tokenizer thread tokenizes alone; the library's own threads would compete with the model's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logs.configure("info")

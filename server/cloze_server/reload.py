@@ -6,7 +6,6 @@ the old one is freed when its last request is answered. One that fails on the wa
 """
 
 import asyncio
-import ctypes
 import logging
 import queue
 import threading
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
-from cloze_server import garbage
+from cloze_server import garbage, heap
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.hosting import Hosted, Refusal, Room
@@ -85,7 +84,8 @@ class Reloader:
                 continue
             for index, origin in enumerate(self._origins):
                 if self._look(index, origin, asked=asked):
-                    _return_memory()
+                    garbage.set_aside()
+                    heap.give_back()
 
     def _look(self, index: int, origin: Origin, *, asked: bool) -> bool:
         """Replace one model if it changed; whether it was.
@@ -169,11 +169,3 @@ class Reloader:
             "not reloaded: the former model goes on",
             extra=fields(digest=refusal.digest, reason=refusal.reason, message=refusal.message),
         )
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: a session's is in many pieces, which the allocator keeps."""
-    garbage.set_aside()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

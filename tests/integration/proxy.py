@@ -89,18 +89,18 @@ class Proxy:
         """Paths of the watches that stream now."""
         return {request.path for request in list(self._streams.values())}
 
-    def tell_watches(self, reply: Reply) -> int:
-        """Put an error into each watch that streams now, and end it. How many there were."""
+    def tell_watches(self, reply: Reply, plural: str = "") -> int:
+        """Put an error into each watch (of a kind) that streams now, and end it. How many there were."""
         event = {"type": "ERROR", "object": reply.body()}
         line = json.dumps(event).encode() + b"\n"
-        return asyncio.run_coroutine_threadsafe(self._tell(line), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self._tell(line, plural), self._loop).result(10)
 
     def break_streams(self) -> None:
         """End each watch that streams now, without a word."""
         self._loop.call_soon_threadsafe(self._abort)
 
-    async def _tell(self, line: bytes) -> int:
-        streams = list(self._streams.items())
+    async def _tell(self, line: bytes, plural: str) -> int:
+        streams = [item for item in self._streams.items() if item[1].path.endswith(plural)]
         for stream, request in streams:
             await stream.write(line)
             await stream.write_eof()

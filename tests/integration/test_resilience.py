@@ -246,8 +246,8 @@ GONE, BROKEN = Reply(410, "Expired"), Reply(500, "InternalError")
 def test_watches_survive_what_api_servers_do(
     brief: Any, candidates: Any, proxy: Any, eventually: Callable[..., Any]
 ) -> None:
-    """A restart, a history that is gone (told in the stream and at its begin), an error in the stream: each time the
-    watches come back and no object is missed, though the next resync is far away."""
+    """A restart, a history that is gone (told in the stream and at its begin), an error in all streams or in one: each
+    time the watches come back and no object is missed, though the next resync is far away."""
     operator = candidates("one", server=proxy.address, CLOZE_RESYNC_SECONDS="3600", **ALONE)
     eventually(lambda: len(proxy.watches()) >= 6, "the watches", 30)
     paths = proxy.watches()
@@ -269,6 +269,7 @@ def test_watches_survive_what_api_servers_do(
         "restart": restart,
         "gone": lambda: proxy.tell_watches(GONE),
         "broken": lambda: proxy.tell_watches(BROKEN),
+        "one": lambda: proxy.tell_watches(BROKEN, "pretrainjobs"),
         "late": begin_too_late,
     }
     for name, trouble in troubles.items():

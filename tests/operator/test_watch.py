@@ -1,13 +1,13 @@
 """kopf is used for watch streams alone."""
 
 import asyncio
-import signal
-from collections.abc import Collection, Mapping
-from typing import Any
+import queue
+import threading
 
 import kopf
 import pytest
 
+from cloze_operator import watch as module
 from cloze_operator.cluster import Cluster
 from cloze_operator.controller import Controller, Key, utc_now
 from cloze_operator.desired.metadata import labels
@@ -30,7 +30,7 @@ def controller() -> Controller:
 
 def test_no_handler_needs_a_finalizer_or_an_annotation(controller: Controller) -> None:
     """Change handlers, daemons, timers and indexes are what makes kopf write to other people's objects."""
-    registry = handlers(controller)
+    registry = handlers(controller, lambda function, *arguments: function(*arguments))
     assert len(registry._watching.get_all_handlers()) == 6
     assert not registry._changing.get_all_handlers()
     assert not registry._spawning.get_all_handlers()
@@ -42,6 +42,7 @@ def test_kopf_keeps_to_itself() -> None:
     """No peering, no events of its own, and children filtered by the API server."""
     settings = kopf_settings()
     assert settings.peering.standalone
+    assert settings.process.ultimate_exiting_timeout is None
     assert not settings.posting.enabled
     assert settings.scanning.disabled
     assert settings.watching.server_timeout
@@ -55,29 +56,55 @@ def test_child_tells_its_owner() -> None:
     assert key_of_child({**labels("FineTuneJob", "x"), "cloze.dev/kind": "Other"}, "ns") is None
 
 
-def test_a_signal_is_heard_as_soon_as_kopf_has_begun(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kopf takes the signals for itself, and what it makes of them is lost when its watches fail at that moment."""
-    taken: list[int] = []
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> queue.Queue[threading.Event]:
+    """For each life of the watches an event that tells that its other task was cancelled. Each fails at once, and the
+    other task of the first one doesn't end."""
+    lives: queue.Queue[threading.Event] = queue.Queue()
+    first = threading.Event()
+
+    async def fail() -> None:
+        raise RuntimeError("a stream has failed")
+
+    async def go_on(cancelled: threading.Event, *, hangs: bool) -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                if not hangs:
+                    raise
+
+    async def spawn_tasks(**_: object) -> list["asyncio.Task[None]"]:
+        cancelled = threading.Event() if first.is_set() else first
+        other = asyncio.create_task(go_on(cancelled, hangs=cancelled is first))
+        lives.put(cancelled)
+        await asyncio.sleep(0)
+        return [other, asyncio.create_task(fail())]
+
+    monkeypatch.setattr(kopf, "spawn_tasks", spawn_tasks)
+    monkeypatch.setattr(module, "_END_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.0)
+    return lives
+
+
+def test_watches_that_fail_begin_anew_whatever_hangs(
+    controller: Controller, lives: queue.Queue[threading.Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that doesn't end holds up neither the next watches nor the end, and other people's tasks go on."""
 
     async def main() -> None:
-        stopped = asyncio.Event()
-
-        async def run_tasks(tasks: Collection["asyncio.Task[Any]"], **_: object) -> None:
-            # What hears the signals now; sending one would end this very process if nothing did.
-            handlers: Mapping[int, asyncio.Handle] = asyncio.get_running_loop()._signal_handlers  # type: ignore[attr-defined]
-            taken.extend(number for number, handle in handlers.items() if handle._callback == stopped.set)  # type: ignore[attr-defined]
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-
-        monkeypatch.setattr(kopf, "run_tasks", run_tasks)
+        bystander = asyncio.create_task(asyncio.Event().wait())
         platform = Platform(train_image="t", serve_image="s", tracking_uri="http://m")
-        await watch(controller, Settings(platform=platform), stopped)
+        watching = asyncio.create_task(watch(controller, Settings(platform=platform)))
+        first, second, _ = [await asyncio.to_thread(lives.get, timeout=20) for _ in range(3)]
+        assert first.is_set()
+        assert second.is_set()
+        assert not bystander.done()
+        watching.cancel()
+        await asyncio.wait([watching], timeout=10)
+        assert watching.cancelled()
+        bystander.cancel()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        asyncio.run(main())
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert sorted(taken) == [signal.SIGINT, signal.SIGTERM]
+    asyncio.run(main())
+    assert "a stream has failed" in caplog.text
