@@ -1,7 +1,7 @@
 """PretrainJob: raw text to a registered masked language model."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -93,18 +93,50 @@ class Cleaning(Schema):
     pii: PII = PII.REPLACE
 
 
+class TokenizerAlgorithm(StrEnum):
+    """How words are cut into pieces, and what pieces there are."""
+
+    WORDPIECE = "wordpiece"
+    """As BERT's: the longest piece first; a character that has none makes its word unknown."""
+    BYTE_LEVEL_BPE = "byte-level-bpe"
+    """As RoBERTa's and ModernBERT's: merges of pairs over the bytes of UTF-8, so that nothing is unknown."""
+
+
 class Tokenizer(Schema):
     """The tokenizer to train on the cleaned corpus."""
 
-    algorithm: Literal["wordpiece"] = "wordpiece"
+    algorithm: TokenizerAlgorithm = TokenizerAlgorithm.WORDPIECE
     vocab_size: Annotated[int, Field(ge=128, le=262_144)] = 8192
     lowercase: bool = True
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="self.algorithm != 'byte-level-bpe' || self.vocabSize >= 512",
+            message="spec.tokenizer.vocabSize must be at least 512 for byte-level-bpe: 256 of it are single bytes",
+            check=lambda tokenizer: (
+                tokenizer.algorithm is not TokenizerAlgorithm.BYTE_LEVEL_BPE or tokenizer.vocab_size >= 512
+            ),
+        ),
+    )
+
+
+class Architecture(StrEnum):
+    """How an encoder is built; the names are transformers' `model_type`."""
+
+    BERT = "bert"
+    """Devlin et al., arXiv:1810.04805."""
+    ROBERTA = "roberta"
+    """BERT without types of texts (Liu et al., arXiv:1907.11692)."""
+    DISTILBERT = "distilbert"
+    """BERT without types of texts and pooler (Sanh et al., arXiv:1910.01108)."""
+    MODERNBERT = "modernbert"
+    """Rotary positions, gated feed-forward blocks and local attention (Warner et al., arXiv:2412.13663)."""
+
 
 class Encoder(Schema):
-    """Architecture and sizes (Devlin et al., arXiv:1810.04805)."""
+    """Architecture and sizes."""
 
-    architecture: Literal["bert"] = "bert"
+    architecture: Architecture = Architecture.BERT
     layers: Annotated[int, Field(ge=1, le=96)] = 4
     hidden_size: Annotated[int, Field(ge=16, le=8192)] = 256
     heads: Annotated[int, Field(ge=1, le=128)] = 4
@@ -118,6 +150,14 @@ class Encoder(Schema):
             cel="self.hiddenSize % self.heads == 0",
             message="spec.model.hiddenSize must be a multiple of spec.model.heads: change one of them",
             check=lambda model: model.hidden_size % model.heads == 0,
+        ),
+        Rule(
+            cel="self.architecture != 'modernbert' || self.hiddenSize % (2 * self.heads) == 0",
+            message="spec.model.hiddenSize must be an even multiple of spec.model.heads for modernbert, which turns "
+            "pairs of numbers by the position: change one of them",
+            check=lambda model: (
+                model.architecture is not Architecture.MODERNBERT or model.hidden_size % (2 * model.heads) == 0
+            ),
         ),
     )
 

@@ -22,11 +22,11 @@ from cloze_trainer import finetune, loop
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.data.labelled import Labelled
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Chunk, Surroundings, train
-from cloze_trainer.model import EncoderConfig
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tracking import Silent

@@ -12,8 +12,8 @@ from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 from cloze_trainer.base import fetch, open_base
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import BaseModelError
-from cloze_trainer.model import EncoderConfig
 from cloze_trainer.run import Run, open_run
 
 CONFIG = EncoderConfig(vocab_size=9, layers=1, hidden_size=4, heads=1, intermediate_size=4, max_length=16, dropout=0.0)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cloze_api.task import Task
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.export import check_length, export
-from cloze_trainer.model import EncoderConfig, TaskModel, build
+from cloze_trainer.model import TaskModel, build
 
 
 def config(max_length: int, vocab_size: int) -> EncoderConfig:

@@ -19,9 +19,10 @@ from cloze_api.task import Task
 from cloze_trainer import artifact, finetune, importing, precisions
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data.labelled import Labelled
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
-from cloze_trainer.model import EncoderConfig, build
+from cloze_trainer.model import build
 
 TEXTS = ["Ada Lovelace lived in London.", "hello", "where is it? in a garden", "no."]
 LABELS = ["O", "B-PER", "I-PER"]

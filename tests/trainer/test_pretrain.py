@@ -3,23 +3,25 @@
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.pretrain import Architecture, PretrainJobSpec
 from cloze_api.task import Task
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
+from cloze_trainer.model import tensors
 from cloze_trainer.pretrain import PreparedCorpus, Pretraining, prepare
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run, open_run
 from cloze_trainer.worker import initial_model
 
 
-def prepared(folder: Path, held_out: float) -> tuple[PretrainJobSpec, PreparedCorpus]:
+def prepared(
+    folder: Path, held_out: float, architecture: Architecture = Architecture.BERT
+) -> tuple[PretrainJobSpec, PreparedCorpus]:
     texts = [f"word{number} and" for number in range(120)]
     (folder / "text.txt").write_text("\n\n".join(texts))
     job = {
@@ -29,7 +31,7 @@ def prepared(folder: Path, held_out: float) -> tuple[PretrainJobSpec, PreparedCo
         "spec": {
             "corpus": [{"uri": f"file://{folder}/text.txt"}],
             "tokenizer": {"vocabSize": 200},
-            "model": {"maxLength": 16},
+            "model": {"maxLength": 16, "architecture": architecture},
             "optimization": {"batchSequences": 2},
             "evaluation": {"heldOutFraction": held_out},
             "registry": {"name": "small"},
@@ -50,14 +52,14 @@ def test_held_out_text_without_a_masked_token_is_refused_before_the_training(tmp
     prepared(tmp_path, 0.3)
 
 
-def test_a_text_among_others_is_predicted_as_if_it_were_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", Architecture)
+def test_a_text_among_others_is_predicted_as_if_it_were_alone(architecture: Architecture, tmp_path: Path) -> None:
     """Packed texts see neither each other nor the padding: the logits are those of transformers for each by itself."""
-    workload = Pretraining(*prepared(tmp_path, 0.3), torch.device("cpu"))
+    workload = Pretraining(*prepared(tmp_path, 0.3, architecture), torch.device("cpu"))
     model = initial_model(workload, 1)
-    theirs = BertForMaskedLM(BertConfig(**model_settings(workload), attn_implementation="eager"))
-    missing = theirs.load_state_dict(model.state_dict(), strict=False)
-    assert missing.unexpected_keys == []
-    assert set(missing.missing_keys) <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    settings = AutoConfig.for_model(**workload.config.transformers(Task.FILL_MASK))
+    theirs = AutoModelForMaskedLM.from_config(settings, attn_implementation="eager")
+    assert theirs.load_state_dict(tensors(model), strict=False).unexpected_keys == []
     theirs.tie_weights()
     model.eval()
     theirs.eval()
@@ -82,8 +84,3 @@ def texts(ids_T: torch.Tensor, places_T: torch.Tensor) -> list[slice]:
     length = int((ids_T != SPECIAL_IDS.pad).sum())
     starts = [int(start) for start in torch.nonzero(places_T[:length] == 0).flatten()]
     return [slice(start, end) for start, end in itertools.pairwise([*starts, length])]
-
-
-def model_settings(workload: Pretraining) -> dict[str, Any]:
-    """What transformers calls the sizes."""
-    return workload.config.transformers(Task.FILL_MASK)

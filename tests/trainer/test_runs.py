@@ -331,6 +331,46 @@ def test_token_classifier_is_published_with_a_score_for_each_label(
     assert manifest.evaluation["accuracy"] == pytest.approx(right / total)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "algorithm"),
+    [
+        ("modernbert", "byte-level-bpe"),
+        pytest.param("roberta", "byte-level-bpe", marks=pytest.mark.full),
+        pytest.param("distilbert", "wordpiece", marks=pytest.mark.full),
+    ],
+)
+def test_other_architectures_go_the_whole_way(
+    corpus: Path, mlflow: str, tmp_path: Path, architecture: str, algorithm: str
+) -> None:
+    """From text to an encoder and on to a classifier, each of which answers in transformers as its graph does."""
+    model = pretrain(corpus)["spec"]["model"] | {"architecture": architecture}
+    tokens = {"algorithm": algorithm, "vocabSize": 800}
+    job = pretrain(corpus, model=model, tokenizer=tokens, registry={"name": architecture})
+    job["metadata"]["uid"] = f"11111111-{architecture}"
+    first = Trainer(tmp_path / "base", {"MLFLOW_TRACKING_URI": mlflow})
+    assert first.run(job) == 0, first.log
+    fine = finetune(tmp_path, base={"model": {"name": architecture, "version": "1"}}, registry={"name": "mine"})
+    second = Trainer(tmp_path / "classifier", {"MLFLOW_TRACKING_URI": mlflow})
+    assert second.run(fine) == 0, second.log
+    for trainer, auto in ((first, AutoModelForMaskedLM), (second, AutoModelForSequenceClassification)):
+        manifest = verify(trainer.artifact)
+        assert manifest.inputs == ["input_ids", "attention_mask"]
+        tokenizer = AutoTokenizer.from_pretrained(trainer.artifact)
+        theirs = auto.from_pretrained(trainer.artifact).eval()
+        assert type(theirs).__name__ == manifest.architecture
+        inputs = tokenizer(["Return the [MASK] of the file.", "a longer text"], return_tensors="pt", padding=True)
+        with torch.no_grad():
+            expected = theirs(**inputs).logits.numpy()
+        session = onnxruntime.InferenceSession(trainer.artifact / "model.onnx")
+        (actual,) = session.run(None, {name: inputs[name].numpy() for name in manifest.inputs})
+        real = inputs["attention_mask"].numpy().astype(bool) if actual.ndim > 2 else slice(None)
+        assert np.allclose(actual[real], expected[real], atol=1e-4)
+    evaluation = verify(first.artifact).evaluation
+    assert evaluation["masked_loss"] < 0.95 * np.log(800)
+    assert 0 < evaluation["data_rare_token_share"] < 1
+    assert ("data_single_byte_share" in evaluation) == (algorithm == "byte-level-bpe")
+
+
 def test_base_with_another_digest_is_refused(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
     """The digest that the operator decided on must be the registry's; nothing is trained on anything else."""
     environment = {"MLFLOW_TRACKING_URI": mlflow, "CLOZE_BASE_DIGEST": "sha256:" + "0" * 64}

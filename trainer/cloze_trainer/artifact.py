@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import (
@@ -29,10 +28,10 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer import precisions
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
-from cloze_trainer.export import INPUTS, OUTPUT, export
-from cloze_trainer.files import publish
+from cloze_trainer.export import OUTPUT, export
+from cloze_trainer.files import publish, write_json
 from cloze_trainer.finetune import FineTuning
-from cloze_trainer.model import ARCHITECTURE_CLASSES
+from cloze_trainer.model import TaskModel, tensors
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.run import Run
 from cloze_trainer.trial import Trial
@@ -63,7 +62,7 @@ def finished(run: Run) -> Manifest | None:
 def write(
     run: Run,
     workload: Pretraining | FineTuning,
-    model: nn.Module,
+    model: TaskModel,
     figures: dict[str, float],
     sources: dict[str, str],
 ) -> None:
@@ -82,7 +81,7 @@ def write(
             Manifest(
                 name=spec.registry.name,
                 task=workload.task,
-                architecture=ARCHITECTURE_CLASSES[workload.task],
+                architecture=workload.config.class_name(workload.task),
                 labels=list(workload.labels),
                 limits=Limits(
                     max_length=workload.max_length if isinstance(workload, FineTuning) else workload.config.max_length,
@@ -91,7 +90,7 @@ def write(
                 special_tokens=SPECIAL_IDS,
                 lowercase=workload.lowercase,
                 tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-                inputs=list(INPUTS),
+                inputs=list(workload.config.inputs),
                 output=OUTPUT,
                 precisions=measured,
                 evaluation=figures | _figures(measured),
@@ -127,7 +126,7 @@ def _add_precisions(
     rows = workload.test.rows(_MOST_EXAMPLES)
     trial = Trial(
         task=workload.task,
-        inputs=INPUTS,
+        inputs=workload.config.inputs,
         output=OUTPUT,
         labels=workload.labels,
         batches=examples.batches(rows, pad_id=SPECIAL_IDS.pad, wide=False),
@@ -141,11 +140,14 @@ def _figures(measured: Mapping[Precision, Measured]) -> dict[str, float]:
     return {f"{each.metric}_{precision}": each.value for precision, each in measured.items() if each.value is not None}
 
 
-def _write_files(folder: Path, workload: Pretraining | FineTuning, model: nn.Module) -> None:
-    for name in (TOKENIZER_FILE, _TOKENIZER_CONFIG_FILE):
-        shutil.copyfile(workload.tokenizer_folder / name, folder / name)
+def _write_files(folder: Path, workload: Pretraining | FineTuning, model: TaskModel) -> None:
+    shutil.copyfile(workload.tokenizer_folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    settings = json.loads((workload.tokenizer_folder / _TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+    # Without it a tokenizer gives types of texts to models that have none.
+    settings["model_input_names"] = list(workload.config.inputs)
+    write_json(folder / _TOKENIZER_CONFIG_FILE, settings)
     document = workload.config.transformers(workload.task, workload.labels)
     (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     export(model, workload.task, workload.config, folder / ONNX_FILE)

@@ -11,8 +11,8 @@ from cloze_api.names import ENV_BASE_DIGEST, ENV_MLFLOW_URI
 from cloze_api.task import Task
 from cloze_trainer.console import log
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import BaseModelError, InputError
-from cloze_trainer.model import EncoderConfig
 from cloze_trainer.run import Run
 
 
@@ -55,7 +55,8 @@ def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel
         config = EncoderConfig.read(folder / "config.json")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BaseModelError(
-            "BaseArchitectureUnknown", f"the base model {name} has no config.json of a BERT encoder: {error}"
+            "BaseArchitectureUnknown",
+            f"the base model {name} has no config.json of an encoder that can be trained: {error}",
         ) from error
     return BaseModel(folder, name, f"sha256:{file_sha256(folder / MANIFEST_FILE)}", manifest, config)
 

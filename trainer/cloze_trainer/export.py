@@ -13,8 +13,8 @@ from torch import nn
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.model import EncoderConfig
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"
@@ -48,7 +48,7 @@ class Graph:
 def export(model: nn.Module, task: Task, config: EncoderConfig, path: Path) -> None:
     """Write the graph of one of our own models: see `export_graph`."""
     graph = Graph(
-        inputs=INPUTS,
+        inputs=config.inputs,
         output=OUTPUT,
         per_token=task is not Task.SEQUENCE_CLASSIFICATION,
         vocab_size=config.vocab_size,

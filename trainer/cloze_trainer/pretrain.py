@@ -19,10 +19,10 @@ from cloze_trainer.data import shards
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import CHUNK_TOKENS, Chunk
-from cloze_trainer.model import EncoderConfig
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
@@ -88,6 +88,7 @@ class Pretraining:
         self.lowercase = spec.tokenizer.lowercase
         self.report = {key: float(value) for key, value in self.shards.report.items() if isinstance(value, int | float)}
         self.config = EncoderConfig(
+            architecture=spec.model.architecture,
             vocab_size=self.shards.vocab_size,
             layers=spec.model.layers,
             hidden_size=spec.model.hidden_size,

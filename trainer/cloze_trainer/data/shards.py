@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import cleaning, tokenizer
@@ -22,7 +22,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 3
+EDITION = 4
 # Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
 _UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
 TRAIN_FILE = "train.npy"
@@ -32,8 +32,11 @@ _ENCODE_BATCH = 1000
 _BLOCK_ROWS = 4096
 # Of a document that is cut, in tokens: less has hardly any context.
 _SHORTEST_PIECE = 16
+# An entry of the vocabulary that occurs less often in the training text is hardly learned.
+_RARE = 10
 
 Tokens = npt.NDArray[np.integer[Any]]
+Seen = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +124,19 @@ def texts_of(rows_BT: Tokens) -> tuple[Tokens, Tokens]:
 
 @dataclass(slots=True)
 class _Counts:
-    """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`."""
+    """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`; seen_V: each id."""
 
+    seen_V: Seen
     rows: int = 0
     filled: int = 0
     tokens: int = 0
     unknown: int = 0
 
 
-def _write(path: Path, blocks: Iterable[Tokens], max_length: int, dtype: npt.DTypeLike) -> _Counts:
+def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: int) -> _Counts:
     """Write blocks of rows as one `.npy` file, whose header is completed at the end."""
-    counts = _Counts()
+    counts = _Counts(np.zeros(vocab_size, dtype=np.int64))
+    dtype = _dtype(vocab_size)
 
     def header(stream: BinaryIO) -> None:
         np.lib.format.write_array_header_1_0(
@@ -150,13 +155,30 @@ def _write(path: Path, blocks: Iterable[Tokens], max_length: int, dtype: npt.DTy
             stream.write(np.ascontiguousarray(block).tobytes())
             counts.rows += len(block)
             counts.filled += int((block != tokenizer.SPECIAL_IDS.pad).sum())
-            counts.tokens += int((block >= tokenizer.FIRST_ORDINARY_ID).sum())
-            counts.unknown += int((block == tokenizer.SPECIAL_IDS.unk).sum())
+            counts.seen_V += np.bincount(block.ravel(), minlength=vocab_size)
+        counts.tokens = int(counts.seen_V[tokenizer.FIRST_ORDINARY_ID :].sum())
+        counts.unknown = int(counts.seen_V[tokenizer.SPECIAL_IDS.unk])
         stream.seek(0)
         header(stream)
         # NumPy leaves room for the number of rows to grow.
         assert stream.tell() == length
     return counts
+
+
+def _dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest that holds the ids."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _vocabulary_figures(model: Tokenizer, seen_V: Seen) -> dict[str, float]:
+    """How well the vocabulary fits the text. Nothing is unknown to bytes: there the share of single ones says it."""
+    ordinary = seen_V[tokenizer.FIRST_ORDINARY_ID :]
+    figures = {"rare_token_share": float((ordinary < _RARE).mean())}
+    if isinstance(model.model, models.BPE):
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+        single = [number for piece, number in model.get_vocab().items() if piece in alphabet]
+        figures["single_byte_share"] = float(seen_V[single].sum() / max(1, ordinary.sum()))
+    return figures
 
 
 def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterable[Sequence[int]]:
@@ -200,14 +222,17 @@ def prepare(
         sides = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
         train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
         stage("tokenizer")
-        model = tokenizer.train(train_texts, vocab_size=spec.tokenizer.vocab_size, lowercase=spec.tokenizer.lowercase)
+        model = tokenizer.train(
+            train_texts,
+            vocab_size=spec.tokenizer.vocab_size,
+            lowercase=spec.tokenizer.lowercase,
+            algorithm=spec.tokenizer.algorithm,
+        )
         vocab_size = model.get_vocab_size()
         stage("data")
-        dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+        length = spec.model.max_length
         parts = {
-            name: _write(
-                staging / name, pack(_encode(model, part), spec.model.max_length, dtype), spec.model.max_length, dtype
-            )
+            name: _write(staging / name, pack(_encode(model, part), length, _dtype(vocab_size)), length, vocab_size)
             for name, part in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
         }
         train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
@@ -231,9 +256,10 @@ def prepare(
             "sequences_held_out": held_out.rows,
             "vocab_size": vocab_size,
             # Special tokens are none.
-            "padding_share": 1 - train.filled / (train.rows * spec.model.max_length),
+            "padding_share": 1 - train.filled / (train.rows * length),
             "unknown_share": train.unknown / max(1, tokens),
             "tokens_per_character": tokens / max(1, spool.characters(sides[0])),
+            **_vocabulary_figures(model, train.seen_V),
         }
         tokenizer.write(model, staging, max_length=spec.model.max_length, lowercase=spec.tokenizer.lowercase)
         write_json(staging / REPORT_FILE, figures)

@@ -1,4 +1,4 @@
-"""Trains the WordPiece tokenizer and writes it as `tokenizer.json` (Schuster and Nakajima 2012; Devlin et al. 2018)."""
+"""Trains the tokenizer and writes it as `tokenizer.json`."""
 
 import json
 import re
@@ -13,6 +13,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens
+from cloze_api.pretrain import TokenizerAlgorithm
+from cloze_trainer.data import byte_level
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -30,6 +32,8 @@ SPECIAL_IDS = _AllSpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 # Words that `pii` puts in place of personal data; each is one token, so that its kind is learned.
 PLACEHOLDERS = ("[EMAIL]", "[IBAN]", "[CARD]", "[IP]", "[PHONE]")
 FIRST_ORDINARY_ID = len(SPECIAL)
+# Never in a word's place.
+_OUTSIDE = (PAD, CLS, SEP)
 
 
 # Characters that get a piece wherever there is room; beyond them only as many as cover this share of the text. English
@@ -40,31 +44,58 @@ _COVERAGE = 0.9995
 _LONGEST_WORD = 100
 
 
-def _pipeline(model: models.WordPiece, *, lowercase: bool) -> Tokenizer:
-    tokenizer = Tokenizer(model)
+def train(
+    texts: Sequence[str],
+    *,
+    vocab_size: int,
+    lowercase: bool,
+    algorithm: TokenizerAlgorithm = TokenizerAlgorithm.WORDPIECE,
+) -> Tokenizer:
+    """Train on the texts; the same texts in the same order give the same tokenizer.
+
+    The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
+    """
+    by_bytes = algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE
+    make = _byte_level if by_bytes else _wordpiece
+    tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase)
+
+    def added(word: str, *, special: bool) -> AddedToken:
+        # Where a word's blank is part of it, that of a token which stands for one is, too.
+        return AddedToken(word, normalized=False, special=special, lstrip=by_bytes and word not in _OUTSIDE)
+
+    tokenizer.add_special_tokens([added(word, special=True) for word in SPECIAL])
+    # A placeholder stays whole but, unlike a special token, is ordinary text: it may be masked and predicted.
+    tokenizer.add_tokens([added(word, special=False) for word in PLACEHOLDERS])
+    framing = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, SPECIAL_IDS.cls), (SEP, SPECIAL_IDS.sep)],
+    )
+    # A word's place in the text is told without its blank.
+    trimming = processors.ByteLevel(trim_offsets=True)
+    tokenizer.post_processor = processors.Sequence([trimming, framing]) if by_bytes else framing
+    return tokenizer
+
+
+def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Without special tokens (Schuster and Nakajima 2012; Devlin et al., arXiv:1810.04805)."""
+    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase)
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=PREFIX))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix=PREFIX)
     return tokenizer
 
 
-def train(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
-    """Train on the texts; the same texts in the same order give the same tokenizer.
-
-    The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
-    """
-    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase)
-    tokenizer = _pipeline(
-        models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=PREFIX), lowercase=lowercase
-    )
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in SPECIAL])
-    # A placeholder stays whole but, unlike a special token, is ordinary text: it may be masked and predicted.
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in PLACEHOLDERS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{CLS} $A {SEP}",
-        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
-        special_tokens=[(CLS, SPECIAL_IDS.cls), (SEP, SPECIAL_IDS.sep)],
-    )
+def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Without special tokens."""
+    first = [*SPECIAL, *PLACEHOLDERS]
+    learnt = byte_level.learn(texts, vocab_size - len(first), lowercase=lowercase)
+    vocabulary = {piece: number for number, piece in enumerate([*first, *learnt.pieces])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, learnt.pairs))
+    tokenizer.normalizer = byte_level.normalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -114,10 +145,12 @@ def _stands_alone(character: str) -> bool:
 def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: bool) -> None:
     """Write `tokenizer.json` and what `AutoTokenizer.from_pretrained` wants beside it."""
     tokenizer.save(str(folder / TOKENIZER_FILE))
+    by_bytes = isinstance(tokenizer.model, models.BPE)
+    own = {"add_prefix_space": True} if by_bytes else {"do_lower_case": lowercase}
     settings: dict[str, Any] = {
-        "tokenizer_class": "BertTokenizer",
+        "tokenizer_class": "PreTrainedTokenizerFast" if by_bytes else "BertTokenizer",
         "model_max_length": max_length,
-        "do_lower_case": lowercase,
+        **own,
         "pad_token": PAD,
         "unk_token": UNK,
         "cls_token": CLS,

@@ -1,0 +1,101 @@
+"""The vocabulary of byte sequences: deterministic, of the asked size, and knowing every text."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from cloze_api.pretrain import TokenizerAlgorithm
+from cloze_trainer.data import byte_level, tokenizer
+
+TEXTS = ["the quick brown fox jumps over the lazy dog,\n\nagain and again: 12 + 13 = 25 — größer, don't"] * 20
+
+
+def trained(*, lowercase: bool = False, size: int = 400) -> Tokenizer:
+    return tokenizer.train(TEXTS, vocab_size=size, lowercase=lowercase, algorithm=TokenizerAlgorithm.BYTE_LEVEL_BPE)
+
+
+@given(st.text())
+def test_every_text_comes_back(text: str) -> None:
+    """But for the composition of its characters, and the blank that the first word is given."""
+    model = trained()
+    model.encode_special_tokens = True
+    encoding = model.encode(text, add_special_tokens=False)
+    assert tokenizer.SPECIAL_IDS.unk not in encoding.ids
+    normal = byte_level.normalizer(lowercase=False).normalize_str(text)
+    decoded = model.decode(encoding.ids, skip_special_tokens=False)
+    assert decoded.removeprefix(" ") == normal.removeprefix(" ")
+
+
+def test_pieces_are_those_of_the_librarys_trainer() -> None:
+    """Where no two pairs are equally frequent, of which the library takes another one each time."""
+    words = {"abab": 101, "abc": 53, "bcd": 29, "dd": 17}
+    text = " ".join(word for word, count in words.items() for _ in range(count))
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    library.train_from_iterator(
+        [text], trainers.BpeTrainer(vocab_size=261, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    ours = byte_level.learn([text], 261, lowercase=False)
+    assert set(ours.pieces) == set(library.get_vocab())
+
+
+def test_processes_agree() -> None:
+    """Two processes with other hash seeds train the same tokenizer."""
+    program = (
+        "from cloze_trainer.data import tokenizer;"
+        "text = open(tokenizer.__file__).read();"
+        "algorithm = tokenizer.TokenizerAlgorithm.BYTE_LEVEL_BPE;"
+        "print(tokenizer.train([text], vocab_size=600, lowercase=True, algorithm=algorithm).to_str())"
+    )
+    texts = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert texts[0] == texts[1]
+    assert '"type":"BPE"' in texts[0].replace(" ", "")
+
+
+def test_a_word_has_the_same_pieces_wherever_it_stands() -> None:
+    """Also at the begin of a text, beside a hidden word, and after one that stands for personal data."""
+    model = trained()
+    fox = model.encode("fox", add_special_tokens=False).tokens
+    assert fox == ["Ġfox"]
+    for text, tokens in {
+        "the [MASK] fox": ["Ġthe", "[MASK]", "Ġfox"],
+        "[MASK] fox": ["[MASK]", "Ġfox"],
+        "the [EMAIL] fox": ["Ġthe", "[EMAIL]", "Ġfox"],
+    }.items():
+        assert [model.id_to_token(number) for number in model.encode(text, add_special_tokens=False).ids] == tokens
+    encoding = model.encode("the fox")
+    assert encoding.tokens == ["[CLS]", "Ġthe", "Ġfox", "[SEP]"]
+    assert encoding.offsets == [(0, 0), (0, 3), (4, 7), (0, 0)]
+
+
+def test_lowercase_is_asked_for() -> None:
+    """Case is kept otherwise."""
+    assert trained(lowercase=True).encode("FOX").ids == trained(lowercase=True).encode("fox").ids
+    assert trained().encode("FOX").ids != trained().encode("fox").ids
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_transformers_reads_it(tmp_path_factory: pytest.TempPathFactory, lowercase: bool) -> None:
+    """With the same ids, and its own idea of which tokens are special."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    model = trained(lowercase=lowercase)
+    tokenizer.write(model, folder, max_length=32, lowercase=lowercase)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for text in ("The quick [MASK] größer", "a\n\n b  c", ""):
+        assert theirs(text)["input_ids"] == model.encode(text).ids
+    assert (theirs.pad_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id) == (0, 2, 3, 4)

@@ -1,0 +1,103 @@
+"""BERT (Devlin et al., arXiv:1810.04805) and what is built like it: RoBERTa (Liu et al., arXiv:1907.11692), whose
+positions begin later and whose texts of a pair aren't told apart, and DistilBERT (Sanh et al., arXiv:1910.01108), which
+has no types of texts at all.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders.attention import attend, visible
+from cloze_trainer.encoders.config import INITIALIZER_RANGE, EncoderConfig
+
+
+class Embeddings(nn.Module):
+    """Word, position and type embeddings, summed and normalised."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        first = config.first_position
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=SPECIAL_IDS.pad)
+        self.positions = nn.Embedding(
+            config.max_length + first, config.hidden_size, padding_idx=SPECIAL_IDS.pad if first else None
+        )
+        self.types = nn.Embedding(config.segment_types, config.hidden_size) if config.segment_types else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+        self.first = first
+
+    def forward(self, input_ids_BT: Tensor, token_types_BT: Tensor | None, places_BT: Tensor | None) -> Tensor:
+        """Hidden states (B, T, D) of the tokens. places_BT: of each token in its text; as they stand when absent."""
+        places = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device) if places_BT is None else places_BT
+        hidden_BTD = self.words(input_ids_BT) + self.positions(places + self.first if self.first else places)
+        if self.types is not None:
+            hidden_BTD = hidden_BTD + (self.types.weight[0] if token_types_BT is None else self.types(token_types_BT))
+        return cast(Tensor, self.dropout(self.norm(hidden_BTD)))
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward block with the exact GELU, each summed with its input and then normalised."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=config.epsilon)
+        self.intermediate = nn.Linear(width, config.intermediate_size)
+        self.projection = nn.Linear(config.intermediate_size, width)
+        self.norm = nn.LayerNorm(width, eps=config.epsilon)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_BTD: Tensor, seen: Tensor | None) -> Tensor:
+        """States (B, T, D). seen: as `attention.visible` gives it."""
+        batch, length, width = hidden_BTD.shape
+
+        def split(projected_BTD: Tensor) -> Tensor:
+            return projected_BTD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+
+        attended_BTD = attend(
+            split(self.query(hidden_BTD)), split(self.key(hidden_BTD)), split(self.value(hidden_BTD)), seen
+        )
+        hidden_BTD = self.attention_norm(self.dropout(self.output(attended_BTD)) + hidden_BTD)
+        fed_BTD = self.projection(functional.gelu(self.intermediate(hidden_BTD)))
+        return cast(Tensor, self.norm(self.dropout(fed_BTD) + hidden_BTD))
+
+
+class PostNormEncoder(nn.Module):
+    """Embeddings and layers."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask: Tensor | None,
+        token_types_BT: Tensor | None,
+        places_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D). attention_mask: as `attention.visible` takes it."""
+        seen = visible(attention_mask)
+        hidden_BTD = self.embeddings(input_ids_BT, token_types_BT, places_BT)
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, seen)
+        return cast(Tensor, hidden_BTD)
+
+
+def initialize(model: nn.Module) -> None:
+    """BERT's initial values: normal with deviation 0.02, biases zero, normalisation the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
