@@ -114,7 +114,9 @@ class Streams:
         finally:
             if not self._ended.done():
                 self._ended.add_done_callback(asyncio.Future.exception)
-                self._loop.call_soon_threadsafe(self._stopped.set)
+                # The thread may have closed it in this moment, and an error would take the cancellation's place.
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._stopped.set)
                 await asyncio.wait([self._ended], timeout=2 * _END_SECONDS)
 
     def _live(self) -> None:

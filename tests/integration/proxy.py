@@ -117,7 +117,9 @@ class Proxy:
         self._stop = asyncio.Event()
         application = web.Application(client_max_size=2**24)
         application.router.add_route("*", "/{path:.*}", self._handle)
-        async with aiohttp.ClientSession(auto_decompress=False) as self._session:
+        # What it doesn't ask for compressed needn't be said to be.
+        plain = {"skip_auto_headers": ["Accept-Encoding"], "auto_decompress": False}
+        async with aiohttp.ClientSession(**plain) as self._session:
             runner = web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()

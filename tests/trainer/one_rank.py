@@ -9,6 +9,7 @@ differs; `every`, steps between checkpoints.
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_trainer import finetune, loop
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
-from cloze_trainer.data.labelled import Labelled
+from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
@@ -84,7 +85,7 @@ class Failing(FineTuning):
     """Goes wrong as the scenario says."""
 
     def prepare(self, scenario: dict[str, Any]) -> None:
-        self.nan, self.ascent = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent"))
+        self.nan, self.ascent, self.empty = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty"))
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
 
@@ -94,7 +95,10 @@ class Failing(FineTuning):
             raise Crash
         self.here = batch
         self.taken.append(batch)
-        return super().share(batch, rank, world)
+        chunks = super().share(batch, rank, world)
+        if batch not in self.empty:
+            return chunks
+        return [replace(chunk, targets=torch.full_like(chunk.targets, IGNORED), weight=0) for chunk in chunks]
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         loss = super().loss_sum(model, chunk)

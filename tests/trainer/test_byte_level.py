@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from cloze_api.pretrain import TokenizerAlgorithm
-from cloze_trainer.data import byte_level, tokenizer
+from cloze_trainer.data import bpe, byte_level, tokenizer
 
 TEXTS = ["the quick brown fox jumps over the lazy dog,\n\nagain and again: 12 + 13 = 25 — größer, don't"] * 20
 
@@ -43,6 +43,23 @@ def test_pieces_are_those_of_the_librarys_trainer() -> None:
     )
     ours = byte_level.learn([text], 261, lowercase=False)
     assert set(ours.pieces) == set(library.get_vocab())
+
+
+def test_scripts_without_blanks_are_learned() -> None:
+    """Their sentences are as words, of any length."""
+    sentence = "今天天气很好我们去公园散步吧" * 30
+    learnt = byte_level.learn([sentence] * 3, 400, lowercase=False)
+    spelt, _ = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(sentence)[0]
+    assert any(len(piece) >= 12 and piece in spelt for piece in learnt.pieces)
+
+
+def test_words_are_counted_in_bounded_memory() -> None:
+    """The rarest are forgotten; what is frequent keeps its count, nearly."""
+    tally = bpe.Tally(most=10)
+    for number in range(200):
+        tally.add([f"once{number}", "often", "often"])
+    assert len(tally.counts) <= 10
+    assert tally.counts["often"] == 400
 
 
 def test_processes_agree() -> None:

@@ -63,6 +63,38 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     assert checkpoints.latest() == 1
 
 
+def test_what_is_written_is_kept_whatever_damaged_one_is_newer(tmp_path: Path) -> None:
+    """A run that had to go on from before a damaged checkpoint doesn't lose what it saves then."""
+    checkpoints = saved(tmp_path, 1, 100, keep=1)
+    next(path for path in checkpoints.path(100).iterdir() if path.suffix == ".distcp").unlink()
+    assert checkpoints.latest() is None
+    saved(tmp_path, 90, keep=1)
+    assert checkpoints.latest() == 90
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000090"]
+
+
+def test_a_state_of_before_the_first_update_counts_none(tmp_path: Path) -> None:
+    """A stop may come that early: the first update of the resumed run is the first one, to the bit."""
+    torch.manual_seed(7)
+    first, second = nn.Linear(4, 2), nn.Linear(4, 2)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1, fused=True) for model in (first, second)]
+    checkpoints = Checkpoints(tmp_path, 3, ORIGIN)
+    checkpoints.write(LoopState(0, 0), captured(first, optimizers[0]))
+    checkpoints.load(0, second, optimizers[1])
+    fresh = nn.Linear(4, 2)
+    fresh.load_state_dict(first.state_dict())
+    models = [first, second, fresh]
+    for model, optimizer in zip(
+        models, [*optimizers, torch.optim.AdamW(fresh.parameters(), lr=0.1, fused=True)], strict=True
+    ):
+        for gradient in (1.0, 2.0):
+            optimizer.zero_grad()
+            (model(torch.ones(3, 4)).sum() * gradient).backward()
+            optimizer.step()
+    assert torch.equal(first.weight, fresh.weight)
+    assert torch.equal(second.weight, fresh.weight)
+
+
 def test_failed_save_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up while saving costs the new checkpoint only, and nothing half-written stays."""
     checkpoints = saved(tmp_path, 1)

@@ -35,6 +35,7 @@ SCENARIOS = [
     {"name": "three", "nan": [1, 4]},
     {"name": "hopeless", "nan": [1, 4], "optimization": {"maxRollbacks": 0}},
     {"name": "endless", "nan": [1, 1000]},
+    {"name": "empty", "empty": [20, 40], "optimization": {"epochs": 40, "maxLossRise": 0.3}},
     {"name": "bf16", "optimization": {"arithmetic": "bf16"}},
     {"name": "ascent", **ASCENT},
     # Before it is noticed, and after the first and the second rollback.
@@ -124,6 +125,14 @@ def test_a_run_whose_loss_rises_goes_back_to_when_it_was_sound(results: dict[str
     back = next(number for number in range(1, 99) if result["taken"][number] == result["taken"][number - 1])
     assert 30 + 16 < result["taken"][back] < 70
     assert result["losses"][-1] < min(result["losses"][:30])
+
+
+def test_batches_without_anything_to_predict_tell_nothing(results: dict[str, dict[str, Any]]) -> None:
+    """As masks may have it: their loss of nothing is no low one, from which others would have risen."""
+    result = results["1-0-empty"]
+    assert result["error"] == ""
+    assert result["taken"] == list(range(120))
+    assert [number for number, loss in enumerate(result["losses"]) if loss is None] == list(range(20, 40))
 
 
 def test_a_run_that_went_back_and_was_killed_has_the_same_bits(results: dict[str, dict[str, Any]]) -> None:

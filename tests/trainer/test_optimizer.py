@@ -73,6 +73,18 @@ def test_stable_adamw_shortens_the_step_of_a_gradient_that_jumps() -> None:
     assert torch.allclose(ours[-1] - ours[-2], (theirs[-1] - theirs[-2]) / excess, atol=1e-5)
 
 
+def test_stable_adamw_leaves_weights_without_a_gradient_alone() -> None:
+    """Embeddings of tokens that were never seen, also with an epsilon whose square is no number any more."""
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = build(model, settings("constant", algorithm="stable-adamw", weightDecay=0.0, epsilon=1e-30))
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    optimizer.step()
+    assert torch.equal(model.weight[1], before[1])
+    assert torch.isfinite(model.weight).all()
+    assert model.weight[0, 0] != before[0, 0]
+
+
 def test_checkpoints_of_one_fit_the_other() -> None:
     """They keep the same state."""
     model = torch.nn.Linear(3, 2)

@@ -1,5 +1,6 @@
 """What a run's pod tells Prometheus about it."""
 
+import json
 import urllib.request
 from pathlib import Path
 
@@ -38,3 +39,18 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     assert found[f"{metrics.TRAIN_ROLLBACKS.name}_total"] == (run, 1)
     assert found[f"{metrics.TRAIN_SKIPPED_BATCHES.name}_total"] == (run, 30)
     assert found[metrics.TRAIN_STAGE.name] == ({**run, "stage": "evaluation"}, 1)
+
+
+def test_going_back_takes_nothing_from_what_was_trained_on(tmp_path: Path) -> None:
+    """Prometheus would take a counter that falls for one that begins anew."""
+    path, clock = tmp_path / "progress.json", iter(range(100))
+    figures = ProgressFile(path, clock=lambda: float(next(clock)))
+    counted, rates = [], []
+    for step, tokens in ((8, 800), (9, 900), (4, 400), (5, 500), (3, 300), (4, 400)):
+        figures.step(step, 10, loss=1.0, tokens=tokens)
+        counted.append(json.loads(path.read_text())["tokens"])
+        rates.append(figures.tokens_per_second)
+    assert counted == [800, 900, 900, 1000, 1000, 1100]
+    known = [rate for rate in rates if rate is not None]
+    assert known
+    assert min(known) > 0

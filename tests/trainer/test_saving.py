@@ -26,8 +26,8 @@ class Alone:
 
     leads = True
 
-    def sum(self, *values: float) -> list[float]:
-        return [float(value) for value in values]
+    def from_leader(self, value: Any = None) -> Any:
+        return value
 
 
 class Gated(Checkpoints):

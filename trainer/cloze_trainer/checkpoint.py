@@ -92,7 +92,12 @@ def captured(model: nn.Module, optimizer: torch.optim.Optimizer, into: Any = Non
 
     into: a former copy, whose memory is used again where shapes and types are the same.
     """
+    fresh = not optimizer.state
     weights, moments = get_state_dict(model, optimizer)
+    if fresh:
+        # torch makes a state by an update of nothing, which must not count as one.
+        for each in optimizer.state.values():
+            each["step"].zero_()
     copy: dict[str, Any] = _copied({"model": weights, "optimizer": moments}, into)
     return copy
 
@@ -204,11 +209,14 @@ class Checkpoints:
             write_json(target / COMPLETE, digests)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self._prune()
+        self._prune(state.step)
 
-    def _prune(self) -> None:
-        """Remove the oldest, and what killed attempts to save or to remove have left. Called when nothing is saved."""
-        kept = finished_steps(self.folder)[: self.keep]
+    def _prune(self, newest: int) -> None:
+        """Remove the oldest, and what killed attempts to save or to remove have left. Called when nothing is saved.
+
+        newest: what was just written. Later ones were damaged, or the run wouldn't have gone on from before them.
+        """
+        kept = [step for step in finished_steps(self.folder) if step <= newest][: self.keep]
         for step in self._steps():
             if step not in kept:
                 self._remove(step)

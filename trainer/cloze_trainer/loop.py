@@ -149,7 +149,8 @@ def train(
             )
             saver.check(failed)
             if unseen:
-                unseen, loss = False, loss_sum / max(1.0, last_weight)
+                # A batch in which nothing was to be predicted tells nothing.
+                unseen, loss = False, loss_sum / last_weight if last_weight else math.nan
                 state = replace(state, health=state.health.seen(loss))
                 around.report(state, total, loss, saver)
 
@@ -163,6 +164,7 @@ def train(
                 if gang.leads:
                     log("rolled back", step=step, to=back, why=trouble, skipped=step - back)
                 state = state.rolled_back(around.checkpoints.load(back, model, optimizer))
+                progress.checkpoint(back)
                 continue
             if step == total:
                 break

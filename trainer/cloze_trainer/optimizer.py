@@ -73,7 +73,8 @@ class StableAdamW(torch.optim.AdamW):
         count, (beta1, beta2), epsilon = float(state["step"]), group["betas"], group["eps"]
         first = state["exp_avg"].lerp_(gradient, 1 - beta1) / (1 - beta1**count)
         second = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2) / (1 - beta2**count)
-        excess = (gradient.square() / second.clamp(min=epsilon**2)).mean().sqrt()
+        least = max(epsilon**2, torch.finfo(second.dtype).tiny)
+        excess = (gradient.square() / second.clamp(min=least)).mean().sqrt()
         # A tensor still: as a number it would wait for the GPU, once for each parameter.
         rate = group["lr"] / excess.clamp(min=1.0)
         parameter.mul_(1 - rate * group["weight_decay"])

@@ -33,7 +33,7 @@ class ProgressFile:
         self._path, self._clock = path, clock
         self._reporter = Reporter()
         self._progress = Progress(stage="data")
-        self._tokens = 0
+        self._tokens = self._repeated = 0
         self._written = -_WRITE_SECONDS
         self._marks: deque[tuple[float, int, int]] = deque()
         self._checkpoint_seconds: list[float] = []
@@ -46,16 +46,22 @@ class ProgressFile:
         self._write(force=True)
 
     def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
-        """Say what a step reached. tokens: real tokens since the run began, over all ranks."""
+        """Say what a step reached. tokens: real tokens since the run began, over all ranks.
+
+        Both are smaller than before where the training went back; the metric counts what was trained on again.
+        """
         now = self._clock()
-        self._tokens = tokens
-        self._marks.append((now, step, tokens))
+        if tokens < self._tokens - self._repeated:
+            self._repeated = self._tokens - tokens
+            self._marks.clear()
+        self._tokens = tokens + self._repeated
+        self._marks.append((now, step, self._tokens))
         while now - self._marks[0][0] > _RATE_WINDOW_SECONDS and len(self._marks) > 2:
             self._marks.popleft()
         first_time, first_step, first_tokens = self._marks[0]
         rate = eta = None
         if step > first_step and now > first_time:
-            rate = (tokens - first_tokens) / (now - first_time)
+            rate = (self._tokens - first_tokens) / (now - first_time)
             eta = round((total_steps - step) * (now - first_time) / (step - first_step))
         self._progress = self._progress.model_copy(
             update={

@@ -48,12 +48,14 @@ class Saver:
     def save(self, state: LoopState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Copy the state and begin to write it, after the write before has ended. Nothing when it is durable already.
 
-        Model and optimizer may change as soon as this returns.
+        All ranks call it. Model and optimizer may change as soon as this returns.
         """
-        if not self._gang.leads:
-            return
         began = time.monotonic()
         self._collect(wait=True)
+        # The others wait here, and not in a collective of the training, whose patience is shorter.
+        self._gang.from_leader()
+        if not self._gang.leads:
+            return
         if self.durable != state.step and self._error is None:
             self._buffers = captured(model, optimizer, self._buffers)
             self._flight = (state.step, self._thread.submit(self._write, state, self._buffers))
@@ -81,8 +83,7 @@ class Saver:
     def settle(self) -> None:
         """Wait for the write in flight; all ranks call it. Raises its error on rank 0, and PeerLost on the others."""
         self.wait()
-        (failed,) = self._gang.sum(self.failed)
-        self.check(failed)
+        self.check(self._gang.from_leader(self.failed))
 
     def check(self, failed: float) -> None:
         """Raise when a rank's write has failed, as their sum tells."""

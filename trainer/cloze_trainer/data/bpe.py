@@ -6,7 +6,7 @@ models.
 """
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +15,24 @@ from typing import NamedTuple
 _LEAST_COUNT = 2
 
 Pair = tuple[str, str]
+
+
+class Tally:
+    """Counts words in bounded memory: when there are too many, the rarest are dropped (lossy counting, Manku and
+    Motwani 2002). The same words in the same order give the same counts.
+    """
+
+    def __init__(self, most: int = 1_000_000) -> None:
+        self.counts: Counter[str] = Counter()
+        self._most, self._floor = most, 0
+
+    def add(self, words: Iterable[str], times: int = 1) -> None:
+        """Count each of the words so many times."""
+        for word in words:
+            self.counts[word] += times
+        while len(self.counts) > self._most:
+            self._floor += 1
+            self.counts = Counter({word: count for word, count in self.counts.items() if count > self._floor})
 
 
 class Merges(NamedTuple):

@@ -1,7 +1,6 @@
 """Chooses a vocabulary of byte sequences (Radford et al. 2019, section 2.2): nothing is unknown to it."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 from tokenizers import normalizers, pre_tokenizers
@@ -10,8 +9,9 @@ from cloze_trainer.data import bpe
 
 # A word never goes on beyond blanks, so that a text can be counted by these stretches, of which few are distinct.
 _STRETCH = re.compile(r"\s*\S+|\s+")
-# Longer words are no words, and would take most of the time.
-_LONGEST_WORD = 100
+# Longer words are counted in parts of as many bytes, as scripts without blanks have sentences instead of words. It's a
+# multiple of what a character takes.
+_PART = 96
 
 
 def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
@@ -23,20 +23,26 @@ def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
 def learn(texts: Iterable[str], size: int, *, lowercase: bool) -> bpe.Merges:
     """At most `size` pieces, the 256 single bytes first. Bytes are written as the characters that stand for them."""
     normal = normalizer(lowercase=lowercase)
-    stretches: Counter[str] = Counter()
+    stretches, words = bpe.Tally(), bpe.Tally()
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+    def parts(stretch: str) -> Iterable[str]:
+        for word, _ in splitter.pre_tokenize_str(stretch):
+            yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
+
     for text in texts:
         # Each word begins with its blank, also the first.
-        stretches.update(_STRETCH.findall(" " + normal.normalize_str(text)))
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words: Counter[str] = Counter()
-    for stretch, count in stretches.items():
-        for word, _ in splitter.pre_tokenize_str(stretch):
-            if len(word) <= _LONGEST_WORD:
-                words[word] += count
-    ordered = sorted(words)
+        found = _STRETCH.findall(" " + normal.normalize_str(text))
+        stretches.add(stretch for stretch in found if len(stretch) <= _PART)
+        for stretch in found:
+            if len(stretch) > _PART:
+                words.add(parts(stretch))
+    for stretch, count in stretches.counts.items():
+        words.add(parts(stretch), count)
+    ordered = sorted(words.counts)
     return bpe.learn(
         [list(word) for word in ordered],
-        [words[word] for word in ordered],
+        [words.counts[word] for word in ordered],
         alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         size=size,
     )

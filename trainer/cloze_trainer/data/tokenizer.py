@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens
 from cloze_api.pretrain import TokenizerAlgorithm
-from cloze_trainer.data import byte_level
+from cloze_trainer.data import bpe, byte_level
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -107,11 +107,11 @@ def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> di
     first = [*SPECIAL, *PLACEHOLDERS]
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     # Distinct stretches between blanks with their counts: far fewer than the text, of which no second copy is made.
-    stretches: Counter[str] = Counter()
+    stretches = bpe.Tally()
     for text in texts:
-        stretches.update(normalizer.normalize_str(text).split())
+        stretches.add(normalizer.normalize_str(text).split())
     characters: Counter[str] = Counter()
-    for stretch, count in stretches.items():
+    for stretch, count in stretches.counts.items():
         for character in stretch:
             characters[character] += count
     kept = _alphabet(characters, (vocab_size - len(first)) // 2)
@@ -122,7 +122,7 @@ def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> di
         "|".join(part for part in (f"[{inner}]+" if inner else "", f"[{alone}]" if alone else "") if part)
     )
     counts: Counter[str] = Counter()
-    for stretch, count in stretches.items():
+    for stretch, count in stretches.counts.items():
         for found in word.findall(stretch):
             counts[found] += count
     words = {text: counts[text] for text in sorted(counts) if len(text) <= _LONGEST_WORD}
