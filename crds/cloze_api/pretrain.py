@@ -162,10 +162,26 @@ class Encoder(Schema):
     )
 
 
-class Masking(Schema):
-    """Which tokens are predicted, and what stands in their place. The rest keeps the original token."""
+class MaskingUnit(StrEnum):
+    """What is hidden as one."""
 
+    TOKEN = "token"  # noqa: S105 - no password
+    WORD = "word"
+    """All tokens of a word: what is left of it tells nothing."""
+    SPAN = "span"
+    """Up to ten words in a row, 3.8 on average (SpanBERT, Joshi et al., arXiv:1907.10529, section 3.1)."""
+
+
+class Masking(Schema):
+    """Which tokens are predicted, and what stands in their place. The rest keeps the original token.
+
+    The evaluation hides single tokens with a probability of 15 %, whatever stands here.
+    """
+
+    unit: MaskingUnit = MaskingUnit.TOKEN
     probability: Annotated[float, Field(gt=0, le=0.9)] = 0.15
+    final_probability: Annotated[float, Field(gt=0, le=0.9)] | None = None
+    """Probability at the last step, to which it changes evenly; the same throughout when absent."""
     mask_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     random_share: Annotated[float, Field(ge=0, le=1)] = 0.1
 

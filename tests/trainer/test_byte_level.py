@@ -100,6 +100,21 @@ def test_a_word_has_the_same_pieces_wherever_it_stands() -> None:
     assert encoding.offsets == [(0, 0), (0, 3), (4, 7), (0, 0)]
 
 
+def test_pieces_tell_whether_they_go_on_with_a_word() -> None:
+    """A blank, a line's end or a mark begins one; letters, digits and what is beyond ASCII go on."""
+    model = trained()
+    goes_on = tokenizer.continuing(model)
+    encoding = model.encode("größer x12, don't\n[EMAIL] fox", add_special_tokens=False)
+    words: list[str] = []
+    for number in encoding.ids:
+        piece = model.decode([number], skip_special_tokens=False)
+        words = [*words[:-1], words[-1] + piece] if goes_on[number] and words else [*words, piece]
+    assert [word.strip() for word in words] == ["größer", "x12", ",", "don", "'t", "[EMAIL]", "fox"]
+    assert not goes_on[model.token_to_id("Ċ")]
+    assert set(byte_level._BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(byte_level._BYTES.values()) == list(range(256))
+
+
 def test_lowercase_is_asked_for() -> None:
     """Case is kept otherwise."""
     assert trained(lowercase=True).encode("FOX").ids == trained(lowercase=True).encode("fox").ids

@@ -1,11 +1,14 @@
 """Masks: a function of seed, epoch and sample, with the shares that were asked for."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloze_api.pretrain import Masking as MaskingSettings
 from cloze_trainer.data.masking import Masker
 from cloze_trainer.data.tokenizer import FIRST_ORDINARY_ID, SPECIAL_IDS
+from cloze_trainer.pretrain import masking_probability
 
 VOCABULARY = 1000
 
@@ -71,3 +74,69 @@ def test_epochs_and_purposes_have_masks_of_their_own() -> None:
         masker(evaluation=True).batch(corpus_BT, np.zeros(8), np.arange(8)),
     ]
     assert len({masked.positions_M.tobytes() for masked in drawn}) == 3
+
+
+def hiding(*, spans: bool, probability: float = 0.15) -> Masker:
+    """Odd ids go on with a word."""
+    continuing_V = np.arange(VOCABULARY) % 2 == 1
+    continuing_V[:FIRST_ORDINARY_ID] = False
+    return Masker(VOCABULARY, probability, 0.8, 0.1, 0, continuing_V=continuing_V, spans=spans)
+
+
+def words(row_T: np.ndarray) -> list[list[int]]:
+    """Places of the tokens of each word."""
+    found: list[list[int]] = []
+    before = False
+    for place, token in enumerate(row_T):
+        maskable = token >= FIRST_ORDINARY_ID or token == SPECIAL_IDS.unk
+        if maskable:
+            goes_on = before and token >= FIRST_ORDINARY_ID and token % 2 == 1
+            found = [*found[:-1], [*found[-1], place]] if goes_on else [*found, [place]]
+        before = maskable
+    return found
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_words_are_hidden_whole(epoch: int, sample: int) -> None:
+    """All tokens of a word or none; special tokens part words."""
+    (row_T,) = tokens(1, 60)
+    _, hidden_T = hiding(spans=False, probability=0.4).row(row_T, epoch, sample)
+    found = words(row_T)
+    assert all(len({bool(hidden_T[place]) for place in word}) == 1 for word in found)
+    assert not hidden_T[np.isin(row_T, [SPECIAL_IDS.cls, SPECIAL_IDS.sep, SPECIAL_IDS.pad])].any()
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_spans_are_words_in_a_row_within_a_text(epoch: int, sample: int) -> None:
+    """The share that was asked for, to the token; each stretch begins with a word and never has a special token."""
+    (row_T,) = tokens(1, 60)
+    _, hidden_T = hiding(spans=True, probability=0.3).row(row_T, epoch, sample)
+    maskable = (row_T >= FIRST_ORDINARY_ID) | (row_T == SPECIAL_IDS.unk)
+    assert abs(int(hidden_T.sum()) - 0.3 * int(maskable.sum())) < 1
+    assert not (hidden_T & ~maskable).any()
+    starts = {word[0] for word in words(row_T)}
+    stretches = [place for place in np.flatnonzero(hidden_T) if not hidden_T[place - 1]]
+    assert set(stretches) <= starts
+
+
+def test_spans_are_as_long_as_the_papers() -> None:
+    """3.8 words on average; here as many tokens, where each is a word, and spans may touch."""
+    corpus_BT = 2 * np.random.default_rng(3).integers(FIRST_ORDINARY_ID, VOCABULARY // 2, size=(2000, 128))
+    hidden_BT = np.zeros(corpus_BT.shape, dtype=bool)
+    for row, row_T in enumerate(corpus_BT):
+        _, hidden_BT[row] = hiding(spans=True).row(row_T, 0, row)
+    assert abs(hidden_BT.mean() - 0.15) < 0.001
+    stretches = (hidden_BT & ~np.pad(hidden_BT, ((0, 0), (1, 0)))[:, :-1]).sum()
+    assert 3.3 < hidden_BT.sum() / stretches < 4.6
+
+
+def test_a_probability_changes_over_the_run() -> None:
+    """Evenly, from the first to the last step; what comes after is as the last."""
+    masking = MaskingSettings.model_validate({"probability": 0.3, "finalProbability": 0.15})
+    assert [masking_probability(masking, share) for share in (0, 0.5, 1, 1.2)] == pytest.approx(
+        [0.3, 0.225, 0.15, 0.15]
+    )
+    assert masking_probability(MaskingSettings(), 0.7) == 0.15
+    corpus_BT = tokens(200, 64)
+    many, few = (masker().batch(corpus_BT, np.zeros(200), np.arange(200), share) for share in (0.3, 0.15))
+    assert set(few.positions_M) < set(many.positions_M)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from cloze_api.pretrain import Architecture, PretrainJobSpec
+from cloze_api.pretrain import Architecture, MaskingUnit, PretrainJobSpec
 from cloze_api.task import Task
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.tokenizer import SPECIAL_IDS, continuing, read
 from cloze_trainer.errors import InputError
 from cloze_trainer.model import tensors
 from cloze_trainer.pretrain import PreparedCorpus, Pretraining, prepare
@@ -50,6 +50,29 @@ def test_held_out_text_without_a_masked_token_is_refused_before_the_training(tmp
         prepared(tmp_path, 0.001)
     assert refusal.value.reason == "HeldOutTooSmall"
     prepared(tmp_path, 0.3)
+
+
+@pytest.mark.parametrize("unit", MaskingUnit)
+def test_what_is_hidden_as_one_and_how_much_is_as_the_job_says(unit: MaskingUnit, tmp_path: Path) -> None:
+    """Words and spans of the job's own tokenizer, and more at the first step than at the last."""
+    spec, corpus = prepared(tmp_path, 0.3)
+    masking = {"unit": unit, "probability": 0.8, "finalProbability": 0.1}
+    spec = spec.model_copy(update={"masking": type(spec.masking).model_validate(masking)})
+    workload = Pretraining(spec, corpus, torch.device("cpu"))
+    goes_on = continuing(read(corpus.folder))
+
+    def weight(batch: int) -> int:
+        return sum(chunk.weight for chunk in workload.share(batch, 0, 1))
+
+    assert sum(weight(batch) for batch in range(4)) > 2 * sum(weight(1000 + batch) for batch in range(4))
+    parted = 0
+    for chunk in (chunk for batch in range(20) for chunk in workload.share(batch, 0, 1)):
+        _, _, _, positions, _ = chunk.inputs
+        assert positions is not None
+        hidden = dict(zip(positions.tolist(), chunk.targets.tolist(), strict=True))
+        for position, token in hidden.items():
+            parted += bool(goes_on[token]) and position - 1 not in hidden
+    assert (parted > 0) == (unit is MaskingUnit.TOKEN)
 
 
 @pytest.mark.parametrize("architecture", Architecture)

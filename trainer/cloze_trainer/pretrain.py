@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.pretrain import Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.task import Task
 from cloze_trainer import evaluation
 from cloze_trainer.console import log
-from cloze_trainer.data import shards
+from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
@@ -74,6 +74,12 @@ def evaluation_masker(vocab_size: int) -> Masker:
     )
 
 
+def masking_probability(masking: Masking, share: float) -> float:
+    """Which share of the tokens is hidden once this share of the steps is done; more than 1 is as 1."""
+    final = masking.probability if masking.final_probability is None else masking.final_probability
+    return masking.probability + (final - masking.probability) * min(1.0, share)
+
+
 class Pretraining:
     """Masked language modelling over packed sequences."""
 
@@ -97,7 +103,7 @@ class Pretraining:
             max_length=spec.model.max_length,
             dropout=spec.model.dropout,
         )
-        seed = spec.optimization.seed
+        seed, unit = spec.optimization.seed, spec.masking.unit
         self._order = Order(len(self.shards.train_NT), spec.optimization.batch_sequences, seed)
         self._masker = Masker(
             vocab_size=self.shards.vocab_size,
@@ -105,6 +111,8 @@ class Pretraining:
             mask_share=spec.masking.mask_share,
             random_share=spec.masking.random_share,
             seed=seed,
+            continuing_V=None if unit is MaskingUnit.TOKEN else tokenizer.continuing(tokenizer.read(prepared.folder)),
+            spans=unit is MaskingUnit.SPAN,
         )
         self._evaluation_masker = evaluation_masker(self.shards.vocab_size)
 
@@ -121,17 +129,24 @@ class Pretraining:
     def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
         """A rank's part of a global batch."""
         samples_B, epochs_B = self._order.share(batch, rank, world)
-        rows = self._rows
+        rows, probability = self._rows, masking_probability(self._spec.masking, batch / self.total_steps)
         return [
-            self._chunk(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows])
+            self._chunk(
+                self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows], probability
+            )
             for at in range(0, len(samples_B), rows)
         ]
 
     def _chunk(
-        self, masker: Masker, corpus_NT: shards.Tokens, samples_B: shards.Tokens, epochs_B: shards.Tokens
+        self,
+        masker: Masker,
+        corpus_NT: shards.Tokens,
+        samples_B: shards.Tokens,
+        epochs_B: shards.Tokens,
+        probability: float | None = None,
     ) -> Chunk:
         rows_BT = corpus_NT[samples_B]
-        masked = masker.batch(rows_BT, epochs_B, samples_B)
+        masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
         texts_BT, places_BT = shards.texts_of(rows_BT)
 
         def moved(values: npt.NDArray[np.integer[Any]]) -> Tensor:

@@ -14,6 +14,19 @@ _STRETCH = re.compile(r"\s*\S+|\s+")
 _PART = 96
 
 
+# Bytes that are no visible character of Latin-1 are written as the characters from U+0100 on, in their order.
+_VISIBLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_BYTES = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(0x100 + number): byte for number, byte in enumerate(byte for byte in range(256) if byte not in _VISIBLE)
+}
+
+
+def continues(piece: str) -> bool:
+    """Whether a piece goes on with a word: words begin with their blank, and marks are words of their own."""
+    first = _BYTES[piece[0]]
+    return first >= 0x80 or chr(first).isalnum()
+
+
 def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
     """What texts go through first."""
     parts = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]

@@ -10,6 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens
@@ -140,6 +142,16 @@ def _alphabet(characters: Mapping[str, int], room: int) -> list[str]:
 def _stands_alone(character: str) -> bool:
     """Whether BERT's pre-tokenizer makes a word of the character wherever it stands: ASCII symbols, punctuation."""
     return unicodedata.category(character).startswith("P") or (character.isascii() and not character.isalnum())
+
+
+def continuing(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
+    """Which tokens go on with a word, by id (V,)."""
+    found_V = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
+    by_bytes, apart = isinstance(tokenizer.model, models.BPE), {*SPECIAL, *PLACEHOLDERS}
+    for piece, number in tokenizer.get_vocab().items():
+        goes_on = byte_level.continues(piece) if by_bytes else piece.startswith(PREFIX)
+        found_V[number] = goes_on and piece not in apart
+    return found_V
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: bool) -> None:
