@@ -222,6 +222,22 @@ TRAIN_STEP = Metric("cloze_train_step", "gauge", "Optimizer steps done.", _RUN)
 TRAIN_LOSS = Metric("cloze_train_loss_nats", "gauge", "Training loss of the last step.", _RUN)
 TRAIN_TOKENS = Metric("cloze_train_tokens", "counter", "Real tokens trained on, over all ranks.", _RUN)
 TRAIN_TOKENS_RATE = Metric("cloze_train_tokens_per_second", "gauge", "Real tokens a second over all ranks.", _RUN)
+TRAIN_GRADIENT_NORM = Metric(
+    "cloze_train_gradient_norm", "gauge", "Norm of the last step's gradient, before it was clipped.", _RUN
+)
+TRAIN_PADDING = Metric("cloze_train_padding_ratio", "gauge", "Share of the last batch that was padding.", _RUN)
+TRAIN_DATA_WAIT = Metric(
+    "cloze_train_data_wait_seconds", "counter", "Time for which rank 0 waited for its part of the next batch.", _RUN
+)
+TRAIN_MEMORY = Metric(
+    "cloze_train_memory_peak_bytes", "gauge", "Most memory that rank 0 has had: of its GPU, or of its process.", _RUN
+)
+TRAIN_UTILIZATION = Metric(
+    "cloze_train_flops_ratio",
+    "gauge",
+    "Share of what the GPUs can multiply that the model's own operations come to (MFU); known GPUs only.",
+    _RUN,
+)
 TRAIN_CHECKPOINT_BLOCKED = Metric(
     "cloze_train_checkpoint_blocked_seconds",
     "counter",

@@ -67,7 +67,7 @@ def _runs() -> Row:
 
 
 def _progress() -> Row:
-    blocked = sample(metrics.TRAIN_CHECKPOINT_BLOCKED)
+    blocked, waiting = sample(metrics.TRAIN_CHECKPOINT_BLOCKED), sample(metrics.TRAIN_DATA_WAIT)
     return Row(
         "Progress",
         [
@@ -96,6 +96,35 @@ def _progress() -> Row:
                 "Since the run began, over all ranks.",
                 "short",
                 [Query(_of_runs(metrics.TRAIN_TOKENS), _NAME)],
+            ),
+            Panel(
+                "Gradient norm",
+                "Of the last step, before it was clipped. A rise announces trouble earlier than the loss does.",
+                "short",
+                [Query(_of_runs(metrics.TRAIN_GRADIENT_NORM), _NAME)],
+            ),
+            Panel(
+                "What is lost on the way",
+                "Share of the batch that is padding, and share of the time for which rank 0 waits for its part of the "
+                "next batch.",
+                "percentunit",
+                [
+                    Query(_of_runs(metrics.TRAIN_PADDING), f"{_NAME} padding"),
+                    Query(f"max by ({_BY}) (rate({waiting}{{{RUNS}}}[$__rate_interval]))", f"{_NAME} waiting"),
+                ],
+            ),
+            Panel(
+                "Memory",
+                "The most that rank 0 has had: of its GPU, or of its process where it trains on the processor.",
+                "bytes",
+                [Query(_of_runs(metrics.TRAIN_MEMORY), _NAME)],
+            ),
+            Panel(
+                "Use of the GPUs' arithmetic",
+                "What the model's own operations come to, as a share of what the GPUs can do (MFU). There is none "
+                "without GPUs, and for GPUs that aren't known.",
+                "percentunit",
+                [Query(_of_runs(metrics.TRAIN_UTILIZATION), _NAME)],
             ),
             Panel(
                 "Time to make a checkpoint durable, 95th percentile",

@@ -53,7 +53,7 @@ _UNITS = {
     *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans", "connections"),
     *("splits", "checkpoints", "rollbacks", "batches"),
 }
-_STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second"}
+_STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second", "norm"}
 
 
 @pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)

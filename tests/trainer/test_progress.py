@@ -25,6 +25,7 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     try:
         figures.saving(blocked_seconds=1.5, missed=2)
         figures.trouble(rollbacks=1, skipped=30)
+        figures.figures({"gradient_norm": 0.5, "padding_share": 0.25, "data_wait_seconds": 3.5, "memory_bytes": 1e9})
         figures.step(3, 10, loss=2.5, tokens=1000)
         figures.stage("evaluation")
         found = scrape(server.server_address[1])
@@ -38,6 +39,11 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     assert found[f"{metrics.TRAIN_MISSED_CHECKPOINTS.name}_total"] == (run, 2)
     assert found[f"{metrics.TRAIN_ROLLBACKS.name}_total"] == (run, 1)
     assert found[f"{metrics.TRAIN_SKIPPED_BATCHES.name}_total"] == (run, 30)
+    assert found[metrics.TRAIN_GRADIENT_NORM.name] == (run, 0.5)
+    assert found[metrics.TRAIN_PADDING.name] == (run, 0.25)
+    assert found[f"{metrics.TRAIN_DATA_WAIT.name}_total"] == (run, 3.5)
+    assert found[metrics.TRAIN_MEMORY.name] == (run, 1e9)
+    assert metrics.TRAIN_UTILIZATION.name not in found
     assert found[metrics.TRAIN_STAGE.name] == ({**run, "stage": "evaluation"}, 1)
 
 

@@ -158,6 +158,19 @@ def test_killed_and_resumed_run_has_the_same_bits(corpus: Path, undisturbed: Tra
     assert weights(trainer) == weights(undisturbed)
 
 
+def test_a_run_goes_on_with_another_number_of_ranks(corpus: Path, undisturbed: Trainer, tmp_path: Path) -> None:
+    """One, two, one: each step has the same batch and the same masks, so that the end is the same but for rounding."""
+    trainer = Trainer(tmp_path, {})
+    kill_after(trainer, pretrain(corpus, topology={"processesPerNode": 1}), 14)
+    kill_after(trainer, pretrain(corpus, topology={"processesPerNode": 2}), 35)
+    assert trainer.run(pretrain(corpus, topology={"processesPerNode": 1})) == 0, trainer.log
+    assert trainer.resumed() >= 35
+    resized, steady = (verify(each.artifact).evaluation for each in (trainer, undisturbed))
+    # Dropout differs with the number of ranks.
+    assert resized["masked_loss"] == pytest.approx(steady["masked_loss"], abs=0.03)
+    assert resized["data_tokens"] == steady["data_tokens"]
+
+
 @pytest.mark.full
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("ranks", [1, 2])

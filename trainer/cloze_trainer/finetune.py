@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.task import Task
-from cloze_trainer import evaluation
+from cloze_trainer import evaluation, flops
 from cloze_trainer.base import BaseModel, fetch
 from cloze_trainer.console import log
 from cloze_trainer.data import labelled, tokenizer
@@ -192,6 +192,11 @@ class FineTuning:
     def total_steps(self) -> int:
         """Steps of all epochs; the last of each may have a smaller batch."""
         return self._spec.optimization.epochs * self._order.steps_per_epoch
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of training on a token; the head's are nothing beside it."""
+        return flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
 
     def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
         """A rank's part of a global batch; a stand-in of weight 0 when the last batch has none for it."""

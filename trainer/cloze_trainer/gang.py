@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import resource
 import time
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cloze_api.training import Arithmetic
+from cloze_trainer import flops
 from cloze_trainer.errors import InputError
 
 # A rank that is dead closes its connections, which ends a collective at once; only a rank that hangs is waited for.
@@ -63,6 +65,19 @@ class Gang:
     def multiplying(self, arithmetic: Arithmetic) -> AbstractContextManager[Any]:
         """Within it, matrix products are of this kind."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=arithmetic is Arithmetic.BF16)
+
+    def memory_bytes(self) -> int:
+        """Most memory that this rank has had: of its GPU, or of its process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def peak_flops(self, arithmetic: Arithmetic) -> float | None:
+        """Operations a second that the devices of all ranks can do at most; None where that isn't known."""
+        if self.device.type != "cuda":
+            return None
+        one = flops.peak(torch.cuda.get_device_name(self.device), arithmetic)
+        return None if one is None else one * self.world
 
     @property
     def leads(self) -> bool:

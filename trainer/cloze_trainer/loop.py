@@ -7,6 +7,7 @@ all a checkpoint holds. Batches are taken in order; those of a stretch that went
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -47,6 +48,12 @@ class Chunk:
     weight: int
     tokens: int
 
+    @property
+    def places(self) -> int:
+        """Tokens and padding."""
+        assert self.inputs[0] is not None
+        return self.inputs[0].numel()
+
 
 class Workload(Protocol):
     """What is trained, on what."""
@@ -66,6 +73,10 @@ class Workload(Protocol):
 
     def evaluate_after(self, step: int) -> bool:
         """Whether to evaluate within the training once this many steps are done."""
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of training on a token."""
 
 
 class Tracker(Protocol):
@@ -90,8 +101,13 @@ class Surroundings:
     tracker: Tracker
     stop: StopSignal
 
-    def report(self, state: LoopState, total: int, loss: float, saver: Saver) -> None:
-        """Tell the launcher, and every few steps the tracker, what the last step gave."""
+    def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
+        """Tell the launcher, and every few steps the tracker, what the last step gave.
+
+        figures: of the step, by the names that the launcher knows; those that aren't finite are left out.
+        """
+        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+        self.progress.figures(figures)
         self.progress.step(state.step, total, loss=loss if math.isfinite(loss) else None, tokens=state.tokens)
         self.progress.trouble(rollbacks=state.rollbacks, skipped=state.skipped)
         if state.step % _TRACK_EVERY_STEPS == 0 or state.step == total:
@@ -100,6 +116,7 @@ class Surroundings:
                 "rollbacks": state.rollbacks,
                 "checkpoint_blocked_seconds": saver.blocked_seconds,
                 "missed_checkpoints": saver.missed,
+                **figures,
             }
             if (rate := self.progress.tokens_per_second) is not None:
                 values["tokens_per_second"] = rate
@@ -132,6 +149,8 @@ def train(
 
     progress.step(state.step, total, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False
+    norm = padding = waited = 0.0
+    most = gang.peak_flops(optimization.arithmetic)
     trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
@@ -139,10 +158,13 @@ def train(
         while True:
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
+            began = time.monotonic()
             chunks = workload.share(state.batch, gang.rank, gang.world) if step < total else ()
-            weight, tokens, stop, loss_sum, failed = gang.sum(
+            waited += time.monotonic() - began
+            weight, tokens, places, stop, loss_sum, failed = gang.sum(
                 sum(chunk.weight for chunk in chunks),
                 sum(chunk.tokens for chunk in chunks),
+                sum(chunk.places for chunk in chunks),
                 around.stop.requested,
                 own_loss,
                 saver.failed,
@@ -152,7 +174,16 @@ def train(
                 # A batch in which nothing was to be predicted tells nothing.
                 unseen, loss = False, loss_sum / last_weight if last_weight else math.nan
                 state = replace(state, health=state.health.seen(loss))
-                around.report(state, total, loss, saver)
+                figures = {
+                    "gradient_norm": norm,
+                    "padding_share": padding,
+                    "data_wait_seconds": waited,
+                    "memory_bytes": gang.memory_bytes(),
+                }
+                if most and progress.tokens_per_second:
+                    figures["flops_share"] = progress.tokens_per_second * workload.flops_per_token / most
+                around.report(state, total, loss, saver, figures)
+            padding = 1 - tokens / places if places else 0.0
 
             # --- what to do about it: go back and pass over what went wrong, end, save, stop
             if trouble := state.health.trouble(optimization.max_loss_rise):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cloze_api.pretrain import Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.task import Task
-from cloze_trainer import evaluation
+from cloze_trainer import evaluation, flops
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
@@ -120,6 +120,12 @@ class Pretraining:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self._spec.optimization.steps
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of training on a token, as if each row were one text."""
+        length, predicted = self.config.max_length, self._spec.masking.probability
+        return flops.per_token(self.config, length=length, predicted=predicted)
 
     @property
     def _rows(self) -> int:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +24,13 @@ from cloze_trainer.files import write_json
 ENV_PROGRESS_FILE = "CLOZE_PROGRESS_FILE"
 _WRITE_SECONDS = 0.5
 _RATE_WINDOW_SECONDS = 30.0
+#: Figures of a step that are gauges.
+_FIGURES = {
+    "gradient_norm": metrics.TRAIN_GRADIENT_NORM,
+    "padding_share": metrics.TRAIN_PADDING,
+    "memory_bytes": metrics.TRAIN_MEMORY,
+    "flops_share": metrics.TRAIN_UTILIZATION,
+}
 
 
 class ProgressFile:
@@ -39,6 +46,7 @@ class ProgressFile:
         self._checkpoint_seconds: list[float] = []
         self._blocked_seconds, self._missed = 0.0, 0
         self._rollbacks, self._skipped = 0, 0
+        self._figures: dict[str, float] = {}
 
     def stage(self, stage: str) -> None:
         """Say what begins."""
@@ -90,6 +98,10 @@ class ProgressFile:
         """Say how often the training went back to a checkpoint, and how many batches it has passed over."""
         self._rollbacks, self._skipped = rollbacks, skipped
 
+    def figures(self, values: Mapping[str, float]) -> None:
+        """Tell figures of the last step, by the names that `_FIGURES` has."""
+        self._figures = dict(values)
+
     @property
     def tokens_per_second(self) -> float | None:
         """Rate over the last half minute."""
@@ -109,6 +121,7 @@ class ProgressFile:
             "missed_checkpoints": self._missed,
             "rollbacks": self._rollbacks,
             "skipped": self._skipped,
+            "figures": self._figures,
         }
         # A file system that is full must not end the training for the sake of its progress.
         with contextlib.suppress(OSError):
@@ -139,6 +152,7 @@ class _Figures(Collector):
             (metrics.TRAIN_STEP, progress.step),
             (metrics.TRAIN_LOSS, progress.loss),
             (metrics.TRAIN_TOKENS_RATE, progress.tokens_per_second),
+            *((metric, document["figures"].get(name)) for name, metric in _FIGURES.items()),
         )
         for metric, value in gauges:
             if value is not None:
@@ -151,6 +165,7 @@ class _Figures(Collector):
             (metrics.TRAIN_MISSED_CHECKPOINTS, document["missed_checkpoints"]),
             (metrics.TRAIN_ROLLBACKS, document["rollbacks"]),
             (metrics.TRAIN_SKIPPED_BATCHES, document["skipped"]),
+            (metrics.TRAIN_DATA_WAIT, document["figures"].get("data_wait_seconds", 0.0)),
         )
         for metric, value in counters:
             counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)

@@ -62,11 +62,12 @@ def call(python: str, script: Path, plan: dict[str, Any], threads: int) -> dict[
 class Bench:
     """One model, prepared."""
 
-    def __init__(self, sizes: Sizes, steps: int, threads: int, arithmetic: str) -> None:
+    def __init__(self, sizes: Sizes, steps: int, threads: int, arithmetic: str, **shape: int) -> None:
+        """shape: `batch` and `max_length`, for what the peer doesn't run."""
         self.sizes, self.steps, self.threads, self.arithmetic = sizes, steps, threads, arithmetic
         self.folder = CACHE / f"train-{sizes.layers}x{sizes.width}-{sizes.vocab}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus())
+        document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus(), **shape)
         document["spec"]["optimization"]["arithmetic"] = arithmetic
         (self.folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
         prepared = self.ours(documents=True)
@@ -148,6 +149,23 @@ def quality(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str
                 )
 
 
+def utilization(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str, **shape: int) -> None:
+    """share of a GPU's arithmetic that the model's own operations come to (MFU); ours alone"""
+    bench = Bench(sizes, steps, threads, arithmetic, **shape)
+    rates: list[float] = []
+    for _ in range(rounds):
+        run = bench.ours(train=True)
+        rates.append(speed(run["steps"]))
+    rows = f"{shape['batch']} rows of {shape['max_length']}"
+    print(f"{sizes.name}, {arithmetic}, {rows}: real tokens/s {Spread(tuple(rates))}")
+    print(f"  {run['flops_per_token']:,.0f} operations a token, {run['memory_bytes'] / 2**30:.1f} GiB at most")
+    if run["peak_flops"] is None:
+        print("  there is no GPU here whose most operations a second are known: no share of them can be told")
+        return
+    shares = tuple(rate * run["flops_per_token"] / run["peak_flops"] for rate in rates)
+    print(f"  of {run['peak_flops'] / 1e12:,.0f} TFLOP/s: {Spread(shares)}")
+
+
 def _sizes(text: str) -> tuple[int, int]:
     layers, width = text.split("x")
     return int(layers), int(width)
@@ -157,7 +175,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python hack/bench/train", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for function, steps, rounds in ((throughput, 15, 3), (quality, 300, 1)):
+    for function, steps, rounds in ((throughput, 15, 3), (quality, 300, 1), (utilization, 60, 3)):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.set_defaults(run=function)
         command.add_argument("sizes", type=_sizes, help="layers and width, such as 4x256 or 6x384")
@@ -166,6 +184,9 @@ def main() -> None:
         command.add_argument("--threads", type=int, default=2)
         command.add_argument("--arithmetic", choices=["fp32", "bf16"], default="fp32")
         command.add_argument("--rounds", type=int, default=rounds)
+        if function is utilization:
+            command.add_argument("--batch", type=int, default=256, help="rows (256)")
+            command.add_argument("--max-length", type=int, default=512, help="tokens of a row (512)")
     given = vars(parser.parse_args())
     run, (layers, width), vocab = given.pop("run"), given.pop("sizes"), given.pop("vocab")
     run(Sizes(layers, width, vocab), **given)

@@ -15,6 +15,7 @@ from work import write_documents
 
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.encoders.names import theirs
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.origin import locate_all
@@ -52,8 +53,8 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         write_documents(folder / "documents.jsonl", spec, locate_all(run))
     if weights := plan.get("weights"):
         known = load_file(weights)
-        missing = model.load_state_dict({key: known[key] for key in model.state_dict() if key in known}, strict=False)
-        assert not missing.missing_keys, missing
+        renamed = {name: theirs(name, workload.config.architecture, workload.task) for name in model.state_dict()}
+        model.load_state_dict({name: known[other] for name, other in renamed.items()})
     elif plan.get("train"):
         around = Surroundings(
             gang=gang,
@@ -63,7 +64,9 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             stop=StopSignal(),
         )
         train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
-        result["steps"] = progress.steps
+        result["steps"], result["flops_per_token"] = progress.steps, workload.flops_per_token
+        result["peak_flops"] = gang.peak_flops(spec.optimization.arithmetic)
+        result["memory_bytes"] = gang.memory_bytes()
     if plan.get("evaluate"):
         result["evaluation"] = workload.evaluate(model, gang)
     gang.leave()

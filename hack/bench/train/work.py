@@ -35,7 +35,9 @@ def corpus() -> Path:
     return Path(folder) / "corpus.jsonl"
 
 
-def job(sizes: Sizes, *, steps: int, warmup: int, threads: int, file: Path) -> dict[str, Any]:
+def job(
+    sizes: Sizes, *, steps: int, warmup: int, threads: int, file: Path, batch: int = BATCH, max_length: int = MAX_LENGTH
+) -> dict[str, Any]:
     """A PretrainJob. Its checkpoints are not what is measured here."""
     return {
         "apiVersion": "cloze.dev/v1alpha1",
@@ -49,11 +51,11 @@ def job(sizes: Sizes, *, steps: int, warmup: int, threads: int, file: Path) -> d
                 "hiddenSize": sizes.width,
                 "heads": sizes.width // 64,
                 "intermediateSize": 4 * sizes.width,
-                "maxLength": MAX_LENGTH,
+                "maxLength": max_length,
             },
             "optimization": {
                 "steps": steps,
-                "batchSequences": BATCH,
+                "batchSequences": batch,
                 "learningRate": LEARNING_RATE,
                 "warmupSteps": warmup,
                 "seed": SEED,

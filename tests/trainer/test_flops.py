@@ -1,0 +1,51 @@
+"""What training costs, held to torch's own count of its operations."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cloze_api.pretrain import Architecture
+from cloze_api.task import Task
+from cloze_api.training import Arithmetic
+from cloze_trainer import flops
+from cloze_trainer.encoders.config import EncoderConfig
+from cloze_trainer.model import build
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_operations_are_those_that_torch_counts(architecture: Architecture) -> None:
+    """Forward and backward, of a model whose head is applied to some tokens."""
+    config = EncoderConfig(
+        architecture=architecture,
+        vocab_size=300,
+        layers=4,
+        hidden_size=64,
+        heads=4,
+        intermediate_size=128,
+        max_length=96,
+        dropout=0.0,
+    )
+    model = build(Task.FILL_MASK, config)
+    ids_BT, positions_M = torch.randint(5, 300, (2, 96)), torch.arange(0, 192, 8)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(ids_BT, None, None, positions_M).sum().backward()
+    expected = flops.per_token(config, length=96, predicted=1 / 8) * 192
+    # The first layer's input has a gradient for its embeddings only, and local attention computes what it then hides.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+def test_far_tokens_cost_nothing_where_attention_is_local() -> None:
+    """Two layers of three."""
+    sizes = {"vocab_size": 300, "layers": 6, "hidden_size": 64, "heads": 4, "intermediate_size": 128}
+    config = EncoderConfig(architecture=Architecture.MODERNBERT, max_length=8192, dropout=0.0, **sizes)  # type: ignore[arg-type]
+    far, near = (flops.per_token(config, length=length, predicted=0) for length in (8192, 8191))
+    assert far - near == pytest.approx(3 * 2 * 2 * 2 * 64)
+
+
+def test_what_devices_can_do() -> None:
+    """By torch's names of them; no guess for others."""
+    assert flops.peak("NVIDIA H100 80GB HBM3", Arithmetic.BF16) == 989.4e12
+    assert flops.peak("NVIDIA H100 PCIe", Arithmetic.BF16) == 756e12
+    assert flops.peak("NVIDIA A100-SXM4-80GB", Arithmetic.FP32) == 19.5e12
+    assert flops.peak("NVIDIA L4", Arithmetic.BF16) == 121e12
+    assert flops.peak("NVIDIA GeForce RTX 4090", Arithmetic.BF16) is None
