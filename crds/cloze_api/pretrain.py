@@ -89,8 +89,21 @@ class Cleaning(Schema):
     """What happens to a document before it is tokenized. Text is always normalised to Unicode NFC."""
 
     min_characters: Annotated[int, Field(ge=0, le=1_000_000)] = 8
+    max_characters: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Longer documents are dropped, such as dumps and tables; none is when absent."""
     deduplicate: Deduplication = Deduplication.EXACT
     pii: PII = PII.REPLACE
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.maxCharacters) || self.minCharacters <= self.maxCharacters",
+            message="spec.cleaning.minCharacters is greater than spec.cleaning.maxCharacters, which no document is: "
+            "change one of them",
+            check=lambda cleaning: (
+                cleaning.max_characters is None or cleaning.min_characters <= cleaning.max_characters
+            ),
+        ),
+    )
 
 
 class TokenizerAlgorithm(StrEnum):

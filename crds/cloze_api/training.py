@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from cloze_api.names import CANDIDATE_ALIAS
+from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
 from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
 
@@ -67,6 +67,9 @@ def size_rule(path: str, example: str) -> Rule:
     )
 
 
+_GPU: Final = f"{DEVICE_PREFIX}gpu"
+
+
 class Topology(Schema):
     """How many pods train, and how many processes run in each."""
 
@@ -84,6 +87,17 @@ class Topology(Schema):
     rules: ClassVar[tuple[Rule, ...]] = (
         *resource_rules("spec.topology.resources"),
         size_rule("spec.topology.sharedMemory", "64Mi"),
+        Rule(
+            cel=f"!('{_GPU}' in self.resources.limits) || "
+            f"quantity(string(self.resources.limits['{_GPU}']))"
+            ".compareTo(quantity(string(self.processesPerNode))) == 0",
+            message=f"spec.topology.processesPerNode must be the number of {_GPU} in spec.topology.resources.limits, "
+            "as each process trains on one: set it to that number",
+            check=lambda topology: (
+                _GPU not in topology.resources.limits
+                or quantity(topology.resources.limits[_GPU]) == topology.processes_per_node
+            ),
+        ),
     )
 
     @property
@@ -172,6 +186,9 @@ class Optimization(Schema):
     batch_sequences: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Sequences in one global batch, over all ranks."""
     arithmetic: Arithmetic = Arithmetic.FP32
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of keeping them: the same weights, in less
+    memory, for about a third more work."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     schedule: Schedule = Schedule.LINEAR

@@ -22,15 +22,15 @@ LONG = "the quick brown fox jumps over the lazy dog and runs far away into the d
 
 
 def test_cleaning_counts_what_it_drops(tmp_path: Path) -> None:
-    """Short, repeated and nearly repeated documents go; the report adds up."""
-    settings = Cleaning.model_validate({"deduplicate": "near", "minCharacters": 8})
-    texts = ["short", LONG, LONG, LONG + " again", "another text altogether"]
+    """Short, long, repeated and nearly repeated documents go; the report adds up."""
+    settings = Cleaning.model_validate({"deduplicate": "near", "minCharacters": 8, "maxCharacters": 2 * len(LONG)})
+    texts = ["short", LONG, LONG, LONG + " again", LONG + LONG, LONG + LONG + "x", "another text altogether"]
     with Spool(tmp_path) as spool:
         cleaned = clean(texts, settings, spool)
-        assert list(Chosen(spool, np.flatnonzero(cleaned.kept))) == [LONG, "another text altogether"]
+        assert list(Chosen(spool, np.flatnonzero(cleaned.kept))) == [LONG, LONG + LONG, "another text altogether"]
     report = cleaned.report
-    assert report.characters_out == len(LONG) + len("another text altogether")
-    assert report.dropped == {"short": 1, "duplicate": 1, "near_duplicate": 1}
+    assert report.characters_out == 3 * len(LONG) + len("another text altogether")
+    assert report.dropped == {"short": 1, "long": 1, "duplicate": 1, "near_duplicate": 1}
     assert report.documents_in == report.documents_out + sum(report.dropped.values())
 
 

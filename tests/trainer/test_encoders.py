@@ -177,3 +177,27 @@ def test_sizes_are_read_as_they_are_written(architecture: Architecture, tmp_path
     path.write_text(json.dumps({**document, "model_type": "gpt2"}))
     with pytest.raises(ValueError, match="gpt2"):
         EncoderConfig.read(path)
+
+
+@EVERY
+def test_activations_that_are_computed_again_change_nothing(architecture: Architecture) -> None:
+    """The same gradients to the bit, also with dropout, of which less is kept meanwhile."""
+    ids_BT = torch.randint(5, 50, (4, LENGTH))
+    found, kept = [], []
+    for recompute in (False, True):
+        model = built(Task.FILL_MASK, architecture)
+        model.train()
+        model.encoder.recompute = recompute
+        sizes: list[int] = []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: (sizes.append(tensor.nbytes), tensor)[1], lambda tensor: tensor
+        ):
+            loss = model(ids_BT).logsumexp(-1).sum()
+        loss.backward()
+        found.append(
+            torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+        )
+        kept.append(sum(sizes))
+    assert torch.equal(*found)
+    assert kept[1] < kept[0] / 2

@@ -72,6 +72,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
     model = initial_model(workload, spec.optimization.seed)
+    model.encoder.recompute = spec.optimization.activation_checkpointing
     if gang.leads:
         log(
             "training",

@@ -42,7 +42,7 @@ class Cleaned:
 
 
 def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned:
-    """Spool the documents that are neither short nor empty, and tell which of them are kept.
+    """Spool the documents that are neither too short nor too long, and tell which of them are kept.
 
     No more than a document and about a hundred bytes for each are in memory; near-duplicates take some kilobytes each.
     """
@@ -56,6 +56,9 @@ def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned
             report.replaced.update(replaced)
         if len(text) < max(1, settings.min_characters):
             report.dropped["short"] += 1
+            continue
+        if settings.max_characters is not None and len(text) > settings.max_characters:
+            report.dropped["long"] += 1
             continue
         spool.append(text)
         digests.add(text)

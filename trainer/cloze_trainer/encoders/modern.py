@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders import layers
 from cloze_trainer.encoders.attention import attend, visible
 from cloze_trainer.encoders.config import (
     GLOBAL_EVERY,
@@ -89,7 +90,9 @@ class Layer(nn.Module):
 
 
 class ModernEncoder(nn.Module):
-    """Embeddings, layers and a last normalisation."""
+    """Embeddings, layers and a last normalisation. recompute: as `layers.run` takes it."""
+
+    recompute = False
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -123,15 +126,14 @@ class ModernEncoder(nn.Module):
         near_turn = Rotation(places, LOCAL_THETA, self._head_width)
         hidden_BTD = self.embeddings(input_ids_BT)
         for layer in self.layers:
-            hidden_BTD = (
-                layer(hidden_BTD, anywhere, far_turn) if layer.is_global else layer(hidden_BTD, nearby, near_turn)
-            )
+            how = (anywhere, far_turn) if layer.is_global else (nearby, near_turn)
+            hidden_BTD = layers.run(layer, hidden_BTD, *how, recompute=self.recompute)
         return cast(Tensor, self.norm(hidden_BTD))
 
 
-def initialize(model: nn.Module, layers: int) -> None:
+def initialize(model: nn.Module, depth: int) -> None:
     """ModernBERT's initial values: normal, cut at two deviations; what ends a block is smaller the more layers."""
-    inner = INITIALIZER_RANGE / math.sqrt(2.0 * layers)
+    inner = INITIALIZER_RANGE / math.sqrt(2.0 * depth)
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding):
             continue

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.encoders import layers
 from cloze_trainer.encoders.attention import attend, visible
 from cloze_trainer.encoders.config import INITIALIZER_RANGE, EncoderConfig
 
@@ -69,7 +70,9 @@ class Layer(nn.Module):
 
 
 class PostNormEncoder(nn.Module):
-    """Embeddings and layers."""
+    """Embeddings and layers. recompute: as `layers.run` takes it."""
+
+    recompute = False
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -85,10 +88,10 @@ class PostNormEncoder(nn.Module):
     ) -> Tensor:
         """Hidden states (B, T, D). attention_mask: as `attention.visible` takes it."""
         seen = visible(attention_mask)
-        hidden_BTD = self.embeddings(input_ids_BT, token_types_BT, places_BT)
+        hidden_BTD: Tensor = self.embeddings(input_ids_BT, token_types_BT, places_BT)
         for layer in self.layers:
-            hidden_BTD = layer(hidden_BTD, seen)
-        return cast(Tensor, hidden_BTD)
+            hidden_BTD = layers.run(layer, hidden_BTD, seen, recompute=self.recompute)
+        return hidden_BTD
 
 
 def initialize(model: nn.Module) -> None:
