@@ -14,6 +14,7 @@ from cloze_api.pretrain import Architecture
 from cloze_api.task import Task
 from cloze_trainer.encoders import modern, names, postnorm
 from cloze_trainer.encoders.config import EncoderConfig
+from cloze_trainer.encoders.dropout import Dropout
 
 
 class Transform(nn.Module):
@@ -38,7 +39,7 @@ class _TaskModel(nn.Module):
         self.config, self.task = config, task
         self.is_modern = config.architecture is Architecture.MODERNBERT
         self.encoder = (modern.ModernEncoder if self.is_modern else postnorm.PostNormEncoder)(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def _initialize(self) -> None:
         if self.is_modern:

@@ -20,6 +20,7 @@ from cloze_trainer.encoders.config import (
     LOCAL_THETA,
     EncoderConfig,
 )
+from cloze_trainer.encoders.dropout import Dropout
 
 #: Initial values further from zero than as many deviations are drawn again.
 _CUT: Final = 2.0
@@ -32,7 +33,7 @@ class Embeddings(nn.Module):
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=SPECIAL_IDS.pad)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) of the tokens."""
@@ -73,7 +74,7 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.epsilon, bias=False)
         self.intermediate = nn.Linear(width, 2 * config.intermediate_size, bias=False)
         self.projection = nn.Linear(config.intermediate_size, width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_BTD: Tensor, seen: Tensor | None, rotation: Rotation) -> Tensor:
         """States (B, T, D). seen: as `attention.attend` takes it."""

@@ -13,6 +13,7 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders import layers
 from cloze_trainer.encoders.attention import attend, visible
 from cloze_trainer.encoders.config import INITIALIZER_RANGE, EncoderConfig
+from cloze_trainer.encoders.dropout import Dropout
 
 
 class Embeddings(nn.Module):
@@ -27,7 +28,7 @@ class Embeddings(nn.Module):
         )
         self.types = nn.Embedding(config.segment_types, config.hidden_size) if config.segment_types else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.first = first
 
     def forward(self, input_ids_BT: Tensor, token_types_BT: Tensor | None, places_BT: Tensor | None) -> Tensor:
@@ -52,7 +53,7 @@ class Layer(nn.Module):
         self.intermediate = nn.Linear(width, config.intermediate_size)
         self.projection = nn.Linear(config.intermediate_size, width)
         self.norm = nn.LayerNorm(width, eps=config.epsilon)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_BTD: Tensor, seen: Tensor | None) -> Tensor:
         """States (B, T, D). seen: as `attention.visible` gives it."""
