@@ -89,8 +89,7 @@ class Topology(Schema):
         size_rule("spec.topology.sharedMemory", "64Mi"),
         Rule(
             cel=f"!('{_GPU}' in self.resources.limits) || "
-            f"quantity(string(self.resources.limits['{_GPU}']))"
-            ".compareTo(quantity(string(self.processesPerNode))) == 0",
+            f"quantity(string(self.resources.limits['{_GPU}'])).asInteger() == self.processesPerNode",
             message=f"spec.topology.processesPerNode must be the number of {_GPU} in spec.topology.resources.limits, "
             "as each process trains on one: set it to that number",
             check=lambda topology: (

@@ -14,11 +14,12 @@ _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 
 #: Panels of metrics that a cluster without accelerators, or without their exporter, doesn't have.
 NEEDS_ACCELERATORS: Final = "Needs NVIDIA's DCGM exporter; without accelerators there is no data."
+NEEDS_KNOWN_GPUS: Final = "Needs GPUs whose peak Cloze knows; without them there is no data."
 #: Panels of what servers do only where they are told to.
 NEEDS_METADATA: Final = "Needs requests that carry declared metadata; without them there is no data."
 NEEDS_FALLBACK: Final = "Needs a server with a fallback model; without one there is no data."
 #: Descriptions that hold one of these may be of panels without data.
-CONDITIONS: Final = (NEEDS_ACCELERATORS, NEEDS_METADATA, NEEDS_FALLBACK)
+CONDITIONS: Final = (NEEDS_ACCELERATORS, NEEDS_KNOWN_GPUS, NEEDS_METADATA, NEEDS_FALLBACK)
 
 Kind = Literal["stat", "timeseries", "table", "heatmap"]
 

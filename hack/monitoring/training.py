@@ -3,7 +3,7 @@
 from cloze_api import metrics
 from cloze_api.metrics import Metric
 from monitoring import panels
-from monitoring.panels import NEEDS_ACCELERATORS, Json, Panel, Query, Row
+from monitoring.panels import NEEDS_ACCELERATORS, NEEDS_KNOWN_GPUS, Json, Panel, Query, Row
 from monitoring.promql import sample
 from monitoring.scope import RUN, RUNS, TRAINING_NAMESPACE
 
@@ -121,8 +121,7 @@ def _progress() -> Row:
             ),
             Panel(
                 "Use of the GPUs' arithmetic",
-                "What the model's own operations come to, as a share of what the GPUs can do (MFU). There is none "
-                "without GPUs, and for GPUs that aren't known.",
+                f"What the model's operations come to, as a share of what the GPUs can do (MFU). {NEEDS_KNOWN_GPUS}",
                 "percentunit",
                 [Query(_of_runs(metrics.TRAIN_UTILIZATION), _NAME)],
             ),

@@ -35,7 +35,7 @@ FOREIGN = {
 #: Panels that no machine without accelerators has data for.
 ACCELERATORS = {"Accelerator use", "Accelerator memory"}
 # Of what servers do only where they are told to.
-OPTIONAL = ("cloze_segment_", "cloze_fallback_")
+OPTIONAL = ("cloze_segment_", "cloze_fallback_", "cloze_train_flops_")
 
 
 def samples(metric: metrics.Metric) -> set[str]:

@@ -119,6 +119,14 @@ class World:
     def _train(self) -> None:
         self._step += 1
         loss = 9.0 / (1 + self._step / 50)
+        self._progress.figures(
+            {
+                "gradient_norm": loss / 9,
+                "padding_share": 0.03,
+                "data_wait_seconds": self._step / 100,
+                "memory_bytes": 2e9,
+            }
+        )
         self._progress.step(self._step, 100_000, loss=loss, tokens=4096 * self._step)
         self._progress.checkpoint(self._step, self._chance.uniform(0.1, 2))
 

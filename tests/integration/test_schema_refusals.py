@@ -340,7 +340,10 @@ def test_what_rollouts_need_is_accepted(
     "change",
     [
         put("spec.topology.resources", {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1024Mi"}}),
-        put("spec.topology.resources", {"limits": {"nvidia.com/gpu": 8, "hugepages-2Mi": "64Mi"}}),
+        put(
+            "spec.topology",
+            {"processesPerNode": 8, "resources": {"limits": {"nvidia.com/gpu": "8", "hugepages-2Mi": "64Mi"}}},
+        ),
         put("spec.topology.resources", {"requests": {"cpu": 0, "ephemeral-storage": "0.5Gi"}}),
         put("spec.corpus.0.uri", "pvc://books/a..b/*.txt"),
         put("spec.registry.alias", "v1beta"),
