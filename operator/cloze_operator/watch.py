@@ -123,13 +123,18 @@ class Streams:
         error: Exception | None = None
         try:
             self._loop.run_until_complete(self._watch())
+        except asyncio.CancelledError:
+            error = RuntimeError("kopf has cancelled one of its tasks")
         except Exception as failure:  # noqa: BLE001 - kopf's errors have no base of their own
             error = failure
         finally:
-            self._clear()
-            # Nobody is there any more to hear of watches that have hung beyond the process' own end.
-            with suppress(RuntimeError):
-                self._owner.call_soon_threadsafe(self._end, error)
+            try:
+                self._clear()
+            finally:
+                # Whatever happens, the owner must hear of the end, or there would never be watches again. It may have
+                # gone itself, where watches hang beyond the process' own end.
+                with suppress(RuntimeError):
+                    self._owner.call_soon_threadsafe(self._end, error)
 
     def _end(self, error: Exception | None) -> None:
         if error is None:

@@ -53,6 +53,13 @@ def test_nothing_is_dropped_where_nothing_is_trained() -> None:
     assert Dropout(0.0)(values) is values
 
 
+def test_a_share_next_to_all_leaves_numbers() -> None:
+    """Also where it is rounded to all."""
+    values = Dropout(1 - 1e-9)(torch.ones(1000, 1000))
+    assert torch.isfinite(values).all()
+    assert float((values == 0).float().mean()) > 0.999
+
+
 def test_half_precision_stays() -> None:
     """The products of bfloat16 aren't widened."""
     noised = Dropout(0.3)(torch.ones(10, 3, dtype=torch.bfloat16))

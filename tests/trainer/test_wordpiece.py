@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_trainer.data import tokenizer
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 
@@ -50,12 +51,15 @@ def test_most_frequent_pair_is_merged_first(words: dict[str, int]) -> None:
     assert chosen == [first + second.removeprefix(PREFIX)]
 
 
-def test_processes_agree() -> None:
+@pytest.mark.parametrize("algorithm", TokenizerAlgorithm)
+def test_processes_agree(algorithm: TokenizerAlgorithm) -> None:
     """Two processes with other hash seeds train the same tokenizer: two runs of one job meet the same tokens."""
     program = (
         "from cloze_trainer.data import tokenizer;"
         "text = open(tokenizer.__file__).read();"
-        "print(tokenizer.train(text.split('\\n'), vocab_size=300, lowercase=True).to_str())"
+        f"algorithm = tokenizer.TokenizerAlgorithm({algorithm.value!r});"
+        "trained = tokenizer.train(text.split('\\n'), vocab_size=600, lowercase=True, algorithm=algorithm);"
+        "print(trained.to_str())"
     )
     texts = [
         subprocess.run(
@@ -68,6 +72,7 @@ def test_processes_agree() -> None:
         for seed in ("1", "2")
     ]
     assert texts[0] == texts[1]
+    assert ('"type":"BPE"' in texts[0]) == (algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE)
 
 
 def test_tokenizer_has_the_asked_size_and_knows_its_special_tokens() -> None:

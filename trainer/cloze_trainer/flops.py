@@ -22,9 +22,9 @@ def per_token(config: EncoderConfig, *, length: float, predicted: float) -> floa
     """Floating-point operations of training on a token: forward once, and backward twice as much.
 
     A multiplication and an addition for each weight of the layers and for each pair of tokens that look at each other
-    (Chowdhery et al., arXiv:2204.02311, appendix B), and for the head where something is predicted. What looks nothing
-    up in the embeddings costs nothing. length: of what attends to each other, in tokens. predicted: share of the tokens
-    that the vocabulary's head is applied to.
+    (Chowdhery et al., arXiv:2204.02311, appendix B), and for the head where something is predicted. Embeddings are
+    looked up for nothing. length: of what attends to each other, in tokens. predicted: share of the tokens that the
+    vocabulary's head is applied to.
     """
     width, modern = config.hidden_size, config.architecture is Architecture.MODERNBERT
     weights = config.layers * (4 * width**2 + (3 if modern else 2) * width * config.intermediate_size)

@@ -43,7 +43,7 @@ class Merges(NamedTuple):
 
 
 def learn(
-    words: Sequence[list[str]],
+    words: list[list[str]],
     counts: Sequence[int],
     *,
     alphabet: Iterable[str],
@@ -57,10 +57,9 @@ def learn(
     """
     chosen = dict.fromkeys(alphabet)
     pairs: list[Pair] = []
-    spelt = words if isinstance(words, list) else list(words)
     frequency: defaultdict[Pair, int] = defaultdict(int)
     places: defaultdict[Pair, set[int]] = defaultdict(set)
-    for index, word in enumerate(spelt):
+    for index, word in enumerate(words):
         for pair in pairwise(word):
             frequency[pair] += counts[index]
             places[pair].add(index)
@@ -77,7 +76,7 @@ def learn(
         pairs.append(pair)
         changed: set[Pair] = set()
         for index in places.pop(pair):
-            before = spelt[index]
+            before = words[index]
             after = _merge(before, pair, merged)
             for old in pairwise(before):
                 frequency[old] -= counts[index]
@@ -86,7 +85,7 @@ def learn(
                 frequency[new] += counts[index]
                 places[new].add(index)
                 changed.add(new)
-            spelt[index] = after
+            words[index] = after
         del frequency[pair]
         for touched in changed - {pair}:
             heapq.heappush(heap, (-frequency[touched], touched))

@@ -46,6 +46,24 @@ def _maskable(tokens_T: Ids) -> Flags:
     return maskable_T
 
 
+def _spans(maskable_T: Flags, words_T: Ids, order_W: Ids, lengths_W: Ids, wanted: int) -> Flags:
+    """Words in a row, until so many tokens are hidden.
+
+    words_T: the word of each token. order_W: words, at which spans begin in this order. lengths_W: words of each span.
+    """
+    hidden_T = np.zeros(len(maskable_T), dtype=bool)
+    for first in order_W:
+        room = wanted - int(hidden_T.sum())
+        if room <= 0:
+            break
+        span = np.flatnonzero((words_T >= first) & (words_T < first + lengths_W[first]) & maskable_T)
+        # It ends with its text.
+        ends = np.flatnonzero(~maskable_T[span[0] :])
+        span = span[span < span[0] + ends[0]] if len(ends) else span
+        hidden_T[span[~hidden_T[span]][:room]] = True
+    return hidden_T
+
+
 @dataclass(frozen=True, slots=True)
 class Masker:
     """Draws masks. The shares are of the hidden tokens: replaced by `[MASK]`, by a random token; the rest stays.
@@ -100,22 +118,11 @@ class Masker:
         if not self.spans:
             # A word shares the fate of its first token.
             return (unit_T[starts_W[words_T]] < probability) & maskable_T if len(starts_W) else maskable_T
-        lengths_W = 1 + np.floor(np.log1p(-unit_T[starts_W]) / np.log1p(-_SPAN_END))
         order_W = bits.random_raw(len(starts_W) + 1)
         # Of the row's tokens; the rest of the division is made up by chance, so that short rows get their share.
         wanted = int(probability * maskable_T.sum() + (order_W[-1] >> np.uint64(11)) * _TO_UNIT)
-        hidden_T = np.zeros(len(tokens_T), dtype=bool)
-        for first in np.argsort(order_W[:-1], kind="stable"):
-            room = wanted - int(hidden_T.sum())
-            if room <= 0:
-                break
-            last = first + int(min(lengths_W[first], _LONGEST_SPAN))
-            span = np.flatnonzero((words_T >= first) & (words_T < last) & maskable_T)
-            # A span ends with its text.
-            ends = np.flatnonzero(~maskable_T[span[0] :])
-            span = span[span < span[0] + ends[0]] if len(ends) else span
-            hidden_T[span[~hidden_T[span]][:room]] = True
-        return hidden_T
+        lengths_W = 1 + np.floor(np.log1p(-unit_T[starts_W]) / np.log1p(-_SPAN_END)).clip(max=_LONGEST_SPAN - 1)
+        return _spans(maskable_T, words_T, np.argsort(order_W[:-1], kind="stable"), lengths_W.astype(int), wanted)
 
     def batch(
         self,

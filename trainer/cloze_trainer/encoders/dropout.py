@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 #: As many bits of noise decide on each number.
 _BITS: Final = 16
+_STEPS: Final = 1 << _BITS
 
 
 class Dropout(nn.Dropout):
@@ -22,7 +23,7 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         # One number of torch's, so that whatever keeps and restores its state has the same noise.
         seed = int(torch.randint(1 << 62, ()))
-        return cast(Tensor, _Noise.apply(input, seed, round(self.p * (1 << _BITS))))
+        return cast(Tensor, _Noise.apply(input, seed, min(round(self.p * _STEPS), _STEPS - 1)))
 
 
 class _Noise(torch.autograd.Function):
@@ -33,7 +34,7 @@ class _Noise(torch.autograd.Function):
         words = np.random.SFC64(seed).random_raw(-(-count * _BITS // 64))
         kept = torch.from_numpy(words.view(np.uint16)[:count] >= dropped).view(values.shape)
         ctx.save_for_backward(kept)
-        ctx.scale = 1 / (1 - dropped / (1 << _BITS))
+        ctx.scale = 1 / (1 - dropped / _STEPS)
         return (values * kept).mul_(ctx.scale)
 
     @staticmethod
