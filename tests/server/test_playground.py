@@ -1,8 +1,9 @@
 """The pages in a browser: by keyboard alone, in both colour schemes, on narrow screens, and when something is wrong."""
 
 import hashlib
+import importlib.util
 import os
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,6 @@ from typing import Any
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the environment is older than the lock: make venv")
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
 
 TASKS = {
     "masks": "fill-mask",
@@ -28,10 +26,19 @@ MODELS = [part for name, task in TASKS.items() for part in ("--model", f"{name}=
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """One for all tests; each has a context of its own."""
+    # Tests can't import a file beside them.
+    specification = importlib.util.spec_from_file_location("chromium", Path(__file__).with_name("chromium.py"))
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    # Its dataclass looks itself up there.
+    sys.modules["chromium"] = module
+    specification.loader.exec_module(module)
+    found = module.find()
     with playwright.sync_playwright() as started:
-        # A browser's own sandbox can't be had as root.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        running = started.chromium.launch(executable_path=BROWSER, args=arguments)
+        running = started.chromium.launch(
+            executable_path=found.path, args=found.arguments, env={**os.environ, **found.environment}
+        )
         yield running
         running.close()
 
