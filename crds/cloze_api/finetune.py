@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
 from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema, alias_rule
 from cloze_api.source import SourceURI, uri_rule
@@ -54,7 +55,8 @@ class Dataset(Schema):
     """Labelled examples in JSON lines.
 
     Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}`
-    with one label for each word.
+    with one label for each word. Test examples may have `"metadata": {"language": "de"}`, of few values: the evaluation
+    tells the groups apart.
     """
 
     train: SourceURI
@@ -106,6 +108,7 @@ class FineTuneJobSpec(TrainingSpec):
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
     optimization: FineTuneOptimization = FineTuneOptimization()
+    evaluation: Evaluation = Evaluation()
     export: Export = Export()
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -132,6 +135,7 @@ FINE_TUNE_RULES = immutable_after_start(
         "labels",
         "maxLength",
         "optimization",
+        "evaluation",
         "export",
         "topology",
         "storage",

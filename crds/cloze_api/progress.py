@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     """The loss is not finite. Final."""
     BASE_MISMATCH = 12
     """The base model can't be used: digest, tokenizer or architecture do not match. Final."""
+    GATE_FAILED = 13
+    """The finished model isn't good enough to be registered. Final."""
     STORAGE = 20
     """The volume is full or can't be written; retried."""
     REGISTRY = 21
@@ -30,7 +32,12 @@ class ExitCode(IntEnum):
     """Stopped by SIGTERM after a checkpoint; retried, not counted."""
 
 
-FINAL_EXIT_CODES: tuple[ExitCode, ...] = (ExitCode.INVALID_INPUT, ExitCode.DIVERGED, ExitCode.BASE_MISMATCH)
+FINAL_EXIT_CODES: tuple[ExitCode, ...] = (
+    ExitCode.INVALID_INPUT,
+    ExitCode.DIVERGED,
+    ExitCode.BASE_MISMATCH,
+    ExitCode.GATE_FAILED,
+)
 
 #: Codes of pods that stopped because of something else: they don't count against `failurePolicy.maxRestarts`.
 BLAMELESS_EXIT_CODES: tuple[ExitCode, ...] = (ExitCode.REGISTRY, ExitCode.PEER_LOST, ExitCode.SUSPENDED)

@@ -61,6 +61,11 @@ def test_there_are_examples_of_every_kind() -> None:
         (with_spec("PretrainJob", registry={"name": "e", "alias": "latest"}), "spec.registry.alias"),
         (with_spec("FineTuneJob", base={"model": {"name": "e", "alias": "v1"}}), "spec.base.model.alias"),
         (with_spec("FineTuneJob", labels=["a", "b", "a"]), "a: named more than once"),
+        (
+            with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1"}]}),
+            "spec.evaluation.gates has a gate without",
+        ),
+        (with_spec("FineTuneJob", evaluation={"champion": {"alias": "v1"}}), "spec.evaluation.champion.alias"),
         (with_spec("ModelDeployment", model={"name": "e", "follow": {"candidateAlias": "v1"}}), "candidateAlias"),
         (with_spec("PretrainJob", storage={"size": 0}), "spec.storage.size"),
         (with_spec("PretrainJob", topology={"sharedMemory": "0Mi"}), "spec.topology.sharedMemory"),

@@ -530,6 +530,17 @@ def test_failure_has_the_reason_that_helps_most(
     assert verdict.requeue is None
 
 
+def test_a_model_that_fails_a_gate_leaves_its_figures(training: Make, children: Make, ended: Make) -> None:
+    """Of how good it is the status tells, too."""
+    told = {"reason": "GateFailed", "message": "accuracy is 0.5", "exitCode": 13, "metrics": {"accuracy": 0.5}}
+    made = children(job_status=job_ended("Failed", "PodFailurePolicy", "words"))
+    verdict, state = decide_training(
+        training(children=made, status=STARTED, pods=(ended("a", 13, message=json.dumps(told)),))
+    )
+    assert (state, findings(verdict)["Succeeded"]) == ("Failed", ("False", "GateFailed"))
+    assert verdict.status["metrics"] == {"accuracy": 0.5}
+
+
 def test_finished_run_is_never_started_again(training: Make) -> None:
     """Its children may be gone: the end stands."""
     for result in ("True", "False"):

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from cloze_api.manifest import verify
+from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 
 pytestmark = pytest.mark.timeout(600)
@@ -294,8 +295,17 @@ def finetune(folder: Path, **spec: Any) -> dict[str, Any]:
 def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
     """From the registered encoder to a registered classifier that names its base and answers in transformers."""
     trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
-    assert trainer.run(finetune(tmp_path, export={"precisions": ["int8"], "maxAccuracyLoss": 1})) == 0, trainer.log
+    judged = {"gates": [{"figure": "accuracy", "minimum": 0.5}], "champion": {}, "abstainBelowPrecision": 0.9}
+    job = finetune(tmp_path, evaluation=judged, export={"precisions": ["int8"], "maxAccuracyLoss": 1})
+    assert trainer.run(job) == 0, trainer.log
     manifest = verify(trainer.artifact)
+    assert manifest.calibration is not None
+    assert set(manifest.calibration.thresholds) == {"ham", "spam"}
+    assert (
+        manifest.evaluation["accuracy_low"] <= manifest.evaluation["accuracy"] <= manifest.evaluation["accuracy_high"]
+    )
+    report = json.loads((trainer.artifact / "evaluation.json").read_text())
+    assert [gate["gate"] for gate in report["gates"]] == ["accuracy"]
     assert manifest.labels == ["ham", "spam"]
     assert manifest.precisions["int8"].fp32 == manifest.evaluation["accuracy"]
     assert manifest.precisions["int8"].value == manifest.evaluation["accuracy_int8"]
@@ -309,6 +319,32 @@ def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Traine
     assert manifest.evaluation["accuracy"] == pytest.approx(float(right))
     (version,) = versions(mlflow, "filter")
     assert {tag["key"]: tag["value"] for tag in version["tags"]}["cloze.dev/precisions"] == "fp32, int8"
+
+
+def test_a_model_that_fails_a_gate_is_not_registered(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
+    """The job fails with the reason and the figures, also when its pod starts again; the model is kept, and no version
+    is made of it. The champion has answered the same examples.
+    """
+    httpx.post(
+        f"{mlflow}/api/2.0/mlflow/registered-models/alias",
+        json={"name": "filter", "alias": "champion", "version": "1"},
+    ).raise_for_status()
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    job = finetune(
+        tmp_path,
+        optimization={"epochs": 1, "batchSequences": 4, "learningRate": 1e-9},
+        evaluation={"champion": {"maxLoss": 1}, "gates": [{"figure": "accuracy", "minimum": 0.9}]},
+    )
+    job["metadata"] |= {"name": "worse", "uid": "88888888-2222-3333-4444-555555555555"}
+    for _ in range(2):
+        assert trainer.run(job) == ExitCode.GATE_FAILED, trainer.log
+        assert trainer.outcome["reason"] == "GateFailed"
+        assert "accuracy is 0.5000, and must be at least 0.9" in trainer.outcome["message"]
+        assert trainer.outcome["metrics"]["accuracy"] == 0.5
+    assert trainer.log.count('"event": "training"') == 1
+    assert "that of filter/1 " in trainer.log
+    assert len(versions(mlflow, "filter")) == 1
+    verify(trainer.artifact)
 
 
 def test_token_classifier_is_published_with_a_score_for_each_label(

@@ -33,10 +33,12 @@ from cloze_trainer.files import publish, write_json
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import TaskModel, tensors
 from cloze_trainer.pretrain import Pretraining
+from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.run import Run
 from cloze_trainer.trial import Trial
 
 CONFIG_FILE = "config.json"
+EVALUATION_FILE = "evaluation.json"
 # Half an hour of one CPU for a large model; the difference between two precisions is known well enough by then.
 _MOST_EXAMPLES = 4000
 _TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -63,18 +65,20 @@ def write(
     run: Run,
     workload: Pretraining | FineTuning,
     model: TaskModel,
-    figures: dict[str, float],
+    judged: Judgement,
     sources: dict[str, str],
 ) -> None:
     """Export, describe and publish the trained model in the workspace; all or nothing.
 
-    sources: SHA-256 of each data source, keyed by its URI.
+    judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI.
     """
     spec = run.job.spec
     base = workload.base if isinstance(workload, FineTuning) else None
     with publish(run.artifact, marker=False) as staging:
         _write_files(staging, workload, model)
         measured = _add_precisions(staging, spec, workload)
+        if judged.report:
+            write_json(staging / EVALUATION_FILE, {**judged.report, "refusal": judged.refusal})
         tokenizer = json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))
         write_manifest(
             staging,
@@ -93,7 +97,8 @@ def write(
                 inputs=list(workload.config.inputs),
                 output=OUTPUT,
                 precisions=measured,
-                evaluation=figures | _figures(measured),
+                evaluation={**judged.figures, **data_figures(workload), **_figures(measured)},
+                calibration=judged.calibration,
                 lineage=Lineage(
                     job=run.label,
                     job_uid=run.identity,
@@ -107,6 +112,19 @@ def write(
                 files=digest_files(staging),
             ),
         )
+
+
+def data_figures(workload: Pretraining | FineTuning) -> dict[str, float]:
+    """What the preparation of the data counted."""
+    return {f"data_{name}": value for name, value in workload.report.items()}
+
+
+def refusal(run: Run) -> str:
+    """Why the artifact may not be registered; empty when it may."""
+    path = run.artifact / EVALUATION_FILE
+    if not path.is_file():
+        return ""
+    return str(json.loads(path.read_text(encoding="utf-8"))["refusal"])
 
 
 def left_out(run: Run, manifest: Manifest) -> str:

@@ -3,7 +3,7 @@
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cloze_api.progress import ExitCode
 
@@ -34,6 +34,14 @@ class BaseModelError(TrainerError):
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message, ExitCode.BASE_MISMATCH)
+
+
+class GateError(TrainerError):
+    """The finished model isn't good enough. figures: those of its evaluation."""
+
+    def __init__(self, message: str, figures: Mapping[str, float]) -> None:
+        super().__init__("GateFailed", message, ExitCode.GATE_FAILED)
+        self.figures = figures
 
 
 class RegistryError(TrainerError):

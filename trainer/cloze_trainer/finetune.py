@@ -1,8 +1,9 @@
 """Fine-tuning: an encoder and labelled examples to a classifier of texts or of words."""
 
+import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
 from cloze_trainer.base import BaseModel, fetch
@@ -31,11 +33,14 @@ from cloze_trainer.gang import Gang
 from cloze_trainer.loop import CHUNK_TOKENS, Chunk
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
+from cloze_trainer.quality import champion, gates, judgement
+from cloze_trainer.quality.scores import Scores
 from cloze_trainer.run import Run
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 3
+EDITION = 4
 _META_FILE = "dataset.json"
+_SLICES_FILE = "test-slices.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
         )
     train, test = locate_all(run)
+    champion.find(run, spec)
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "labels": spec.labels}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
@@ -71,6 +77,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
+    _check_gates(spec, meta)
     if meta["test_seen_share"]:
         log("test texts seen in training", share=meta["test_seen_share"], why="they are, or are nearly, training texts")
     if meta["examples"] < spec.optimization.batch_sequences:
@@ -80,6 +87,19 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             f"({spec.optimization.batch_sequences}): lower it or add examples",
         )
     return PreparedDataset(folder, base, digests([train, test]))
+
+
+def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any]) -> None:
+    """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
+    counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
+    known = [*judgement.figure_names(spec.task, meta["labels"]), *counted]
+    if missing := gates.unknown(spec.evaluation.gates, known):
+        near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
+        raise InputError(
+            "GateFigureUnknown",
+            f"spec.evaluation.gates names {missing[0]!r}, which the evaluation doesn't give: there are "
+            f"{', '.join(near)} and others, see the reference",
+        )
 
 
 def _publish(
@@ -99,9 +119,17 @@ def _publish(
         for name, examples in (("train", train), ("test", test))
     }
     tokens = int(parts["train"].lengths.sum())
+    slices = [example.slices for example in test]
+    if (count := len({each for own in slices for each in own})) > VALUES_MAX:
+        raise InputError(
+            "SlicesTooMany",
+            f"the metadata of the test examples has {count} different values, at most {VALUES_MAX} are told apart: "
+            "leave out what isn't a group of examples",
+        )
     with publish(folder) as staging:
         for name, part in parts.items():
             _save(staging, name, part)
+        write_json(staging / _SLICES_FILE, slices)
         write_json(
             staging / _META_FILE,
             {
@@ -146,6 +174,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def items(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What is scored: where each example's items begin, and the end of the last one's; the class of each."""
+        if not self._per_token:
+            return np.arange(len(self) + 1), self._targets.astype(np.int64)
+        scored = np.asarray(self._targets) != IGNORED
+        return np.concatenate([[0], np.cumsum(scored)])[self._starts], self._targets[scored].astype(np.int64)
+
     def rows(self, most: int) -> list[Row]:
         """At most so many examples, from all over the file."""
         found = []
@@ -169,7 +204,7 @@ class FineTuning:
     """Classification of texts or of words."""
 
     def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
-        self._spec, self._device = spec, device
+        self.spec, self._device = spec, device
         self.task: Task = spec.task
         self.base = prepared.base
         self.config = prepared.base.config
@@ -180,6 +215,7 @@ class FineTuning:
         self.labels: tuple[str, ...] = tuple(meta["labels"])
         self.max_length: int = meta["max_length"]
         self.report = {key: float(value) for key, value in meta.items() if isinstance(value, int | float)}
+        self._slices: list[list[str]] = json.loads((prepared.folder / _SLICES_FILE).read_text(encoding="utf-8"))
         per_token = self.task is Task.TOKEN_CLASSIFICATION
         self.train = Examples(prepared.folder, "train", per_token=per_token)
         self.test = Examples(prepared.folder, "test", per_token=per_token)
@@ -191,7 +227,7 @@ class FineTuning:
     @property
     def total_steps(self) -> int:
         """Steps of all epochs; the last of each may have a smaller batch."""
-        return self._spec.optimization.epochs * self._order.steps_per_epoch
+        return self.spec.optimization.epochs * self._order.steps_per_epoch
 
     @property
     def flops_per_token(self) -> float:
@@ -234,19 +270,33 @@ class FineTuning:
         return step % self._order.steps_per_epoch == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """`accuracy`, `macro_f1`, `f1_<label>` and, with two labels, `f1` on the test examples, or on their words.
+        """`accuracy`, `macro_f1`, `f1_<label>` and, with two labels, `f1` on the test examples, or on their words."""
+        scores = self.score(model, gang)
+        counts_CC = evaluation.confusion(scores.truth_N, scores.predicted, len(self.labels))
+        return evaluation.classification(counts_CC, self.labels)
+
+    def score(self, model: nn.Module, gang: Gang) -> Scores:
+        """The model's logits of the test examples, or of their words; of all ranks' shares on each of them.
 
         A word beyond the length limit isn't predicted and doesn't count; `truncated_test` says how many texts were cut.
         """
         model.eval()
-        counts = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
+        starts, truth_N = self.test.items()
+        logits_NC = torch.zeros(len(truth_N), len(self.labels))
         by_length = np.argsort(self.test.lengths, kind="stable")
         rows = max(1, CHUNK_TOKENS // int(self.test.lengths.max()))
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(by_length), gang.world * rows):
-                chunk = self._chunk(self.test, by_length[at : at + rows])
-                predicted = model(*chunk.inputs).argmax(-1).reshape(-1).cpu().numpy()
-                truth = chunk.targets.reshape(-1).cpu().numpy()
-                scored = truth != IGNORED
-                counts += evaluation.confusion(truth[scored], predicted[scored], len(self.labels))
-        return evaluation.classification(gang.sum_array(torch.from_numpy(counts)).numpy(), self.labels)
+                samples_B = by_length[at : at + rows]
+                chunk = self._chunk(self.test, samples_B)
+                output = model(*chunk.inputs).float().reshape(-1, len(self.labels))
+                scored = output[chunk.targets.reshape(-1) != IGNORED].cpu()
+                places = np.concatenate([np.arange(starts[sample], starts[sample + 1]) for sample in samples_B])
+                logits_NC[torch.from_numpy(places)] = scored
+        return Scores(
+            logits_NC=gang.sum_array(logits_NC).numpy(),
+            truth_N=truth_N,
+            example_N=np.repeat(np.arange(len(self.test)), np.diff(starts)),
+            examples=len(self.test),
+            slices=self._slices,
+        )

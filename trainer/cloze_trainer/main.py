@@ -26,10 +26,13 @@ from cloze_trainer.outcome import FAILURE_FILE
 from cloze_trainer.run import Run, open_run
 
 _IMPORT = "import"
+_GATE = "gate"
 
 _EPILOG = f"""\
 cloze-train import FOLDER --task TASK --name NAME --output DIR [--register] makes an artifact of a model in
 Hugging Face's format: see cloze-train import --help.
+cloze-train gate MODEL DATA [--minimum FIGURE=VALUE] judges a classifier on labelled examples: see cloze-train
+gate --help.
 
 environment:
   {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
@@ -112,6 +115,17 @@ def _import(arguments: list[str]) -> Outcome:
         return outcome.failed(classify(error))
 
 
+def _gate(arguments: list[str]) -> Outcome:
+    """Judge a classifier."""
+    # ONNX Runtime takes a second to import.
+    from cloze_trainer.quality import command  # noqa: PLC0415
+
+    try:
+        return command.run(command.parse(arguments))
+    except (TrainerError, OSError) as error:
+        return outcome.failed(classify(error))
+
+
 def _end(result: Outcome) -> None:
     """Tell how it ended, on the log and where Kubernetes reads it."""
     outcome.terminate(result)
@@ -129,8 +143,8 @@ def main() -> None:
     # A pod's first process ignores SIGTERM unless it asks for it, and the imports to come take seconds.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hear)
-    if sys.argv[1:2] == [_IMPORT]:
-        result = _import(sys.argv[2:])
+    if sys.argv[1:2] in ([_IMPORT], [_GATE]):
+        result = (_import if sys.argv[1] == _IMPORT else _gate)(sys.argv[2:])
         _end(result)
         sys.exit(int(result.exit_code))
     arguments = _arguments()

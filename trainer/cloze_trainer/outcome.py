@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cloze_api.names import TERMINATION_LOG
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer.errors import TrainerError
+from cloze_trainer.errors import GateError, TrainerError
 from cloze_trainer.files import write_atomically, write_json
 
 OUTCOME_FILE: Final = "outcome.json"
@@ -24,7 +24,10 @@ LARGEST_MESSAGE: Final = 4096
 
 def failed(error: TrainerError, step: int | None = None) -> Outcome:
     """The outcome of a failure."""
-    return Outcome(reason=error.reason, message=error.message[:2048], exit_code=int(error.exit_code), step=step)
+    figures = dict(error.figures) if isinstance(error, GateError) else {}
+    return Outcome(
+        reason=error.reason, message=error.message[:2048], exit_code=int(error.exit_code), step=step, metrics=figures
+    )
 
 
 def encode(outcome: Outcome) -> bytes:

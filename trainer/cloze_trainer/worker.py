@@ -13,11 +13,12 @@ from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
+from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
-from cloze_trainer.errors import BaseModelError, TrainerError, classify, technical, trace
+from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
@@ -25,6 +26,8 @@ from cloze_trainer.model import TaskModel, build, load_encoder
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.progress import ProgressFile, own_file
+from cloze_trainer.quality import champion
+from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.run import Run, open_run
 from cloze_trainer.stopping import StopSignal
 
@@ -95,18 +98,32 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
-    figures = workload.evaluate(model, gang)
-    tracker.metrics(workload.total_steps, figures)
+    judged = _judge(run, workload, model, gang)
+    tracker.metrics(workload.total_steps, judged.figures)
     if gang.leads:
-        log("evaluated", **figures)
+        log("evaluated", **judged.figures)
+        for verdict in judged.verdicts:
+            log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        artifact.write(run, workload, model, {**figures, **_data_figures(workload)}, sources)
-        tracker.close()
+        artifact.write(run, workload, model, judged, sources)
+        tracker.close(failed=bool(judged.refusal))
     gang.from_leader()
 
 
-def _data_figures(workload: Workload) -> dict[str, float]:
-    return {f"data_{name}": value for name, value in workload.report.items()}
+def _judge(run: Run, workload: Workload, model: TaskModel, gang: Gang) -> Judgement:
+    """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
+    if isinstance(workload, Pretraining):
+        return Judgement(workload.evaluate(model, gang))
+    scores = workload.score(model, gang)
+    if not gang.leads:
+        return Judgement({})
+    spec = workload.spec
+    return judge(
+        *(scores, workload.labels, spec.evaluation),
+        task=workload.task,
+        others=artifact.data_figures(workload),
+        comparison=champion.compare(run, spec, scores, workload.labels),
+    )
 
 
 def _tracker(run: Run, gang: Gang, task: Task) -> tracking.MlflowTracker | tracking.Silent:
@@ -141,6 +158,11 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     manifest = artifact.finished(run)
     assert manifest is not None, "the artifact was published before"
     digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
+    if why := artifact.refusal(run):
+        raise GateError(
+            f"the model is not registered: {why}; it is in {run.artifact}, and figures are in its {EVALUATION_FILE}",
+            manifest.evaluation,
+        )
     result = Outcome(
         reason="Completed",
         message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"

@@ -4,7 +4,7 @@ import math
 from datetime import timedelta
 from typing import Any
 
-from cloze_api.progress import ExitCode, Progress
+from cloze_api.progress import ExitCode, Outcome, Progress
 from cloze_api.training import METRICS_MAX
 from cloze_operator.decide import pods
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
@@ -170,10 +170,7 @@ def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> V
     if outcome:
         model = {"name": outcome.model_name or snapshot.parsed.spec.registry.name, "version": outcome.model_version}
         model |= {"digest": outcome.model_digest, "runId": outcome.run_id or ""}
-        verdict = verdict.report(
-            model=model,
-            metrics=dict([item for item in sorted(outcome.metrics.items()) if math.isfinite(item[1])][:METRICS_MAX]),
-        )
+        verdict = verdict.report(model=model, metrics=_figures(outcome))
         total = dig(verdict.status, "progress", "totalSteps")
         if total:
             # The last look at a pod's progress was before its end.
@@ -185,12 +182,21 @@ def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> V
     return verdict.find("Succeeded", "True", "Completed", text).calm()
 
 
+def _figures(outcome: Outcome) -> dict[str, float]:
+    """As many of the outcome's figures as a status holds."""
+    return dict([item for item in sorted(outcome.metrics.items()) if math.isfinite(item[1])][:METRICS_MAX])
+
+
 def _failed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> Verdict:
     reason, message = _verdict_of_job(snapshot, ended)
     verdict = verdict.report(completionTime=ended.get("lastTransitionTime") or format_time(snapshot.now))
     verdict = verdict.find("Running", "False", "Failed", "the Job has failed").find(
         "Succeeded", "False", reason, message
     )
+    guilty = pods.culprit(snapshot.pods)
+    if guilty and guilty.outcome.metrics:
+        # A model that isn't good enough: how good it is says what to do.
+        verdict = verdict.report(metrics=_figures(guilty.outcome))
     return verdict.failing(reason).calm()
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cloze_api.manifest import SpecialTokens
+from cloze_api.segments import is_key, is_value
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.lines import objects
@@ -24,11 +25,15 @@ LONGEST_LABEL = 128
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One line of the data set. words: the text alone, or the words; labels: one, or one for each word."""
+    """One line of the data set. words: the text alone, or the words; labels: one, or one for each word.
+
+    slices: what the line says of itself in `metadata`, as `key=value`.
+    """
 
     place: str
     words: tuple[str, ...]
     labels: tuple[str, ...]
+    slices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,25 @@ def _text(place: str, row: dict[str, Any]) -> Example:
         raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
     if not isinstance(label, str):
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
-    return Example(place, (normalise(text),), (_label(place, label),))
+    return Example(place, (normalise(text),), (_label(place, label),), _slices(place, row))
+
+
+def _slices(place: str, row: dict[str, Any]) -> tuple[str, ...]:
+    """As `key=value`, of the field `metadata`, which has the form that requests to a server give it."""
+    metadata = row.get("metadata")
+    if metadata is None:
+        return ()
+    if not isinstance(metadata, dict) or not all(
+        isinstance(key, str) and isinstance(value, str) and is_key(key) and is_value(value)
+        for key, value in metadata.items()
+    ):
+        # Not shown: what stands in the wrong field may be a text.
+        raise InputError(
+            "MetadataInvalid",
+            f"{place} has a field 'metadata' that isn't an object of short names and values: "
+            'give it as {"language": "de"}, or leave it out',
+        )
+    return tuple(f"{key}={value}" for key, value in sorted(metadata.items()))
 
 
 def _label(place: str, label: str) -> str:
@@ -90,7 +113,12 @@ def _token_example(place: str, row: dict[str, Any]) -> Example:
         raise InputError("LabelCountMismatch", f"{place} has {len(words)} tokens and {len(labels)} labels")
     if not words:
         raise InputError("TokensInvalid", f"{place} has no token")
-    return Example(place, tuple(normalise(word) for word in words), tuple(_label(place, label) for label in labels))
+    return Example(
+        place,
+        tuple(normalise(word) for word in words),
+        tuple(_label(place, label) for label in labels),
+        _slices(place, row),
+    )
 
 
 def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,60 @@
+"""What a fine-tuned model must show before it is registered."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from cloze_api.names import PROMOTED_ALIAS
+from cloze_api.schema import Alias, Rule, Schema, alias_rule
+
+FIGURE_PATTERN = r"^[a-zA-Z][^\s]*$"
+"""Name of a figure, as the evaluation reports it: `accuracy`, `f1_spam`, `entity_f1`…"""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Gate(Schema):
+    """A bound on one figure of the evaluation."""
+
+    figure: Annotated[str, Field(pattern=FIGURE_PATTERN, max_length=160)]
+    """As the evaluation names it: `accuracy`, `macro_f1`, `f1_<label>`, `entity_f1`, `calibration_error`,
+    `false_positive_rate`, `worst_slice_accuracy`, `data_test_seen_share`…"""
+    minimum: float | None = None
+    maximum: float | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.minimum) || has(self.maximum)",
+            message="spec.evaluation.gates has a gate without a bound: give minimum, maximum or both",
+            check=lambda gate: gate.minimum is not None or gate.maximum is not None,
+        ),
+    )
+
+
+class Champion(Schema):
+    """The version that a new one must not be worse than: both answer the same test examples."""
+
+    alias: Alias = PROMOTED_ALIAS
+    """Of the registered model, resolved when the run ends. While nothing has it, there is nothing to compare with."""
+    max_loss: Share = 0.01
+    """How much worse in the task's figure the new version may be: accuracy, or macro F1 for token classification."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """How sure it must be that it isn't worse than that, over which examples there might have been (one-sided)."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (alias_rule("spec.evaluation.champion.alias"),)
+
+
+class Evaluation(Schema):
+    """How the finished model is judged, on the test examples. What fails a gate is not registered."""
+
+    gates: Annotated[list[Gate], Field(max_length=32)] = []
+    champion: Champion | None = None
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of the intervals that the figures come with."""
+    calibrate: bool = True
+    """Find the temperature that makes probabilities say how often they are right, and put it into the artifact."""
+    abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
+    server marks those below as abstained. Of sequence classification."""
+    min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
+    """Slices with fewer examples don't count for the worst one: chance alone would make them it."""

@@ -1,0 +1,159 @@
+"""`cloze-train gate` says of an artifact what transformers' model of it does, and whether that is enough."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from cloze_api.manifest import verify
+from cloze_api.progress import ExitCode
+from cloze_api.task import Task
+from cloze_trainer import importing
+from cloze_trainer.data import labelled
+from cloze_trainer.errors import GateError, InputError
+from cloze_trainer.quality import command
+from cloze_trainer.quality.assessment import assess
+
+LABELS = ["O", "B-PER", "I-PER"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta"])
+def model(request: pytest.FixtureRequest, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder in Hugging Face's format, its artifact, and the model itself, of texts."""
+    return _made(tmp_path_factory.mktemp(request.param), tiny, request.param, Task.SEQUENCE_CLASSIFICATION)
+
+
+def _made(folder: Path, tiny: Any, family: str, task: Task) -> Any:
+    made, tokenizer = tiny.save(folder / "source", family, task)
+    importing.run(
+        importing.Asked(
+            folder=folder / "source",
+            output=folder / "artifact",
+            task=task,
+            name="tiny",
+            register=False,
+            pooling=None,
+            normalize=False,
+            matryoshka=[],
+        )
+    )
+    return folder / "artifact", made, tokenizer
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Words of letters, of many lengths."""
+    random = np.random.default_rng(seed)
+    return [
+        " ".join("".join(random.choice(list(LETTERS), 3)) for _ in range(random.integers(1, 6))) for _ in range(count)
+    ]
+
+
+def answers(made: Any, tokenizer: Any, inputs: list[str]) -> Any:
+    """What transformers' model says of each text."""
+    with torch.no_grad():
+        encoded = [tokenizer(text, return_tensors="pt") for text in inputs]
+        return torch.cat([made(**each).logits for each in encoded])
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_texts_are_judged_as_transformers_answers(model: Any, tmp_path: Path) -> None:
+    """Logits, and accuracy with half of the labels right, of texts of different lengths in one batch."""
+    artifact, made, tokenizer = model
+    inputs = texts(24)
+    expected = answers(made, tokenizer, inputs)
+    best = expected.argmax(-1).tolist()
+    rows = [
+        {"text": text, "label": LABELS[(number + place % 2) % 3], "metadata": {"half": "ab"[place % 2]}}
+        for place, (text, number) in enumerate(zip(inputs, best, strict=True))
+    ]
+    data = write(tmp_path / "data.jsonl", rows)
+    scores = assess(artifact, verify(artifact), labelled.read([data], Task.SEQUENCE_CLASSIFICATION), LABELS)
+    assert np.allclose(scores.logits_NC, expected.numpy(), atol=1e-4)
+    outcome = command.run(
+        command.parse([str(artifact), str(data), "--minimum", "accuracy=0.5", "--min-slice-examples=2"])
+    )
+    assert outcome.metrics["accuracy"] == 0.5
+    assert outcome.metrics["worst_slice_accuracy"] == 0
+    with pytest.raises(GateError) as refused:
+        command.run(command.parse([str(artifact), str(data), "--minimum", "accuracy=0.51"]))
+    assert refused.value.message == "accuracy is 0.5000, and must be at least 0.51"
+
+
+def test_another_order_of_labels_is_the_same_model(model: Any, tmp_path: Path) -> None:
+    """Classes are put in the order of the examples' labels."""
+    artifact, made, tokenizer = model
+    inputs = texts(4, seed=1)
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": "O"} for text in inputs])
+    examples = labelled.read([data], Task.SEQUENCE_CLASSIFICATION)
+    scores = assess(artifact, verify(artifact), examples, ["I-PER", "O", "B-PER"])
+    assert np.allclose(scores.logits_NC, answers(made, tokenizer, inputs).numpy()[:, [2, 0, 1]], atol=1e-4)
+    with pytest.raises(InputError, match="only models with the same labels"):
+        assess(artifact, verify(artifact), examples, ["O", "X"])
+
+
+def test_words_are_judged_by_their_first_piece(tiny: Any, tmp_path: Path) -> None:
+    """Of texts with different numbers of words, in one batch."""
+    artifact, made, tokenizer = _made(tmp_path, tiny, "bert", Task.TOKEN_CLASSIFICATION)
+    inputs = [text.split() for text in texts(12, seed=2)]
+    expected = []
+    for sentence in inputs:
+        encoded = tokenizer(sentence, is_split_into_words=True, return_tensors="pt")
+        words = encoded.word_ids()
+        with torch.no_grad():
+            logits = made(**encoded).logits[0]
+        expected += [logits[words.index(place)] for place in range(len(sentence))]
+    rows = [{"tokens": sentence, "labels": ["O"] * len(sentence)} for sentence in inputs]
+    data = write(tmp_path / "data.jsonl", rows)
+    scores = assess(artifact, verify(artifact), labelled.read([data], Task.TOKEN_CLASSIFICATION), LABELS)
+    assert np.allclose(scores.logits_NC, torch.stack(expected).numpy(), atol=1e-4)
+    assert [int((scores.example_N == place).sum()) for place in range(12)] == [len(sentence) for sentence in inputs]
+
+
+def test_a_model_is_no_worse_than_itself(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when it may lose nothing; the table has figures with their intervals."""
+    artifact, made, tokenizer = model
+    inputs = texts(12, seed=3)
+    rows = [
+        {"text": text, "label": LABELS[int(number)]}
+        for text, number in zip(inputs, answers(made, tokenizer, inputs).argmax(-1), strict=True)
+    ]
+    data = write(tmp_path / "data.jsonl", [*rows[:-1], {**rows[-1], "label": "B-PER"}])
+    command.run(command.parse([str(artifact), str(data), "--against", str(artifact), "--max-loss", "0"]))
+    shown = capsys.readouterr().out
+    assert "accuracy  " in shown
+    assert " to " in shown
+    assert "ok   accuracy is" in shown
+
+
+@pytest.mark.parametrize("model", ["bert"], indirect=True)
+def test_ci_gets_an_exit_code_and_junit(model: Any, tmp_path: Path) -> None:
+    """One test case for each gate; a figure that doesn't exist is told with those that do."""
+    artifact, *_ = model
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": "O"} for text in texts(5)])
+    program = str(Path(sys.executable).with_name("cloze-train"))
+    environment = os.environ | {"CLOZE_TERMINATION_LOG": str(tmp_path / "termination")}
+
+    def gate(*options: str) -> subprocess.CompletedProcess[str]:
+        command_line = [program, "gate", str(artifact), str(data), *options]
+        return subprocess.run(command_line, capture_output=True, text=True, check=False, env=environment)
+
+    ended = gate("--minimum", "accuracy=0", "--maximum", "log_loss=0", "--junit", str(tmp_path / "gates.xml"))
+    assert ended.returncode == ExitCode.GATE_FAILED, ended.stderr
+    suite = ElementTree.parse(tmp_path / "gates.xml").getroot()  # noqa: S314 - our own
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert [case.get("name") for case in suite if len(case)] == ["log_loss"]
+    ended = gate("--minimum", "acuracy=0.5")
+    assert ended.returncode == ExitCode.INVALID_INPUT
+    assert "there is no figure 'acuracy'; there are accuracy" in ended.stderr

@@ -1,0 +1,224 @@
+"""Figures equal scikit-learn's and seqeval's; intervals, calibration and gates do what they say."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score as entity_precision
+from seqeval.metrics import recall_score as entity_recall
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, log_loss
+
+from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.task import Task
+from cloze_trainer.quality import calibration, gates, intervals, judgement
+from cloze_trainer.quality.entities import is_scheme, spans
+from cloze_trainer.quality.gates import Comparison
+from cloze_trainer.quality.scores import Scores, probabilities, statistics
+
+TEXTS, WORDS = Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION
+IOBES = ("O", *(f"{prefix}-{name}" for prefix in "BIES" for name in ("LOC", "PER")))
+SENTENCES = st.lists(
+    st.lists(st.tuples(st.sampled_from(IOBES), st.sampled_from(IOBES)), min_size=1, max_size=12), min_size=1, max_size=8
+)
+
+
+def texts(seed: int, count: int = 400, classes: int = 2, *, right: float = 0.8) -> Scores:
+    """A classifier of texts that is right so often."""
+    random = np.random.default_rng(seed)
+    truth_N = random.integers(classes, size=count)
+    shares_N = np.where(random.random(count) < right, truth_N, (truth_N + 1) % classes)
+    logits_NC = random.normal(0, 0.3, (count, classes))
+    logits_NC[np.arange(count), shares_N] += np.log(right / (1 - right))
+    return Scores(logits_NC.astype(np.float32), truth_N, np.arange(count), count)
+
+
+def words(sentences: list[list[tuple[str, str]]]) -> Scores:
+    """True and predicted labels of words as scores."""
+    flat = [pair for sentence in sentences for pair in sentence]
+    logits_NC = np.zeros((len(flat), len(IOBES)), np.float32)
+    logits_NC[np.arange(len(flat)), [IOBES.index(predicted) for _, predicted in flat]] = 1
+    places = np.repeat(np.arange(len(sentences)), [len(sentence) for sentence in sentences])
+    return Scores(logits_NC, np.array([IOBES.index(true) for true, _ in flat]), places, len(sentences))
+
+
+@given(SENTENCES)
+def test_entities_are_those_of_seqeval(sentences: list[list[tuple[str, str]]]) -> None:
+    """Micro F1, precision and recall, also of labels that don't go together."""
+    true = [[pair[0] for pair in sentence] for sentence in sentences]
+    predicted = [[pair[1] for pair in sentence] for sentence in sentences]
+    figures = judgement.judge(words(sentences), IOBES, Evaluation(calibrate=False), task=WORDS).figures
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert figures["entity_f1"] == pytest.approx(entity_f1(true, predicted))
+        assert figures["entity_precision"] == pytest.approx(entity_precision(true, predicted))
+        assert figures["entity_recall"] == pytest.approx(entity_recall(true, predicted))
+
+
+def test_last_and_unit_labels_end_entities() -> None:
+    """BILOU says L and U where IOBES says E and S."""
+    assert spans(["B-PER", "L-PER", "U-PER", "I-LOC", "O"]) == {("PER", 0, 1), ("PER", 2, 2), ("LOC", 3, 3)}
+    assert is_scheme(("O", "B-PER", "L-PER", "U-LOC"))
+    assert not is_scheme(("NN", "VB-D", "O"))
+    assert not is_scheme(("B-PER", "I-PER"))
+
+
+@given(seed=st.integers(0, 99), classes=st.integers(2, 5))
+def test_figures_equal_scikit_learn(seed: int, classes: int) -> None:
+    """F1 over classes that occur, log loss, average precision, false positives."""
+    scores = texts(seed, 60, classes)
+    labels = [f"label {number}" for number in range(classes)]
+    figures = judgement.judge(scores, labels, Evaluation(calibrate=False), task=TEXTS).figures
+    shares_NC = probabilities(scores.logits_NC)
+    assert figures["macro_f1"] == pytest.approx(f1_score(scores.truth_N, scores.predicted, average="macro"))
+    assert figures["log_loss"] == pytest.approx(log_loss(scores.truth_N, shares_NC, labels=range(classes)))
+    if classes == 2:
+        assert figures["f1"] == pytest.approx(f1_score(scores.truth_N, scores.predicted))
+        assert figures["average_precision"] == pytest.approx(average_precision_score(scores.truth_N, shares_NC[:, 1]))
+        counts = confusion_matrix(scores.truth_N, scores.predicted, labels=[0, 1])
+        assert figures["false_positive_rate"] == pytest.approx(counts[0, 1] / counts[0].sum())
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.booleans()), min_size=1, max_size=30))
+def test_average_precision_takes_ties_together(pairs: list[tuple[float, bool]]) -> None:
+    """As scikit-learn does; 0 where nothing is positive."""
+    shares_N, positive_N = (np.array(column) for column in zip(*pairs, strict=True))
+    if positive_N.any():
+        assert calibration.average_precision(shares_N, positive_N) == pytest.approx(
+            average_precision_score(positive_N, shares_N)
+        )
+    else:
+        assert calibration.average_precision(shares_N, positive_N) == 0
+
+
+def test_every_figure_is_announced() -> None:
+    """A gate is refused before the training when its figure will be missing: the names must be those that come."""
+    cases = [
+        (texts(0), ["ham", "spam"], TEXTS),
+        (texts(0, classes=3), ["a", "b", "c"], TEXTS),
+        (words([[("O", "O"), ("B-PER", "B-PER")]]), IOBES, WORDS),
+    ]
+    for scores, labels, task in cases:
+        found = set(judgement.judge(scores, labels, Evaluation(), task=task).figures)
+        announced = set(judgement.figure_names(task, labels))
+        assert announced - found == {f"worst_slice_{judgement.MAIN[task]}"}
+        assert found <= announced
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1"])
+def test_intervals_hold_the_truth_as_often_as_they_say(name: str) -> None:
+    """Of tests from one population: with 95 % between 90 and 99 of a hundred."""
+    truth = statistics(texts(0, 200_000), ["ham", "spam"], per_token=False)[name].figure
+    held = 0
+    for seed in range(1, 101):
+        low, high = intervals.interval(statistics(texts(seed, 300), ["ham", "spam"], per_token=False)[name], 0.95)
+        held += low <= truth <= high
+    assert 90 <= held <= 99
+
+
+def test_the_same_answers_lose_nothing() -> None:
+    """Draws are paired: noise of the test set that both share is no difference."""
+    scores = texts(1, 50)
+    found = judgement.compare(scores, scores, ["ham", "spam"], task=TEXTS, against="spam/1", confidence=0.95)
+    assert (found.difference, found.least) == (0, 0)
+
+
+def test_temperature_undoes_a_scale() -> None:
+    """Of logits that are three times what would be honest; the answers stay."""
+    random = np.random.default_rng(2)
+    honest_NC = random.normal(0, 2, (8000, 3)).astype(np.float32)
+    truth_N = (probabilities(honest_NC).cumsum(-1) < random.random((8000, 1))).sum(-1)
+    loud = Scores(3 * honest_NC, truth_N, np.arange(8000), 8000)
+    found = calibration.temperature(loud.logits_NC, truth_N)
+    assert found == pytest.approx(3, rel=0.05)
+    losses = [calibration.log_loss(loud.logits_NC, truth_N, found * factor) for factor in (0.98, 1, 1.02)]
+    assert losses[1] == min(losses)
+    assert calibration.calibration_error(probabilities(loud.logits_NC), truth_N) > 0.1
+    assert calibration.held_out_error(loud.logits_NC, truth_N, loud.example_N) < 0.02
+    assert np.array_equal(loud.cooled(found).predicted, loud.predicted)
+
+
+def test_a_model_that_is_always_right_has_a_temperature() -> None:
+    """The best would be 0, which no probability survives."""
+    logits_NC = np.eye(3, dtype=np.float32) * 5
+    assert calibration.temperature(logits_NC, np.arange(3)) == pytest.approx(0.05, rel=1e-6)
+
+
+@given(seed=st.integers(0, 200), precision=st.floats(0.5, 0.99))
+def test_predictions_above_a_threshold_are_as_precise_as_asked(seed: int, precision: float) -> None:
+    """And no lower bound would do, of those between two probabilities."""
+    scores = texts(seed, 60, 3)
+    shares_NC = probabilities(scores.logits_NC)
+    bounds = calibration.thresholds(shares_NC, scores.truth_N, "abc", precision)
+    sure_N = shares_NC.max(-1)
+    for number, label in enumerate("abc"):
+        own_N = scores.predicted == number
+        right_N = scores.truth_N == number
+
+        def precise(least: float, own_N=own_N, right_N=right_N) -> bool:  # type: ignore[no-untyped-def]
+            kept_N = own_N & (sure_N >= least)
+            return bool(kept_N.any()) and right_N[kept_N].mean() >= precision
+
+        assert precise(bounds[label]) or bounds[label] == 1
+        lower = sure_N[own_N & (sure_N < bounds[label])]
+        assert not any(precise(candidate) for candidate in lower)
+
+
+def test_the_worst_slice_has_enough_examples() -> None:
+    """A slice of few is shown, and doesn't count."""
+    scores = texts(3, 100)
+    good_N = scores.predicted == scores.truth_N
+    slices = [["kind=easy"] if good else ["kind=hard"] for good in good_N]
+    slices[int(np.flatnonzero(~good_N)[0])] = ["kind=rare"]
+    judged = judgement.judge(
+        Scores(scores.logits_NC, scores.truth_N, scores.example_N, 100, slices),
+        ["ham", "spam"],
+        Evaluation(min_slice_examples=2),
+        task=TEXTS,
+    )
+    assert judged.figures["worst_slice_accuracy"] == 0
+    assert judged.report["slices"]["kind=rare"] == {"examples": 1, "figure": 0.0, "counts": False}
+    assert judged.report["slices"]["kind=easy"]["figure"] == 1
+
+
+@pytest.mark.parametrize(
+    ("gate", "passes"),
+    [
+        (Gate(figure="accuracy", minimum=0.7), True),
+        (Gate(figure="accuracy", minimum=0.95), False),
+        (Gate(figure="calibration_error", maximum=0.2), True),
+        (Gate(figure="false_positive_rate", maximum=0.01), False),
+        (Gate(figure="worst_slice_accuracy", minimum=0.1), False),
+        (Gate(figure="data_test_seen_share", maximum=0.05), False),
+    ],
+)
+def test_gates_hold_figures_to_bounds(gate: Gate, passes: bool) -> None:
+    """Also figures of the data; one that isn't there passes nothing. What isn't passed is the reason."""
+    judged = judgement.judge(
+        texts(4), ["ham", "spam"], Evaluation(gates=[gate]), task=TEXTS, others={"data_test_seen_share": 0.3}
+    )
+    assert [verdict.passed for verdict in judged.verdicts] == [passes]
+    assert bool(judged.refusal) != passes
+    assert passes or gate.figure in judged.refusal
+
+
+@pytest.mark.parametrize(("lost", "count", "passes"), [(0.0, 4000, True), (0.0, 40, False), (0.06, 4000, False)])
+def test_a_new_version_must_surely_be_no_worse(lost: float, count: int, passes: bool) -> None:
+    """Equally good passes where there are enough examples to be sure of it; worse doesn't, nor too few examples."""
+    old = texts(5, count, right=0.9)
+    hits_N = np.random.default_rng(7).random(count) < 0.9 - lost
+    logits_NC = np.eye(2, dtype=np.float32)[np.where(hits_N, old.truth_N, 1 - old.truth_N)]
+    new = Scores(logits_NC, old.truth_N, old.example_N, count)
+    comparison = judgement.compare(new, old, ["ham", "spam"], task=TEXTS, against="spam/1", confidence=0.95)
+    verdict = gates.no_worse(comparison, max_loss=0.03, confidence=0.95)
+    assert verdict.passed is passes
+    assert "spam/1" in verdict.message
+
+
+def test_the_comparison_is_one_of_the_gates() -> None:
+    """A version that is worse than the champion is refused by name."""
+    worse = Comparison("spam/1", "accuracy", new=0.8, old=0.9, difference=-0.1, least=-0.12)
+    judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(champion=Champion()), task=TEXTS, comparison=worse)
+    assert "that of spam/1 0.9000" in judged.refusal

@@ -1,0 +1,113 @@
+"""Probabilities that say how often they are right."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze_trainer.quality.scores import Classes, Floats, probabilities
+
+BINS = 15
+_LOWEST, _HIGHEST = 0.05, 20.0
+_HALVINGS = 50
+
+
+def log_loss(logits_NC: npt.NDArray[Any], truth_N: Classes, temperature: float = 1.0) -> float:
+    """Mean of -log of the true class' probability, in nats."""
+    scaled_NC = logits_NC.astype(np.float64) / temperature
+    highest_N = scaled_NC.max(-1)
+    totals_N = highest_N + np.log(np.exp(scaled_NC - highest_N[:, None]).sum(-1))
+    return float((totals_N - scaled_NC[np.arange(len(truth_N)), truth_N]).mean())
+
+
+def temperature(logits_NC: npt.NDArray[Any], truth_N: Classes) -> float:
+    """The one with the lowest `log_loss` (Guo et al., arXiv:1706.04599), between 0.05 and 20.
+
+    The loss is convex in 1/T, and its derivative, the mean of what is expected of the logit minus the true class' one,
+    rises with it.
+    """
+    exact_NC = logits_NC.astype(np.float64)
+    true_N = exact_NC[np.arange(len(truth_N)), truth_N]
+
+    def slope(candidate: float) -> float:
+        return float(((probabilities(exact_NC, candidate) * exact_NC).sum(-1) - true_N).mean())
+
+    low, high = np.log(_LOWEST), np.log(_HIGHEST)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        # Too sure of itself: a higher temperature is needed.
+        low, high = (middle, high) if slope(float(np.exp(middle))) > 0 else (low, middle)
+    return float(np.exp((low + high) / 2))
+
+
+def reliability(shares_NC: Floats, truth_N: Classes) -> list[tuple[int, float, float]]:
+    """Of items by the likeliest class' probability, in 15 bins of equal width: how many, how sure, how often right."""
+    sure_N = shares_NC.max(-1)
+    right_N = shares_NC.argmax(-1) == truth_N
+    bin_N = np.minimum((sure_N * BINS).astype(np.int64), BINS - 1)
+    counts = np.bincount(bin_N, minlength=BINS)
+    many = np.maximum(counts, 1)
+    sure = np.bincount(bin_N, weights=sure_N, minlength=BINS) / many
+    right = np.bincount(bin_N, weights=right_N, minlength=BINS) / many
+    return [(int(count), float(mean), float(share)) for count, mean, share in zip(counts, sure, right, strict=True)]
+
+
+def calibration_error(shares_NC: Floats, truth_N: Classes) -> float:
+    """Expected calibration error: how far probabilities are from how often they are right, on average over items."""
+    bins = reliability(shares_NC, truth_N)
+    return sum(count * abs(sure - right) for count, sure, right in bins) / max(1, len(truth_N))
+
+
+def held_out_error(logits_NC: npt.NDArray[Any], truth_N: Classes, example_N: Classes) -> float:
+    """`calibration_error` after scaling, of each half of the examples with the temperature of the other half.
+
+    With the temperature of the same items it would look better than it is.
+    """
+    half_N = example_N % 2
+    shares_NC = probabilities(logits_NC)
+    for half in (0, 1):
+        own_N, other_N = half_N == half, half_N != half
+        if own_N.any() and other_N.any():
+            shares_NC[own_N] = probabilities(logits_NC[own_N], temperature(logits_NC[other_N], truth_N[other_N]))
+    return calibration_error(shares_NC, truth_N)
+
+
+def thresholds(shares_NC: Floats, truth_N: Classes, labels: Sequence[str], precision: float) -> dict[str, float]:
+    """For each label the lowest probability from which on so many of its predictions are right; 1 where there is none.
+
+    Halfway to the next lower probability, so that the last digit decides nothing.
+    """
+    found = {}
+    sure_N, predicted_N = shares_NC.max(-1), shares_NC.argmax(-1)
+    for number, label in enumerate(labels):
+        own_N = predicted_N == number
+        order = np.argsort(-sure_N[own_N], kind="stable")
+        sure, right = sure_N[own_N][order], (truth_N[own_N] == number)[order]
+        precise = np.cumsum(right) / np.arange(1, len(right) + 1) >= precision
+        # Of items that are equally sure all or none are above a bound.
+        last = np.append(sure[1:] < sure[:-1], True) if len(sure) else np.zeros(0, bool)
+        places = np.flatnonzero(precise & last)
+        if not len(places):
+            found[label] = 1.0
+            continue
+        place = int(places[-1])
+        below = float(sure[place + 1]) if place + 1 < len(sure) else 0.0
+        found[label] = 0.0 if place + 1 == len(sure) else (float(sure[place]) + below) / 2
+    return found
+
+
+def average_precision(shares_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float:
+    """Area under the precision-recall curve, as the mean of precisions weighted by what recall gains at each.
+
+    0 without a positive one.
+    """
+    total = int(positive_N.sum())
+    if not total:
+        return 0.0
+    order = np.argsort(-shares_N, kind="stable")
+    ordered_N, hits_N = shares_N[order], np.cumsum(positive_N[order])
+    last_N = np.append(ordered_N[1:] < ordered_N[:-1], True)
+    hits, ranks = hits_N[last_N], np.flatnonzero(last_N) + 1
+    gained = np.diff(hits, prepend=0) / total
+    return float((gained * hits / ranks).sum())

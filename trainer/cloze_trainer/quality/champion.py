@@ -1,0 +1,86 @@
+"""The registered version that a new one is compared with."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify
+from cloze_trainer.console import log
+from cloze_trainer.data import labelled
+from cloze_trainer.errors import BaseModelError, InputError
+from cloze_trainer.origin import locate_all
+from cloze_trainer.quality import judgement
+from cloze_trainer.quality.assessment import assess
+from cloze_trainer.quality.gates import Comparison
+from cloze_trainer.quality.scores import Scores
+from cloze_trainer.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A verified artifact. name: `name/version`."""
+
+    folder: Path
+    name: str
+    manifest: Manifest
+
+
+def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
+    """The champion's artifact in the workspace; None where none is asked for, or nothing has the alias yet.
+
+    Raises InputError where there is no registry to ask or it does another task, RegistryError.
+    """
+    asked = spec.evaluation.champion
+    if asked is None:
+        return None
+    if run.tracking_uri is None:
+        raise InputError("RegistryUnset", "spec.evaluation.champion is in MLflow: set MLFLOW_TRACKING_URI")
+    from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
+
+    name = spec.registry.name
+    try:
+        version = registry.version_of_alias(run.tracking_uri, name, asked.alias)
+    except BaseModelError as error:
+        log("no champion", model=name, alias=asked.alias, why=error.reason)
+        return None
+    folder = run.workspace / "champion" / version
+    manifest = _verified(folder)
+    if manifest is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        registry.download(run.tracking_uri, name, version, folder)
+        manifest = verify(folder)
+    if manifest.task is not spec.task:
+        raise InputError(
+            "ChampionTaskDiffers",
+            f"{name}/{version}, which has the alias {asked.alias}, is for {manifest.task}: give another registry.name "
+            "to a model for another task",
+        )
+    return Found(folder, f"{name}/{version}", manifest)
+
+
+def _verified(folder: Path) -> Manifest | None:
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        return verify(folder)
+    except (ArtifactError, OSError):
+        return None
+
+
+def compare(run: Run, spec: FineTuneJobSpec, scores: Scores, labels: Sequence[str]) -> Comparison | None:
+    """The finished model beside the champion on the test examples; None without one. Raises as `find`, and InputError
+    where the champion has other labels.
+    """
+    found = find(run, spec)
+    if found is None or spec.evaluation.champion is None:
+        return None
+    _, test = locate_all(run)
+    theirs = assess(found.folder, found.manifest, labelled.read(test.paths, spec.task), labels)
+    return judgement.compare(
+        *(scores, theirs, labels),
+        task=spec.task,
+        against=found.name,
+        confidence=spec.evaluation.champion.confidence,
+    )

@@ -1,0 +1,174 @@
+"""`cloze-train gate`: judge an artifact on labelled examples, for people and for CI."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from pydantic import ValidationError
+
+from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.manifest import ArtifactError, Manifest, verify_with_digest
+from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.progress import ExitCode, Outcome
+from cloze_trainer.data import labelled
+from cloze_trainer.errors import GateError, InputError
+from cloze_trainer.quality import gates, judgement
+from cloze_trainer.quality.assessment import CLASSIFIERS, assess
+from cloze_trainer.quality.judgement import Judgement
+
+_REFERENCE = re.compile(r"(?P<name>[^/@]+)(/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
+
+
+class Asked(NamedTuple):
+    """The command line."""
+
+    model: str
+    data: Path
+    evaluation: Evaluation
+    against: str | None
+    junit: Path | None
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """Read the command line; ends the process with usage for one that can't be read."""
+    parser = argparse.ArgumentParser(
+        prog="cloze-train gate",
+        description="Judge a classifier on labelled examples: figures with their intervals, and whether they keep the "
+        "bounds. Exits with 0 when all do.",
+        epilog=f"exit codes: {ExitCode.SUCCESS:d} all gates pass, {ExitCode.GATE_FAILED:d} one doesn't, "
+        f"{ExitCode.INVALID_INPUT:d} the model or the examples can't be used, {ExitCode.REGISTRY:d} MLflow doesn't "
+        f"answer. Registered models are found by {ENV_MLFLOW_URI}.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="an artifact's folder, name/version or name@alias")
+    parser.add_argument("data", metavar="DATA", type=Path, help="labelled examples in JSON lines, as FineTuneJob has")
+    parser.add_argument("--minimum", action="append", default=[], metavar="FIGURE=VALUE", help="such as macro_f1=0.9")
+    parser.add_argument("--maximum", action="append", default=[], metavar="FIGURE=VALUE")
+    parser.add_argument("--against", metavar="MODEL", help="one that it must not be worse than, as MODEL")
+    parser.add_argument("--max-loss", type=float, default=Champion().max_loss, metavar="SHARE", help="%(default)s")
+    parser.add_argument("--confidence", type=float, default=Evaluation().confidence, metavar="SHARE")
+    parser.add_argument("--min-slice-examples", type=int, default=Evaluation().min_slice_examples, metavar="N")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write what came of each gate as JUnit's XML")
+    parsed = parser.parse_args(arguments)
+    try:
+        evaluation = Evaluation(
+            gates=[
+                *(Gate(figure=name, minimum=value) for name, value in map(_pair, parsed.minimum)),
+                *(Gate(figure=name, maximum=value) for name, value in map(_pair, parsed.maximum)),
+            ],
+            champion=Champion(max_loss=parsed.max_loss, confidence=parsed.confidence) if parsed.against else None,
+            confidence=parsed.confidence,
+            # As it is served.
+            calibrate=False,
+            min_slice_examples=parsed.min_slice_examples,
+        )
+    except (ValidationError, ValueError) as error:
+        lines = [each["msg"] for each in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+        parser.error("; ".join(lines))
+    return Asked(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit)
+
+
+def _pair(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"{text!r} isn't FIGURE=VALUE, as macro_f1=0.9") from None
+
+
+def run(asked: Asked) -> Outcome:
+    """Judge, print the figures, write the report. Raises GateError, InputError, RegistryError, OSError."""
+    scratch = Path(tempfile.mkdtemp(prefix="cloze-gate-"))
+    try:
+        judged = _judge(asked, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    sys.stdout.write(table(judged))
+    if asked.junit is not None:
+        asked.junit.write_bytes(junit(asked.model, judged))
+    if judged.refusal:
+        raise GateError(judged.refusal, judged.figures)
+    return Outcome(reason="GatesPassed", message=f"{len(judged.verdicts)} gates pass", metrics=dict(judged.figures))
+
+
+def _judge(asked: Asked, scratch: Path) -> Judgement:
+    folder, manifest = _artifact(asked.model, scratch / "model")
+    if manifest.task not in CLASSIFIERS:
+        raise InputError("TaskUnsuitable", f"{asked.model} is for {manifest.task}: classifiers alone are judged so")
+    labels = manifest.labels
+    known = judgement.figure_names(manifest.task, labels)
+    if strange := gates.unknown(asked.evaluation.gates, known):
+        raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
+    examples = labelled.read([asked.data], manifest.task)
+    for example in examples:
+        if not set(labels).issuperset(example.labels):
+            # Not shown: what stands in the wrong field may be a text.
+            raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
+    scores = assess(folder, manifest, examples, labels)
+    if manifest.calibration is not None:
+        scores = scores.cooled(manifest.calibration.temperature)
+    comparison = None
+    if asked.against is not None and asked.evaluation.champion is not None:
+        other, its = _artifact(asked.against, scratch / "against")
+        theirs = assess(other, its, examples, labels)
+        comparison = judgement.compare(
+            *(scores, theirs, labels),
+            task=manifest.task,
+            against=asked.against,
+            confidence=asked.evaluation.champion.confidence,
+        )
+    return judgement.judge(scores, labels, asked.evaluation, task=manifest.task, comparison=comparison)
+
+
+def _artifact(model: str, folder: Path) -> tuple[Path, Manifest]:
+    """A verified artifact: the folder itself, or what the registry has, in `folder`."""
+    if not Path(model).is_dir():
+        match, uri = _REFERENCE.fullmatch(model), os.environ.get(ENV_MLFLOW_URI)
+        if match is None:
+            raise InputError("ModelUnknown", f"{model} is no folder: give one, or name/version or name@alias")
+        if not uri:
+            raise InputError("RegistryUnset", f"{model} is in MLflow: set {ENV_MLFLOW_URI}")
+        from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
+
+        version = match["version"] or registry.version_of_alias(uri, match["name"], match["alias"])
+        registry.download(uri, match["name"], version, folder)
+        model = str(folder)
+    try:
+        return Path(model), verify_with_digest(Path(model))[0]
+    except ArtifactError as error:
+        raise InputError(error.reason, f"{model} can't be used: {error}") from error
+
+
+def table(judged: Judgement) -> str:
+    """The figures, with their intervals, and the gates, for a person."""
+    figures = judged.figures
+    lines = []
+    for name, value in figures.items():
+        if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in figures:
+            continue
+        interval = (
+            f"  ({figures[f'{name}_low']:.4f} to {figures[f'{name}_high']:.4f})" if f"{name}_low" in figures else ""
+        )
+        lines.append(f"{name:<32} {value:>8.4f}{interval}")
+    lines += [f"{'ok  ' if each.passed else 'FAIL'} {each.message}" for each in judged.verdicts]
+    return "\n".join(lines) + "\n"
+
+
+def junit(model: str, judged: Judgement) -> bytes:
+    """One test case for each gate."""
+    failed = sum(not verdict.passed for verdict in judged.verdicts)
+    suite = ElementTree.Element(
+        "testsuite", name=f"cloze-train gate {model}", tests=str(len(judged.verdicts)), failures=str(failed)
+    )
+    for verdict in judged.verdicts:
+        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=verdict.gate)
+        if not verdict.passed:
+            ElementTree.SubElement(case, "failure", message=verdict.message)
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written

@@ -1,0 +1,143 @@
+"""A classifier's answers on labelled examples, and the sums over examples that figures are made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloze_trainer.quality.entities import is_scheme, spans
+
+Floats = npt.NDArray[np.float64]
+Classes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """N items (texts, or words) of E examples.
+
+    logits_NC: of each class. truth_N: its true class. example_N: the item's example, in order. examples: E. slices:
+    of each example, as `key=value`.
+    """
+
+    logits_NC: npt.NDArray[np.float32]
+    truth_N: Classes
+    example_N: Classes
+    examples: int
+    slices: Sequence[Sequence[str]] = ()
+
+    @property
+    def predicted(self) -> Classes:
+        """The likeliest class of each item."""
+        return np.asarray(self.logits_NC.argmax(-1), dtype=np.int64)
+
+    def cooled(self, temperature: float) -> "Scores":
+        """With logits divided by the temperature."""
+        return replace(self, logits_NC=self.logits_NC / np.float32(temperature))
+
+    def part(self, chosen_E: npt.NDArray[np.bool_]) -> "Scores":
+        """Those of some of the examples."""
+        kept_N = chosen_E[self.example_N]
+        renumbered_E = np.cumsum(chosen_E) - 1
+        return Scores(
+            self.logits_NC[kept_N],
+            self.truth_N[kept_N],
+            renumbered_E[self.example_N[kept_N]],
+            int(chosen_E.sum()),
+            [own for own, chosen in zip(self.slices, chosen_E, strict=True) if chosen] if self.slices else (),
+        )
+
+
+def probabilities(logits_NC: npt.NDArray[Any], temperature: float = 1.0) -> Floats:
+    """Softmax over classes of logits that are divided by the temperature."""
+    shifted_NC = logits_NC.astype(np.float64) / temperature
+    shifted_NC -= shifted_NC.max(-1, keepdims=True)
+    powers_NC = np.exp(shifted_NC)
+    shares_NC: Floats = powers_NC / powers_NC.sum(-1, keepdims=True)
+    return shares_NC
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A figure as a function of sums over examples, which may be weighted anew.
+
+    sums_EK: of each example. value: from sums (…, K) to figures (…).
+    """
+
+    sums_EK: Floats
+    value: Callable[[Floats], Floats]
+
+    @property
+    def figure(self) -> float:
+        """Over all examples."""
+        return float(self.value(self.sums_EK.sum(0)))
+
+
+def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Mapping[str, Statistic]:
+    """`accuracy` and `macro_f1`; `f1` with two labels, of the last; `entity_f1` where labels mark entities.
+
+    Raises ValueError where there is no item: nothing can be said then.
+    """
+    if not len(scores.truth_N):
+        raise ValueError("there is nothing to judge the model by")
+    classes = len(labels)
+    hits_N = scores.predicted == scores.truth_N
+    found = {"accuracy": Statistic(_by_example(scores, np.stack([hits_N, np.ones_like(hits_N)], 1)), _ratio)}
+    everything_N = np.ones_like(hits_N)
+    counts_E3C = np.stack(
+        [
+            _classes(scores, scores.truth_N, hits_N, classes),
+            _classes(scores, scores.predicted, everything_N, classes),
+            _classes(scores, scores.truth_N, everything_N, classes),
+        ],
+        axis=1,
+    )
+    found["macro_f1"] = Statistic(counts_E3C.reshape(scores.examples, 3 * classes), _macro_f1)
+    if classes == 2:
+        found["f1"] = Statistic(counts_E3C[:, :, 1], _f1)
+    if per_token and is_scheme(labels):
+        found["entity_f1"] = Statistic(_entities(scores, labels), _f1)
+    return found
+
+
+def _classes(scores: Scores, classes_N: Classes, counted_N: npt.NDArray[np.bool_], classes: int) -> Floats:
+    """How many items of each example are of each class, (E, C)."""
+    flat = (scores.example_N * classes + classes_N)[counted_N]
+    return np.bincount(flat, minlength=scores.examples * classes).reshape(scores.examples, classes).astype(np.float64)
+
+
+def _by_example(scores: Scores, values_NK: npt.NDArray[Any]) -> Floats:
+    sums_EK = np.zeros((scores.examples, values_NK.shape[1]))
+    np.add.at(sums_EK, scores.example_N, values_NK)
+    return sums_EK
+
+
+def _entities(scores: Scores, labels: Sequence[str]) -> Floats:
+    """Entities of each example that are right, predicted, and there."""
+    counts_E3 = np.zeros((scores.examples, 3))
+    bounds = np.searchsorted(scores.example_N, np.arange(scores.examples + 1))
+    predicted_N = scores.predicted
+    for example in range(scores.examples):
+        own = slice(bounds[example], bounds[example + 1])
+        predicted, true = (spans([labels[number] for number in part[own]]) for part in (predicted_N, scores.truth_N))
+        counts_E3[example] = len(predicted & true), len(predicted), len(true)
+    return counts_E3
+
+
+def _ratio(sums: Floats) -> Floats:
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))
+
+
+def _f1(sums: Floats) -> Floats:
+    """Of sums of hits, predicted and true ones; 0 where there is neither."""
+    total = sums[..., 1] + sums[..., 2]
+    return np.asarray(np.where(total > 0, 2 * sums[..., 0] / np.maximum(total, 1.0), 0.0))
+
+
+def _macro_f1(sums: Floats) -> Floats:
+    """Mean over the classes that occur."""
+    counts = sums.reshape(*sums.shape[:-1], 3, -1)
+    total = counts[..., 1, :] + counts[..., 2, :]
+    scores = np.where(total > 0, 2 * counts[..., 0, :] / np.maximum(total, 1.0), 0.0)
+    return np.asarray(scores.sum(-1) / np.maximum((total > 0).sum(-1), 1))
