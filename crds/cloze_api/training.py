@@ -9,6 +9,7 @@ from pydantic import Field
 from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
 from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
+from cloze_api.source import Credentials
 
 #: Bounds of what a status can hold: what pods say is clipped to them.
 REASON_MAX: Final = 128
@@ -119,8 +120,22 @@ class Storage(Schema):
     storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     access_mode: AccessMode = AccessMode.READ_WRITE_ONCE
     """With ReadWriteOnce all pods of the run are pinned to one machine."""
+    ephemeral: bool = False
+    """No volume, but `size` of the pod's own machine: a new pod prepares the data again and goes on from the newest
+    checkpoint, which `checkpoint.uri` has. For runs of one pod."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (size_rule("spec.storage.size", "10Gi"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        size_rule("spec.storage.size", "10Gi"),
+        Rule(
+            cel="!self.ephemeral || !has(self.storageClassName)",
+            message="spec.storage.storageClassName is for volumes, and spec.storage.ephemeral has none: remove one",
+            check=lambda storage: not storage.ephemeral or storage.storage_class_name is None,
+        ),
+    )
+
+
+#: Bucket names as Amazon has them; of the path whatever needs no escape.
+_BUCKET_PATTERN: Final = r"^s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[A-Za-z0-9_=-][-A-Za-z0-9_.=]*)*/?$"
 
 
 class Checkpoint(Schema):
@@ -128,6 +143,18 @@ class Checkpoint(Schema):
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     keep: Annotated[int, Field(ge=1, le=100)] = 2
+    uri: Annotated[str, Field(pattern=_BUCKET_PATTERN, max_length=512)] | None = None
+    """`s3://bucket/prefix`, under which each run has a folder of its own; on the run's volume when absent."""
+    credentials: Credentials | None = None
+    """Of `uri`. Outside a cluster the environment's variables of the same names are used instead."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.credentials) || has(self.uri)",
+            message="spec.checkpoint.credentials are for spec.checkpoint.uri: name the bucket, or remove them",
+            check=lambda checkpoint: checkpoint.credentials is None or checkpoint.uri is not None,
+        ),
+    )
 
 
 class FailurePolicy(Schema):
@@ -228,6 +255,17 @@ BATCH_COVERS_RANKS = Rule(
     "(topology.nodes × topology.processesPerNode): raise the batch or use fewer processes",
     check=lambda spec: spec.optimization.batch_sequences >= spec.topology.world_size,
 )
+
+
+EPHEMERAL_NEEDS_BUCKET = Rule(
+    cel="!self.storage.ephemeral || (has(self.checkpoint.uri) && self.topology.nodes == 1)",
+    message="spec.storage.ephemeral is for runs of one pod (topology.nodes: 1) whose checkpoints are in a bucket: set "
+    "spec.checkpoint.uri, or take a volume",
+    check=lambda spec: not spec.storage.ephemeral or (spec.checkpoint.uri is not None and spec.topology.nodes == 1),
+)
+
+#: Rules on the spec of either kind.
+SPEC_RULES: Final = (BATCH_COVERS_RANKS, EPHEMERAL_NEEDS_BUCKET)
 
 
 def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:

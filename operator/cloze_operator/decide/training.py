@@ -101,8 +101,9 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     defines the result, so no pod can run with another spec than the one that is shown.
     """
     job, owner, base = snapshot.parsed, snapshot.resource, resolved_base(snapshot)
+    ephemeral = job.spec.storage.ephemeral
     manifests = (
-        claim(owner, job),
+        *(() if ephemeral else (claim(owner, job),)),
         config_map(owner, job, base),
         service(owner, job),
         indexed_job(owner, job, base, snapshot.platform),
@@ -115,6 +116,8 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
         verdict = _waiting(verdict, "ReplacingChildren", text)
         return verdict.replacing(*targets).again(2).settle()
     verdict = verdict.applying(*outdated)
+    if ephemeral and _exists(snapshot, "PersistentVolumeClaim"):
+        verdict = verdict.deleting(target_of(snapshot.children["PersistentVolumeClaim"]))
     if not job.spec.suspend and not dig(owner, "status", "startTime"):
         started = dig(snapshot.children.get("Job"), "status", "startTime") or format_time(snapshot.now)
         verdict = verdict.starting(started)
