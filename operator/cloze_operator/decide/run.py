@@ -7,6 +7,7 @@ from typing import Any
 from cloze_api.progress import ExitCode, Progress
 from cloze_api.training import METRICS_MAX
 from cloze_operator.decide import pods
+from cloze_operator.decide.admission import is_held, waiting_for_admission
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import Verdict
@@ -93,6 +94,9 @@ def is_exhausted(snapshot: TrainingSnapshot) -> bool:
 def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     """Condition Running, the number of restarts, and that of interruptions."""
     live = snapshot.children.get("Job")
+    if is_held(snapshot) and (live is None or is_going(live) or verdict.delete):
+        text = _suspended(snapshot)
+        return verdict.find("Running", "False", "Suspended", text).find("Succeeded", "Unknown", "Suspended", text)
     if live is None or verdict.delete:
         return verdict.find("Running", "False", "PodsPending", "the Job is being created").find(
             "Succeeded", "Unknown", "PodsPending", "the Job is being created"
@@ -117,7 +121,16 @@ def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
                 f"{message}; interrupted {times} times (not counted as restarts), the last by {stopped[-1][0].text}"
             )
     verdict = verdict.find("Running", status, reason, message).find("Succeeded", "Unknown", reason, message)
-    return verdict if reason == "Suspended" else verdict.again(snapshot.platform.poll_seconds)
+    return verdict if reason in ("Suspended", "Queued") else verdict.again(snapshot.platform.poll_seconds)
+
+
+def _suspended(snapshot: TrainingSnapshot) -> str:
+    phases = [pods.phase(pod) for pod in snapshot.pods]
+    if stopping := phases.count("Running") + phases.count("Terminating"):
+        return f"{stopping} pods are stopping"
+    checkpoint = dig(snapshot.resource, "status", "progress", "checkpointStep")
+    since = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "no checkpoint has been reported"
+    return f"spec.suspend is true; {since}"
 
 
 def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
@@ -125,10 +138,9 @@ def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
     phases = [pods.phase(pod) for pod in snapshot.pods]
     up = phases.count("Running")
     if snapshot.parsed.spec.suspend:
-        stopping = up + phases.count("Terminating")
-        checkpoint = dig(snapshot.resource, "status", "progress", "checkpointStep")
-        since = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "no checkpoint has been reported"
-        return "False", "Suspended", f"{stopping} pods are stopping" if stopping else f"spec.suspend is true; {since}"
+        return "False", "Suspended", _suspended(snapshot)
+    if queued := waiting_for_admission(snapshot):
+        return "False", "Queued", queued
     done = phases.count("Succeeded")
     if up + done == nodes:
         return "True", "PodsRunning", f"{up} of {nodes} pods run" + (f", {done} are done" if done else "")

@@ -1,8 +1,10 @@
 """Decisions about a training job, in order: may it exist, may it start, how is it going, how did it end."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from cloze_api.training import TrainingStatus
+from cloze_operator.decide.admission import is_held, queue_of
 from cloze_operator.decide.base import resolve_base, resolved_base
 from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
@@ -106,7 +108,7 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
         *(() if ephemeral else (claim(owner, job),)),
         config_map(owner, job, base),
         service(owner, job),
-        indexed_job(owner, job, base, snapshot.platform),
+        *(() if is_held(snapshot) else (indexed_job(owner, job, base, snapshot.platform),)),
     )
     outdated = [manifest for manifest in manifests if not _is_settled(snapshot, manifest)]
     replaced = [manifest["kind"] for manifest in outdated if _must_go(snapshot, manifest)]
@@ -118,6 +120,8 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     verdict = verdict.applying(*outdated)
     if ephemeral and _exists(snapshot, "PersistentVolumeClaim"):
         verdict = verdict.deleting(target_of(snapshot.children["PersistentVolumeClaim"]))
+    if is_held(snapshot) and _exists(snapshot, "Job"):
+        verdict = verdict.deleting(replace(target_of(snapshot.children["Job"]), with_pods=True))
     if not job.spec.suspend and not dig(owner, "status", "startTime"):
         started = dig(snapshot.children.get("Job"), "status", "startTime") or format_time(snapshot.now)
         verdict = verdict.starting(started)
@@ -152,16 +156,18 @@ def target_of(child: object) -> Target:
 
 
 def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Suspension, deadline and restarts follow the resource while the run lasts.
+    """Suspension, deadline and restarts follow the resource while the run lasts; in a queue, suspension is Kueue's.
 
     A Job whose limit is below the failures that it has had is ended by its controller: that is how a gang which has
     used its restarts up is stopped.
     """
     live = snapshot.children.get("Job")
-    if live is None or is_going(live) or is_true(live, "Complete") or is_true(live, "Failed"):
+    if live is None or is_going(live) or is_held(snapshot) or is_true(live, "Complete") or is_true(live, "Failed"):
         return verdict
     spec = dig(live, "spec") or {}
     fields = mutable_job_fields(snapshot.parsed) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
+    if queue_of(live):
+        del fields["suspend"]
     wanted = {key: value for key, value in fields.items() if (spec.get(key) or 0) != (value or 0)}
     return verdict.changing(Change(target_of(live), wanted)) if wanted else verdict
 
@@ -175,8 +181,8 @@ def training_state(verdict: Verdict) -> str:
         return "Succeeded" if succeeded == "True" else "Failed"
     if found.get("Accepted", ("True", ""))[0] == "False":
         return "Invalid"
-    if reason == "Suspended":
-        return "Suspended"
+    if reason in ("Suspended", "Queued"):
+        return reason
     if running == "True":
         return "Running"
     return "Waiting" if reason.startswith("Waiting") else "Pending"

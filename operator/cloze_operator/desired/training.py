@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import yaml
 
-from cloze_api.names import API_VERSION, JOB_FILE, RENDEZVOUS_PORT
+from cloze_api.names import API_VERSION, JOB_FILE, LABEL_QUEUE, QUEUE_PREFIX, RENDEZVOUS_PORT
 from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode
 from cloze_api.resources import PretrainJob, TrainingJob
 from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase
@@ -35,6 +35,12 @@ def spec_name(job: TrainingJob) -> str:
 def claim_name(job: TrainingJob) -> str:
     """Name of the run's volume claim."""
     return f"{run_name(job)}-run"
+
+
+def queue_labels(owner: Mapping[str, Any]) -> dict[str, str]:
+    """What a resource says to Kueue about its Job: the queue, and the priority in it."""
+    found = owner["metadata"].get("labels") or {}
+    return {key: value for key, value in sorted(found.items()) if key.startswith(QUEUE_PREFIX)}
 
 
 def _annotations(base: ResolvedBase | None) -> dict[str, str]:
@@ -142,17 +148,24 @@ def mutable_job_fields(job: TrainingJob) -> dict[str, Any]:
 
 
 def indexed_job(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | None, platform: Platform) -> Manifest:
-    """One pod per node, with stable names. No TTL here: a Job that vanishes would be taken for one to start again."""
+    """One pod per node, with stable names. No TTL here: a Job that vanishes would be taken for one to start again.
+
+    One that goes to a queue is born suspended, so that no pod is made before the queue has looked at it; as there is
+    one Job, all its pods are let go at once or none is.
+    """
     nodes = job.spec.topology.nodes
     gang = Gang(
         job_name=run_name(job), service=run_name(job), claim=claim_name(job), config_map=spec_name(job), base=base
     )
     mutable = {key: value for key, value in mutable_job_fields(job).items() if value is not None}
+    queue, metadata = queue_labels(owner), child_metadata(owner, run_name(job), _annotations(base))
+    if LABEL_QUEUE in queue:
+        mutable["suspend"] = True
     return sealed(
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": child_metadata(owner, run_name(job), _annotations(base)),
+            "metadata": {**metadata, "labels": {**metadata["labels"], **queue}},
             "spec": {
                 "completions": nodes,
                 "parallelism": nodes,
