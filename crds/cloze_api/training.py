@@ -1,20 +1,15 @@
-"""What PretrainJob and FineTuneJob share: topology, storage, checkpoints, failure policy, registry, progress."""
+"""What the specs of PretrainJob and FineTuneJob share: topology, storage, checkpoints, failure policy, registry."""
 
 import re
 from enum import StrEnum
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
-from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
+from cloze_api.schema import Alias, ModelName, Rule, Schema, alias_rule
 from cloze_api.source import Credentials
-
-#: Bounds of what a status can hold: what pods say is clipped to them.
-REASON_MAX: Final = 128
-STAGE_MAX: Final = 64
-METRICS_MAX: Final = 64
 
 
 class Resources(Schema):
@@ -245,6 +240,7 @@ class TrainingSpec(Schema):
     suspend: bool = False
     """True stops the pods after a checkpoint and keeps the volume; false goes on from there."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Seconds that the run may be active, over all its restarts, until it fails; a suspension begins them anew."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Seconds after the end until the resource and all its children are deleted."""
 
@@ -279,64 +275,3 @@ def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...
         )
         for field in fields
     )
-
-
-class Condition(Reported):
-    """One condition, as in Kubernetes' API conventions."""
-
-    type: Annotated[str, Field(max_length=64)]
-    status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, Field(min_length=1, max_length=REASON_MAX)]
-    message: Annotated[str, Field(max_length=4096)] = ""
-    observed_generation: int = 0
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-
-
-class ProgressStatus(Reported):
-    """Progress as last reported by rank 0."""
-
-    stage: Annotated[str, Field(max_length=STAGE_MAX)] = ""
-    step: int = 0
-    total_steps: int = 0
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    eta_seconds: int | None = None
-    summary: Annotated[str, Field(max_length=128)] = ""
-    """`step/total (percent)` for the printer column."""
-    checkpoint_step: int | None = None
-    updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-
-
-class RegisteredVersion(Reported):
-    """The model version that a job registered."""
-
-    name: ModelName
-    version: ModelVersion
-    digest: Digest
-    run_id: Annotated[str, Field(max_length=64)] = ""
-
-
-class TrainingStatus(Reported):
-    """Status of both kinds of training job. `state` is derived from the conditions, for the printer column only."""
-
-    observed_generation: int = 0
-    state: Annotated[str, Field(max_length=32)] = ""
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=16,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        ),
-    ] = []
-    start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    restarts: int = 0
-    """How often the gang was restarted after a failure of its own, disruptions not counted."""
-    last_failure_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    """End of the last failure that `restarts` counts."""
-    interruptions: int = 0
-    """How often the gang was restarted because a peer or the registry was gone; not limited by `maxRestarts`."""
-    progress: ProgressStatus | None = None
-    model: RegisteredVersion | None = None
-    metrics: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
-    """Evaluation figures of the finished run."""

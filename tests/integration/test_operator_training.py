@@ -251,6 +251,30 @@ def test_lost_peers_are_not_counted(objects: Any, kubelet: Any) -> None:
     assert objects.get("PretrainJob", "peers")["status"]["restarts"] == 0
 
 
+def test_a_preempted_gang_is_made_anew_without_a_back_off(objects: Any, kubelet: Any, eventually: Any) -> None:
+    """Its pods were taken away for the third time: the successors come at once, and no restart is used."""
+    objects.create(pretrain_job("preempted", kubelet, nodes=1, failurePolicy={"maxRestarts": 0}))
+    first = objects.get("Job", "preempted-pretrain") or eventually(
+        lambda: objects.get("Job", "preempted-pretrain"), "the Job"
+    )
+    for _ in range(2):
+        (pod,) = kubelet.pods("preempted", 1)
+        kubelet.take(pod, "PreemptionByScheduler")
+    renewed = eventually(
+        lambda: (
+            (job := objects.get("Job", "preempted-pretrain")) and job["metadata"]["uid"] != first["metadata"]["uid"]
+        ),
+        "another Job",
+        40,
+    )
+    assert renewed
+    kubelet.pods("preempted", 1)
+    status = objects.get("PretrainJob", "preempted")["status"]
+    assert (status["restarts"], status["interruptions"]) == (0, 2)
+    (node,) = status["nodes"]
+    assert node["lastExit"]["reason"] == "PreemptionByScheduler"
+
+
 def test_registry_outage_at_the_end_is_waited_out(objects: Any, registry: Any, kubelet: Any) -> None:
     """A run that has done its work uses no restart while MLflow is away, and says what it waits for."""
     objects.create(pretrain_job("patient", kubelet, nodes=1, failurePolicy={"maxRestarts": 0}))

@@ -3,16 +3,18 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from cloze_api.training import TrainingStatus
+from cloze_api.training_status import TrainingStatus
 from cloze_operator.decide.admission import is_held, queue_of
 from cloze_operator.decide.base import resolve_base, resolved_base
 from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
+from cloze_operator.decide.nodes import report_nodes
 from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.registration import name_version, point_alias
+from cloze_operator.decide.renewal import renew_job
 from cloze_operator.decide.run import conclude, follow_run, is_exhausted, report_progress
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
-from cloze_operator.decide.verdict import Change, Steps, Target, Verdict, carried
+from cloze_operator.decide.verdict import Change, Steps, Verdict, carried, target_of
 from cloze_operator.desired.metadata import Manifest
 from cloze_operator.desired.trainer import is_pinned
 from cloze_operator.desired.training import claim, config_map, indexed_job, mutable_job_fields, service
@@ -149,12 +151,6 @@ def _must_go(snapshot: TrainingSnapshot, manifest: Manifest) -> bool:
     return child is not None and (is_going(child) or manifest["kind"] in _IMMUTABLE_KINDS)
 
 
-def target_of(child: object) -> Target:
-    """A live child as something to change or delete."""
-    metadata = dig(child, "metadata")
-    return Target(str(dig(child, "kind")), metadata["name"], metadata["uid"])
-
-
 def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     """Suspension, deadline and restarts follow the resource while the run lasts; in a queue, suspension is Kueue's.
 
@@ -165,7 +161,8 @@ def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     if live is None or is_going(live) or is_held(snapshot) or is_true(live, "Complete") or is_true(live, "Failed"):
         return verdict
     spec = dig(live, "spec") or {}
-    fields = mutable_job_fields(snapshot.parsed) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
+    spent = int(dig(snapshot.resource, "status", "activeSeconds") or 0)
+    fields = mutable_job_fields(snapshot.parsed, spent) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
     if queue_of(live):
         del fields["suspend"]
     wanted = {key: value for key, value in fields.items() if (spec.get(key) or 0) != (value or 0)}
@@ -199,7 +196,9 @@ TRAINING = Steps(
         provide_children,
         keep_job_in_step,
         report_progress,
+        report_nodes,
         follow_run,
+        renew_job,
         conclude,
         name_version,
         point_alias,

@@ -109,6 +109,12 @@ class Target:
     with_pods: bool = False
 
 
+def target_of(child: Object) -> Target:
+    """A live child as something to change or delete."""
+    metadata = child["metadata"]
+    return Target(str(child["kind"]), metadata["name"], metadata["uid"])
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """Fields of a child's spec to set; None removes a field."""

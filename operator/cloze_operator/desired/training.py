@@ -138,11 +138,15 @@ def backoff_limit(job: TrainingJob) -> int:
     return (job.spec.failure_policy.max_restarts + 1) * job.spec.topology.nodes - 1
 
 
-def mutable_job_fields(job: TrainingJob) -> dict[str, Any]:
-    """The part of the Job's spec that follows the resource for as long as the run lasts. None means absent."""
+def mutable_job_fields(job: TrainingJob, spent: int) -> dict[str, Any]:
+    """The part of the Job's spec that follows the resource for as long as the run lasts. None means absent.
+
+    spent: seconds of the deadline that former Jobs of the run have used up.
+    """
+    deadline = job.spec.active_deadline_seconds
     return {
         "suspend": job.spec.suspend,
-        "activeDeadlineSeconds": job.spec.active_deadline_seconds,
+        "activeDeadlineSeconds": None if deadline is None else max(1, deadline - spent),
         "backoffLimit": backoff_limit(job),
     }
 
@@ -157,7 +161,8 @@ def indexed_job(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase |
     gang = Gang(
         job_name=run_name(job), service=run_name(job), claim=claim_name(job), config_map=spec_name(job), base=base
     )
-    mutable = {key: value for key, value in mutable_job_fields(job).items() if value is not None}
+    spent = int((owner.get("status") or {}).get("activeSeconds") or 0)
+    mutable = {key: value for key, value in mutable_job_fields(job, spent).items() if value is not None}
     queue, metadata = queue_labels(owner), child_metadata(owner, run_name(job), _annotations(base))
     if LABEL_QUEUE in queue:
         mutable["suspend"] = True
