@@ -64,7 +64,7 @@ def test_another_machine_goes_on_from_the_newest(s3: Any, tmp_path: Path) -> Non
         assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("damage", ["marker", "bytes", "file", "nonsense"])
+@pytest.mark.parametrize("damage", ["marker", "bytes", "file", "nonsense", "escape"])
 def test_a_damaged_one_is_passed_over(s3: Any, tmp_path: Path, damage: str) -> None:
     """One without its digests, with a changed or a missing file doesn't count; the one before it does."""
     checkpoints(s3, tmp_path / "one", 1, 2)
@@ -74,7 +74,7 @@ def test_a_damaged_one_is_passed_over(s3: Any, tmp_path: Path, damage: str) -> N
     if damage in ("marker", "file"):
         client.delete_object(Bucket="runs", Key=key)
     else:
-        client.put_object(Bucket="runs", Key=key, Body=b"nonsense")
+        client.put_object(Bucket="runs", Key=key, Body=b'{"../own": "0"}' if damage == "escape" else b"nonsense")
     assert checkpoints(s3, tmp_path / "other").latest() == 1
 
 
@@ -130,6 +130,23 @@ def test_a_store_that_is_away_costs_checkpoints_and_nothing_else(s3: Any, tmp_pa
     assert checkpoints(s3, tmp_path / "other").latest() == 3
 
 
+def test_a_store_that_goes_once_it_has_a_checkpoint_costs_nothing(s3: Any, tmp_path: Path) -> None:
+    """What is left to do then, such as removing older ones, is done by the next checkpoint."""
+
+    class Falling(Bucket):
+        def _upload(self, *parts: Any) -> None:
+            super()._upload(*parts)
+            s3.kill()
+
+    checkpoints(s3, tmp_path, 1, 2, keep=1)
+    falling = Falling("s3://runs/cloze/team", "default/encoder/uid", tmp_path, lambda: s3.access)
+    Checkpoints(tmp_path, 1, ORIGIN, falling).write(LoopState(3, 30), captured(*trained(3)))
+    s3.start()
+    assert names(s3) == ["step-00000002", "step-00000003"]
+    checkpoints(s3, tmp_path, 4, keep=1)
+    assert names(s3) == ["step-00000004"]
+
+
 def test_going_back_forgets_what_came_after(s3: Any, tmp_path: Path) -> None:
     """Also for other machines: a diverged run's newer checkpoints are gone from the bucket."""
     own = checkpoints(s3, tmp_path / "one", 1, 2, 3)
@@ -143,6 +160,7 @@ def test_going_back_forgets_what_came_after(s3: Any, tmp_path: Path) -> None:
     [
         ("s3://runs", {"AWS_SECRET_ACCESS_KEY": "wrong-secret"}, "SignatureDoesNotMatch"),
         ("s3://nowhere/cloze", {}, "NoSuchBucket"),
+        ("s3://runs", {"AWS_ENDPOINT_URL": "somewhere"}, "ValueError"),
     ],
 )
 def test_a_store_that_refuses_is_told_before_the_training(

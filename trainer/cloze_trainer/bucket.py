@@ -113,7 +113,7 @@ class Bucket:
                     ) from error
                 wait = min(2 * wait, _LONGEST_WAIT)
         # From here on it counts. What is left to do is of no consequence if it fails.
-        with contextlib.suppress(*_ERRORS):
+        with contextlib.suppress(TrainerError, *_ERRORS):
             for other in self._finished_names(step):
                 if other != name:
                     self._remove(other)
@@ -191,6 +191,8 @@ class Bucket:
             digests: dict[str, str] = json.loads(marker)
         except ValueError:
             raise Damaged("its marker can't be read") from None
+        if not isinstance(digests, dict) or any(Path(file).name != file for file in digests):
+            raise Damaged("its marker names files elsewhere")
         with contextlib.suppress(Damaged):
             if self._here.marker(step) == digests:
                 return self._here.path(step)
@@ -214,9 +216,11 @@ class Bucket:
     def _clear(self) -> None:
         """Remove half uploads: of files, and of checkpoints that have no digests."""
         client = self._client()
-        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
-        for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
-            client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        # An account may lack this right, or a store this request: what is left then takes room, and does no harm.
+        with contextlib.suppress(ClientError):
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
         for name, files in self._names().items():
             if COMPLETE not in files:
                 self._remove(name)
@@ -247,16 +251,17 @@ class Bucket:
         """What the store says, as what the run says of it."""
         try:
             yield
-        except _ERRORS as error:
+        except (*_ERRORS, ValueError) as error:
+            # A ValueError is about the address.
             if isinstance(error, ValueError) or (isinstance(error, ClientError) and _status(error) in _REFUSED):
                 raise InputError(
                     "CheckpointStoreRefused",
-                    f"{self} refuses ({_words(error)}): check spec.checkpoint.uri, and that its credentials may list, "
-                    "read, write and delete there",
+                    f"{self} refuses ({_words(error)}): check spec.checkpoint.uri and AWS_ENDPOINT_URL, and that its "
+                    "credentials may list, read, write and delete there",
                 ) from error
             raise TrainerError(
                 "CheckpointStoreUnavailable",
-                f"{self} doesn't answer ({_words(error)}): check the store and AWS_ENDPOINT_URL",
+                f"{self} doesn't answer ({_words(error)}): check the store, its credentials and AWS_ENDPOINT_URL",
                 ExitCode.STORAGE,
             ) from error
 
