@@ -15,7 +15,10 @@ GPU = "nvidia.com/gpu"
 def two_gpus(api_client: client.ApiClient) -> Iterator[str]:
     """A machine that says it has two, as the Kubernetes documentation's extended resources do; nothing drives them."""
     core = client.CoreV1Api(api_client)
-    node = core.list_node().items[0].metadata.name
+    nodes = core.list_node().items
+    if any(GPU in (node.status.capacity or {}) for node in nodes):
+        pytest.skip("this cluster has real ones, which are nobody's to hide")
+    node = nodes[0].metadata.name
 
     def patch(**operation: str) -> None:
         # What there is, and what of it may be given away: the kubelet makes this of that, some seconds later.
