@@ -27,7 +27,8 @@ from cloze_api.serving import (
     RequestMetadata,
     Tracing,
 )
-from cloze_api.training import Condition, Resources, resource_rules
+from cloze_api.training import Resources, resource_rules
+from cloze_api.training_status import Condition
 
 
 class Follow(Schema):

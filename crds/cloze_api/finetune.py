@@ -10,7 +10,7 @@ from cloze_api.precision import Precision
 from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema, alias_rule
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import Task
-from cloze_api.training import BATCH_COVERS_RANKS, Optimization, TrainingSpec, immutable_after_start
+from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
 class BaseModelVersion(Schema):
@@ -112,7 +112,7 @@ class FineTuneJobSpec(TrainingSpec):
     export: Export = Export()
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        BATCH_COVERS_RANKS,
+        *SPEC_RULES,
         Rule(
             cel="self.labels.size() != 1",
             message="spec.labels has a single label: name at least two, or leave it empty to take them from the data",

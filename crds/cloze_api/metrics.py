@@ -245,7 +245,10 @@ TRAIN_CHECKPOINT_BLOCKED = Metric(
     _RUN,
 )
 TRAIN_MISSED_CHECKPOINTS = Metric(
-    "cloze_train_missed_checkpoints", "counter", "Checkpoints that were left out as the volume was full.", _RUN
+    "cloze_train_missed_checkpoints",
+    "counter",
+    "Checkpoints that were left out as the volume was full or the bucket away.",
+    _RUN,
 )
 TRAIN_ROLLBACKS = Metric(
     "cloze_train_rollbacks", "counter", "How often a diverging training went back to a checkpoint.", _RUN

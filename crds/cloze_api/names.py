@@ -21,6 +21,10 @@ LABEL_OWNER: Final = f"{GROUP}/owner"
 LABEL_REVISION: Final = f"{GROUP}/revision"
 """On what belongs to one revision of a ModelDeployment: the hash of what defines it."""
 
+# Kueue's labels: what a training job carries of them its Job carries too.
+QUEUE_PREFIX: Final = "kueue.x-k8s.io/"
+LABEL_QUEUE: Final = f"{QUEUE_PREFIX}queue-name"
+
 # Annotations.
 ANNOTATION_CONTENT_DIGEST: Final = f"{GROUP}/content-digest"
 ANNOTATION_MODEL_VERSION: Final = f"{GROUP}/model-version"

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from cloze_api.schema import Rule, Schema
-from cloze_api.source import SourceURI, uri_rule
-from cloze_api.training import BATCH_COVERS_RANKS, Optimization, TrainingSpec, immutable_after_start
+from cloze_api.source import Credentials, SourceURI, uri_rule
+from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
 class CorpusFormat(StrEnum):
@@ -23,17 +23,6 @@ class CorpusFormat(StrEnum):
     """Comma-separated values, the first row the columns' names; the document is in the column `textField`."""
     PARQUET = "parquet"
     """The document is in the column `textField`."""
-
-
-class Credentials(Schema):
-    """What gives access to a source: a Secret of the job's namespace.
-
-    Its keys, each as far as it is needed: for `s3` AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
-    AWS_REGION and AWS_ENDPOINT_URL; for `gs` GOOGLE_APPLICATION_CREDENTIALS (a key file's content); for `hf` HF_TOKEN
-    and HF_ENDPOINT; for `https` HTTP_TOKEN, or HTTP_USERNAME and HTTP_PASSWORD.
-    """
-
-    secret_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 
 
 class Corpus(Schema):
@@ -240,7 +229,7 @@ class PretrainJobSpec(TrainingSpec):
     optimization: PretrainOptimization = PretrainOptimization()
     evaluation: PretrainEvaluation = PretrainEvaluation()
 
-    rules: ClassVar[tuple[Rule, ...]] = (BATCH_COVERS_RANKS,)
+    rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
 
 
 PRETRAIN_RULES = immutable_after_start(

@@ -9,7 +9,7 @@ from cloze_api.deployment import ModelDeploymentSpec, ModelDeploymentStatus
 from cloze_api.finetune import FINE_TUNE_RULES, FineTuneJobSpec
 from cloze_api.pretrain import PRETRAIN_RULES, PretrainJobSpec
 from cloze_api.schema import NAME_MAX, NAME_PATTERN, Rule, Schema
-from cloze_api.training import TrainingStatus
+from cloze_api.training_status import TrainingStatus
 
 
 class Column(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cloze_api.schema import Rule
+from cloze_api.schema import Rule, Schema
 
 SOURCE_PATTERN = (
     r"^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/.+|configmap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
@@ -33,6 +33,17 @@ def uri_rule(path: str) -> Rule:
         message=f"{path} has `..` in its path: name the file from the claim's own root",
         check=lambda model: not re.search(_UPWARDS, getattr(model, name)),
     )
+
+
+class Credentials(Schema):
+    """What gives access to a store: a Secret of the job's namespace.
+
+    Its keys, each as far as it is needed: for `s3` AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+    AWS_REGION and AWS_ENDPOINT_URL; for `gs` GOOGLE_APPLICATION_CREDENTIALS (a key file's content); for `hf` HF_TOKEN
+    and HF_ENDPOINT; for `https` HTTP_TOKEN, or HTTP_USERNAME and HTTP_PASSWORD.
+    """
+
+    secret_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 
 
 class SourceKind(StrEnum):

@@ -1,19 +1,15 @@
-"""What PretrainJob and FineTuneJob share: topology, storage, checkpoints, failure policy, registry, progress."""
+"""What the specs of PretrainJob and FineTuneJob share: topology, storage, checkpoints, failure policy, registry."""
 
 import re
 from enum import StrEnum
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
 from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
-from cloze_api.schema import Alias, Digest, ModelName, ModelVersion, Reported, Rule, Schema, alias_rule
-
-#: Bounds of what a status can hold: what pods say is clipped to them.
-REASON_MAX: Final = 128
-STAGE_MAX: Final = 64
-METRICS_MAX: Final = 64
+from cloze_api.schema import Alias, ModelName, Rule, Schema, alias_rule
+from cloze_api.source import Credentials
 
 
 class Resources(Schema):
@@ -119,8 +115,22 @@ class Storage(Schema):
     storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     access_mode: AccessMode = AccessMode.READ_WRITE_ONCE
     """With ReadWriteOnce all pods of the run are pinned to one machine."""
+    ephemeral: bool = False
+    """No volume, but `size` of the pod's own machine: a new pod prepares the data again and goes on from the newest
+    checkpoint, which `checkpoint.uri` has. For runs of one pod."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (size_rule("spec.storage.size", "10Gi"),)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        size_rule("spec.storage.size", "10Gi"),
+        Rule(
+            cel="!self.ephemeral || !has(self.storageClassName)",
+            message="spec.storage.storageClassName is for volumes, and spec.storage.ephemeral has none: remove one",
+            check=lambda storage: not storage.ephemeral or storage.storage_class_name is None,
+        ),
+    )
+
+
+#: Bucket names as Amazon has them; of the path whatever needs no escape.
+_BUCKET_PATTERN: Final = r"^s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[A-Za-z0-9_=-][-A-Za-z0-9_.=]*)*/?$"
 
 
 class Checkpoint(Schema):
@@ -128,6 +138,18 @@ class Checkpoint(Schema):
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     keep: Annotated[int, Field(ge=1, le=100)] = 2
+    uri: Annotated[str, Field(pattern=_BUCKET_PATTERN, max_length=512)] | None = None
+    """`s3://bucket/prefix`, under which each run has a folder of its own; on the run's volume when absent."""
+    credentials: Credentials | None = None
+    """Of `uri`. Outside a cluster the environment's variables of the same names are used instead."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.credentials) || has(self.uri)",
+            message="spec.checkpoint.credentials are for spec.checkpoint.uri: name the bucket, or remove them",
+            check=lambda checkpoint: checkpoint.credentials is None or checkpoint.uri is not None,
+        ),
+    )
 
 
 class FailurePolicy(Schema):
@@ -218,6 +240,7 @@ class TrainingSpec(Schema):
     suspend: bool = False
     """True stops the pods after a checkpoint and keeps the volume; false goes on from there."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Seconds that the run may be active, over all its restarts, until it fails; a suspension begins them anew."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Seconds after the end until the resource and all its children are deleted."""
 
@@ -228,6 +251,17 @@ BATCH_COVERS_RANKS = Rule(
     "(topology.nodes × topology.processesPerNode): raise the batch or use fewer processes",
     check=lambda spec: spec.optimization.batch_sequences >= spec.topology.world_size,
 )
+
+
+EPHEMERAL_NEEDS_BUCKET = Rule(
+    cel="!self.storage.ephemeral || (has(self.checkpoint.uri) && self.topology.nodes == 1)",
+    message="spec.storage.ephemeral is for runs of one pod (topology.nodes: 1) whose checkpoints are in a bucket: set "
+    "spec.checkpoint.uri, or take a volume",
+    check=lambda spec: not spec.storage.ephemeral or (spec.checkpoint.uri is not None and spec.topology.nodes == 1),
+)
+
+#: Rules on the spec of either kind.
+SPEC_RULES: Final = (BATCH_COVERS_RANKS, EPHEMERAL_NEEDS_BUCKET)
 
 
 def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
@@ -241,64 +275,3 @@ def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...
         )
         for field in fields
     )
-
-
-class Condition(Reported):
-    """One condition, as in Kubernetes' API conventions."""
-
-    type: Annotated[str, Field(max_length=64)]
-    status: Literal["True", "False", "Unknown"]
-    reason: Annotated[str, Field(min_length=1, max_length=REASON_MAX)]
-    message: Annotated[str, Field(max_length=4096)] = ""
-    observed_generation: int = 0
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-
-
-class ProgressStatus(Reported):
-    """Progress as last reported by rank 0."""
-
-    stage: Annotated[str, Field(max_length=STAGE_MAX)] = ""
-    step: int = 0
-    total_steps: int = 0
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    eta_seconds: int | None = None
-    summary: Annotated[str, Field(max_length=128)] = ""
-    """`step/total (percent)` for the printer column."""
-    checkpoint_step: int | None = None
-    updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-
-
-class RegisteredVersion(Reported):
-    """The model version that a job registered."""
-
-    name: ModelName
-    version: ModelVersion
-    digest: Digest
-    run_id: Annotated[str, Field(max_length=64)] = ""
-
-
-class TrainingStatus(Reported):
-    """Status of both kinds of training job. `state` is derived from the conditions, for the printer column only."""
-
-    observed_generation: int = 0
-    state: Annotated[str, Field(max_length=32)] = ""
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=16,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        ),
-    ] = []
-    start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    restarts: int = 0
-    """How often the gang was restarted after a failure of its own, disruptions not counted."""
-    last_failure_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    """End of the last failure that `restarts` counts."""
-    interruptions: int = 0
-    """How often the gang was restarted because a peer or the registry was gone; not limited by `maxRestarts`."""
-    progress: ProgressStatus | None = None
-    model: RegisteredVersion | None = None
-    metrics: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
-    """Evaluation figures of the finished run."""

@@ -145,8 +145,8 @@ def _training() -> list[Rule]:
             severity=TICKET,
             runbook="checkpoints-missed",
             summary=f"{job} can't save checkpoints",
-            description="Its volume was full within the last 30 minutes. It trains on, and an interruption costs all "
-            "steps since the last checkpoint.",
+            description="Its volume was full, or its bucket away, within the last 30 minutes. It trains on, and an "
+            "interruption costs all steps since the last checkpoint.",
         ),
         alert(
             "ClozeTrainingRolledBack",

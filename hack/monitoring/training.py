@@ -145,7 +145,8 @@ def _progress() -> Row:
             ),
             Panel(
                 "Checkpoints left out",
-                "The volume was full. The last good one is kept, and an interruption costs all steps since.",
+                "The volume was full, or the bucket away. The last good one is kept, and an interruption costs all "
+                "steps since.",
                 "short",
                 [Query(_of_runs(metrics.TRAIN_MISSED_CHECKPOINTS), _NAME)],
                 decimals=0,

@@ -54,7 +54,7 @@ class Actor:
             await self.cluster.delete(resource["kind"], namespace, metadata["name"], metadata["uid"])
             return
         for target in verdict.delete:
-            await self.cluster.delete(target.kind, namespace, target.name, target.uid)
+            await self.cluster.delete(target.kind, namespace, target.name, target.uid, with_pods=target.with_pods)
         await self._provide(resource, verdict, state)
         if verdict.remember:
             # After what it names, and only over the record that the decision was made from.

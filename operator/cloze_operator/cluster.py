@@ -153,9 +153,9 @@ class Cluster:
         path, query = _path(resource["kind"], metadata["namespace"], metadata["name"]), {"fieldManager": FIELD_MANAGER}
         await self._request("PATCH", path, body, query=query, content_type="application/merge-patch+json")
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly this object, and in the background what it owns. One that is gone already is fine."""
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, *, with_pods: bool = False) -> None:
+        """Delete exactly this object, and what it owns after it, or with_pods before it. One that is gone is fine."""
+        body = {"propagationPolicy": "Foreground" if with_pods else "Background", "preconditions": {"uid": uid}}
         try:
             await self._request("DELETE", _path(kind, namespace, name), body)
         except ClusterError as error:

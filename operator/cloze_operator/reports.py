@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from cloze_api.deployment import VERSION_MAX
 from cloze_api.names import PROGRESS_PORT, SERVER_PORT
 from cloze_api.progress import Progress
-from cloze_api.training import STAGE_MAX
+from cloze_api.training_status import STAGE_MAX
 from cloze_operator.decide.answers import HeldUp, Loaded
 from cloze_operator.decide.fields import Object, dig
 from cloze_operator.decide.pods import is_ready, name_of, phase

@@ -1,7 +1,6 @@
 """A PostgreSQL and an S3 store as processes of this machine, at an address that the cluster's pods reach."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import socket
@@ -23,9 +22,8 @@ from botocore.exceptions import BotoCoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "hack"))
-from cluster import golang  # noqa: E402
+from cluster import object_store  # noqa: E402
 
-S3_SERVER = ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
 CACHE = Path.home() / ".cache" / "cloze"
 
 
@@ -149,31 +147,15 @@ def postgres() -> Iterator[Database]:
 @contextlib.contextmanager
 def s3() -> Iterator[Bucket]:
     """An S3 store of its own while the block runs."""
-    program, host = _s3_server(), address()
+    program, host = object_store.program(CACHE), address()
     listen = f"{host}:{_free_port(host)}"
     bucket = Bucket(endpoint=f"http://{listen}")
     with tempfile.TemporaryDirectory(prefix="cloze-s3-") as folder:
         home = Path(folder)
-        for name in ("objects", "metadata"):
-            (home / name).mkdir()
-        account = {"ROOT_ACCESS_KEY": bucket.key, "ROOT_SECRET_KEY": bucket.password}
-        serve = [program, "--port", listen]
-        # Not every file system has extended attributes.
-        serve += ["posix", "--sidecar", home / "metadata", home / "objects"]
-        with _running(serve, home / "log", cwd=home, env={**os.environ, **account}):
+        account = object_store.environment(bucket.key, bucket.password)
+        with _running(object_store.command(program, listen, home), home / "log", cwd=home, env=account):
             live.until(bucket.create, bool, 60, "the S3 store answers")
             yield bucket
-
-
-def _s3_server() -> Path:
-    """The program, built once."""
-    package, version = S3_SERVER
-    folder = CACHE / "tools" / f"versitygw-{version}"
-    if not (folder / "versitygw").exists():
-        go = golang.find(CACHE) or golang.fetch(CACHE)
-        environment = {**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0"}
-        subprocess.run([str(go), "install", "-trimpath", f"{package}@{version}"], env=environment, cwd="/", check=True)
-    return folder / "versitygw"
 
 
 def _free_port(host: str) -> int:

@@ -493,6 +493,12 @@ class Kubelet:
         }
         self._set(pod, "Succeeded" if code == 0 else "Failed", state)
 
+    def take(self, pod: Document, reason: str) -> None:
+        """The pod was taken away by somebody, and its container has been stopped."""
+        since = _now()
+        taken = {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": since}
+        self._objects.patch_status("Pod", pod["metadata"]["name"], {"phase": "Failed", "conditions": [taken]})
+
     def crash(self, pod: Document, code: int, **outcome: Any) -> None:
         """The pod's container has ended often enough to be kept waiting."""
         ended = {"exitCode": code, "reason": "Error", "message": json.dumps(outcome), "finishedAt": _now()}

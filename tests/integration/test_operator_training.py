@@ -111,6 +111,39 @@ def test_edit_before_the_start_reaches_the_children(objects: Any, kubelet: Any) 
     assert document["spec"]["model"]["layers"] == 1
 
 
+def test_kueue_decides_when_a_queued_run_may_run(objects: Any, kubelet: Any, eventually: Any) -> None:
+    """A test plays Kueue: it lets the Job go on machines of its choice, preempts it, and is undone in nothing."""
+    body = pretrain_job("queued", kubelet)
+    body["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    objects.create(body)
+    found = objects.wait_for_reason("PretrainJob", "queued", "Running", "Queued")
+    assert "LocalQueue gpus" in found["message"]
+    job = objects.get("Job", "queued-pretrain")
+    assert (job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], job["spec"]["suspend"]) == ("gpus", True)
+    assert objects.list("Pod", "cloze.dev/owner=queued") == []
+
+    chosen = {"tolerations": [{"key": "spot", "operator": "Exists"}], "nodeSelector": {"flavor": "spot"}}
+    admitted = {"suspend": False, "template": {"metadata": {"labels": {"flavor": "spot"}}, "spec": chosen}}
+    objects.patch("Job", "queued-pretrain", {"spec": admitted})
+    objects.wait_for_reason("PretrainJob", "queued", "Running", "Unschedulable")
+    assert [pod["spec"]["nodeSelector"]["flavor"] for pod in kubelet.pods("queued", 2)] == ["spot", "spot"]
+    # What the operator does meanwhile, such as a new deadline, must not touch what Kueue has set.
+    objects.patch("PretrainJob", "queued", {"spec": {"activeDeadlineSeconds": 1000}})
+    eventually(lambda: objects.get("Job", "queued-pretrain")["spec"].get("activeDeadlineSeconds") == 1000, "a deadline")
+    spec = objects.get("Job", "queued-pretrain")["spec"]
+    assert (spec["suspend"], spec["template"]["spec"]["nodeSelector"]["flavor"]) == (False, "spot")
+
+    objects.patch("Job", "queued-pretrain", {"spec": {"suspend": True}})
+    objects.wait_for_reason("PretrainJob", "queued", "Running", "Queued")
+    objects.patch("PretrainJob", "queued", {"spec": {"suspend": True}})
+    objects.wait_for_reason("PretrainJob", "queued", "Running", "Suspended")
+    eventually(lambda: objects.get("Job", "queued-pretrain") is None, "the Job to leave its queue")
+    objects.patch("PretrainJob", "queued", {"spec": {"suspend": False}})
+    objects.wait_for_reason("PretrainJob", "queued", "Running", "Queued")
+    assert objects.get("Job", "queued-pretrain")["metadata"]["uid"] != job["metadata"]["uid"]
+    assert objects.get("PretrainJob", "queued")["status"]["restarts"] == 0
+
+
 def test_missing_source_is_waited_for(objects: Any, kubelet: Any) -> None:
     """No pod is created before the source exists; the condition names it, and its arrival is noticed."""
     objects.create(pretrain_job("waits", kubelet, nodes=1, corpus=[{"uri": "pvc://late/x.txt"}]))
@@ -216,6 +249,30 @@ def test_lost_peers_are_not_counted(objects: Any, kubelet: Any) -> None:
     kubelet.pods("peers", 2)
     assert objects.condition("PretrainJob", "peers", "Succeeded")["status"] == "Unknown"
     assert objects.get("PretrainJob", "peers")["status"]["restarts"] == 0
+
+
+def test_a_preempted_gang_is_made_anew_without_a_back_off(objects: Any, kubelet: Any, eventually: Any) -> None:
+    """Its pods were taken away for the third time: the successors come at once, and no restart is used."""
+    objects.create(pretrain_job("preempted", kubelet, nodes=1, failurePolicy={"maxRestarts": 0}))
+    first = objects.get("Job", "preempted-pretrain") or eventually(
+        lambda: objects.get("Job", "preempted-pretrain"), "the Job"
+    )
+    for _ in range(2):
+        (pod,) = kubelet.pods("preempted", 1)
+        kubelet.take(pod, "PreemptionByScheduler")
+    renewed = eventually(
+        lambda: (
+            (job := objects.get("Job", "preempted-pretrain")) and job["metadata"]["uid"] != first["metadata"]["uid"]
+        ),
+        "another Job",
+        40,
+    )
+    assert renewed
+    kubelet.pods("preempted", 1)
+    status = objects.get("PretrainJob", "preempted")["status"]
+    assert (status["restarts"], status["interruptions"]) == (0, 2)
+    (node,) = status["nodes"]
+    assert node["lastExit"]["reason"] == "PreemptionByScheduler"
 
 
 def test_registry_outage_at_the_end_is_waited_out(objects: Any, registry: Any, kubelet: Any) -> None:

@@ -163,6 +163,26 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         put("spec.topology.resources", {"limits": {"gpu": 1}}),
         ("spec.topology.resources", "such as nvidia.com/gpu"),
     ),
+    (P, put("spec.checkpoint", {"uri": "gs://runs/cloze"}), ("spec.checkpoint.uri",)),
+    (P, put("spec.checkpoint", {"uri": "s3://runs/a/../b"}), ("spec.checkpoint.uri",)),
+    (
+        F,
+        put("spec.checkpoint", {"credentials": {"secretName": "runs"}}),
+        ("spec.checkpoint", "name the bucket, or remove them"),
+    ),
+    (P, put("spec.storage", {"ephemeral": True}), ("spec.storage.ephemeral", "set spec.checkpoint.uri")),
+    (
+        F,
+        lambda target: target["spec"].update(
+            {"storage": {"ephemeral": True}, "checkpoint": {"uri": "s3://runs"}, "topology": {"nodes": 2}}
+        ),
+        ("spec.storage.ephemeral", "one pod"),
+    ),
+    (
+        P,
+        put("spec.storage", {"ephemeral": True, "storageClassName": "fast"}),
+        ("spec.storage.storageClassName", "remove one"),
+    ),
     (F, put("spec.base", {}), ("spec.base", "exactly one", "set one")),
     (F, put("spec.base.model", {"name": "encoder", "version": "1"}), ("spec.base", "exactly one")),
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
@@ -350,6 +370,10 @@ def test_what_rollouts_need_is_accepted(
         put("spec.topology.resources", {"requests": {"cpu": 0, "ephemeral-storage": "0.5Gi"}}),
         put("spec.corpus.0.uri", "pvc://books/a..b/*.txt"),
         put("spec.registry.alias", "v1beta"),
+        put("spec.checkpoint", {"uri": "s3://runs.example/a/b=1/", "credentials": {"secretName": "runs"}}),
+        lambda target: target["spec"].update(
+            {"storage": {"ephemeral": True, "size": "5Gi"}, "checkpoint": {"uri": "s3://runs"}}
+        ),
         put("metadata.name", "a-2"),
     ],
 )

@@ -58,11 +58,13 @@ def moment() -> Callable[[float], str]:
 def resource() -> Callable[..., Document]:
     """A resource of a kind, with changes of its spec and a status."""
 
-    def make(kind: str, *, status: Document | None = None, name: str = "run", **spec: Any) -> Document:
+    def make(
+        kind: str, *, status: Document | None = None, name: str = "run", labels: Document | None = None, **spec: Any
+    ) -> Document:
         return {
             "apiVersion": "cloze.dev/v1alpha1",
             "kind": kind,
-            "metadata": {**METADATA, "name": name},
+            "metadata": {**METADATA, "name": name, **({"labels": labels} if labels else {})},
             "spec": {**SPECS[kind], **spec},
             **({"status": status} if status else {}),
         }
@@ -75,9 +77,14 @@ def training(resource: Callable[..., Document]) -> Callable[..., TrainingSnapsho
     """A snapshot of a training job; `parts` are the snapshot's own fields."""
 
     def make(
-        kind: str = "PretrainJob", *, status: Document | None = None, spec: Document | None = None, **parts: Any
+        kind: str = "PretrainJob",
+        *,
+        status: Document | None = None,
+        spec: Document | None = None,
+        labels: Document | None = None,
+        **parts: Any,
     ) -> TrainingSnapshot:
-        body = resource(kind, status=status, **(spec or {}))
+        body = resource(kind, status=status, labels=labels, **(spec or {}))
         return TrainingSnapshot(**{"now": NOW, "platform": PLATFORM, "resource": body, "job": parse_job(body), **parts})
 
     return make

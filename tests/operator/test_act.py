@@ -46,8 +46,8 @@ class Recorder(Cluster):
         self.writes.append(what)
         self.bodies.append({**manifest, "manager": manager})
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        self.writes.append(f"delete {kind} {name} {uid}")
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, *, with_pods: bool = False) -> None:
+        self.writes.append(f"delete {kind} {name} {uid}{' with pods' if with_pods else ''}")
 
     async def annotate(self, resource: Any, key: str, value: str | None) -> None:
         if "annotation" in self.refused:

@@ -230,6 +230,23 @@ def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
     ]
 
 
+def test_a_run_without_a_volume_has_its_pods_own_disk(training: Make) -> None:
+    """Checkpoints are in a bucket, whose Secret is mounted like any other; no claim is named in the pod."""
+    spec = {
+        "topology": {"nodes": 1},
+        "storage": {"ephemeral": True, "size": "5Gi"},
+        "checkpoint": {"uri": "s3://runs/cloze", "credentials": {"secretName": "runs"}},
+    }
+    snapshot = training("FineTuneJob", spec=spec)
+    pod = indexed_job(snapshot.resource, snapshot.job, BASE, snapshot.platform)["spec"]["template"]["spec"]
+    assert {"name": "run", "emptyDir": {"sizeLimit": "5Gi"}} in pod["volumes"]
+    assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert {"name": "credentials-0", "secret": {"secretName": "runs", "defaultMode": 0o440}} in pod["volumes"]
+    assert {"name": "credentials-0", "mountPath": "/etc/cloze/secrets/runs", "readOnly": True} in (
+        pod["containers"][0]["volumeMounts"]
+    )
+
+
 def test_fine_tuning_pod_knows_its_bases_digest(training: Make) -> None:
     """The digest that was decided on reaches the pods; the spec's own image wins over the default."""
     snapshot = training("FineTuneJob", spec={"image": "mine:2"})

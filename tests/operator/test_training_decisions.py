@@ -85,6 +85,26 @@ def test_first_look_starts_the_run(training: Make) -> None:
     assert findings(verdict)["SourcesReady"] == ("True", "SourcesFound")
 
 
+EPHEMERAL: Document = {
+    "topology": {"nodes": 1},
+    "storage": {"ephemeral": True},
+    "checkpoint": {"uri": "s3://runs/cloze"},
+}
+
+
+def test_a_run_on_its_pods_own_disk_has_no_claim(training: Make, children: Make) -> None:
+    """None is made; one that was made before the spec was changed goes, and nobody waits for it."""
+    verdict, _ = decide_training(training(spec=EPHEMERAL))
+    assert applied(verdict) == ["ConfigMap", "Service", "Job"]
+    assert verdict.start
+    made = children(spec=EPHEMERAL)
+    verdict, _ = decide_training(training(spec=EPHEMERAL, children=made, status=STARTED))
+    assert [(target.kind, target.name) for target in verdict.delete] == [("PersistentVolumeClaim", "run-pretrain-run")]
+    del made["PersistentVolumeClaim"]
+    verdict, _ = decide_training(training(spec=EPHEMERAL, children=made, status=STARTED))
+    assert (verdict.apply, verdict.delete) == ((), ())
+
+
 def test_suspended_job_gets_its_children_and_no_start(training: Make) -> None:
     """A job that is created suspended may still be changed."""
     verdict, _ = decide_training(training(spec={"suspend": True}))

@@ -4,16 +4,25 @@ import importlib.util
 import os
 import pydoc
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "hack"))
+from cluster import object_store  # noqa: E402
 
 MODULES = ("argparse", "logging", "subprocess", "pathlib", "unittest", "datetime", "decimal")
 
@@ -62,6 +71,84 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@dataclass
+class S3:
+    """A real S3 server, which can be killed, frozen and started again with what it holds; its bucket is `runs`."""
+
+    home: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+    access: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        key, password = "cloze", "a-password-of-tests"
+        listen = f"127.0.0.1:{self.port}"
+        self.access = {
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": password,
+            "AWS_ENDPOINT_URL": f"http://{listen}",
+        }
+        command = object_store.command(object_store.program(Path.home() / ".cache" / "cloze"), listen, self.home)
+        with (self.home / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.home, env=object_store.environment(key, password), stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.client().list_buckets()
+            except BotoCoreError:
+                assert self.process.poll() is None, (self.home / "log").read_text()
+                assert time.monotonic() < deadline, "the S3 server didn't start"
+                time.sleep(0.05)
+                continue
+            break
+        if not any(bucket["Name"] == "runs" for bucket in self.client().list_buckets()["Buckets"]):
+            self.client().create_bucket(Bucket="runs")
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def signal(self, number: int) -> None:
+        """Freeze it (SIGSTOP), or let it go on (SIGCONT)."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.access["AWS_ENDPOINT_URL"],
+            aws_access_key_id=self.access["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.access["AWS_SECRET_ACCESS_KEY"],
+            region_name="us-east-1",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Keys of what it holds below a prefix."""
+        listed = self.client().list_objects_v2(Bucket="runs", Prefix=prefix)
+        return [entry["Key"] for entry in listed.get("Contents", [])]
+
+
+@pytest.fixture
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = S3(tmp_path_factory.mktemp("s3"), port)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.signal(signal.SIGCONT)
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def test_newest_are_kept(tmp_path: Path) -> None:
 def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
     """One without its marker, with a changed or a missing file doesn't count; the one before it does."""
     checkpoints = saved(tmp_path, 1, 2)
-    newest = checkpoints.path(2)
+    newest = tmp_path / "step-00000002"
     if damage == "marker":
         (newest / "COMPLETE").unlink()
     else:
@@ -66,7 +66,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> None:
 def test_what_is_written_is_kept_whatever_damaged_one_is_newer(tmp_path: Path) -> None:
     """A run that had to go on from before a damaged checkpoint doesn't lose what it saves then."""
     checkpoints = saved(tmp_path, 1, 100, keep=1)
-    next(path for path in checkpoints.path(100).iterdir() if path.suffix == ".distcp").unlink()
+    next(path for path in (tmp_path / "step-00000100").iterdir() if path.suffix == ".distcp").unlink()
     assert checkpoints.latest() is None
     saved(tmp_path, 90, keep=1)
     assert checkpoints.latest() == 90
@@ -112,7 +112,7 @@ def test_failed_save_keeps_the_previous_one(tmp_path: Path, monkeypatch: pytest.
 def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
     """A staging folder, whatever it holds, is never loaded."""
     checkpoints = saved(tmp_path, 1)
-    shutil.copytree(checkpoints.path(1), tmp_path / ".step-00000007.staging")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".step-00000007.staging")
     assert checkpoints.latest() == 1
 
 
@@ -131,7 +131,7 @@ def test_checkpoint_of_other_data_or_base_is_refused(tmp_path: Path, origin: Ori
 def test_leftovers_of_killed_attempts_go_with_the_next_save(tmp_path: Path) -> None:
     """Folders that were renamed but not marked, and staged ones, don't fill the volume."""
     checkpoints = saved(tmp_path, 1, 2)
-    (checkpoints.path(1) / "COMPLETE").unlink()
+    (tmp_path / "step-00000001" / "COMPLETE").unlink()
     (tmp_path / ".step-00000009.staging").mkdir()
     checkpoints.write(LoopState(3, 30), captured(*trained(3)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]

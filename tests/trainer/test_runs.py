@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,53 @@ def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks
         assert weights(trainer) == weights(steady), number
     # One may have been renamed in the moment of the kill.
     assert torn >= 3
+
+
+def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_store(
+    corpus: Path, undisturbed: Trainer, s3: Any, tmp_path: Path
+) -> None:
+    """Killed in mid-upload with all it had on its disk, and without its store for a while: the same bits come out."""
+    job = pretrain(corpus, checkpoint={"everySteps": 7, "uri": "s3://runs/cloze"}, storage={"ephemeral": True})
+    first = Trainer(tmp_path / "first", s3.access)
+
+    def newest() -> int:
+        return max(
+            (int(key.split("/step-")[1][:8]) for key in s3.keys("cloze/") if key.endswith("/COMPLETE")), default=0
+        )
+
+    def until(happened: Callable[[], object], trainer: Trainer, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 240
+        while not happened():
+            assert process.poll() is None, trainer.log
+            assert time.monotonic() < deadline, trainer.log
+            time.sleep(0.02)
+
+    def frozen_in_mid_upload() -> bool:
+        folder = first.folder / "workspace" / "checkpoints"
+        if list(folder.glob(".step-*.staging")):
+            s3.signal(signal.SIGSTOP)
+            if list(folder.glob(".step-*.staging")):
+                return True
+            s3.signal(signal.SIGCONT)
+        return False
+
+    process = first.start(job)
+    until(lambda: newest() >= 14, first, process)
+    until(frozen_in_mid_upload, first, process)
+    first.kill()
+    process.wait()
+    s3.signal(signal.SIGCONT)
+
+    second = Trainer(tmp_path / "second", s3.access)
+    process = second.start(job)
+    until(lambda: newest() >= 28, second, process)
+    s3.kill()
+    until(lambda: '"event": "checkpoint not stored"' in second.log, second, process)
+    s3.start()
+    assert process.wait(timeout=240) == 0, second.log
+    assert second.resumed() >= 14
+    assert newest() == 60
+    assert weights(second) == weights(undisturbed)
 
 
 def test_stop_signal_saves_and_says_suspended(corpus: Path, tmp_path: Path) -> None:

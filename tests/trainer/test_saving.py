@@ -38,11 +38,11 @@ class Gated(Checkpoints):
         self.gate = threading.Event()
         self.error: OSError | None = None
 
-    def write(self, state: LoopState, tensors: dict[str, Any]) -> None:
+    def write(self, state: LoopState, tensors: dict[str, Any], give_up: threading.Event | None = None) -> None:
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
-        super().write(state, tensors)
+        super().write(state, tensors, give_up)
 
 
 def trained() -> tuple[nn.Module, torch.optim.Optimizer]:

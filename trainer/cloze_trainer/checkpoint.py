@@ -1,4 +1,4 @@
-"""Training state on a file system: staged, synced, renamed, marked complete; the newest complete one counts.
+"""Training state that outlives the process: the newest checkpoint that is complete and intact counts.
 
 Every rank holds the same state (data parallelism), so rank 0 alone writes. That the write failed reaches the others
 as rank 0's end.
@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,14 +23,13 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from cloze_api.manifest import file_sha256
 from cloze_trainer.console import log
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.files import COMPLETE, sync_folder, sync_tree, write_json
+from cloze_trainer.files import write_json
 from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
+from cloze_trainer.volume import Damaged, Store, Volume, folder_name
 
-_PREFIX = "step-"
 _STATE = "state.json"
 
 
@@ -81,12 +81,6 @@ class LoopState:
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def finished_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that carry their marker, the newest first; their content is not looked at."""
-    names = (path.parent.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*/{COMPLETE}"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
-
-
 def captured(model: nn.Module, optimizer: torch.optim.Optimizer, into: Any = None) -> dict[str, Any]:
     """A copy of the weights and the optimizer's state in host memory.
 
@@ -133,61 +127,40 @@ def _probe(folder: Path) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run below `folder`; `keep` of them are kept.
+    """The checkpoints of one run; `keep` of them are kept.
 
+    folder: where they are staged, and where they stay unless `store` is another place.
     origin: what the run is made from. A checkpoint holds it, and is continued with nothing else: the same bytes would
     mean other tokens, or the same numbers other labels.
     """
 
-    def __init__(self, folder: Path, keep: int, origin: Origin) -> None:
+    def __init__(self, folder: Path, keep: int, origin: Origin, store: Store | None = None) -> None:
         self.folder, self.keep, self.origin = folder, keep, origin
-
-    def _steps(self) -> list[int]:
-        names = (path.name for path in self.folder.glob(f"{_PREFIX}*") if path.is_dir())
-        return sorted((int(name.removeprefix(_PREFIX)) for name in names if name[5:].isdigit()), reverse=True)
-
-    def path(self, step: int) -> Path:
-        """Folder of a step's checkpoint."""
-        return self.folder / f"{_PREFIX}{step:08d}"
+        self._store = store or Volume(folder)
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint that is complete and intact; damaged ones are passed over with a warning."""
-        for step in self._steps():
-            if damage := self._damage(self.path(step)):
-                log("checkpoint skipped", step=step, why=damage)
+        for step in self._store.steps():
+            try:
+                self._store.open(step)
+            except Damaged as damage:
+                log("checkpoint skipped", step=step, why=str(damage))
                 continue
             return step
         return None
 
-    @staticmethod
-    def _damage(path: Path) -> str:
-        """What is wrong with a checkpoint; empty when nothing is."""
-        try:
-            digests = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return "it was not finished"
-        except (OSError, ValueError):
-            return "its marker can't be read"
-        for name, digest in digests.items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if file_sha256(path / name) != digest:
-                return f"{name} is damaged"
-        return ""
+    def write(self, state: LoopState, tensors: dict[str, Any], give_up: threading.Event | None = None) -> None:
+        """Make what was captured durable, then drop the oldest.
 
-    def write(self, state: LoopState, tensors: dict[str, Any]) -> None:
-        """Make what was captured durable, then drop the oldest. Raises OSError or torch's CheckpointException.
-
-        Without room for it nothing is begun (ENOSPC), so that the last good ones stay as they are.
+        give_up: set when a store that is away need not be tried again. Without room nothing is begun (ENOSPC), so that
+        the last good ones stay as they are. Raises OSError, torch's CheckpointException, or TrainerError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self._store.clear()
         needed, free = size_bytes(tensors), shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"a checkpoint takes {needed:,} bytes, and {free:,} are free", str(self.folder))
-        target = self.path(state.step)
-        staging = self.folder / f".{target.name}.staging"
-        shutil.rmtree(staging, ignore_errors=True)
+        staging = self.folder / f".{folder_name(state.step)}.staging"
         staging.mkdir(parents=True)
         try:
             try:
@@ -200,13 +173,7 @@ class Checkpoints:
                 _probe(staging)
                 raise
             write_json(staging / _STATE, asdict(state) | asdict(self.origin))
-            sync_tree(staging)
-            digests = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
-            if target.exists():
-                shutil.rmtree(target)
-            staging.rename(target)
-            sync_folder(self.folder)
-            write_json(target / COMPLETE, digests)
+            self._store.publish(state.step, staging, give_up or threading.Event())
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         self._prune(state.step)
@@ -216,29 +183,23 @@ class Checkpoints:
 
         newest: what was just written. Later ones were damaged, or the run wouldn't have gone on from before them.
         """
-        kept = [step for step in finished_steps(self.folder) if step <= newest][: self.keep]
-        for step in self._steps():
-            if step not in kept:
-                self._remove(step)
-        self._sweep()
-
-    def _remove(self, step: int) -> None:
-        # The marker goes first, so that a half-deleted checkpoint doesn't count.
-        (self.path(step) / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(self.path(step), ignore_errors=True)
-
-    def _sweep(self) -> None:
-        """Remove what killed attempts to save have left. Called when nothing is saved."""
-        for leftover in self.folder.glob(f".{_PREFIX}*.staging"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            kept = [step for step in self._store.finished() if step <= newest][: self.keep]
+            for step in self._store.steps():
+                if step not in kept:
+                    self._store.remove(step)
+            self._store.clear()
+        except TrainerError as error:
+            # What was written is durable; the next one prunes.
+            log("old checkpoints not removed", why=error.message)
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
         """Put a checkpoint's tensors into the model and the optimizer.
 
         Raises InputError when it was made from another base or other data, TrainerError when it doesn't fit the model.
         """
-        path = self.path(step)
-        document = self._document(step)
+        path = self._store.open(step)
+        document = _document(path)
         since = f"the checkpoint of step {step} in {self.folder} was saved"
         if document.get("base") != self.origin.base:
             raise changed("the base model", since)
@@ -256,21 +217,28 @@ class Checkpoints:
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         return LoopState.read(document)
 
-    def _document(self, step: int) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((self.path(step) / _STATE).read_text(encoding="utf-8"))
-        return document
-
     def go_back(self, max_rise: float, tried: int | None) -> int | None:
         """Find the newest intact checkpoint of a sound training, or else the oldest; the newer ones are removed.
 
         tried: the step that was gone back to before, of no help if nothing sound came after it. Called when nothing is
         saved. Returns a step; None when there is no checkpoint.
         """
-        intact = [step for step in self._steps() if not self._damage(self.path(step))]
-        sound = (step for step in intact if LoopState.read(self._document(step)).health.sound(max_rise))
-        back = next((step for step in sound if step != tried), intact[-1] if intact else None)
-        for step in self._steps():
+        back = None
+        for step in self._store.steps():
+            try:
+                state = LoopState.read(_document(self._store.open(step)))
+            except Damaged:
+                continue
+            back = step
+            if step != tried and state.health.sound(max_rise):
+                break
+        for step in self._store.steps():
             # The newest goes first: whoever is killed here finds one that leads to the same decision.
             if back is not None and step > back:
-                self._remove(step)
+                self._store.remove(step)
         return back
+
+
+def _document(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    return document

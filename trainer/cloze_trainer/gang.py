@@ -116,8 +116,11 @@ class Gang:
         ready = torch.zeros(1)
         work = dist.broadcast(ready, src=0, group=self._patient, async_op=True)
         assert work is not None
+        # What is there at once, as in a gang of one, shouldn't cost a whole poll of each checkpoint.
+        pause = _POLL_SECONDS / 64
         while not work.is_completed():
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS)
         work.wait()
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._patient)

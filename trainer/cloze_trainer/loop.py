@@ -208,7 +208,7 @@ def train(
                 if gang.leads:
                     kept = "its checkpoint is durable"
                     if saver.durable != step:
-                        kept = f"the volume was full: the newest checkpoint is that of step {saver.durable or 0}"
+                        kept = f"it could not be saved: the newest checkpoint is that of step {saver.durable or 0}"
                 raise Suspended(f"stopped by a signal after step {step}; {kept}")
 
             # --- gradient: DDP averages over ranks, so a rank's sum is scaled to give the mean over the global batch

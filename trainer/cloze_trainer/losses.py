@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.files import write_json
+from cloze_trainer.volume import finished_steps
 
 #: Losses in a row, without a newer checkpoint in between, that are not held against the run.
 PATIENCE = 10
@@ -43,6 +44,4 @@ class PeerLosses:
 
     def _reached(self) -> int:
         """Step of the newest finished checkpoint; -1 without any."""
-        from cloze_trainer.checkpoint import finished_steps  # noqa: PLC0415 - only a loss needs it
-
         return max(finished_steps(self._checkpoints), default=-1)

@@ -1,7 +1,8 @@
 """Saves checkpoints beside the training: the state is copied at once, and made durable by a thread of its own."""
 
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any
 
@@ -14,11 +15,17 @@ from cloze_trainer.errors import PeerLost, classify
 from cloze_trainer.gang import Gang
 from cloze_trainer.progress import ProgressFile
 
+#: Reasons of failures that cost the checkpoint only: the training goes on from memory, and the last good one is kept.
+_MISSED = ("DiskFull", "CheckpointNotStored")
+#: How long a store that is away is tried again when nothing else is left to do; a pod that is told to go has a minute.
+_PATIENCE_SECONDS = 15.0
+
 
 class Saver:
     """Rank 0's writer; on the other ranks it does nothing. At most one checkpoint is being written.
 
-    A full volume costs the checkpoint only: it is logged and counted (`missed`). Any other error is kept, `failed`
+    A full volume, or a store that is away, costs the checkpoint only: it is logged and counted (`missed`). A store is
+    tried again until the next checkpoint is due. Any other error is kept, `failed`
     tells it, and `settle` or `check` ends all ranks with it. Leaving the block waits for the write that is in flight.
     durable: step of the newest durable checkpoint. blocked_seconds: how long the training waited for copies and writes.
     """
@@ -30,6 +37,7 @@ class Saver:
         self._error: BaseException | None = None
         self._buffers: dict[str, Any] | None = None
         self._flight: tuple[int, Future[float]] | None = None
+        self._give_up = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def __enter__(self) -> "Saver":
@@ -51,6 +59,8 @@ class Saver:
         All ranks call it. Model and optimizer may change as soon as this returns.
         """
         began = time.monotonic()
+        # What is to be saved now is worth more than what a store hasn't taken so far.
+        self._give_up.set()
         self._collect(wait=True)
         # The others wait here, and not in a collective of the training, whose patience is shorter.
         self._gang.from_leader()
@@ -58,12 +68,16 @@ class Saver:
             return
         if self.durable != state.step and self._error is None:
             self._buffers = captured(model, optimizer, self._buffers)
-            self._flight = (state.step, self._thread.submit(self._write, state, self._buffers))
+            self._give_up = threading.Event()
+            self._flight = (state.step, self._thread.submit(self._write, state, self._buffers, self._give_up))
         self._waited(began)
 
     def wait(self) -> None:
         """Wait until the write in flight, if any, has ended."""
         began = time.monotonic()
+        if self._flight is not None:
+            wait([self._flight[1]], timeout=_PATIENCE_SECONDS)
+            self._give_up.set()
         self._collect(wait=True)
         self._waited(began)
 
@@ -96,9 +110,9 @@ class Saver:
         self.blocked_seconds += time.monotonic() - began
         self._progress.saving(blocked_seconds=self.blocked_seconds, missed=self.missed)
 
-    def _write(self, state: LoopState, tensors: dict[str, Any]) -> float:
+    def _write(self, state: LoopState, tensors: dict[str, Any], give_up: threading.Event) -> float:
         began = time.monotonic()
-        self._checkpoints.write(state, tensors)
+        self._checkpoints.write(state, tensors, give_up)
         return time.monotonic() - began
 
     def _collect(self, *, wait: bool) -> None:
@@ -110,7 +124,7 @@ class Saver:
         if error is None:
             self.durable = step
             self._progress.checkpoint(step, future.result())
-        elif classify(error).reason == "DiskFull":
+        elif classify(error).reason in _MISSED:
             self.missed += 1
             log("checkpoint left out", step=step, why=classify(error).message, missed=self.missed)
         else:

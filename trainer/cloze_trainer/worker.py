@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 
 from cloze_api.manifest import MANIFEST_FILE, file_sha256, version_tags
+from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
@@ -18,6 +19,7 @@ from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
+from cloze_trainer.data.remote import credentials
 from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
@@ -30,6 +32,7 @@ from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.run import Run, open_run
 from cloze_trainer.stopping import StopSignal
+from cloze_trainer.volume import Store, Volume
 
 ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
 """Folder of the pod in which each rank leaves its outcome for the launcher, as `<local rank>.json`."""
@@ -71,6 +74,10 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
     gang.check(run.job.spec.optimization.arithmetic)
+    folder = run.workspace / "checkpoints"
+    store = store_of(run, folder)
+    if gang.leads:
+        store.prepare()
     workload, sources = open_workload(run, gang, progress)
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
@@ -86,7 +93,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
         )
     around = Surroundings(
         gang=gang,
-        checkpoints=Checkpoints(run.workspace / "checkpoints", spec.checkpoint.keep, workload.origin),
+        checkpoints=Checkpoints(folder, spec.checkpoint.keep, workload.origin, store),
         progress=progress,
         tracker=tracker,
         stop=stop,
@@ -124,6 +131,17 @@ def _judge(run: Run, workload: Workload, model: TaskModel, gang: Gang) -> Judgem
         others=artifact.data_figures(workload),
         comparison=champion.compare(run, spec, scores, workload.labels),
     )
+
+
+def store_of(run: Run, folder: Path) -> Store:
+    """Where the run's checkpoints are: in a folder of its volume, or in the bucket that the spec names."""
+    asked = run.job.spec.checkpoint
+    if asked.uri is None:
+        return Volume(folder)
+    from cloze_trainer.bucket import Bucket  # noqa: PLC0415 - half a second, for few
+
+    secret = Path(SECRETS_MOUNT) / asked.credentials.secret_name if asked.credentials else None
+    return Bucket(asked.uri, f"{run.label}/{run.identity}", folder, lambda: credentials(secret))
 
 
 def _tracker(run: Run, gang: Gang, task: Task) -> tracking.MlflowTracker | tracking.Silent:

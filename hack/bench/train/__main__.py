@@ -15,6 +15,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "serve"))
 
 from measure import Spread
+from recovery import seconds_without_training
 from servers import CACHE, uv
 from work import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, Sizes, corpus, job
 
@@ -166,6 +167,28 @@ def utilization(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic:
     print(f"  of {run['peak_flops'] / 1e12:,.0f} TFLOP/s: {Spread(shares)}")
 
 
+def checkpoint(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str) -> None:
+    """how long a checkpoint blocks the training, over torch.save and fsync of the same state"""
+    del steps, arithmetic
+    plan = {"layers": sizes.layers, "width": sizes.width, "vocab": sizes.vocab, "threads": threads, "rounds": rounds}
+    found = call(sys.executable, HERE / "saving.py", plan, threads)
+    ours, theirs, beside = (tuple(found[name]) for name in ("ours", "theirs", "beside"))
+    ratios, costs = (tuple(a / b for a, b in zip(each, theirs, strict=True)) for each in (ours, beside))
+    print(f"{sizes.name}: a state of {found['bytes'] / 1e6:,.0f} MB, {rounds} rounds")
+    print(f"  torch.save and fsync  {Spread(theirs)} s")
+    print(f"  blocked by ours       {Spread(ours)} s, {Spread(ratios)} of it")
+    print(f"  with what steps beside it take longer  {Spread(beside)} s, {Spread(costs)} of it")
+
+
+def restart(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str) -> None:
+    """seconds from the death of one of two ranks to the first new step"""
+    del arithmetic
+    document = job(sizes, steps=100 * steps, warmup=steps, threads=max(1, threads // 2), file=corpus())
+    document["spec"] |= {"checkpoint": {"everySteps": 5}}
+    document["spec"]["topology"]["processesPerNode"] = 2
+    print(f"{sizes.name}, 2 ranks: training again after {Spread(tuple(seconds_without_training(document, rounds)))} s")
+
+
 def _sizes(text: str) -> tuple[int, int]:
     layers, width = text.split("x")
     return int(layers), int(width)
@@ -175,7 +198,13 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python hack/bench/train", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for function, steps, rounds in ((throughput, 15, 3), (quality, 300, 1), (utilization, 60, 3)):
+    for function, steps, rounds in (
+        (throughput, 15, 3),
+        (quality, 300, 1),
+        (utilization, 60, 3),
+        (checkpoint, 0, 5),
+        (restart, 100, 3),
+    ):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.set_defaults(run=function)
         command.add_argument("sizes", type=_sizes, help="layers and width, such as 4x256 or 6x384")

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from pydantic import ValidationError
 
 from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode, Outcome
-from cloze_api.training import REASON_MAX, RegisteredVersion
-from cloze_operator.decide.fields import Object, condition, dig, is_going, is_true, parse_time
+from cloze_api.training_status import REASON_MAX, RegisteredVersion
+from cloze_operator.decide.fields import Object, condition, dig, is_going, parse_time
 
 #: Exit codes of pods that something else has interrupted: a peer, or the registry.
 _INTERRUPTED = (ExitCode.REGISTRY, ExitCode.PEER_LOST)
@@ -28,7 +28,10 @@ _INDEX = "batch.kubernetes.io/job-completion-index"
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one pod's container ended. `began` is when the pod was created, `index` is its place in the gang."""
+    """How one pod's container ended. `began` is when the pod was created, `index` is its place in the gang.
+
+    taken: somebody has taken the pod away: the scheduler, the kubelet, a drain, or a machine that is gone.
+    """
 
     pod: str
     index: str
@@ -36,6 +39,7 @@ class End:
     at: datetime
     exit_code: int
     outcome: Outcome
+    taken: bool = False
 
     @property
     def text(self) -> str:
@@ -45,12 +49,12 @@ class End:
     @property
     def is_final(self) -> bool:
         """Whether the same input would fail again."""
-        return self.exit_code in FINAL_EXIT_CODES
+        return not self.taken and self.exit_code in FINAL_EXIT_CODES
 
     @property
     def is_own(self) -> bool:
         """Whether the pod failed by itself."""
-        return self.exit_code != ExitCode.SUCCESS and self.exit_code not in BLAMELESS_EXIT_CODES
+        return not self.taken and self.exit_code != ExitCode.SUCCESS and self.exit_code not in BLAMELESS_EXIT_CODES
 
 
 Attempt = list[End]
@@ -119,12 +123,34 @@ def read_termination(terminated: Object) -> Outcome:
     return Outcome(reason=reason, exit_code=code, message=f"exit code {code}{': ' + detail if detail else ''}")
 
 
+def taken_away(pod: Object) -> End | None:
+    """The end of a pod that somebody has taken away, in the words of who did; it may still be stopping."""
+    told = condition(pod, "DisruptionTarget")
+    if told.get("status") != "True":
+        return None
+    began = _began(pod)
+    # The kubelet's own word (Evicted, NodeShutdown) says more than that it was the kubelet.
+    reason = str(dig(pod, "status", "reason") or told.get("reason") or "Disrupted")
+    text = str(dig(pod, "status", "message") or told.get("message") or "")
+    at = parse_time(told.get("lastTransitionTime")) or began
+    code = next((int(state["exitCode"]) for entry in _containers(pod) if (state := _ended(entry))), -1)
+    return End(name_of(pod), index_of(pod), began, at, code, Outcome(reason=reason[:REASON_MAX], message=text), True)
+
+
+def _ended(entry: Object) -> Object | None:
+    found: Object | None = dig(entry, "state", "terminated")
+    return found
+
+
 def ends(pods: Iterable[Object]) -> list[End]:
     """How the pods' containers ended, oldest first. A pod that never ran a container but failed has an end too."""
     found = []
     for pod in pods:
+        if taken := taken_away(pod):
+            found.append(taken)
+            continue
         name, index, began = name_of(pod), index_of(pod), _began(pod)
-        states = [state for entry in _containers(pod) if (state := dig(entry, "state", "terminated"))]
+        states = [state for entry in _containers(pod) if (state := _ended(entry))]
         for terminated in states:
             at = parse_time(terminated.get("finishedAt")) or began
             code = int(terminated.get("exitCode", 0))
@@ -140,16 +166,16 @@ def attempts(pods: Iterable[Object]) -> list[Attempt]:
     """The ends that were not a success, grouped by attempt of the gang, oldest first.
 
     A gang ends once, however many of its pods do: an end belongs to the attempt whose first end its pod was there to
-    see; one of its own failures, only if that one hadn't been replaced by then. Evictions, preemptions and suspensions
-    end nothing, and neither does a pod that was told to go, unless it has a final failure to tell of.
+    see; one of its own failures, only if that one hadn't been replaced by then. Suspensions end nothing, and neither
+    does a pod that was told to go, unless somebody has taken it away, or it has a final failure to tell of.
     """
     every = list(pods)
     told = [
         end
         for pod in every
-        if not is_true(pod, "DisruptionTarget")
         for end in ends([pod])
-        if end.exit_code not in (ExitCode.SUCCESS, ExitCode.SUSPENDED) and (end.is_final or not is_going(pod))
+        if end.taken
+        or (end.exit_code not in (ExitCode.SUCCESS, ExitCode.SUSPENDED) and (end.is_final or not is_going(pod)))
     ]
     found: list[Attempt] = []
     replaced: datetime | None = None
@@ -172,8 +198,8 @@ def failed_attempts(pods: Iterable[Object]) -> list[Attempt]:
 
 
 def interruptions(pods: Iterable[Object]) -> list[Attempt]:
-    """Attempts that ended although no pod of the gang failed by itself: a peer's machine is gone, or the registry."""
-    return [attempt for attempt in attempts(pods) if all(end.exit_code in _INTERRUPTED for end in attempt)]
+    """Attempts that ended although no pod of the gang failed by itself: one was taken away, or the registry is gone."""
+    return [attempt for attempt in attempts(pods) if all(end.taken or end.exit_code in _INTERRUPTED for end in attempt)]
 
 
 def is_final(attempt: Attempt) -> bool:

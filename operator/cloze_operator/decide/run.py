@@ -5,8 +5,9 @@ from datetime import timedelta
 from typing import Any
 
 from cloze_api.progress import ExitCode, Outcome, Progress
-from cloze_api.training import METRICS_MAX
+from cloze_api.training_status import METRICS_MAX
 from cloze_operator.decide import pods
+from cloze_operator.decide.admission import is_held, waiting_for_admission
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import Verdict
@@ -90,9 +91,26 @@ def is_exhausted(snapshot: TrainingSnapshot) -> bool:
     return before + len(_attempts(snapshot)[1]) > snapshot.parsed.spec.failure_policy.max_restarts
 
 
+def count_interruptions(snapshot: TrainingSnapshot) -> tuple[int, str | None]:
+    """How often the gang was interrupted, and until when that has been counted, as for restarts."""
+    status = dig(snapshot.resource, "status") or {}
+    before, until = int(status.get("interruptions") or 0), parse_time(status.get("lastInterruptionTime"))
+    stopped = pods.interruptions(snapshot.pods)
+    new = [attempt for attempt in stopped if until is None or attempt[0].at > until]
+    times = max(before, len(new)) if until is None else before + len(new)
+    ends = [end.at for attempt in stopped for end in attempt] + ([until] if until else [])
+    return times, format_time(max(ends)) if ends else None
+
+
 def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Condition Running, the number of restarts, and that of interruptions."""
+    """Condition Running, the number of restarts, and that of interruptions.
+
+    What is counted in the look in which a Job goes would be counted of pods that may be gone: the next one sees them.
+    """
     live = snapshot.children.get("Job")
+    if is_held(snapshot) and (live is None or is_going(live) or verdict.delete):
+        text = _suspended(snapshot)
+        return verdict.find("Running", "False", "Suspended", text).find("Succeeded", "Unknown", "Suspended", text)
     if live is None or verdict.delete:
         return verdict.find("Running", "False", "PodsPending", "the Job is being created").find(
             "Succeeded", "Unknown", "PodsPending", "the Job is being created"
@@ -104,10 +122,12 @@ def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     if used > int(before.get("restarts") or 0) and guilty:
         verdict = verdict.telling("Warning", "PodFailed", guilty.text)
     stopped = pods.interruptions(snapshot.pods)
-    times = max(len(stopped), int(before.get("interruptions") or 0))
-    if times > int(before.get("interruptions") or 0):
+    times, interrupted = count_interruptions(snapshot)
+    if stopped and times > int(before.get("interruptions") or 0):
         verdict = verdict.telling("Warning", stopped[-1][0].outcome.reason, stopped[-1][0].text)
-    verdict = verdict.report(restarts=used, lastFailureTime=until, interruptions=times)
+    verdict = verdict.report(
+        restarts=used, lastFailureTime=until, interruptions=times, lastInterruptionTime=interrupted
+    )
     status, reason, message = _running(snapshot, live)
     if not snapshot.parsed.spec.suspend:
         if used and guilty:
@@ -117,7 +137,16 @@ def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
                 f"{message}; interrupted {times} times (not counted as restarts), the last by {stopped[-1][0].text}"
             )
     verdict = verdict.find("Running", status, reason, message).find("Succeeded", "Unknown", reason, message)
-    return verdict if reason == "Suspended" else verdict.again(snapshot.platform.poll_seconds)
+    return verdict if reason in ("Suspended", "Queued") else verdict.again(snapshot.platform.poll_seconds)
+
+
+def _suspended(snapshot: TrainingSnapshot) -> str:
+    phases = [pods.phase(pod) for pod in snapshot.pods]
+    if stopping := phases.count("Running") + phases.count("Terminating"):
+        return f"{stopping} pods are stopping"
+    checkpoint = dig(snapshot.resource, "status", "progress", "checkpointStep")
+    since = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "no checkpoint has been reported"
+    return f"spec.suspend is true; {since}"
 
 
 def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
@@ -125,10 +154,9 @@ def _running(snapshot: TrainingSnapshot, live: Object) -> tuple[str, str, str]:
     phases = [pods.phase(pod) for pod in snapshot.pods]
     up = phases.count("Running")
     if snapshot.parsed.spec.suspend:
-        stopping = up + phases.count("Terminating")
-        checkpoint = dig(snapshot.resource, "status", "progress", "checkpointStep")
-        since = f"the newest checkpoint is of step {checkpoint}" if checkpoint else "no checkpoint has been reported"
-        return "False", "Suspended", f"{stopping} pods are stopping" if stopping else f"spec.suspend is true; {since}"
+        return "False", "Suspended", _suspended(snapshot)
+    if queued := waiting_for_admission(snapshot):
+        return "False", "Queued", queued
     done = phases.count("Succeeded")
     if up + done == nodes:
         return "True", "PodsRunning", f"{up} of {nodes} pods run" + (f", {done} are done" if done else "")

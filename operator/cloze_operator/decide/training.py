@@ -1,16 +1,20 @@
 """Decisions about a training job, in order: may it exist, may it start, how is it going, how did it end."""
 
+from dataclasses import replace
 from datetime import timedelta
 
-from cloze_api.training import TrainingStatus
+from cloze_api.training_status import TrainingStatus
+from cloze_operator.decide.admission import is_held, queue_of
 from cloze_operator.decide.base import resolve_base, resolved_base
 from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
+from cloze_operator.decide.nodes import report_nodes
 from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.registration import name_version, point_alias
+from cloze_operator.decide.renewal import renew_job
 from cloze_operator.decide.run import conclude, follow_run, is_exhausted, report_progress
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
-from cloze_operator.decide.verdict import Change, Steps, Target, Verdict, carried
+from cloze_operator.decide.verdict import Change, Steps, Verdict, carried, target_of
 from cloze_operator.desired.metadata import Manifest
 from cloze_operator.desired.trainer import is_pinned
 from cloze_operator.desired.training import claim, config_map, indexed_job, mutable_job_fields, service
@@ -101,11 +105,12 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     defines the result, so no pod can run with another spec than the one that is shown.
     """
     job, owner, base = snapshot.parsed, snapshot.resource, resolved_base(snapshot)
+    ephemeral = job.spec.storage.ephemeral
     manifests = (
-        claim(owner, job),
+        *(() if ephemeral else (claim(owner, job),)),
         config_map(owner, job, base),
         service(owner, job),
-        indexed_job(owner, job, base, snapshot.platform),
+        *(() if is_held(snapshot) else (indexed_job(owner, job, base, snapshot.platform),)),
     )
     outdated = [manifest for manifest in manifests if not _is_settled(snapshot, manifest)]
     replaced = [manifest["kind"] for manifest in outdated if _must_go(snapshot, manifest)]
@@ -115,6 +120,10 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
         verdict = _waiting(verdict, "ReplacingChildren", text)
         return verdict.replacing(*targets).again(2).settle()
     verdict = verdict.applying(*outdated)
+    if ephemeral and _exists(snapshot, "PersistentVolumeClaim"):
+        verdict = verdict.deleting(target_of(snapshot.children["PersistentVolumeClaim"]))
+    if is_held(snapshot) and _exists(snapshot, "Job"):
+        verdict = verdict.deleting(replace(target_of(snapshot.children["Job"]), with_pods=True))
     if not job.spec.suspend and not dig(owner, "status", "startTime"):
         started = dig(snapshot.children.get("Job"), "status", "startTime") or format_time(snapshot.now)
         verdict = verdict.starting(started)
@@ -142,23 +151,20 @@ def _must_go(snapshot: TrainingSnapshot, manifest: Manifest) -> bool:
     return child is not None and (is_going(child) or manifest["kind"] in _IMMUTABLE_KINDS)
 
 
-def target_of(child: object) -> Target:
-    """A live child as something to change or delete."""
-    metadata = dig(child, "metadata")
-    return Target(str(dig(child, "kind")), metadata["name"], metadata["uid"])
-
-
 def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Suspension, deadline and restarts follow the resource while the run lasts.
+    """Suspension, deadline and restarts follow the resource while the run lasts; in a queue, suspension is Kueue's.
 
     A Job whose limit is below the failures that it has had is ended by its controller: that is how a gang which has
     used its restarts up is stopped.
     """
     live = snapshot.children.get("Job")
-    if live is None or is_going(live) or is_true(live, "Complete") or is_true(live, "Failed"):
+    if live is None or is_going(live) or is_held(snapshot) or is_true(live, "Complete") or is_true(live, "Failed"):
         return verdict
     spec = dig(live, "spec") or {}
-    fields = mutable_job_fields(snapshot.parsed) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
+    spent = int(dig(snapshot.resource, "status", "activeSeconds") or 0)
+    fields = mutable_job_fields(snapshot.parsed, spent) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
+    if queue_of(live):
+        del fields["suspend"]
     wanted = {key: value for key, value in fields.items() if (spec.get(key) or 0) != (value or 0)}
     return verdict.changing(Change(target_of(live), wanted)) if wanted else verdict
 
@@ -172,8 +178,8 @@ def training_state(verdict: Verdict) -> str:
         return "Succeeded" if succeeded == "True" else "Failed"
     if found.get("Accepted", ("True", ""))[0] == "False":
         return "Invalid"
-    if reason == "Suspended":
-        return "Suspended"
+    if reason in ("Suspended", "Queued"):
+        return reason
     if running == "True":
         return "Running"
     return "Waiting" if reason.startswith("Waiting") else "Pending"
@@ -190,7 +196,9 @@ TRAINING = Steps(
         provide_children,
         keep_job_in_step,
         report_progress,
+        report_nodes,
         follow_run,
+        renew_job,
         conclude,
         name_version,
         point_alias,

@@ -48,6 +48,7 @@ _WAITING: Final = frozenset(
         "SourceNotFound",
         "WaitingForPretrainJob",
         "WaitingForRegistry",
+        "Queued",
     }
 )
 
@@ -97,11 +98,21 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A child to delete, exactly the one that was looked at."""
+    """A child to delete, exactly the one that was looked at.
+
+    with_pods: it is there until its pods are gone, so that what takes its place meets none of them.
+    """
 
     kind: str
     name: str
     uid: str
+    with_pods: bool = False
+
+
+def target_of(child: Object) -> Target:
+    """A live child as something to change or delete."""
+    metadata = child["metadata"]
+    return Target(str(child["kind"]), metadata["name"], metadata["uid"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,11 +61,10 @@ def mounted_sources(job: TrainingJob) -> tuple[Source, ...]:
     return tuple(by_mount[mount] for mount in sorted(by_mount))
 
 
-def source_secrets(job: TrainingJob) -> tuple[str, ...]:
-    """Names of the Secrets that give access to the run's sources, one of each, sorted."""
-    if not isinstance(job, PretrainJob):
-        return ()
-    return tuple(sorted({corpus.credentials.secret_name for corpus in job.spec.corpus if corpus.credentials}))
+def store_secrets(job: TrainingJob) -> tuple[str, ...]:
+    """Names of the Secrets that give access to the run's sources and to its checkpoints, one of each, sorted."""
+    sources = [corpus.credentials for corpus in job.spec.corpus] if isinstance(job, PretrainJob) else []
+    return tuple(sorted({found.secret_name for found in (*sources, job.spec.checkpoint.credentials) if found}))
 
 
 def is_pinned(job: TrainingJob) -> bool:
@@ -151,7 +150,7 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
             ),
             *(
                 {"name": f"credentials-{index}", "mountPath": f"{SECRETS_MOUNT}/{secret}", "readOnly": True}
-                for index, secret in enumerate(source_secrets(job))
+                for index, secret in enumerate(store_secrets(job))
             ),
         ],
     }
@@ -160,15 +159,22 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
 def _volumes(job: TrainingJob, gang: Gang) -> list[dict[str, Any]]:
     return [
         {"name": "job", "configMap": {"name": gang.config_map}},
-        {"name": "run", "persistentVolumeClaim": {"claimName": gang.claim}},
+        {"name": "run", **_workspace(job, gang)},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.topology.shared_memory}},
         {"name": "tmp", "emptyDir": {}},
         *(_source_volume(index, source) for index, source in enumerate(mounted_sources(job))),
         *(
             {"name": f"credentials-{index}", "secret": {"secretName": secret, "defaultMode": _SECRET_MODE}}
-            for index, secret in enumerate(source_secrets(job))
+            for index, secret in enumerate(store_secrets(job))
         ),
     ]
+
+
+def _workspace(job: TrainingJob, gang: Gang) -> dict[str, Any]:
+    storage = job.spec.storage
+    if storage.ephemeral:
+        return {"emptyDir": {"sizeLimit": storage.size}}
+    return {"persistentVolumeClaim": {"claimName": gang.claim}}
 
 
 def _source_volume(index: int, source: Source) -> dict[str, Any]:

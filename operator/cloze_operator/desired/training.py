@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import yaml
 
-from cloze_api.names import API_VERSION, JOB_FILE, RENDEZVOUS_PORT
+from cloze_api.names import API_VERSION, JOB_FILE, LABEL_QUEUE, QUEUE_PREFIX, RENDEZVOUS_PORT
 from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode
 from cloze_api.resources import PretrainJob, TrainingJob
 from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase
@@ -35,6 +35,12 @@ def spec_name(job: TrainingJob) -> str:
 def claim_name(job: TrainingJob) -> str:
     """Name of the run's volume claim."""
     return f"{run_name(job)}-run"
+
+
+def queue_labels(owner: Mapping[str, Any]) -> dict[str, str]:
+    """What a resource says to Kueue about its Job: the queue, and the priority in it."""
+    found = owner["metadata"].get("labels") or {}
+    return {key: value for key, value in sorted(found.items()) if key.startswith(QUEUE_PREFIX)}
 
 
 def _annotations(base: ResolvedBase | None) -> dict[str, str]:
@@ -132,27 +138,39 @@ def backoff_limit(job: TrainingJob) -> int:
     return (job.spec.failure_policy.max_restarts + 1) * job.spec.topology.nodes - 1
 
 
-def mutable_job_fields(job: TrainingJob) -> dict[str, Any]:
-    """The part of the Job's spec that follows the resource for as long as the run lasts. None means absent."""
+def mutable_job_fields(job: TrainingJob, spent: int) -> dict[str, Any]:
+    """The part of the Job's spec that follows the resource for as long as the run lasts. None means absent.
+
+    spent: seconds of the deadline that former Jobs of the run have used up.
+    """
+    deadline = job.spec.active_deadline_seconds
     return {
         "suspend": job.spec.suspend,
-        "activeDeadlineSeconds": job.spec.active_deadline_seconds,
+        "activeDeadlineSeconds": None if deadline is None else max(1, deadline - spent),
         "backoffLimit": backoff_limit(job),
     }
 
 
 def indexed_job(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | None, platform: Platform) -> Manifest:
-    """One pod per node, with stable names. No TTL here: a Job that vanishes would be taken for one to start again."""
+    """One pod per node, with stable names. No TTL here: a Job that vanishes would be taken for one to start again.
+
+    One that goes to a queue is born suspended, so that no pod is made before the queue has looked at it; as there is
+    one Job, all its pods are let go at once or none is.
+    """
     nodes = job.spec.topology.nodes
     gang = Gang(
         job_name=run_name(job), service=run_name(job), claim=claim_name(job), config_map=spec_name(job), base=base
     )
-    mutable = {key: value for key, value in mutable_job_fields(job).items() if value is not None}
+    spent = int((owner.get("status") or {}).get("activeSeconds") or 0)
+    mutable = {key: value for key, value in mutable_job_fields(job, spent).items() if value is not None}
+    queue, metadata = queue_labels(owner), child_metadata(owner, run_name(job), _annotations(base))
+    if LABEL_QUEUE in queue:
+        mutable["suspend"] = True
     return sealed(
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": child_metadata(owner, run_name(job), _annotations(base)),
+            "metadata": {**metadata, "labels": {**metadata["labels"], **queue}},
             "spec": {
                 "completions": nodes,
                 "parallelism": nodes,

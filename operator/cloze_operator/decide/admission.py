@@ -1,0 +1,31 @@
+"""Runs that wait in a queue: Kueue suspends their Job and lets it go, and may say on which machines, meanwhile."""
+
+from cloze_api.names import LABEL_QUEUE
+from cloze_operator.decide.fields import Object, dig
+from cloze_operator.decide.snapshot import TrainingSnapshot
+from cloze_operator.desired.training import queue_labels
+
+
+def queue_of(live: Object | None) -> str:
+    """The queue that decides when a Job may run; empty for one that is the operator's to suspend."""
+    return str((dig(live, "metadata", "labels") or {}).get(LABEL_QUEUE, ""))
+
+
+def is_held(snapshot: TrainingSnapshot) -> bool:
+    """Whether the run has to do without a Job: a suspended one that is in a queue would be let go by Kueue."""
+    return snapshot.parsed.spec.suspend and LABEL_QUEUE in queue_labels(snapshot.resource)
+
+
+def waiting_for_admission(snapshot: TrainingSnapshot) -> str:
+    """A sentence about a Job that its queue hasn't let go, or no longer; empty for any other."""
+    live = snapshot.children.get("Job")
+    queue = queue_of(live)
+    if live is None or not queue or not dig(live, "spec", "suspend"):
+        return ""
+    checkpoint = dig(snapshot.resource, "status", "progress", "checkpointStep")
+    since = f"; it goes on from the checkpoint of step {checkpoint}" if checkpoint else ""
+    uid = live["metadata"]["uid"]
+    return (
+        f"LocalQueue {queue} hasn't admitted Job {live['metadata']['name']}{since}: "
+        f"`kubectl get workloads -l kueue.x-k8s.io/job-uid={uid} -o yaml` says what it waits for"
+    )

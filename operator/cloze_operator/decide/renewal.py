@@ -1,0 +1,64 @@
+"""Jobs that are made anew after their pods were taken away: Kubernetes doubles a Job's back-off with each such pod."""
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+from cloze_operator.decide import pods
+from cloze_operator.decide.admission import queue_of
+from cloze_operator.decide.fields import dig, is_going, is_true, parse_time
+from cloze_operator.decide.snapshot import TrainingSnapshot
+from cloze_operator.decide.verdict import Verdict, target_of
+
+#: A younger Job's own back-off is short, and whatever goes on taking its pods away is not to be fed faster.
+YOUNG: Final = timedelta(seconds=10)
+
+#: A gang of which some still run is left to a short back-off: they'd have to start again.
+PATIENCE: Final = timedelta(seconds=20)
+
+#: A pod that took more than its own limit will take it again.
+_OWN_FAULT: Final = re.compile(r"exceeds the|exceeded", re.IGNORECASE)
+
+
+def renew_job(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Make the Job of an interrupted gang anew, so that the successors of its pods come at once.
+
+    Not one that failed by itself, for which waiting is right, nor one that waits for the registry; not one in a queue
+    either, which would lose its place. Nothing is lost with the Job: what counts of it stands in the status by then.
+    """
+    live = snapshot.children.get("Job")
+    if live is None or is_going(live) or verdict.delete or dig(live, "spec", "suspend") or queue_of(live):
+        return verdict
+    if (
+        is_true(live, "Complete")
+        or is_true(live, "Failed")
+        or verdict.findings["Running"].reason == "WaitingForRegistry"
+    ):
+        return verdict
+    status = dig(snapshot.resource, "status") or {}
+    interrupted, failed = parse_time(status.get("lastInterruptionTime")), parse_time(status.get("lastFailureTime"))
+    made = parse_time(live["metadata"].get("creationTimestamp"))
+    if interrupted is None or made is None or interrupted < made or (failed and failed >= interrupted):
+        return verdict
+    phases = [pods.phase(pod) for pod in snapshot.pods]
+    there = sum(phase in ("Pending", "Running", "Succeeded") for phase in phases)
+    if there >= snapshot.parsed.spec.topology.nodes or "Terminating" in phases:
+        return verdict
+    if any(_OWN_FAULT.search(end.outcome.message) for end in pods.ends(snapshot.pods) if end.taken):
+        return verdict
+    age = min(snapshot.now - made, snapshot.now - interrupted if there else snapshot.now - made)
+    needed = PATIENCE if there else YOUNG
+    if age < needed:
+        return verdict.again((needed - age).total_seconds())
+    began = parse_time(dig(live, "status", "startTime"))
+    active = int(status.get("activeSeconds") or 0) + (int((snapshot.now - began).total_seconds()) if began else 0)
+    name = live["metadata"]["name"]
+    return (
+        verdict.deleting(replace(target_of(live), with_pods=True))
+        .report(activeSeconds=active)
+        .telling(
+            "Normal", "JobRenewed", f"Job {name} is made anew after an interruption, without the back-off of this one"
+        )
+        .again(1)
+    )
