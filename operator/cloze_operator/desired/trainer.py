@@ -50,7 +50,8 @@ class Gang:
 def source_uris(job: TrainingJob) -> tuple[str, ...]:
     """URIs of everything the run reads, in the order of the spec."""
     if isinstance(job, PretrainJob):
-        return tuple(corpus.uri for corpus in job.spec.corpus)
+        folder = job.spec.pretrained.uri if job.spec.pretrained else None
+        return (*(corpus.uri for corpus in job.spec.corpus), *([folder] if folder else []))
     return (job.spec.dataset.train, job.spec.dataset.test)
 
 
@@ -65,7 +66,9 @@ def source_secrets(job: TrainingJob) -> tuple[str, ...]:
     """Names of the Secrets that give access to the run's sources, one of each, sorted."""
     if not isinstance(job, PretrainJob):
         return ()
-    return tuple(sorted({corpus.credentials.secret_name for corpus in job.spec.corpus if corpus.credentials}))
+    secrets = [corpus.credentials for corpus in job.spec.corpus]
+    secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
+    return tuple(sorted({secret.secret_name for secret in secrets if secret}))
 
 
 def is_pinned(job: TrainingJob) -> bool:
