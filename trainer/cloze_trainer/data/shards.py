@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 
 from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import PretrainJobSpec
@@ -19,19 +20,22 @@ from cloze_trainer.data import cleaning, tokenizer
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import BrokenLines
 from cloze_trainer.data.source import SourceFiles
-from cloze_trainer.data.spool import Chosen, Digests, Mask, Spool, at_most, first_of_each, sorted_order
+from cloze_trainer.data.splitting import part, split
+from cloze_trainer.data.spool import Chosen, Spool
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 4
+EDITION = 5
 # Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
 _UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
 TRAIN_FILE = "train.npy"
 HELD_OUT_FILE = "held-out.npy"
 REPORT_FILE = "report.json"
+# Texts and characters that are tokenized at once.
 _ENCODE_BATCH = 1000
+_ENCODE_CHARACTERS = 1 << 20
 _BLOCK_ROWS = 4096
 # Of a document that is cut, in tokens: less has hardly any context.
 _SHORTEST_PIECE = 16
@@ -70,25 +74,6 @@ def content_key(
         "held_out_fraction": spec.evaluation.held_out_fraction,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def split(kept: Mask, digests: Digests, held_out_fraction: float) -> tuple[Mask, Mask]:
-    """Which of the kept texts are trained on and which are held out.
-
-    digests: of all texts. A text's side depends on its content alone, so equal texts share it. Raises InputError when
-    the texts are too few for two sides.
-    """
-    those = digests[kept]
-    distinct = those[first_of_each(those)]
-    if len(distinct) < 2:
-        raise InputError(
-            "CorpusTooSmall",
-            f"{len(distinct)} distinct documents remain after cleaning: at least two are needed, one to train on and "
-            "one to evaluate on; check corpus.format and spec.cleaning",
-        )
-    bound = distinct[sorted_order(distinct)][max(1, round(len(distinct) * held_out_fraction)) - 1]
-    held_out = kept & at_most(digests, bound)
-    return kept & ~held_out, held_out
 
 
 def pack(
@@ -132,7 +117,7 @@ def texts_of(rows_BT: Tokens, special: SpecialTokens = tokenizer.SPECIAL_IDS) ->
 
 
 @dataclass(slots=True)
-class _Counts:
+class Counts:
     """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`; seen_V: each id."""
 
     seen_V: Seen
@@ -142,9 +127,9 @@ class _Counts:
     unknown: int = 0
 
 
-def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: int, special: SpecialTokens) -> _Counts:
+def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: int, special: SpecialTokens) -> Counts:
     """Write blocks of rows as one `.npy` file, whose header is completed at the end."""
-    counts = _Counts(np.zeros(vocab_size, dtype=np.int64))
+    counts = Counts(np.zeros(vocab_size, dtype=np.int64))
     dtype = _dtype(vocab_size)
 
     def header(stream: BinaryIO) -> None:
@@ -190,12 +175,45 @@ def _vocabulary_figures(model: Tokenizer, seen_V: Seen, special: SpecialTokens) 
     return figures
 
 
-def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterable[Sequence[int]]:
-    """Ids of the texts. `[SEP]` and the like within a text are ordinary text."""
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in their order, so many at once as are neither many nor long together."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _ENCODE_BATCH or characters >= _ENCODE_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterator[Sequence[int]]:
+    """Ids of the texts, a batch of which is worked out while the one before is used.
+
+    `[SEP]` and the like within a text are ordinary text.
+    """
     model.encode_special_tokens = True
-    for start in range(0, len(texts), _ENCODE_BATCH):
-        for encoding in model.encode_batch_fast(texts[start : start + _ENCODE_BATCH], add_special_tokens=False):
-            yield encoding.ids
+    # The library spreads a batch over the processors, and lets Python run meanwhile.
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: Future[list[Encoding]] | None = None
+        for batch in _batches(texts):
+            begun = ahead.submit(model.encode_batch_fast, batch, add_special_tokens=False)
+            if waiting:
+                yield from (encoding.ids for encoding in waiting.result())
+            waiting = begun
+        if waiting:
+            yield from (encoding.ids for encoding in waiting.result())
+
+
+def write_rows(
+    path: Path, model: Tokenizer, texts: Sequence[str], max_length: int, special: SpecialTokens = tokenizer.SPECIAL_IDS
+) -> Counts:
+    """Tokenize the texts, pack them into rows, and write these as one `.npy` file."""
+    vocab_size = tokenizer.size(model)
+    rows = pack(_encode(model, texts), max_length, _dtype(vocab_size), special)
+    return _write(path, rows, max_length, vocab_size, special)
 
 
 def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int) -> Tokenizer:
@@ -244,7 +262,8 @@ def prepare(
                 "CorpusEmpty",
                 f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
             )
-        sides = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        chosen = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        sides = part(spool, *chosen)
         train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
         if reused:
             reused.copy(staging, max_length=length)
@@ -255,12 +274,9 @@ def prepare(
         vocab_size = tokenizer.size(model)
         stage("data")
 
-        def write(name: str, texts: Sequence[str]) -> _Counts:
-            rows = pack(_encode(model, texts), length, _dtype(vocab_size), special)
-            return _write(staging / name, rows, length, vocab_size, special)
-
         parts = {
-            name: write(name, texts) for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
+            name: write_rows(staging / name, model, texts, length, special)
+            for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
         }
         train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
         for name, counts in (("training", train), ("held-out", held_out)):
@@ -274,6 +290,8 @@ def prepare(
             "broken_first": [place for item in broken for place in item.places],
             "documents": report.documents_out,
             "documents_held_out": len(held_out_texts),
+            # Chosen at first, but nearly a training text.
+            "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
             "dropped": dict(report.dropped),
             "replaced": dict(report.replaced),
             "characters": report.characters_out,
