@@ -48,10 +48,11 @@ class PreparedCorpus:
 def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> PreparedCorpus:
     """Clean, tokenize and pack the corpus into the workspace, once. Raises InputError with file and line."""
     progress.stage("data")
+    # Before a base: what reads one tells the hub's library to fetch nothing from then on.
+    sources = locate_all(run)
     base = _base(run, spec.base) if spec.base else None
     taken = base or (_tokenizer(run, spec.tokenizer.reuse) if spec.tokenizer.reuse else None)
     length = base.config.max_length if base else spec.model.max_length
-    sources = locate_all(run)
     prepared, reused = shards.prepare(
         spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken
     )
