@@ -81,6 +81,14 @@ class Cleaning(Schema):
     min_characters: Annotated[int, Field(ge=0, le=1_000_000)] = 8
     max_characters: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Longer documents are dropped, such as dumps and tables; none is when absent."""
+    languages: Annotated[
+        list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$", max_length=3)]],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = []
+    """Documents in other languages are dropped: ISO 639 codes such as `en` and `de`, of 139 that can be told apart.
+    None is when empty."""
+    min_language_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How sure the language must be; a document whose language isn't is dropped, too."""
     deduplicate: Deduplication = Deduplication.EXACT
     pii: PII = PII.REPLACE
 

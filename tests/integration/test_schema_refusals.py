@@ -131,6 +131,8 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         ("spec.tokenizer", "remove algorithm, vocabSize and lowercase"),
     ),
     (P, put("spec.masking.unit", "sentence"), ("spec.masking.unit", "span")),
+    (P, put("spec.cleaning.languages", ["English"]), ("spec.cleaning.languages[0]",)),
+    (P, put("spec.cleaning.languages", ["en", "en"]), ("spec.cleaning.languages[1]", "Duplicate value")),
     (P, put("spec.cleaning", {"minCharacters": 9, "maxCharacters": 8}), ("spec.cleaning", "change one of them")),
     (
         P,

@@ -14,6 +14,7 @@ from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import clean
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.duplicates import SIMILAR, Words, jaccard, near_duplicate_groups, shingles
+from cloze_trainer.data.languages import Languages
 from cloze_trainer.data.splitting import part, split
 from cloze_trainer.data.spool import Chosen, Digesting, Spool, first_of_each, sorted_order
 from cloze_trainer.errors import InputError
@@ -32,6 +33,33 @@ def test_cleaning_counts_what_it_drops(tmp_path: Path) -> None:
     assert report.characters_out == 3 * len(LONG) + len("another text altogether")
     assert report.dropped == {"short": 1, "long": 1, "duplicate": 1, "near_duplicate": 1}
     assert report.documents_in == report.documents_out + sum(report.dropped.values())
+
+
+def test_documents_in_other_languages_are_dropped_and_counted(tmp_path: Path) -> None:
+    """By language, with what can't be told; a language that nobody knows is refused."""
+    texts = [
+        LONG,
+        "Der schnelle braune Fuchs springt über den faulen Hund und läuft weit in den tiefen dunklen Wald hinein.",
+        "Le renard brun et rapide saute par-dessus le chien paresseux et court très loin dans la forêt sombre.",
+        "Быстрая коричневая лиса прыгает через ленивую собаку и убегает далеко в тёмный лес до наступления ночи.",
+        "0123 4567 8901 2345",
+    ]
+    settings = Cleaning.model_validate({"languages": ["en", "de"]})
+    with Spool(tmp_path) as spool:
+        report = clean(texts, settings, spool).report
+        assert list(spool) == texts[:2]
+    assert report.languages == {"en": 1, "de": 1, "fr": 1, "ru": 1, "und": 1}
+    assert report.dropped == {"language": 3, "duplicate": 0}
+    with Spool(tmp_path) as spool, pytest.raises(InputError, match="names xx,") as refusal:
+        clean(texts, Cleaning.model_validate({"languages": ["en", "xx"]}), spool)
+    assert refusal.value.reason == "LanguageUnknown"
+
+
+def test_language_of_a_long_document_is_not_that_of_its_first_line() -> None:
+    """The middle counts as much as the beginning."""
+    languages = Languages(["en"], 0.5)
+    german = "Die Sitzung ist eröffnet. Der Bericht wird verlesen, und niemand widerspricht ihm. " * 40
+    assert languages.of(LONG + " " + german) == "de"
 
 
 def test_near_duplicates_share_a_group_and_others_do_not() -> None:

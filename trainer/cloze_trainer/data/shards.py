@@ -294,6 +294,7 @@ def prepare(
             "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
             "dropped": dict(report.dropped),
             "replaced": dict(report.replaced),
+            "languages": dict(report.languages),
             "characters": report.characters_out,
             "tokens": tokens,
             "tokens_held_out": held_out.tokens,
