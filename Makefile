@@ -123,7 +123,7 @@ releases: $(VENV)
 bench-train: $(VENV) ## pretraining beside transformers' Trainer: hack/bench/train/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/train"; \
 	  for vocab in 30522 8192; do for sizes in 4x256 6x384; do $$bench throughput $$sizes --vocab $$vocab; done; done; \
-	  $$bench quality 4x256 --vocab 8192; \
+	  $$bench quality 4x256 --vocab 8192; $$bench preparation; \
 	  for sizes in 4x256 12x768; do $$bench checkpoint $$sizes; done; $$bench restart 4x256
 
 .PHONY: bench-serve

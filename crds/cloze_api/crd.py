@@ -145,9 +145,16 @@ def definition(resource: type[Resource]) -> dict[str, Any]:
     }
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes out what occurs twice."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
 def render(resource: type[Resource]) -> str:
     """The committed YAML text of one resource's definition."""
-    return HEADER + yaml.safe_dump(definition(resource), sort_keys=False, allow_unicode=True, width=120)
+    return HEADER + yaml.dump(definition(resource), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def files() -> dict[str, str]:

@@ -7,27 +7,11 @@ from pydantic import AfterValidator, Field
 
 from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
-from cloze_api.schema import Alias, ModelName, ModelVersion, ObjectName, Rule, Schema, alias_rule
+from cloze_api.pretrained import PretrainedVersion
+from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import Task
 from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
-
-
-class BaseModelVersion(Schema):
-    """A model version in the registry, by number or by the alias that points to it when the run starts."""
-
-    name: ModelName
-    version: ModelVersion | None = None
-    alias: Alias | None = None
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            cel="has(self.version) != has(self.alias)",
-            message="spec.base.model needs exactly one of version and alias: set one, remove the other",
-            check=lambda model: (model.version is None) != (model.alias is None),
-        ),
-        alias_rule("spec.base.model.alias"),
-    )
 
 
 class BaseJob(Schema):
@@ -39,7 +23,7 @@ class BaseJob(Schema):
 class Base(Schema):
     """The encoder to start from."""
 
-    model: BaseModelVersion | None = None
+    model: PretrainedVersion | None = None
     pretrain_job: BaseJob | None = None
 
     rules: ClassVar[tuple[Rule, ...]] = (

@@ -5,8 +5,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from cloze_api.schema import Rule, Schema
-from cloze_api.source import Credentials, SourceURI, uri_rule
+from cloze_api.pretrained import Pretrained
+from cloze_api.schema import Rule, Schema, undefaulted
+from cloze_api.source import REVISION_PATTERN, Credentials, SourceURI, uri_rule
 from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
@@ -29,7 +30,7 @@ class Corpus(Schema):
     """One source of raw text. Files whose names end in `.gz` or `.zst` are unpacked as they are read."""
 
     uri: SourceURI
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_./]*$", max_length=128)] | None = None
+    revision: Annotated[str, Field(pattern=REVISION_PATTERN, max_length=128)] | None = None
     """Branch, tag or commit of a data set at `hf://`; its main branch when absent."""
     credentials: Credentials | None = None
     """Outside a cluster the environment's variables of the same names are used instead, but for those of `https`."""
@@ -80,6 +81,14 @@ class Cleaning(Schema):
     min_characters: Annotated[int, Field(ge=0, le=1_000_000)] = 8
     max_characters: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Longer documents are dropped, such as dumps and tables; none is when absent."""
+    languages: Annotated[
+        list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$", max_length=3)]],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = []
+    """Documents in other languages are dropped: ISO 639 codes such as `en` and `de`, of 139 that can be told apart.
+    None is when empty."""
+    min_language_probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How sure the language must be; a document whose language isn't is dropped, too."""
     deduplicate: Deduplication = Deduplication.EXACT
     pii: PII = PII.REPLACE
 
@@ -105,18 +114,32 @@ class TokenizerAlgorithm(StrEnum):
 
 
 class Tokenizer(Schema):
-    """The tokenizer to train on the cleaned corpus."""
+    """The tokenizer to train on the cleaned corpus, or one to take as it is."""
 
-    algorithm: TokenizerAlgorithm = TokenizerAlgorithm.WORDPIECE
-    vocab_size: Annotated[int, Field(ge=128, le=262_144)] = 8192
-    lowercase: bool = True
+    algorithm: Annotated[TokenizerAlgorithm, Field(json_schema_extra=undefaulted)] = TokenizerAlgorithm.WORDPIECE
+    """`wordpiece` when absent."""
+    vocab_size: Annotated[int, Field(ge=128, le=262_144, json_schema_extra=undefaulted)] = 8192
+    """8192 when absent."""
+    lowercase: Annotated[bool, Field(json_schema_extra=undefaulted)] = True
+    """True when absent."""
+    reuse: Pretrained | None = None
+    """Tokenizer of another model, which is kept as it is; the vocabulary's size follows from it. None is trained."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.algorithm != 'byte-level-bpe' || self.vocabSize >= 512",
+            cel="!has(self.algorithm) || self.algorithm != 'byte-level-bpe' || !has(self.vocabSize) || "
+            "self.vocabSize >= 512",
             message="spec.tokenizer.vocabSize must be at least 512 for byte-level-bpe: 256 of it are single bytes",
             check=lambda tokenizer: (
                 tokenizer.algorithm is not TokenizerAlgorithm.BYTE_LEVEL_BPE or tokenizer.vocab_size >= 512
+            ),
+        ),
+        Rule(
+            cel="!has(self.reuse) || !(has(self.algorithm) || has(self.vocabSize) || has(self.lowercase))",
+            message="spec.tokenizer.reuse takes a tokenizer as it is: remove algorithm, vocabSize and lowercase",
+            check=lambda tokenizer: (
+                tokenizer.reuse is None
+                or not tokenizer.model_fields_set.intersection({"algorithm", "vocab_size", "lowercase"})
             ),
         ),
     )
@@ -223,13 +246,36 @@ class PretrainJobSpec(TrainingSpec):
 
     corpus: Annotated[list[Corpus], Field(min_length=1, max_length=32)]
     cleaning: Cleaning = Cleaning()
-    tokenizer: Tokenizer = Tokenizer()
-    model: Encoder = Encoder()
+    base: Pretrained | None = None
+    """The model to continue from: its architecture, sizes, weights and tokenizer. A new one when absent."""
+    tokenizer: Annotated[Tokenizer, Field(json_schema_extra=undefaulted)] = Tokenizer()
+    """That of the base, where there is one; else by default trained."""
+    model: Annotated[Encoder, Field(json_schema_extra=undefaulted)] = Encoder()
+    """That of the base, where there is one; else by default of 4 layers of 256."""
     masking: Masking = Masking()
     optimization: PretrainOptimization = PretrainOptimization()
     evaluation: PretrainEvaluation = PretrainEvaluation()
 
-    rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *SPEC_RULES,
+        Rule(
+            cel="!has(self.base) || !has(self.model)",
+            message="spec.base has its own architecture and sizes: remove spec.model, or train a new model without "
+            "spec.base",
+            check=lambda spec: spec.base is None or "model" not in spec.model_fields_set,
+        ),
+        Rule(
+            cel="!has(self.base) || !has(self.tokenizer)",
+            message="spec.base has its own tokenizer: remove spec.tokenizer, or take only that by spec.tokenizer.reuse "
+            "and train a new model",
+            check=lambda spec: spec.base is None or "tokenizer" not in spec.model_fields_set,
+        ),
+    )
+
+    @property
+    def pretrained(self) -> Pretrained | None:
+        """What isn't made from the corpus: the base, or a tokenizer alone."""
+        return self.base or self.tokenizer.reuse
 
 
 PRETRAIN_RULES = immutable_after_start(
@@ -237,6 +283,7 @@ PRETRAIN_RULES = immutable_after_start(
     (
         "corpus",
         "cleaning",
+        "base",
         "tokenizer",
         "model",
         "masking",

@@ -35,6 +35,11 @@ def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
     return [{"rule": rule.cel, "message": rule.message} for rule in rules]
 
 
+def undefaulted(schema: dict[str, Any]) -> None:
+    """For a field's `json_schema_extra`: its default isn't written into objects: rules can tell whether it is set."""
+    schema.pop("default", None)
+
+
 class Schema(BaseModel):
     """A part of a resource. Field names are camelCase in YAML and snake_case in Python."""
 

@@ -20,18 +20,26 @@ SourceURI = Annotated[str, Field(pattern=SOURCE_PATTERN, max_length=1024)]
 `hf://datasets/owner/name/path`. But for `configmap` and `https`, a path may name many files by `*`, or by their folder.
 """
 
+FOLDER_PATTERN = (
+    r"^(pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^*]+|file:///[^*]+|(s3|gs)://[a-z0-9][-._a-z0-9]*/[^*]+"
+    r"|hf://[-._a-zA-Z0-9]+/[-._a-zA-Z0-9]+(/[^@*]*)?)$"
+)
+
+FolderURI = Annotated[str, Field(pattern=FOLDER_PATTERN, max_length=1024)]
+"""A folder: `pvc://claim/path`, `file:///path`, `s3://bucket/path`, `gs://bucket/path` or `hf://owner/name`."""
 
 #: A step upwards in a path: it would lead out of the claim that the URI names.
 _UPWARDS = r"/\.\.(/|$)"
 
 
-def uri_rule(path: str) -> Rule:
+def uri_rule(path: str, *, optional: bool = False) -> Rule:
     """The rule on the URI at this path, for the model that has it as its own field."""
     name = path.rsplit(".", 1)[1]
+    absent = f"!has(self.{name}) || " if optional else ""
     return Rule(
-        cel=f"!self.{name}.matches('{_UPWARDS}')".replace("\\", "\\\\"),
+        cel=absent + f"!self.{name}.matches('{_UPWARDS}')".replace("\\", "\\\\"),
         message=f"{path} has `..` in its path: name the file from the claim's own root",
-        check=lambda model: not re.search(_UPWARDS, getattr(model, name)),
+        check=lambda model: not re.search(_UPWARDS, getattr(model, name) or ""),
     )
 
 
@@ -44,6 +52,10 @@ class Credentials(Schema):
     """
 
     secret_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+
+
+#: What the name of a branch, tag or commit may be.
+REVISION_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_./]*$"
 
 
 class SourceKind(StrEnum):
@@ -88,7 +100,7 @@ class Source:
 
 def parse_source(uri: str) -> Source:
     """Take a source URI apart. Raises ValueError, saying which schemes exist, for any other text."""
-    if re.match(SOURCE_PATTERN, uri) and not re.search(_UPWARDS, uri):
+    if (re.match(SOURCE_PATTERN, uri) or re.match(FOLDER_PATTERN, uri)) and not re.search(_UPWARDS, uri):
         scheme, _, rest = uri.partition("://")
         if scheme in ("pvc", "configmap"):
             container, _, path = rest.partition("/")

@@ -60,6 +60,10 @@ def test_there_are_examples_of_every_kind() -> None:
         (with_spec("PretrainJob", "x" * 41), "shorten it"),
         (with_spec("PretrainJob", registry={"name": "e", "alias": "latest"}), "spec.registry.alias"),
         (with_spec("FineTuneJob", base={"model": {"name": "e", "alias": "v1"}}), "spec.base.model.alias"),
+        (with_spec("PretrainJob", base={"uri": "file:///m"}, model={}), "remove spec.model"),
+        (with_spec("PretrainJob", base={"uri": "file:///m"}, tokenizer={}), "remove spec.tokenizer"),
+        (with_spec("PretrainJob", tokenizer={"reuse": {"uri": "file:///m"}, "vocabSize": 999}), "remove algorithm"),
+        (with_spec("PretrainJob", base={"uri": "hf://a/b", "model": {"name": "e", "version": "1"}}), "exactly one"),
         (with_spec("FineTuneJob", labels=["a", "b", "a"]), "a: named more than once"),
         (
             with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1"}]}),

@@ -61,6 +61,12 @@ def drop(path: str) -> Callable[[Document], None]:
 
 P, F, M = GOOD
 
+
+def optional_base(**spec: Any) -> Callable[[Document], None]:
+    """A change to a job that continues from a base, with more of the spec."""
+    return lambda target: target["spec"].update({"base": {"uri": "hf://owner/name"}, **spec})
+
+
 FALLBACK: Document = {"name": "spam-large", "version": "2"}
 #: Everything that servers can be told; the rules let it through.
 OPTIONS: Document = {
@@ -111,7 +117,22 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     ),
     (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe", "vocabSize": 300}), ("spec.tokenizer", "at least 512")),
     (P, put("spec.tokenizer.algorithm", "unigram"), ("spec.tokenizer.algorithm", "wordpiece")),
+    (P, optional_base(model={"layers": 2}), ("spec.base", "remove spec.model")),
+    (P, optional_base(tokenizer={"vocabSize": 500}), ("spec.base", "remove spec.tokenizer")),
+    (P, put("spec.base", {}), ("spec.base", "exactly one of model and uri")),
+    (P, put("spec.base", {"uri": "https://host/model"}), ("spec.base.uri",)),
+    (P, put("spec.base", {"uri": "pvc://models/../x"}), ("spec.base", "claim's own root")),
+    (P, put("spec.base", {"uri": "file:///m", "revision": "v1"}), ("spec.base", "hf:// alone")),
+    (P, put("spec.base", {"uri": "pvc://m/x", "credentials": {"secretName": "s"}}), ("spec.base", "remove them")),
+    (P, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias")),
+    (
+        P,
+        put("spec.tokenizer", {"reuse": {"uri": "hf://owner/name"}, "lowercase": True}),
+        ("spec.tokenizer", "remove algorithm, vocabSize and lowercase"),
+    ),
     (P, put("spec.masking.unit", "sentence"), ("spec.masking.unit", "span")),
+    (P, put("spec.cleaning.languages", ["English"]), ("spec.cleaning.languages[0]",)),
+    (P, put("spec.cleaning.languages", ["en", "en"]), ("spec.cleaning.languages[1]", "Duplicate value")),
     (P, put("spec.cleaning", {"minCharacters": 9, "maxCharacters": 8}), ("spec.cleaning", "change one of them")),
     (
         P,
@@ -334,6 +355,24 @@ def create(kubernetes_client: dynamic.DynamicClient, body: Document, *, dry_run:
 def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind: str) -> None:
     """The smallest object of each kind is enough; every other field has a default."""
     create(kubernetes_client, document(kind), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        optional_base(),
+        put("spec.base", {"model": {"name": "encoder", "alias": "champion"}}),
+        put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}}),
+        put("spec.tokenizer", {"algorithm": "byte-level-bpe"}),
+    ],
+)
+def test_models_that_are_there_are_accepted(
+    kubernetes_client: dynamic.DynamicClient, change: Callable[[Document], None]
+) -> None:
+    """The rules let what they are meant for through, though defaults are written into the object."""
+    body = document(P)
+    change(body)
+    create(kubernetes_client, body, dry_run=True)
 
 
 @pytest.mark.parametrize(

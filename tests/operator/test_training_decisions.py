@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 
 from cloze_api.progress import Progress
 from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
@@ -208,6 +209,42 @@ def test_base_comes_from_the_registry(training: Make, answer: Answer, status: st
     verdict, _ = decide_training(training("FineTuneJob", spec=spec, base=answer))
     assert findings(verdict)["BaseReady"] == (status, reason)
     assert bool(verdict.apply) == (status == "True")
+
+
+@pytest.mark.parametrize("place", ["base", "tokenizer"])
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [(Version("hub", "2", DIGEST), ("True", "BaseResolved")), (Unavailable("down"), ("False", "RegistryUnavailable"))],
+)
+def test_pretraining_waits_for_what_it_takes_from_the_registry(
+    training: Make, place: str, answer: Answer, ready: tuple[str, str]
+) -> None:
+    """A base or a tokenizer alone: the pods read an exact version, with its digest in their environment."""
+    named = {"model": {"name": "hub", "alias": "champion"}}
+    spec = {place: named if place == "base" else {"reuse": named}}
+    verdict, _ = decide_training(training("PretrainJob", spec=spec, base=answer))
+    assert findings(verdict)["BaseReady"] == ready
+    made = {manifest["kind"]: manifest for manifest in verdict.apply}
+    assert bool(made) == (ready[0] == "True")
+    if made:
+        read = yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"])["spec"][place]
+        assert (read if place == "base" else read["reuse"]) == {"model": {"name": "hub", "version": "2"}}
+        (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]
+        assert {"name": "CLOZE_BASE_DIGEST", "value": DIGEST} in container["env"]
+
+
+def test_folder_of_a_base_is_mounted_with_its_credentials(training: Make) -> None:
+    """A claim that holds models is a source like another; a store's Secret is mounted."""
+    verdict, _ = decide_training(training("PretrainJob", spec={"base": {"uri": "pvc://models/bert"}}))
+    made = {manifest["kind"]: manifest for manifest in verdict.apply}
+    volumes = made["Job"]["spec"]["template"]["spec"]["volumes"]
+    assert {"claimName": "models"} in [volume.get("persistentVolumeClaim") for volume in volumes]
+    assert "BaseReady" not in verdict.findings
+    spec = {"tokenizer": {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}}}
+    verdict, _ = decide_training(training("PretrainJob", spec=spec))
+    made = {manifest["kind"]: manifest for manifest in verdict.apply}
+    volumes = made["Job"]["spec"]["template"]["spec"]["volumes"]
+    assert "store" in [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
 
 
 def test_resolution_is_read_back(training: Make, children: Make) -> None:

@@ -11,7 +11,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from cloze_trainer import finetune, loop
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.data.labelled import IGNORED, Labelled
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
@@ -61,8 +61,10 @@ def dataset(folder: Path) -> PreparedDataset:
     for name in ("train", "test"):
         finetune._save(folder, name, part)
     (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
-    manifest: Any = SimpleNamespace(lowercase=True)
-    return PreparedDataset(folder, BaseModel(folder, "x/1", "sha256:x", manifest, CONFIG), {})
+    base = BaseModel(
+        folder=folder, name="x/1", digest="sha256:x", special_tokens=SPECIAL_IDS, lowercase=True, config=CONFIG
+    )
+    return PreparedDataset(folder, base, {})
 
 
 class Recorder(ProgressFile):

@@ -72,17 +72,17 @@ def test_damaged_base_is_fetched_once_more(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("cloze_trainer.registry.download", download)
     run, spec = run_of(tmp_path)
-    base = fetch(run, spec)
+    base = fetch(run, spec.base.model, open_base)
     assert (base.digest, fetched) == (digest, ["1"])
-    fetch(run, spec)
+    fetch(run, spec.base.model, open_base)
     assert fetched == ["1"]
     (base.folder / "model.safetensors").write_text("rubbish")
-    assert fetch(run, spec).digest == digest
+    assert fetch(run, spec.base.model, open_base).digest == digest
     assert fetched == ["1", "1"]
     for folder in (base.folder, tmp_path / "registry"):
         (folder / "model.safetensors").write_text("rubbish")
     with pytest.raises(BaseModelError) as refusal:
-        fetch(run, spec)
+        fetch(run, spec.base.model, open_base)
     assert refusal.value.reason == "BaseFileCorrupt"
 
 

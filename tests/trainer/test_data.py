@@ -13,8 +13,9 @@ from cloze_api.task import Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import clean
 from cloze_trainer.data.documents import documents
-from cloze_trainer.data.duplicates import near_duplicate_groups
-from cloze_trainer.data.shards import split
+from cloze_trainer.data.duplicates import SIMILAR, Words, jaccard, near_duplicate_groups, shingles
+from cloze_trainer.data.languages import Languages
+from cloze_trainer.data.splitting import part, split
 from cloze_trainer.data.spool import Chosen, Digesting, Spool, first_of_each, sorted_order
 from cloze_trainer.errors import InputError
 
@@ -32,6 +33,33 @@ def test_cleaning_counts_what_it_drops(tmp_path: Path) -> None:
     assert report.characters_out == 3 * len(LONG) + len("another text altogether")
     assert report.dropped == {"short": 1, "long": 1, "duplicate": 1, "near_duplicate": 1}
     assert report.documents_in == report.documents_out + sum(report.dropped.values())
+
+
+def test_documents_in_other_languages_are_dropped_and_counted(tmp_path: Path) -> None:
+    """By language, with what can't be told; a language that nobody knows is refused."""
+    texts = [
+        LONG,
+        "Der schnelle braune Fuchs springt über den faulen Hund und läuft weit in den tiefen dunklen Wald hinein.",
+        "Le renard brun et rapide saute par-dessus le chien paresseux et court très loin dans la forêt sombre.",
+        "Быстрая коричневая лиса прыгает через ленивую собаку и убегает далеко в тёмный лес до наступления ночи.",
+        "0123 4567 8901 2345",
+    ]
+    settings = Cleaning.model_validate({"languages": ["en", "de"]})
+    with Spool(tmp_path) as spool:
+        report = clean(texts, settings, spool).report
+        assert list(spool) == texts[:2]
+    assert report.languages == {"en": 1, "de": 1, "fr": 1, "ru": 1, "und": 1}
+    assert report.dropped == {"language": 3, "duplicate": 0}
+    with Spool(tmp_path) as spool, pytest.raises(InputError, match="names xx,") as refusal:
+        clean(texts, Cleaning.model_validate({"languages": ["en", "xx"]}), spool)
+    assert refusal.value.reason == "LanguageUnknown"
+
+
+def test_language_of_a_long_document_is_not_that_of_its_first_line() -> None:
+    """The middle counts as much as the beginning."""
+    languages = Languages(["en"], 0.5)
+    german = "Die Sitzung ist eröffnet. Der Bericht wird verlesen, und niemand widerspricht ihm. " * 40
+    assert languages.of(LONG + " " + german) == "de"
 
 
 def test_near_duplicates_share_a_group_and_others_do_not() -> None:
@@ -56,6 +84,54 @@ def test_equal_texts_are_on_one_side(texts: list[str], fraction: float) -> None:
     assert train
     assert held_out
     assert not set(train) & set(held_out)
+
+
+def sides(texts: list[str], fraction: float) -> tuple[list[int], list[int], int]:
+    """Numbers of the texts on either side, and how many were held out at first."""
+    digesting = Digesting()
+    for text in texts:
+        digesting.add(text)
+    chosen = split(np.ones(len(texts), dtype=bool), digesting.all(), fraction)
+    train, held_out = (np.flatnonzero(side).tolist() for side in part(texts, *chosen))
+    return train, held_out, int(chosen[1].sum())
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 0.5))
+def test_no_held_out_text_is_nearly_a_training_text(seed: int, fraction: float) -> None:
+    """As a comparison of all pairs would have it, in families of texts that differ by some of their words."""
+    random = np.random.default_rng(seed)
+    texts = []
+    for family in range(12):
+        words = [f"w{family}x{number}" for number in range(random.integers(1, 120))]
+        for _ in range(random.integers(1, 8)):
+            copy = list(words)
+            for at in random.integers(0, len(words), size=random.integers(0, 3)):
+                copy[at] = f"other{random.integers(1000)}"
+            texts.append(" ".join(copy) + "." * int(random.integers(3)))
+    try:
+        train, held_out, before = sides(texts, fraction)
+    except InputError:
+        # Every one that was chosen is nearly another one.
+        return
+    hashes = [shingles(text, Words()) for text in texts]
+    near = [(a, b) for a in held_out for b in train if jaccard(hashes[a], hashes[b]) >= SIMILAR]
+    assert near == []
+    assert sorted(train + held_out) == list(range(len(texts)))
+    assert before >= len(held_out) > 0
+    assert sides(texts, fraction) == (train, held_out, before)
+
+
+def test_what_is_nearly_like_nothing_stays_held_out() -> None:
+    """A text that shares a phrase with others isn't moved, and the longest texts are compared as well."""
+    phrase = "all rights are reserved by the owners of this text and of its parts"
+    texts = [f"{phrase} {' '.join(f'a{number}b{at}' for at in range(40))}" for number in range(60)]
+    train, held_out, before = sides(texts, 0.2)
+    assert len(held_out) == before == 12
+    longer = [f"{texts[number]} once more" for number in held_out[:5]]
+    chosen = np.array([number in train or number >= len(texts) for number in range(len(texts) + 5)])
+    moved, kept = part(texts + longer, chosen, ~chosen)
+    assert np.flatnonzero(kept).tolist() == held_out[5:]
+    assert moved[held_out[:5]].all()
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=40))

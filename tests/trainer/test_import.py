@@ -382,10 +382,16 @@ def test_the_same_import_again_keeps_what_is_there(tmp_path: Path, tiny: Any) ->
     assert refused.value.reason == "OutputExists"
 
 
-def test_an_imported_encoder_is_no_base_whose_tokens_the_trainer_would_mistake(tmp_path: Path, tiny: Any) -> None:
-    """Its special tokens have ids of their own."""
+def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny: Any) -> None:
+    """Its special tokens and positions are taken as they are; one without a mask token is none."""
     tiny.save(tmp_path / "model", "roberta", Task.FILL_MASK)
     convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
+    base = open_base(tmp_path / "artifact", "tiny/1", None)
+    assert base.special_tokens.model_dump() == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
+    assert (base.config.first_position, base.config.max_length) == (2, 40)
+    document = json.loads((tmp_path / "artifact" / "manifest.json").read_text())
+    document["special_tokens"]["mask"] = None
+    (tmp_path / "artifact" / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(BaseModelError) as refused:
         open_base(tmp_path / "artifact", "tiny/1", None)
     assert refused.value.reason == "BaseTokenizerUnsuitable"

@@ -19,6 +19,7 @@ from cloze_api.task import Task
 from cloze_trainer import artifact, finetune, importing, precisions
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data.labelled import Labelled
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
@@ -184,8 +185,14 @@ class Tuned:
         (folder / "dataset.json").write_text(json.dumps({"labels": ["ham", "spam"], "max_length": 16}))
         (folder / "tokenizer.json").write_text("{}")
         (folder / "tokenizer_config.json").write_text("{}")
-        manifest: Any = SimpleNamespace(lowercase=True)
-        base = BaseModel(folder, "x/1", "sha256:0", manifest, self.CONFIG)
+        base = BaseModel(
+            folder=folder,
+            name="x/1",
+            digest="sha256:0",
+            special_tokens=SPECIAL_IDS,
+            lowercase=True,
+            config=self.CONFIG,
+        )
         self.workload = FineTuning(self.spec, PreparedDataset(folder, base, {}), torch.device("cpu"))
         self.model = build(self.workload.task, self.CONFIG, 2)
         self.run: Any = SimpleNamespace(

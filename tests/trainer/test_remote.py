@@ -30,7 +30,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_REGI
 
 
 class Stores(http.server.BaseHTTPRequestHandler):
-    """As much of S3 (bucket `books`) and of a hub of data sets (`o/books`) as reading asks for."""
+    """As much of S3 (bucket `books`) and of a hub (data set and model `o/books`) as reading asks for."""
 
     protocol_version = "HTTP/1.1"
     seen: ClassVar[list[tuple[str, str]]] = []
@@ -61,9 +61,9 @@ class Stores(http.server.BaseHTTPRequestHandler):
                 self._list(query.get("prefix", ""), query.get("delimiter"))
             else:
                 self._file(path.removeprefix("/books/"))
-        elif match := re.fullmatch(r"/api/datasets/o/books(?:/revision/(\w+)|/tree/(\w+)/?(.*))?", path):
+        elif match := re.fullmatch(r"/api/(?:datasets|models)/o/books(?:/revision/(\w+)|/tree/(\w+)/?(.*))?", path):
             self._hub(*match.groups())
-        elif match := re.fullmatch(r"/datasets/o/books/resolve/(\w+)/(.+)", path):
+        elif match := re.fullmatch(r"(?:/datasets)?/o/books/resolve/(\w+)/(.+)", path):
             self._file(match[2])
         else:
             self._send(404, b"")
@@ -170,6 +170,18 @@ def test_revision_is_what_is_read(server: str, tmp_path: Path) -> None:
     assert "/datasets/o/books/resolve/c0ffee2/texts/b.txt" in [path for path, _ in Stores.seen]
     with pytest.raises(InputError, match="404"):
         fetch("hf://datasets/o/books/texts", access, tmp_path, revision="v3")
+
+
+@pytest.mark.parametrize("store", ["s3://books", "hf://o/books"])
+def test_of_a_folder_what_is_wanted_is_fetched(server: str, tmp_path: Path, store: str) -> None:
+    """Also of a model's repository at a hub, at its commit; what else lies there stays there."""
+    access = KEYS | {"AWS_ENDPOINT_URL": server, "HF_TOKEN": "t0ken", "HF_ENDPOINT": server}
+    revision = "v2" if store.startswith("hf") else None
+    (path,) = fetch(f"{store}/texts", access, tmp_path, revision, lambda name: name == "deep/c.txt")
+    assert path.read_bytes() == FILES["texts/deep/c.txt"]
+    assert {seen for seen, _ in Stores.seen if seen.endswith((".txt", ".gz"))} == {
+        "/o/books/resolve/c0ffee2/texts/deep/c.txt" if revision else "/books/texts/deep/c.txt"
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.source import SourceFiles, locate
+from cloze_trainer.data.splitting import split
 from cloze_trainer.data.spool import Digesting
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
@@ -47,13 +48,33 @@ def test_files_hold_the_packed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     digesting = Digesting()
     for text in PARAGRAPHS:
         digesting.add(text)
-    sides = shards.split(np.ones(len(PARAGRAPHS), dtype=bool), digesting.all(), 0.02)
+    sides = split(np.ones(len(PARAGRAPHS), dtype=bool), digesting.all(), 0.02)
     train, held_out = ([PARAGRAPHS[at] for at in np.flatnonzero(side)] for side in sides)
     for rows_NT, texts in ((got.train_NT, train), (got.held_out_NT, held_out)):
         documents = [model.encode(text, add_special_tokens=False).ids for text in texts]
         assert np.array_equal(rows_NT, np.concatenate(list(shards.pack(documents, 16, rows_NT.dtype))))
     assert got.report["sequences"] == len(got.train_NT)
     assert got.report["tokens"] == int((got.train_NT >= 5).sum() + (got.train_NT == SPECIAL_IDS.unk).sum())
+
+
+@pytest.mark.parametrize("deduplicate", ["none", "exact", "near"])
+def test_held_out_texts_are_not_nearly_trained_on(tmp_path: Path, deduplicate: str) -> None:
+    """Whatever of the repetitions is kept; the report counts what changed sides."""
+    pages = [" ".join(f"page{number}word{at}" for at in range(40)) for number in range(30)]
+    texts = pages + [f"{page} again" for page in pages[:20]]
+    got = prepared(
+        tmp_path, "\n\n".join(texts), cleaning={"deduplicate": deduplicate}, evaluation={"heldOutFraction": 0.3}
+    )
+    model = tokenizer.read(got.folder)
+
+    def mentioned(rows_NT: Any) -> set[str]:
+        words = " ".join(model.decode(row_T.tolist()) for row_T in rows_NT).replace(" ", "")
+        return {page for page in pages if page.split()[7] + page.split()[8] in words}
+
+    assert not mentioned(got.train_NT) & mentioned(got.held_out_NT)
+    assert mentioned(got.held_out_NT)
+    assert (got.report["held_out_near_duplicates"] > 0) == (deduplicate != "near")
+    assert got.report["documents"] == (30 if deduplicate == "near" else 50)
 
 
 @given(

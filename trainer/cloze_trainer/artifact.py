@@ -27,7 +27,7 @@ from cloze_api.precision import Measured, Precision
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer import precisions
 from cloze_trainer.data import examples
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.tokenizer import SETTINGS_FILE
 from cloze_trainer.export import OUTPUT, export
 from cloze_trainer.files import publish, write_json
 from cloze_trainer.finetune import FineTuning
@@ -41,7 +41,6 @@ CONFIG_FILE = "config.json"
 EVALUATION_FILE = "evaluation.json"
 # Half an hour of one CPU for a large model; the difference between two precisions is known well enough by then.
 _MOST_EXAMPLES = 4000
-_TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
 def trainer_version() -> str:
@@ -73,7 +72,7 @@ def write(
     judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI.
     """
     spec = run.job.spec
-    base = workload.base if isinstance(workload, FineTuning) else None
+    base = workload.base
     with publish(run.artifact, marker=False) as staging:
         _write_files(staging, workload, model)
         measured = _add_precisions(staging, spec, workload)
@@ -91,7 +90,7 @@ def write(
                     max_length=workload.max_length if isinstance(workload, FineTuning) else workload.config.max_length,
                     vocab_size=workload.config.vocab_size,
                 ),
-                special_tokens=SPECIAL_IDS,
+                special_tokens=workload.config.special_tokens,
                 lowercase=workload.lowercase,
                 tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
                 inputs=list(workload.config.inputs),
@@ -147,7 +146,7 @@ def _add_precisions(
         inputs=workload.config.inputs,
         output=OUTPUT,
         labels=workload.labels,
-        batches=examples.batches(rows, pad_id=SPECIAL_IDS.pad, wide=False),
+        batches=examples.batches(rows, pad_id=workload.config.special_tokens.pad, wide=False),
         examples=len(rows),
     )
     return precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss).measured
@@ -160,10 +159,10 @@ def _figures(measured: Mapping[Precision, Measured]) -> dict[str, float]:
 
 def _write_files(folder: Path, workload: Pretraining | FineTuning, model: TaskModel) -> None:
     shutil.copyfile(workload.tokenizer_folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    settings = json.loads((workload.tokenizer_folder / _TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = json.loads((workload.tokenizer_folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     # Without it a tokenizer gives types of texts to models that have none.
     settings["model_input_names"] = list(workload.config.inputs)
-    write_json(folder / _TOKENIZER_CONFIG_FILE, settings)
+    write_json(folder / SETTINGS_FILE, settings)
     document = workload.config.transformers(workload.task, workload.labels)
     (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items()}

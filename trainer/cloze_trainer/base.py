@@ -1,36 +1,71 @@
-"""The encoder that a fine-tuning starts from: a verified artifact in the workspace."""
+"""A registered model that a run starts from, or takes the tokenizer of: a verified artifact in the workspace."""
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, file_sha256, verify
 from cloze_api.names import ENV_BASE_DIGEST, ENV_MLFLOW_URI
+from cloze_api.pretrained import PretrainedVersion
 from cloze_api.task import Task
 from cloze_trainer.console import log
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.run import Run
 
 
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A base model that was verified. digest: of its manifest, as the registry or the folder gave it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel(PretrainedTokenizer):
+    """A base model that was verified. digest: of its manifest, or of the files of a folder that has none."""
 
-    folder: Path
-    name: str
-    digest: str
-    manifest: Manifest
     config: EncoderConfig
+
+
+Opened = TypeVar("Opened", bound=PretrainedTokenizer)
 
 
 def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel:
     """Verify an artifact as a base. Raises BaseModelError."""
+    manifest = _verified(folder, name, expected_digest)
+    if manifest.task is not Task.FILL_MASK:
+        raise BaseModelError(
+            "BaseTaskUnsuitable",
+            f"the base model {name} is for {manifest.task}: name a fill-mask model, as a PretrainJob registers it",
+        )
+    tokenizer = _tokenizer(folder, name, manifest)
+    return BaseModel(
+        folder=folder,
+        name=name,
+        digest=tokenizer.digest,
+        special_tokens=tokenizer.special_tokens,
+        lowercase=tokenizer.lowercase,
+        config=read_config(folder, tokenizer),
+    )
+
+
+def open_tokenizer(folder: Path, name: str, expected_digest: str | None) -> PretrainedTokenizer:
+    """Verify an artifact of any task, for the sake of its tokenizer. Raises BaseModelError."""
+    return _tokenizer(folder, name, _verified(folder, name, expected_digest))
+
+
+def read_config(folder: Path, tokenizer: PretrainedTokenizer) -> EncoderConfig:
+    """The encoder of a base's folder. Raises BaseModelError."""
     try:
-        manifest = verify(folder, expected_digest)
+        return EncoderConfig.read(folder / "config.json", tokenizer.special_tokens)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BaseModelError(
+            "BaseArchitectureUnknown",
+            f"the base model {tokenizer.name} has no config.json of an encoder that can be trained: {error}",
+        ) from error
+
+
+def _verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
+    try:
+        return verify(folder, expected_digest)
     except ArtifactError as error:
         raise BaseModelError(
             f"Base{error.reason}", f"the base model {name} can't be used: {error}; name another version"
@@ -40,55 +75,48 @@ def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel
             "BaseManifestInvalid",
             f"the base model {name} isn't what its {MANIFEST_FILE} describes; name another version",
         ) from error
-    if manifest.task is not Task.FILL_MASK:
-        raise BaseModelError(
-            "BaseTaskUnsuitable",
-            f"the base model {name} is for {manifest.task}: name a fill-mask model, as a PretrainJob registers it",
-        )
-    if manifest.special_tokens.model_dump() != SPECIAL_IDS.model_dump():
+
+
+def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
+    if manifest.special_tokens.mask is None:
         raise BaseModelError(
             "BaseTokenizerUnsuitable",
-            f"the special tokens of the base model {name} have other ids than those of this trainer: name a model that "
-            "a PretrainJob has registered",
+            f"the tokenizer of {name} has no mask token, without which nothing can be hidden: name another model",
         )
-    try:
-        config = EncoderConfig.read(folder / "config.json")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BaseModelError(
-            "BaseArchitectureUnknown",
-            f"the base model {name} has no config.json of an encoder that can be trained: {error}",
-        ) from error
-    return BaseModel(folder, name, f"sha256:{file_sha256(folder / MANIFEST_FILE)}", manifest, config)
+    return PretrainedTokenizer(
+        folder=folder,
+        name=name,
+        digest=f"sha256:{file_sha256(folder / MANIFEST_FILE)}",
+        special_tokens=manifest.special_tokens,
+        lowercase=manifest.lowercase,
+    )
 
 
-def fetch(run: Run, spec: FineTuneJobSpec) -> BaseModel:
-    """Download the base from the registry into the workspace, once, and verify it.
+def fetch(run: Run, model: PretrainedVersion | None, opening: Callable[[Path, str, str | None], Opened]) -> Opened:
+    """Download a version from the registry into the workspace, once, and verify it by `opening` it.
 
-    Raises InputError when the spec names no exact version, BaseModelError when what arrives isn't it, RegistryError
-    when MLflow doesn't answer.
+    Raises InputError when the spec names no version, BaseModelError when what arrives isn't it, RegistryError when
+    MLflow doesn't answer.
     """
-    if spec.base.model is None:
+    if model is None:
         raise InputError(
             "BaseUnresolved",
             "spec.base.pretrainJob is resolved by the operator, inside a cluster: outside one name base.model "
             "with a version",
         )
     if run.tracking_uri is None:
-        raise InputError(
-            "RegistryUnset", f"spec.base.model is in MLflow: set {ENV_MLFLOW_URI} to the registry's address"
-        )
+        raise InputError("RegistryUnset", f"{model.name} is in MLflow: set {ENV_MLFLOW_URI} to the registry's address")
     from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
 
-    model = spec.base.model
     version = model.version or registry.version_of_alias(run.tracking_uri, model.name, model.alias or "")
     name = f"{model.name}/{version}"
     folder = run.workspace / "base" / name.replace("/", "-")
     expected = os.environ.get(ENV_BASE_DIGEST) or None
     if (folder / MANIFEST_FILE).is_file():
         try:
-            return open_base(folder, name, expected)
+            return opening(folder, name, expected)
         except BaseModelError as error:
             log("base model downloaded once more", base=name, why=error.reason)
             shutil.rmtree(folder)
     registry.download(run.tracking_uri, model.name, version, folder)
-    return open_base(folder, name, expected)
+    return opening(folder, name, expected)

@@ -45,12 +45,10 @@ class Facts:
 
 def write(checkpoint: Checkpoint, folder: Path) -> Facts:
     """Convert a checkpoint. Raises InputError for what can't be, TrainerError when the graph isn't the model."""
-    loaded = _load_tokenizer(checkpoint)
-    # A copy: the settings of the one in use stay as they are.
-    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    special_tokens = _special_tokens(checkpoint, loaded, tokenizer)
+    loaded, tokenizer = load_tokenizer(checkpoint.folder)
+    special_tokens = find_special_tokens(
+        checkpoint.folder, loaded, tokenizer, mask=checkpoint.task is Task.FILL_MASK, vocab_size=checkpoint.vocab_size
+    )
     model = _model(checkpoint)
     longest = int(min(loaded.model_max_length, checkpoint.positions))
     max_length = min(longest, checkpoint.declared or longest)
@@ -82,7 +80,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
         output=graph.output,
         max_length=max_length,
         special_tokens=special_tokens,
-        lowercase=tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("A") == "a",
+        lowercase=is_lowercase(tokenizer),
         dimensions=int(model.config.hidden_size) if checkpoint.task is Task.EMBEDDING else 0,
     )
 
@@ -93,23 +91,35 @@ def _headed(checkpoint: Checkpoint, model: Any, inputs: tuple[str, ...]) -> nn.M
     return Span(model, inputs) if checkpoint.task is Task.QUESTION_ANSWERING else Classes(model, inputs)
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The folder's tokenizer, as transformers has it. Raises InputError."""
+def is_lowercase(tokenizer: Tokenizer) -> bool:
+    """Whether capitals are no other letters to it."""
+    return tokenizer.normalizer is not None and bool(tokenizer.normalizer.normalize_str("A") == "a")
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, Tokenizer]:
+    """The folder's tokenizer, as transformers has it, and what does the work in it. Raises InputError."""
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-        loaded.backend_tokenizer.to_str()
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # A copy: the settings of the one in use stay as they are.
+        tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:  # whatever it is, the folder has no tokenizer that can be used
-        message = f"{checkpoint.folder} has no tokenizer that transformers loads as a fast one ({type(error).__name__})"
+        message = f"{folder} has no tokenizer that transformers loads as a fast one ({type(error).__name__})"
         raise InputError("TokenizerUnsupported", f"{message}: put its tokenizer.json there") from error
-    return loaded
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return loaded, tokenizer
 
 
-def _special_tokens(checkpoint: Checkpoint, loaded: Any, tokenizer: Tokenizer) -> SpecialTokens:
-    """The ids that a server needs, where the tokenizer fits the model. Raises InputError."""
-    folder = checkpoint.folder
+def find_special_tokens(
+    folder: Path, loaded: Any, tokenizer: Tokenizer, *, mask: bool, vocab_size: int | None
+) -> SpecialTokens:
+    """The ids that a server needs, where the tokenizer fits the model. Raises InputError.
+
+    mask: whether one is needed. vocab_size: of the model, if there is one yet.
+    """
     ids = {role: getattr(loaded, f"{role}_token_id") for role in SpecialTokens.model_fields}
     needed = [role for role, field in SpecialTokens.model_fields.items() if field.is_required()]
-    needed += ["mask"] if checkpoint.task is Task.FILL_MASK else []
+    needed += ["mask"] if mask else []
     if missing := [role for role in needed if ids[role] is None]:
         raise InputError("SpecialTokensMissing", f"the tokenizer of {folder} has no {', '.join(missing)} token")
     special = SpecialTokens(**ids)
@@ -117,14 +127,14 @@ def _special_tokens(checkpoint: Checkpoint, loaded: Any, tokenizer: Tokenizer) -
         message = f"the tokenizer of {folder} doesn't put its cls and sep tokens around a text: the model expects them"
         raise InputError("TokenizerUnsupported", message)
     highest = max(tokenizer.get_vocab().values())
-    if highest >= checkpoint.vocab_size:
-        message = f"the tokenizer of {folder} gives ids up to {highest}, the model knows {checkpoint.vocab_size}"
+    if vocab_size is not None and highest >= vocab_size:
+        message = f"the tokenizer of {folder} gives ids up to {highest}, the model knows {vocab_size}"
         raise InputError("VocabularyInvalid", message)
     return special
 
 
-def _model(checkpoint: Checkpoint) -> Any:
-    """The model in 32-bit floats. Raises InputError for weights that aren't all there."""
+def load_model(folder: Path, task: Task) -> tuple[Any, dict[str, Any]]:
+    """The model in 32-bit floats with a task's head, and what transformers tells of its weights. Raises InputError."""
     classes = {
         Task.FILL_MASK: transformers.AutoModelForMaskedLM,
         Task.SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
@@ -133,8 +143,8 @@ def _model(checkpoint: Checkpoint) -> Any:
         Task.EMBEDDING: transformers.AutoModel,
     }
     try:
-        model, found = classes[checkpoint.task].from_pretrained(
-            checkpoint.folder,
+        model, found = classes[task].from_pretrained(
+            folder,
             local_files_only=True,
             # Of a folder with both, nothing pickled is read.
             use_safetensors=True,
@@ -144,8 +154,14 @@ def _model(checkpoint: Checkpoint) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # the library's errors share no base class
-        message = f"the weights of {checkpoint.folder} can't be loaded ({type(error).__name__}): {str(error)[:300]}"
+        message = f"the weights of {folder} can't be loaded ({type(error).__name__}): {str(error)[:300]}"
         raise InputError("WeightsInvalid", message) from error
+    return model, found
+
+
+def _model(checkpoint: Checkpoint) -> Any:
+    """The model in 32-bit floats. Raises InputError for weights that aren't all there."""
+    model, found = load_model(checkpoint.folder, checkpoint.task)
     # The pooler belongs to sequence classification's head; no vector is made of it.
     missing = sorted(name for name in found["missing_keys"] if "pooler." not in name or checkpoint.vectors is None)
     if missing or found["mismatched_keys"]:

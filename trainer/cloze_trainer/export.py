@@ -12,7 +12,6 @@ from torch import nn
 
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 
@@ -53,7 +52,7 @@ def export(model: nn.Module, task: Task, config: EncoderConfig, path: Path) -> N
         per_token=task is not Task.SEQUENCE_CLASSIFICATION,
         vocab_size=config.vocab_size,
         max_length=config.max_length,
-        pad=SPECIAL_IDS.pad,
+        pad=config.special_tokens.pad,
     )
     export_graph(model, graph, path)
 

@@ -18,7 +18,7 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
-from cloze_trainer.base import BaseModel, fetch
+from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.console import log
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.duplicates import near_duplicate_groups
@@ -26,7 +26,6 @@ from cloze_trainer.data.examples import Row
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.remote import redacted
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
@@ -61,7 +60,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     Raises BaseModelError, InputError with file and line, or RegistryError.
     """
     progress.stage("data")
-    base = fetch(run, spec)
+    base = fetch(run, spec.base.model, open_base)
     max_length = spec.max_length or base.config.max_length
     if max_length > base.config.max_length:
         raise InputError(
@@ -115,7 +114,9 @@ def _publish(
     labels = labelled.schema(train, test, spec.labels)
     model = tokenizer.read(base.folder)
     parts = {
-        name: labelled.tokenize(examples, labels, model, task=spec.task, max_length=max_length)
+        name: labelled.tokenize(
+            examples, labels, model, task=spec.task, max_length=max_length, special=base.special_tokens
+        )
         for name, examples in (("train", train), ("test", test))
     }
     tokens = int(parts["train"].lengths.sum())
@@ -164,12 +165,12 @@ def _save(folder: Path, name: str, part: Labelled) -> None:
 class Examples:
     """Tokenized examples, memory-mapped. lengths: tokens of each."""
 
-    def __init__(self, folder: Path, name: str, *, per_token: bool) -> None:
+    def __init__(self, folder: Path, name: str, *, per_token: bool, pad: int) -> None:
         self._ids = np.load(folder / f"{name}-ids.npy", mmap_mode="r")
         self._targets = np.load(folder / f"{name}-targets.npy", mmap_mode="r")
         self.lengths: npt.NDArray[np.int64] = np.load(folder / f"{name}-lengths.npy")
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self._per_token = per_token
+        self._per_token, self._pad = per_token, pad
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -194,7 +195,7 @@ class Examples:
     def batch(self, samples_B: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Padded ids (B, T) and targets, (B, T) or (B,)."""
         spans = [slice(self._starts[sample], self._starts[sample + 1]) for sample in samples_B]
-        ids_BT = labelled.pad([self._ids[span].astype(np.int64) for span in spans], SPECIAL_IDS.pad)
+        ids_BT = labelled.pad([self._ids[span].astype(np.int64) for span in spans], self._pad)
         if not self._per_token:
             return ids_BT, self._targets[samples_B].astype(np.int64)
         return ids_BT, labelled.pad([self._targets[span].astype(np.int64) for span in spans], IGNORED)
@@ -210,15 +211,17 @@ class FineTuning:
         self.config = prepared.base.config
         self.tokenizer_folder = prepared.base.folder
         self.origin = Origin(data=prepared.folder.name, base=prepared.base.digest)
-        self.lowercase = prepared.base.manifest.lowercase
+        self.lowercase = prepared.base.lowercase
         meta: dict[str, Any] = json.loads((prepared.folder / _META_FILE).read_text(encoding="utf-8"))
         self.labels: tuple[str, ...] = tuple(meta["labels"])
         self.max_length: int = meta["max_length"]
         self.report = {key: float(value) for key, value in meta.items() if isinstance(value, int | float)}
         self._slices: list[list[str]] = json.loads((prepared.folder / _SLICES_FILE).read_text(encoding="utf-8"))
         per_token = self.task is Task.TOKEN_CLASSIFICATION
-        self.train = Examples(prepared.folder, "train", per_token=per_token)
-        self.test = Examples(prepared.folder, "test", per_token=per_token)
+        self._pad = self.base.special_tokens.pad
+        self.train, self.test = (
+            Examples(prepared.folder, name, per_token=per_token, pad=self._pad) for name in ("train", "test")
+        )
         optimization = spec.optimization
         self._order = Order(
             len(self.train), optimization.batch_sequences, optimization.seed, lengths=self.train.lengths
@@ -246,7 +249,7 @@ class FineTuning:
 
     def _chunk(self, examples: Examples, samples_B: npt.NDArray[np.int64]) -> Chunk:
         ids_BT, targets = examples.batch(samples_B)
-        visible_BT = ids_BT != SPECIAL_IDS.pad
+        visible_BT = ids_BT != self._pad
         full = bool(visible_BT.all())
         return Chunk(
             inputs=(

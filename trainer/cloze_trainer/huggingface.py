@@ -80,20 +80,7 @@ def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize:
 
     pooling, normalize: how vectors are made, for an encoder whose folder doesn't say.
     """
-    if not folder.is_dir():
-        raise InputError("FolderMissing", f"{folder} isn't a folder: give one in Hugging Face's format")
-    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
-        # Weights that were pickled run code when they are loaded.
-        message = f"the weights of {folder} are pickled, and loading them could run anything"
-        raise InputError("PickleRefused", f"{message}: save them as safetensors where they come from")
-    if not (folder / CONFIG_FILE).is_file():
-        raise InputError("ConfigMissing", f"{folder} has no {CONFIG_FILE}: it isn't a model in Hugging Face's format")
-    config = _object(folder / CONFIG_FILE)
-    kind = config.get("model_type")
-    architecture = ARCHITECTURES.get(str(kind))
-    if architecture is None or config.get("auto_map"):
-        what = "code of its own" if architecture else f"the architecture {kind!r}"
-        raise InputError("ArchitectureUnsupported", f"{folder} has {what}; supported are {', '.join(ARCHITECTURES)}")
+    config, architecture = configuration(folder)
     try:
         positions = int(config["max_position_embeddings"])
         vocab_size = int(config["vocab_size"])
@@ -115,6 +102,25 @@ def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize:
         vectors=_vectors(folder, pooling, normalize) if task is Task.EMBEDDING else None,
         files=tuple(name for name in ("README.md", "LICENSE", "LICENSE.txt", "NOTICE") if (folder / name).is_file()),
     )
+
+
+def configuration(folder: Path) -> tuple[dict[str, Any], Architecture]:
+    """What `config.json` says, and the family of models. Raises InputError for a folder that isn't to be loaded."""
+    if not folder.is_dir():
+        raise InputError("FolderMissing", f"{folder} isn't a folder: give one in Hugging Face's format")
+    if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+        # Weights that were pickled run code when they are loaded.
+        message = f"the weights of {folder} are pickled, and loading them could run anything"
+        raise InputError("PickleRefused", f"{message}: save them as safetensors where they come from")
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError("ConfigMissing", f"{folder} has no {CONFIG_FILE}: it isn't a model in Hugging Face's format")
+    config = _object(folder / CONFIG_FILE)
+    kind = config.get("model_type")
+    architecture = ARCHITECTURES.get(str(kind))
+    if architecture is None or config.get("auto_map"):
+        what = "code of its own" if architecture else f"the architecture {kind!r}"
+        raise InputError("ArchitectureUnsupported", f"{folder} has {what}; supported are {', '.join(ARCHITECTURES)}")
+    return config, architecture
 
 
 def _head(folder: Path, classes: Sequence[str], task: Task) -> str:

@@ -141,16 +141,19 @@ def tensors(model: TaskModel) -> dict[str, Tensor]:
     return names.to_theirs(model.state_dict(), model.config.architecture, model.task)
 
 
-def load_encoder(model: TaskModel, weights: Mapping[str, Tensor]) -> None:
+def load_encoder(model: TaskModel, weights: Mapping[str, Tensor]) -> list[str]:
     """Copy an artifact's tensors into a task model; what the artifact has not of its new head keeps its initial values.
+
+    Returns the names of those.
 
     Raises ValueError naming the first tensor of the encoder that is missing, or one that has another shape.
     """
-    own = model.state_dict()
+    own, fresh = model.state_dict(), []
     for name, target in own.items():
         theirs = names.theirs(name, model.config.architecture, model.task)
         if theirs not in weights:
             if not name.startswith("encoder."):
+                fresh.append(theirs)
                 continue
             raise ValueError(f"the base model has no tensor {theirs}")
         if name.startswith("classifier."):
@@ -160,3 +163,4 @@ def load_encoder(model: TaskModel, weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the base model's tensor {theirs} {shapes}")
         own[name] = weights[theirs]
     model.load_state_dict(own)
+    return fresh

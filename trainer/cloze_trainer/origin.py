@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.source import Credentials
 from cloze_trainer.data.remote import credentials, redacted
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError
@@ -29,6 +30,11 @@ def changed(what: str, since: str) -> InputError:
     )
 
 
+def access(secret: Credentials | None) -> dict[str, str]:
+    """What gives access to a source with these credentials: see `remote.credentials`."""
+    return credentials(Path(SECRETS_MOUNT) / secret.secret_name if secret else None)
+
+
 def locate_all(run: Run) -> list[SourceFiles]:
     """The files behind every source of the spec, in its order: a corpus' parts, or the training and test examples."""
     spec = run.job.spec
@@ -40,9 +46,7 @@ def locate_all(run: Run) -> list[SourceFiles]:
                 corpus_root=run.corpus_root,
                 downloads=downloads,
                 revision=corpus.revision,
-                access=credentials(
-                    Path(SECRETS_MOUNT) / corpus.credentials.secret_name if corpus.credentials else None
-                ),
+                access=access(corpus.credentials),
             )
             for corpus in spec.corpus
         ]

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import Masking, MaskingUnit, PretrainJobSpec
+from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
+from cloze_trainer.adoption import adopt_base, adopt_tokenizer
+from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
 from cloze_trainer.data.order import Order
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
@@ -30,25 +34,36 @@ from cloze_trainer.run import Run
 
 @dataclass(frozen=True, slots=True)
 class PreparedCorpus:
-    """What rank 0 made of the corpus. sources: SHA-256 of each source, keyed by its URI without secrets."""
+    """What rank 0 made of the corpus. sources: SHA-256 of each source, keyed by its URI without secrets.
+
+    base: what is continued from. tokenizer: the one that was taken, from the base or from elsewhere.
+    """
 
     folder: Path
     sources: dict[str, str]
+    base: BaseModel | None = None
+    tokenizer: PretrainedTokenizer | None = None
 
 
 def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> PreparedCorpus:
     """Clean, tokenize and pack the corpus into the workspace, once. Raises InputError with file and line."""
     progress.stage("data")
+    # Before a base: what reads one tells the hub's library to fetch nothing from then on.
     sources = locate_all(run)
-    prepared, reused = shards.prepare(spec, sources, run.workspace / "data", progress.stage)
+    base = _base(run, spec.base) if spec.base else None
+    taken = base or (_tokenizer(run, spec.tokenizer.reuse) if spec.tokenizer.reuse else None)
+    length = base.config.max_length if base else spec.model.max_length
+    prepared, reused = shards.prepare(
+        spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken
+    )
     log("corpus prepared", reused=reused, **prepared.report)
     if len(prepared.train_NT) < spec.optimization.batch_sequences:
         raise InputError(
             "BatchTooLarge",
-            f"the corpus packs into {len(prepared.train_NT)} sequences of {spec.model.max_length} tokens, fewer than "
+            f"the corpus packs into {len(prepared.train_NT)} sequences of {length} tokens, fewer than "
             f"optimization.batchSequences ({spec.optimization.batch_sequences}): lower it or add text",
         )
-    held_out = evaluation_masker(prepared.vocab_size)
+    held_out = evaluation_masker(prepared.vocab_size, taken.special_tokens if taken else SPECIAL_IDS)
     if not any(
         held_out.row(row_T.astype(np.int64), 0, number)[1].any() for number, row_T in enumerate(prepared.held_out_NT)
     ):
@@ -57,12 +72,20 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
             f"none of the {prepared.report['tokens_held_out']} held-out tokens is masked for the evaluation: raise "
             "evaluation.heldOutFraction or add text",
         )
-    if prepared.vocab_size < spec.tokenizer.vocab_size:
+    if not taken and prepared.vocab_size < spec.tokenizer.vocab_size:
         log("vocabulary smaller than asked", asked=spec.tokenizer.vocab_size, got=prepared.vocab_size)
-    return PreparedCorpus(prepared.folder, digests(sources))
+    return PreparedCorpus(prepared.folder, digests(sources), base, taken)
 
 
-def evaluation_masker(vocab_size: int) -> Masker:
+def _base(run: Run, pretrained: Pretrained) -> BaseModel:
+    return fetch(run, pretrained.model, open_base) if pretrained.model else adopt_base(run, pretrained)
+
+
+def _tokenizer(run: Run, pretrained: Pretrained) -> PretrainedTokenizer:
+    return fetch(run, pretrained.model, open_tokenizer) if pretrained.model else adopt_tokenizer(run, pretrained)
+
+
+def evaluation_masker(vocab_size: int, special: SpecialTokens = SPECIAL_IDS) -> Masker:
     """The masks of the held-out documents: the same for every model with this vocabulary."""
     return Masker(
         vocab_size=vocab_size,
@@ -71,6 +94,7 @@ def evaluation_masker(vocab_size: int) -> Masker:
         random_share=0.1,
         seed=EVALUATION_SEED,
         evaluation=True,
+        special_tokens=special,
     )
 
 
@@ -90,18 +114,25 @@ class Pretraining:
         self._spec, self._device = spec, device
         self.shards = shards.read(prepared.folder)
         self.tokenizer_folder = prepared.folder
-        self.origin = Origin(data=prepared.folder.name)
-        self.lowercase = spec.tokenizer.lowercase
+        self.base, taken = prepared.base, prepared.tokenizer
+        self.origin = Origin(data=prepared.folder.name, base=taken.digest if taken else None)
+        self.lowercase = taken.lowercase if taken else spec.tokenizer.lowercase
+        special: SpecialTokens = taken.special_tokens if taken else SPECIAL_IDS
         self.report = {key: float(value) for key, value in self.shards.report.items() if isinstance(value, int | float)}
-        self.config = EncoderConfig(
-            architecture=spec.model.architecture,
-            vocab_size=self.shards.vocab_size,
-            layers=spec.model.layers,
-            hidden_size=spec.model.hidden_size,
-            heads=spec.model.heads,
-            intermediate_size=spec.model.intermediate_size,
-            max_length=spec.model.max_length,
-            dropout=spec.model.dropout,
+        self.config = (
+            self.base.config
+            if self.base
+            else EncoderConfig(
+                architecture=spec.model.architecture,
+                vocab_size=self.shards.vocab_size,
+                layers=spec.model.layers,
+                hidden_size=spec.model.hidden_size,
+                heads=spec.model.heads,
+                intermediate_size=spec.model.intermediate_size,
+                max_length=spec.model.max_length,
+                dropout=spec.model.dropout,
+                special_tokens=special,
+            )
         )
         seed, unit = spec.optimization.seed, spec.masking.unit
         self._order = Order(len(self.shards.train_NT), spec.optimization.batch_sequences, seed)
@@ -113,8 +144,9 @@ class Pretraining:
             seed=seed,
             continuing_V=None if unit is MaskingUnit.TOKEN else tokenizer.continuing(tokenizer.read(prepared.folder)),
             spans=unit is MaskingUnit.SPAN,
+            special_tokens=special,
         )
-        self._evaluation_masker = evaluation_masker(self.shards.vocab_size)
+        self._evaluation_masker = evaluation_masker(self.shards.vocab_size, special)
 
     @property
     def total_steps(self) -> int:
@@ -153,12 +185,12 @@ class Pretraining:
     ) -> Chunk:
         rows_BT = corpus_NT[samples_B]
         masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
-        texts_BT, places_BT = shards.texts_of(rows_BT)
+        texts_BT, places_BT = shards.texts_of(rows_BT, self.config.special_tokens)
 
         def moved(values: npt.NDArray[np.integer[Any]]) -> Tensor:
             return torch.from_numpy(values).to(self._device)
 
-        texts, real_BT = moved(texts_BT), rows_BT != SPECIAL_IDS.pad
+        texts, real_BT = moved(texts_BT), rows_BT != self.config.special_tokens.pad
         # Where each row is one text, without a mask attention takes its fastest path.
         alone = bool(real_BT.all()) and int(texts_BT.max()) == 1
         return Chunk(

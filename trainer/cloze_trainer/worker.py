@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from cloze_api.manifest import MANIFEST_FILE, file_sha256, version_tags
+from cloze_api.manifest import MANIFEST_FILE, WEIGHTS_FILE, file_sha256, version_tags
 from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
@@ -56,18 +56,20 @@ def initial_model(workload: Workload, seed: int) -> TaskModel:
     """The model before its first step, the same on every rank."""
     torch.manual_seed(int(generator(seed, _INITIALIZATION_DOMAIN).integers(1 << 63)))
     model = build(workload.task, workload.config, len(workload.labels))
-    if isinstance(workload, FineTuning):
+    if workload.base is not None:
         _load_base(model, workload.base)
     return model
 
 
 def _load_base(model: TaskModel, base: BaseModel) -> None:
-    from safetensors.torch import load_file  # noqa: PLC0415 - only a fine-tuning needs it
+    from safetensors.torch import load_file  # noqa: PLC0415 - only a run with a base needs it
 
     try:
-        load_encoder(model, load_file(base.folder / "model.safetensors"))
+        fresh = load_encoder(model, load_file(base.folder / WEIGHTS_FILE))
     except ValueError as error:
         raise BaseModelError("BaseArchitectureMismatch", f"{base.name}: {error}") from error
+    if fresh and model.task is Task.FILL_MASK:
+        log("head is new", base=base.name, why="the base has no weights for predicting hidden tokens", tensors=fresh)
 
 
 def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> None:
@@ -167,6 +169,9 @@ def _params(job: TrainingJob) -> dict[str, str]:
 
     parts = {"optimization", "model", "masking", "tokenizer", "cleaning", "topology", "task", "max_length", "base"}
     parts &= set(type(job.spec).model_fields)
+    if isinstance(job.spec, PretrainJobSpec) and job.spec.pretrained:
+        # The defaults of what isn't trained here say nothing.
+        parts -= {"model", "tokenizer"} if job.spec.base else {"tokenizer"}
     walk("", job.spec.model_dump(mode="json", by_alias=True, include=parts))
     return flat
 

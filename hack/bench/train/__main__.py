@@ -44,10 +44,10 @@ def peer_python() -> str:
     return str(python)
 
 
-def call(python: str, script: Path, plan: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Run one of the scripts."""
+def call(python: str, script: Path, plan: dict[str, Any], threads: int, **variables: str) -> dict[str, Any]:
+    """Run one of the scripts, with more variables in its environment."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"} | variables
     with tempfile.TemporaryDirectory() as scratch:
         given, result = Path(scratch, "plan.json"), Path(scratch, "result.json")
         given.write_text(json.dumps({**plan, "scratch": f"{scratch}/scratch"}), encoding="utf-8")
@@ -72,7 +72,7 @@ class Bench:
         document["spec"]["optimization"]["arithmetic"] = arithmetic
         (self.folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
         prepared = self.ours(documents=True)
-        self._tokenizer, self._vocab = prepared["tokenizer"], prepared["vocab"]
+        self.tokenizer, self._vocab = prepared["tokenizer"], prepared["vocab"]
 
     def ours(self, **plan: Any) -> dict[str, Any]:
         """Our loop."""
@@ -101,7 +101,7 @@ class Bench:
             "learning_rate": LEARNING_RATE,
             "seed": SEED,
             "bf16": self.arithmetic == "bf16",
-            "tokenizer": self._tokenizer,
+            "tokenizer": self.tokenizer,
             "documents": str(self.folder / "documents.jsonl"),
             "cache": str(self.folder / "datasets"),
         }
@@ -189,6 +189,38 @@ def restart(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str
     print(f"{sizes.name}, 2 ranks: training again after {Spread(tuple(seconds_without_training(document, rounds)))} s")
 
 
+def preparation(vocab: int, processes: int, rounds: int) -> None:
+    """tokenizing and packing, MB/s over the peer's; and the memory of ours on ten times as much"""
+    bench = Bench(Sizes(4, 256, vocab), 1, processes, "fp32")
+    documents = bench.folder / "documents.jsonl"
+    megabytes = sum(len(json.loads(line)["text"].encode()) for line in documents.open(encoding="utf-8")) / 1e6
+    plan = {"tokenizer": bench.tokenizer, "max_length": MAX_LENGTH, "processes": processes}
+
+    def ours(file: Path) -> dict[str, Any]:
+        parallel = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(processes)}
+        given = {**plan, "documents": str(file)}
+        return call(sys.executable, HERE / "preparation.py", given, processes, **parallel)
+
+    def theirs(file: Path) -> dict[str, Any]:
+        return call(peer_python(), PEERS / "transformers_preparation.py", {**plan, "documents": str(file)}, processes)
+
+    found: list[tuple[float, float]] = []
+    for number in range(rounds):
+        one, other = ours(documents), theirs(documents)
+        found.append((megabytes / one["seconds"], megabytes / other["seconds"]))
+        print(f"round {number + 1}: {found[-1]}", file=sys.stderr)
+    mine, peers = zip(*found, strict=True)
+    print(f"{megabytes:.1f} MB, vocabulary {vocab:,}, {processes} processes, {rounds} rounds: MB/s, and ours over it")
+    print(f"  ours         {Spread(mine)}")
+    print(f"  datasets.map {Spread(peers)!s:28} {Spread(tuple(one / other for one, other in found))}")
+    with tempfile.TemporaryDirectory(dir=bench.folder) as folder:
+        large = Path(folder, "documents.jsonl")
+        large.write_bytes(documents.read_bytes() * 10)
+        more = ours(large)
+    peaks = [each["peak_bytes"] / 2**20 for each in (one, more)]
+    print(f"  most memory of ours: {peaks[0]:.0f} MiB, and {peaks[1]:.0f} MiB with {10 * megabytes:.0f} MB")
+
+
 def _sizes(text: str) -> tuple[int, int]:
     layers, width = text.split("x")
     return int(layers), int(width)
@@ -216,7 +248,16 @@ def main() -> None:
         if function is utilization:
             command.add_argument("--batch", type=int, default=256, help="rows (256)")
             command.add_argument("--max-length", type=int, default=512, help="tokens of a row (512)")
+    command = commands.add_parser(preparation.__name__, help=preparation.__doc__)
+    command.set_defaults(run=preparation)
+    command.add_argument("--vocab", type=int, default=30_522)
+    command.add_argument("--processes", type=int, default=2)
+    command.add_argument("--rounds", type=int, default=3)
     given = vars(parser.parse_args())
+    if given["run"] is preparation:
+        given.pop("run")
+        preparation(**given)
+        return
     run, (layers, width), vocab = given.pop("run"), given.pop("sizes"), given.pop("vocab")
     run(Sizes(layers, width, vocab), **given)
 

@@ -71,7 +71,7 @@ def write_documents(text_file: Path, spec: Any, sources: Any) -> None:
     """The training documents after cleaning, one JSON object a line: what the shards were made from."""
     import numpy as np  # noqa: PLC0415 - the command line does without
 
-    from cloze_trainer.data import cleaning, shards  # noqa: PLC0415
+    from cloze_trainer.data import cleaning, splitting  # noqa: PLC0415
     from cloze_trainer.data.documents import documents  # noqa: PLC0415
     from cloze_trainer.data.lines import BrokenLines  # noqa: PLC0415
     from cloze_trainer.data.spool import Chosen, Spool  # noqa: PLC0415
@@ -83,5 +83,6 @@ def write_documents(text_file: Path, spec: Any, sources: Any) -> None:
     )
     with Spool(text_file.parent) as spool, text_file.open("w", encoding="utf-8") as lines:
         cleaned = cleaning.clean(found, spec.cleaning, spool)
-        train, _ = shards.split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        chosen = splitting.split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        train, _ = splitting.part(spool, *chosen)
         lines.writelines(json.dumps({"text": text}) + "\n" for text in Chosen(spool, np.flatnonzero(train)))

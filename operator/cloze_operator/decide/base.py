@@ -1,11 +1,11 @@
-"""Which exact version a fine-tuning run starts from."""
+"""Which exact version a run starts from."""
 
-from cloze_api.resources import FineTuneJob
+from cloze_api.resources import FineTuneJob, TrainingJob
 from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
 from cloze_operator.decide.fields import dig
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
 from cloze_operator.decide.verdict import Verdict
-from cloze_operator.desired.base import ResolvedBase, read_base
+from cloze_operator.desired.base import ResolvedBase, read_base, registered_base
 
 
 def frozen_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
@@ -16,8 +16,8 @@ def frozen_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
 
 
 def resolved_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
-    """The base to use; None for a PretrainJob, or when it isn't known yet."""
-    if not isinstance(snapshot.job, FineTuneJob):
+    """The base to use; None for a run that has none in the registry, or when it isn't known yet."""
+    if not _has_base(snapshot.job):
         return None
     if frozen := frozen_base(snapshot):
         return frozen
@@ -27,33 +27,42 @@ def resolved_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
     return None
 
 
+def _has_base(job: TrainingJob | None) -> bool:
+    return isinstance(job, FineTuneJob) or (job is not None and registered_base(job) is not None)
+
+
+def _awaited(job: TrainingJob | None) -> str | None:
+    """Name of the PretrainJob that makes the base."""
+    base = job.spec.base.pretrain_job if isinstance(job, FineTuneJob) else None
+    return base.name if base else None
+
+
 def _answer(snapshot: TrainingSnapshot) -> Answer:
-    assert isinstance(snapshot.job, FineTuneJob)
-    if snapshot.job.spec.base.pretrain_job is None:
+    if _awaited(snapshot.job) is None:
         return snapshot.base
     model = dig(snapshot.base_job, "status", "model")
     return Version(model["name"], model["version"], model["digest"], model.get("runId", "")) if model else None
 
 
 def resolve_base(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Condition BaseReady of a FineTuneJob."""
-    if not isinstance(snapshot.job, FineTuneJob):
+    """Condition BaseReady of a run with a base in the registry, or that waits for one."""
+    if not _has_base(snapshot.job):
         return verdict
     if base := resolved_base(snapshot):
         return verdict.find("BaseReady", "True", "BaseResolved", f"{base.name} version {base.version}, {base.digest}")
-    reason, message = _why_not(snapshot, snapshot.job)
+    reason, message = _why_not(snapshot)
     return verdict.find("BaseReady", "False", reason, message)
 
 
-def _why_not(snapshot: TrainingSnapshot, job: FineTuneJob) -> tuple[str, str]:
-    pretrain = job.spec.base.pretrain_job
+def _why_not(snapshot: TrainingSnapshot) -> tuple[str, str]:
+    pretrain = _awaited(snapshot.job)
     if pretrain is None:
         return _why_not_registered(snapshot.base)
     if snapshot.base_job is None:
-        return "PretrainJobNotFound", f"PretrainJob {pretrain.name} doesn't exist: create it, or name another base"
+        return "PretrainJobNotFound", f"PretrainJob {pretrain} doesn't exist: create it, or name another base"
     if finished_status(snapshot.base_job) is False:
-        return "PretrainJobFailed", f"PretrainJob {pretrain.name} has failed: replace it, or name another base"
-    return "WaitingForPretrainJob", f"PretrainJob {pretrain.name} hasn't registered its model yet"
+        return "PretrainJobFailed", f"PretrainJob {pretrain} has failed: replace it, or name another base"
+    return "WaitingForPretrainJob", f"PretrainJob {pretrain} hasn't registered its model yet"
 
 
 def _why_not_registered(answer: Answer) -> tuple[str, str]:

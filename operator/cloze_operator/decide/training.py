@@ -90,7 +90,7 @@ def _waiting(verdict: Verdict, reason: str, message: str) -> Verdict:
 
 
 def wait_for_base(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """A fine-tuning run starts from an exact version; until it has one, it waits."""
+    """A run with a base starts from an exact version; until it has one, it waits."""
     verdict = resolve_base(snapshot, verdict)
     ready = verdict.findings.get("BaseReady")
     if ready is None or ready.status == "True":

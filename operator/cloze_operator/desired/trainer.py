@@ -50,7 +50,8 @@ class Gang:
 def source_uris(job: TrainingJob) -> tuple[str, ...]:
     """URIs of everything the run reads, in the order of the spec."""
     if isinstance(job, PretrainJob):
-        return tuple(corpus.uri for corpus in job.spec.corpus)
+        folder = job.spec.pretrained.uri if job.spec.pretrained else None
+        return (*(corpus.uri for corpus in job.spec.corpus), *([folder] if folder else []))
     return (job.spec.dataset.train, job.spec.dataset.test)
 
 
@@ -63,8 +64,11 @@ def mounted_sources(job: TrainingJob) -> tuple[Source, ...]:
 
 def store_secrets(job: TrainingJob) -> tuple[str, ...]:
     """Names of the Secrets that give access to the run's sources and to its checkpoints, one of each, sorted."""
-    sources = [corpus.credentials for corpus in job.spec.corpus] if isinstance(job, PretrainJob) else []
-    return tuple(sorted({found.secret_name for found in (*sources, job.spec.checkpoint.credentials) if found}))
+    secrets = [job.spec.checkpoint.credentials]
+    if isinstance(job, PretrainJob):
+        secrets += [corpus.credentials for corpus in job.spec.corpus]
+        secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
+    return tuple(sorted({secret.secret_name for secret in secrets if secret}))
 
 
 def is_pinned(job: TrainingJob) -> bool:

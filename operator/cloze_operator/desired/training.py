@@ -8,7 +8,7 @@ import yaml
 from cloze_api.names import API_VERSION, JOB_FILE, LABEL_QUEUE, QUEUE_PREFIX, RENDEZVOUS_PORT
 from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode
 from cloze_api.resources import PretrainJob, TrainingJob
-from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase
+from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase, with_base
 from cloze_operator.desired.metadata import Manifest, child_metadata, sealed, selector
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.trainer import TRAINER, Gang, pod_template
@@ -70,7 +70,7 @@ def config_map(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | 
     """The resource as the training pods read it, with an exact base."""
     spec = {key: value for key, value in owner["spec"].items() if key not in _OPERATIONAL}
     if base:
-        spec["base"] = {"model": {"name": base.name, "version": base.version}}
+        spec = with_base(spec, base)
     document = {
         "apiVersion": API_VERSION,
         "kind": owner["kind"],

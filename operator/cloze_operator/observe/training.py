@@ -5,7 +5,8 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
-from cloze_api.resources import FineTuneJob, PretrainJob, TrainingJob, parse_job
+from cloze_api.pretrained import PretrainedVersion
+from cloze_api.resources import FineTuneJob, TrainingJob, parse_job
 from cloze_api.source import SourceKind, parse_source
 from cloze_operator.cluster import Cluster
 from cloze_operator.decide.answers import Answer
@@ -13,6 +14,7 @@ from cloze_operator.decide.base import frozen_base
 from cloze_operator.decide.fields import Object, dig, is_going, is_true
 from cloze_operator.decide.pods import registered
 from cloze_operator.decide.snapshot import TrainingSnapshot
+from cloze_operator.desired.base import registered_base
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.trainer import source_uris
 from cloze_operator.desired.training import claim_name, run_name, spec_name
@@ -97,19 +99,18 @@ class TrainingObserver:
         return await self._registry.of_job(job.spec.registry.name, job.metadata.uid)
 
     async def _base(self, snapshot: TrainingSnapshot, job: TrainingJob) -> tuple[Answer, Object | None]:
-        if isinstance(job, PretrainJob) or frozen_base(snapshot):
+        if frozen_base(snapshot):
             return None, None
-        base = job.spec.base
-        if base.pretrain_job is not None:
-            return None, await self._cluster.get("PretrainJob", job.metadata.namespace, base.pretrain_job.name)
-        return await self._registered_base(job), None
+        if isinstance(job, FineTuneJob) and job.spec.base.pretrain_job is not None:
+            awaited = job.spec.base.pretrain_job.name
+            return None, await self._cluster.get("PretrainJob", job.metadata.namespace, awaited)
+        model = registered_base(job)
+        return (await self._registered_base(model) if model else None), None
 
-    async def _registered_base(self, job: FineTuneJob) -> Answer:
-        model = job.spec.base.model
-        assert model is not None, "spec.base has neither model nor pretrainJob"
+    async def _registered_base(self, model: PretrainedVersion) -> Answer:
         if model.version is not None:
             return await self._registry.version(model.name, model.version)
-        assert model.alias is not None, "spec.base.model has neither version nor alias"
+        assert model.alias is not None, "the model has neither version nor alias"
         return await self._registry.behind(model.name, model.alias)
 
     async def _missing(self, namespace: str, job: TrainingJob) -> tuple[str, ...]:

@@ -10,18 +10,20 @@ import numpy as np
 from cloze_api.pretrain import PII, Cleaning, Deduplication
 from cloze_trainer.data import pii
 from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data.languages import Languages
 from cloze_trainer.data.spool import Chosen, Digesting, Digests, Mask, Spool, first_of_each
 
 
 @dataclass(slots=True)
 class CleaningReport:
-    """What cleaning did, in counts alone."""
+    """What cleaning did, in counts alone. languages: documents in each, where they were told; `und` is unsure."""
 
     documents_in: int = 0
     documents_out: int = 0
     characters_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
 
 
 def normalise(text: str) -> str:
@@ -42,12 +44,13 @@ class Cleaned:
 
 
 def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned:
-    """Spool the documents that are neither too short nor too long, and tell which of them are kept.
+    """Spool the documents of the right length and language, and tell which of them are kept.
 
     No more than a document and about a hundred bytes for each are in memory; near-duplicates take some kilobytes each.
     """
     report = CleaningReport()
     digests, keys = Digesting(), Digesting()
+    languages = Languages(settings.languages, settings.min_language_probability) if settings.languages else None
     for document in documents:
         report.documents_in += 1
         text = normalise(document)
@@ -60,6 +63,12 @@ def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned
         if settings.max_characters is not None and len(text) > settings.max_characters:
             report.dropped["long"] += 1
             continue
+        if languages is not None:
+            language = languages.of(text)
+            report.languages[language] += 1
+            if not languages.wants(language):
+                report.dropped["language"] += 1
+                continue
         spool.append(text)
         digests.add(text)
         if settings.deduplicate is not Deduplication.NONE:

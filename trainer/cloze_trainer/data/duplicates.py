@@ -2,8 +2,9 @@
 candidate pair checked against the exact Jaccard similarity."""
 
 import hashlib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,12 @@ PERMUTATIONS = 128
 # 21 bands of 6 rows find a pair of similarity 0.8 with probability 0.998; what they find is checked exactly.
 BANDS, ROWS = 21, 6
 
+SIMILAR = 0.8
+"""Jaccard similarity from which on two texts are nearly the same."""
+SKETCH = 16
+_SHARED = 4
+_MOST_WORDS = 1 << 20
+
 _WORD = re.compile(r"\w+")
 _LARGEST = np.uint64((1 << 32) - 1)
 _HALF = np.uint64(32)
@@ -21,16 +28,23 @@ _HALF = np.uint64(32)
 Hashes = npt.NDArray[np.uint64]
 
 
-def shingles(text: str, words: dict[str, int]) -> Hashes:
+class Words(dict[str, int]):
+    """Hashes of words, worked out once each; the memory is bounded."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        found = self[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        return found
+
+
+def shingles(text: str, words: Words) -> Hashes:
     """Sorted distinct 32-bit hashes of a text's word 5-grams; one hash of all words when there are fewer.
 
-    words: a cache of the words' own hashes, shared between texts.
+    words: the words' own hashes, shared between texts.
     """
     tokens = _WORD.findall(text.lower())
-    for token in tokens:
-        if token not in words:
-            words[token] = int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "little")
-    hashes = np.fromiter((words[token] for token in tokens), dtype=np.uint64, count=len(tokens))
+    hashes = np.fromiter(map(words.__getitem__, tokens), dtype=np.uint64, count=len(tokens))
     width = min(SHINGLE_WORDS, len(tokens))
     if width == 0:
         return np.empty(0, dtype=np.uint64)
@@ -60,7 +74,48 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     return common / max(1, len(first) + len(second) - common)
 
 
-def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8, seed: int = 0) -> list[int]:
+class Sketched:
+    """Few texts, among which what is nearly another text is found: by the smallest hashes of their word 5-grams.
+
+    Of two texts of similarity s each of the k smallest hashes of both together is in both with a probability of s
+    (bottom-k sketches, Cohen and Kaplan 2007): of 16 at 0.8 fewer than four are in one of a million pairs. Candidates
+    are checked against the exact similarity. 16 numbers of each text are in memory.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.words = Words()
+        sketches = [self._sketch(self.shingles(text)) for text in texts]
+        owners = np.repeat(np.arange(len(sketches), dtype=np.int64), [len(sketch) for sketch in sketches])
+        entries = np.concatenate([*sketches, np.empty(0, dtype=np.uint32)])
+        order = np.argsort(entries, kind="stable")
+        self._entries, self._owners = entries[order], owners[order]
+
+    @staticmethod
+    def _sketch(hashes: Hashes) -> npt.NDArray[np.uint32]:
+        # They are sorted, and of 32 bits.
+        return hashes[:SKETCH].astype(np.uint32)
+
+    def shingles(self, text: str) -> Hashes:
+        """As the function of this name has them."""
+        return shingles(text, self.words)
+
+    def candidates(self, hashes: Hashes) -> list[int]:
+        """Numbers of the texts that the one of these shingles may nearly be, in their order."""
+        sketch = self._sketch(hashes)
+        begins = np.searchsorted(self._entries, sketch, "left")
+        ends = np.searchsorted(self._entries, sketch, "right")
+        if not (ends > begins).any():
+            return []
+        found = np.concatenate([self._owners[begin:end] for begin, end in zip(begins, ends, strict=True)])
+        those, shared = np.unique(found, return_counts=True)
+        return [int(number) for number in those[shared >= min(_SHARED, math.ceil(SIMILAR * len(sketch)))]]
+
+    def is_near(self, hashes: Hashes, text: str) -> bool:
+        """Whether a text is nearly the one of these shingles."""
+        return jaccard(hashes, self.shingles(text)) >= SIMILAR
+
+
+def near_duplicate_groups(texts: Sequence[str], threshold: float = SIMILAR, seed: int = 0) -> list[int]:
     """For each text the number of its group: the index of the group's first text.
 
     Two texts whose word 5-grams have a Jaccard similarity of at least `threshold` are in one group, and so is what
@@ -72,7 +127,7 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = 0.8, seed: in
     multipliers = generator.integers(1, 1 << 63, size=PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     offsets = generator.integers(0, 1 << 63, size=PERMUTATIONS, dtype=np.uint64)
     index: Any = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
-    words: dict[str, int] = {}
+    words = Words()
     parents = list(range(len(texts)))
 
     def root(item: int) -> int:

@@ -4,13 +4,14 @@ The masks of a sample are a function of (seed, epoch, sample) and the probabilit
 in whatever order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cloze_trainer.data.tokenizer import FIRST_ORDINARY_ID, SPECIAL_IDS
+from cloze_api.manifest import SpecialTokens
+from cloze_trainer.data.tokenizer import SPECIAL_IDS, ordinary
 
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -40,12 +41,6 @@ class Masked:
     targets_M: npt.NDArray[np.int64]
 
 
-def _maskable(tokens_T: Ids) -> Flags:
-    """All but special tokens; an unknown word is a word like another."""
-    maskable_T: Flags = (tokens_T >= FIRST_ORDINARY_ID) | (tokens_T == SPECIAL_IDS.unk)
-    return maskable_T
-
-
 def _spans(maskable_T: Flags, words_T: Ids, order_W: Ids, lengths_W: Ids, wanted: int) -> Flags:
     """Words in a row, until so many tokens are hidden.
 
@@ -69,7 +64,7 @@ class Masker:
     """Draws masks. The shares are of the hidden tokens: replaced by `[MASK]`, by a random token; the rest stays.
 
     continuing_V: which tokens go on with a word, where words are hidden as one; None where tokens are. spans: whether
-    several words in a row are.
+    several words in a row are. special_tokens: ids of the tokenizer.
     """
 
     vocab_size: int
@@ -80,6 +75,14 @@ class Masker:
     evaluation: bool = False
     continuing_V: Flags | None = None
     spans: bool = False
+    special_tokens: SpecialTokens = SPECIAL_IDS
+    _ordinary_O: Ids = field(init=False, repr=False)
+    _mask: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.special_tokens.mask is not None, "a tokenizer without a mask token is refused"
+        object.__setattr__(self, "_mask", self.special_tokens.mask)
+        object.__setattr__(self, "_ordinary_O", ordinary(self.vocab_size, self.special_tokens))
 
     def row(
         self, tokens_T: npt.NDArray[np.int64], epoch: int, sample: int, probability: float | None = None
@@ -96,18 +99,25 @@ class Masker:
         raw_3T = bits.random_raw(3 * len(tokens_T)).reshape(3, len(tokens_T))
         unit_2T = (raw_3T[:2] >> np.uint64(11)) * _TO_UNIT
         hidden_T = self._hidden(tokens_T, unit_2T[0], bits, self.probability if probability is None else probability)
-        random_T = FIRST_ORDINARY_ID + (raw_3T[2] % np.uint64(self.vocab_size - FIRST_ORDINARY_ID)).astype(np.int64)
+        random_T = self._ordinary_O[raw_3T[2] % np.uint64(len(self._ordinary_O))]
         replaced_T = np.where(
             unit_2T[1] < self.mask_share,
-            SPECIAL_IDS.mask,
+            self._mask,
             np.where(unit_2T[1] < self.mask_share + self.random_share, random_T, tokens_T),
         )
         return np.where(hidden_T, replaced_T, tokens_T), hidden_T
 
+    def _maskable(self, tokens_T: Ids) -> Flags:
+        """All but special tokens; an unknown word is a word like another."""
+        special = self.special_tokens
+        framing_T = (tokens_T == special.pad) | (tokens_T == special.cls) | (tokens_T == special.sep)
+        maskable_T: Flags = ~(framing_T | (tokens_T == self._mask))
+        return maskable_T
+
     def _hidden(
         self, tokens_T: Ids, unit_T: npt.NDArray[np.float64], bits: np.random.Philox, probability: float
     ) -> Flags:
-        maskable_T = _maskable(tokens_T)
+        maskable_T = self._maskable(tokens_T)
         if self.continuing_V is None:
             hidden_T: Flags = (unit_T < probability) & maskable_T
             return hidden_T

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from cloze_trainer.files import sync_folder, write_json
 _TIMEOUT_SECONDS = 60
 _CHUNK = 8 << 20
 _LISTING = "files.json"
+# Begins the path of a repository at a hub that isn't a model's.
+_DATA_SETS = "datasets/"
 # Answers that the same question would get again.
 _FINAL_STATUS = {400, 401, 403, 404, 410}
 _DENIED = re.compile(
@@ -65,10 +67,17 @@ def redacted(uri: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def fetch(uri: str, access: Mapping[str, str], downloads: Path, revision: str | None = None) -> list[Path]:
+def fetch(
+    uri: str,
+    access: Mapping[str, str],
+    downloads: Path,
+    revision: str | None = None,
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> list[Path]:
     """The files behind a URI in order of their names, fetched into `downloads`; what is there already stays.
 
-    access: as `credentials` has it. Raises InputError where nothing matches or access is denied, TrainerError (retried)
+    access: as `credentials` has it. wanted: which files of a folder, by their path in it.
+    Raises InputError where nothing matches or access is denied, TrainerError (retried)
     where nobody answers, OSError where the disk can't take it.
     """
     source = parse_source(uri)
@@ -80,7 +89,7 @@ def fetch(uri: str, access: Mapping[str, str], downloads: Path, revision: str | 
         if not listing.is_file():
             if source.kind is SourceKind.HF:
                 revision = _commit(source, access, revision)
-            names = _names(system, source, uri, revision)
+            names = _names(system, source, uri, revision, wanted)
             if not names:
                 raise InputError("SourceNotFound", f"{redacted(uri)} names no file: check the path, or the pattern")
             write_json(listing, names)
@@ -102,8 +111,9 @@ def _commit(source: Source, access: Mapping[str, str], revision: str | None) -> 
     from huggingface_hub import HfApi  # noqa: PLC0415 - heavy, for few
 
     api = HfApi(token=access.get("HF_TOKEN"), endpoint=access.get("HF_ENDPOINT"))
-    owner, name = source.path.split("/")[1:3]
-    return api.dataset_info(f"{owner}/{name}", revision=revision).sha
+    owner, name = source.path.removeprefix(_DATA_SETS).split("/")[:2]
+    told = api.dataset_info if source.path.startswith(_DATA_SETS) else api.model_info
+    return told(f"{owner}/{name}", revision=revision).sha
 
 
 def _download(system: Any, source: Source, name: str, path: Path) -> None:
@@ -120,21 +130,22 @@ def _download(system: Any, source: Source, name: str, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _names(system: Any, source: Source, uri: str, revision: str | None) -> list[str]:
+def _names(system: Any, source: Source, uri: str, revision: str | None, wanted: Callable[[str], bool]) -> list[str]:
     """What the URI names, in the file system's own words."""
     if source.kind is SourceKind.HTTP:
         parts = urllib.parse.urlsplit(uri)
         return [urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))]
     path = source.path
     if source.kind is SourceKind.HF:
-        kind, owner, name, *rest = path.split("/", 3)
+        owner, name, *rest = path.removeprefix(_DATA_SETS).split("/", 2)
         at = f"@{urllib.parse.quote(revision, safe='')}" if revision else ""
-        path = "/".join((kind, owner, name + at, *rest))
+        path = path[: -len(path.removeprefix(_DATA_SETS))] + "/".join((owner, name + at, *rest))
     path = path.rstrip("/")
     if "*" not in path:
         if system.isfile(path):
             return [path]
-        return sorted(name for name in system.find(path) if not hidden(name[len(path) :]))
+        below = ((name, name[len(path) :].lstrip("/")) for name in system.find(path))
+        return sorted(name for name, inner in below if not hidden(inner) and wanted(inner))
     # Only `*` is a wildcard in a source, and it ends at a slash.
     pattern = re.compile("[^/]*".join(map(re.escape, path.split("*"))))
     begin = path.partition("*")[0].rpartition("/")[0]

@@ -4,31 +4,38 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 
+from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.pretrain import Tokenizer as TokenizerSpec
 from cloze_trainer.data import cleaning, tokenizer
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import BrokenLines
 from cloze_trainer.data.source import SourceFiles
-from cloze_trainer.data.spool import Chosen, Digests, Mask, Spool, at_most, first_of_each, sorted_order
+from cloze_trainer.data.splitting import part, split
+from cloze_trainer.data.spool import Chosen, Spool
+from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 4
+EDITION = 5
 # Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
 _UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
 TRAIN_FILE = "train.npy"
 HELD_OUT_FILE = "held-out.npy"
 REPORT_FILE = "report.json"
+# Texts and characters that are tokenized at once.
 _ENCODE_BATCH = 1000
+_ENCODE_CHARACTERS = 1 << 20
 _BLOCK_ROWS = 4096
 # Of a document that is cut, in tokens: less has hardly any context.
 _SHORTEST_PIECE = 16
@@ -53,47 +60,34 @@ class Shards:
     report: dict[str, Any]
 
 
-def content_key(sources: Sequence[SourceFiles], spec: PretrainJobSpec) -> str:
+def content_key(
+    sources: Sequence[SourceFiles], spec: PretrainJobSpec, max_length: int, reused: PretrainedTokenizer | None
+) -> str:
     """Name of the folder: a digest of everything that decides its content."""
     parts = {
         "edition": EDITION,
         "sources": [source.digest for source in sources],
         "corpus": [corpus.model_dump(mode="json", exclude=_UNDECIDING) for corpus in spec.corpus],
         "cleaning": spec.cleaning.model_dump(mode="json"),
-        "tokenizer": spec.tokenizer.model_dump(mode="json"),
-        "max_length": spec.model.max_length,
+        "tokenizer": reused.content if reused else spec.tokenizer.model_dump(mode="json"),
+        "max_length": max_length,
         "held_out_fraction": spec.evaluation.held_out_fraction,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def split(kept: Mask, digests: Digests, held_out_fraction: float) -> tuple[Mask, Mask]:
-    """Which of the kept texts are trained on and which are held out.
-
-    digests: of all texts. A text's side depends on its content alone, so equal texts share it. Raises InputError when
-    the texts are too few for two sides.
-    """
-    those = digests[kept]
-    distinct = those[first_of_each(those)]
-    if len(distinct) < 2:
-        raise InputError(
-            "CorpusTooSmall",
-            f"{len(distinct)} distinct documents remain after cleaning: at least two are needed, one to train on and "
-            "one to evaluate on; check corpus.format and spec.cleaning",
-        )
-    bound = distinct[sorted_order(distinct)][max(1, round(len(distinct) * held_out_fraction)) - 1]
-    held_out = kept & at_most(digests, bound)
-    return kept & ~held_out, held_out
-
-
-def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTypeLike) -> Iterator[Tokens]:
+def pack(
+    documents_ids: Iterable[Sequence[int]],
+    max_length: int,
+    dtype: npt.DTypeLike,
+    special: SpecialTokens = tokenizer.SPECIAL_IDS,
+) -> Iterator[Tokens]:
     """Blocks of rows of `max_length` ids: documents one after the other, each `[CLS] … [SEP]`.
 
     One that doesn't fit into the rest of a row is cut there and goes on in the next row as another; a rest that would
     hold less than a few tokens of it is padded. Every id of every document is in exactly one row. No more than a block
     and a document are in memory.
     """
-    special = tokenizer.SPECIAL_IDS
     block = np.full((_BLOCK_ROWS, max_length), special.pad, dtype=dtype)
     row = at = 0
     for ids in documents_ids:
@@ -114,16 +108,16 @@ def pack(documents_ids: Iterable[Sequence[int]], max_length: int, dtype: npt.DTy
         yield block[: row + 1]
 
 
-def texts_of(rows_BT: Tokens) -> tuple[Tokens, Tokens]:
+def texts_of(rows_BT: Tokens, special: SpecialTokens = tokenizer.SPECIAL_IDS) -> tuple[Tokens, Tokens]:
     """Which text of its row each token belongs to, from 1, and its place in it, from 0; padding goes with the last."""
-    begins_BT = rows_BT == tokenizer.SPECIAL_IDS.cls
+    begins_BT = rows_BT == special.cls
     columns_T = np.arange(rows_BT.shape[1])
     starts_BT = np.maximum.accumulate(np.where(begins_BT, columns_T, 0), axis=1)
     return np.cumsum(begins_BT, axis=1), columns_T - starts_BT
 
 
 @dataclass(slots=True)
-class _Counts:
+class Counts:
     """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`; seen_V: each id."""
 
     seen_V: Seen
@@ -133,9 +127,9 @@ class _Counts:
     unknown: int = 0
 
 
-def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: int) -> _Counts:
+def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: int, special: SpecialTokens) -> Counts:
     """Write blocks of rows as one `.npy` file, whose header is completed at the end."""
-    counts = _Counts(np.zeros(vocab_size, dtype=np.int64))
+    counts = Counts(np.zeros(vocab_size, dtype=np.int64))
     dtype = _dtype(vocab_size)
 
     def header(stream: BinaryIO) -> None:
@@ -154,10 +148,10 @@ def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: in
         for block in blocks:
             stream.write(np.ascontiguousarray(block).tobytes())
             counts.rows += len(block)
-            counts.filled += int((block != tokenizer.SPECIAL_IDS.pad).sum())
+            counts.filled += int((block != special.pad).sum())
             counts.seen_V += np.bincount(block.ravel(), minlength=vocab_size)
-        counts.tokens = int(counts.seen_V[tokenizer.FIRST_ORDINARY_ID :].sum())
-        counts.unknown = int(counts.seen_V[tokenizer.SPECIAL_IDS.unk])
+        counts.tokens = int(counts.seen_V[tokenizer.ordinary(vocab_size, special)].sum())
+        counts.unknown = 0 if special.unk is None else int(counts.seen_V[special.unk])
         stream.seek(0)
         header(stream)
         # NumPy leaves room for the number of rows to grow.
@@ -170,9 +164,9 @@ def _dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def _vocabulary_figures(model: Tokenizer, seen_V: Seen) -> dict[str, float]:
+def _vocabulary_figures(model: Tokenizer, seen_V: Seen, special: SpecialTokens) -> dict[str, float]:
     """How well the vocabulary fits the text. Nothing is unknown to bytes: there the share of single ones says it."""
-    ordinary = seen_V[tokenizer.FIRST_ORDINARY_ID :]
+    ordinary = seen_V[tokenizer.ordinary(len(seen_V), special)]
     figures = {"rare_token_share": float((ordinary < _RARE).mean())}
     if isinstance(model.model, models.BPE):
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())
@@ -181,22 +175,71 @@ def _vocabulary_figures(model: Tokenizer, seen_V: Seen) -> dict[str, float]:
     return figures
 
 
-def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterable[Sequence[int]]:
-    """Ids of the texts. `[SEP]` and the like within a text are ordinary text."""
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in their order, so many at once as are neither many nor long together."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _ENCODE_BATCH or characters >= _ENCODE_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterator[Sequence[int]]:
+    """Ids of the texts, a batch of which is worked out while the one before is used.
+
+    `[SEP]` and the like within a text are ordinary text.
+    """
     model.encode_special_tokens = True
-    for start in range(0, len(texts), _ENCODE_BATCH):
-        for encoding in model.encode_batch_fast(texts[start : start + _ENCODE_BATCH], add_special_tokens=False):
-            yield encoding.ids
+    # The library spreads a batch over the processors, and lets Python run meanwhile.
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: Future[list[Encoding]] | None = None
+        for batch in _batches(texts):
+            begun = ahead.submit(model.encode_batch_fast, batch, add_special_tokens=False)
+            if waiting:
+                yield from (encoding.ids for encoding in waiting.result())
+            waiting = begun
+        if waiting:
+            yield from (encoding.ids for encoding in waiting.result())
+
+
+def write_rows(
+    path: Path, model: Tokenizer, texts: Sequence[str], max_length: int, special: SpecialTokens = tokenizer.SPECIAL_IDS
+) -> Counts:
+    """Tokenize the texts, pack them into rows, and write these as one `.npy` file."""
+    vocab_size = tokenizer.size(model)
+    rows = pack(_encode(model, texts), max_length, _dtype(vocab_size), special)
+    return _write(path, rows, max_length, vocab_size, special)
+
+
+def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int) -> Tokenizer:
+    """Trained on the texts; its files are in the folder then."""
+    model = tokenizer.train(texts, vocab_size=wanted.vocab_size, lowercase=wanted.lowercase, algorithm=wanted.algorithm)
+    tokenizer.write(model, folder, max_length=max_length, lowercase=wanted.lowercase)
+    return model
 
 
 def prepare(
-    spec: PretrainJobSpec, sources: Sequence[SourceFiles], root: Path, stage: Callable[[str], None]
+    spec: PretrainJobSpec,
+    sources: Sequence[SourceFiles],
+    root: Path,
+    stage: Callable[[str], None],
+    *,
+    max_length: int | None = None,
+    reused: PretrainedTokenizer | None = None,
 ) -> tuple[Shards, bool]:
     """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before.
 
-    stage: told what begins, `data` or `tokenizer`. Returns the shards and whether they were there already.
+    stage: told what begins, `data` or `tokenizer`. max_length: tokens of a row; the spec's when absent. reused: the
+    tokenizer, where none is trained. Returns the shards and whether they were there already.
     """
-    folder = root / content_key(sources, spec)
+    length = max_length or spec.model.max_length
+    special: SpecialTokens = reused.special_tokens if reused else tokenizer.SPECIAL_IDS
+    folder = root / content_key(sources, spec, length, reused)
     if is_complete(folder):
         return read(folder), True
     stage("data")
@@ -219,21 +262,21 @@ def prepare(
                 "CorpusEmpty",
                 f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
             )
-        sides = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        chosen = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+        sides = part(spool, *chosen)
         train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
-        stage("tokenizer")
-        model = tokenizer.train(
-            train_texts,
-            vocab_size=spec.tokenizer.vocab_size,
-            lowercase=spec.tokenizer.lowercase,
-            algorithm=spec.tokenizer.algorithm,
-        )
-        vocab_size = model.get_vocab_size()
+        if reused:
+            reused.copy(staging, max_length=length)
+            model = tokenizer.read(staging)
+        else:
+            stage("tokenizer")
+            model = _tokenizer(train_texts, spec.tokenizer, staging, length)
+        vocab_size = tokenizer.size(model)
         stage("data")
-        length = spec.model.max_length
+
         parts = {
-            name: _write(staging / name, pack(_encode(model, part), length, _dtype(vocab_size)), length, vocab_size)
-            for name, part in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
+            name: write_rows(staging / name, model, texts, length, special)
+            for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
         }
         train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
         for name, counts in (("training", train), ("held-out", held_out)):
@@ -247,8 +290,11 @@ def prepare(
             "broken_first": [place for item in broken for place in item.places],
             "documents": report.documents_out,
             "documents_held_out": len(held_out_texts),
+            # Chosen at first, but nearly a training text.
+            "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
             "dropped": dict(report.dropped),
             "replaced": dict(report.replaced),
+            "languages": dict(report.languages),
             "characters": report.characters_out,
             "tokens": tokens,
             "tokens_held_out": held_out.tokens,
@@ -259,9 +305,8 @@ def prepare(
             "padding_share": 1 - train.filled / (train.rows * length),
             "unknown_share": train.unknown / max(1, tokens),
             "tokens_per_character": tokens / max(1, spool.characters(sides[0])),
-            **_vocabulary_figures(model, train.seen_V),
+            **_vocabulary_figures(model, train.seen_V, special),
         }
-        tokenizer.write(model, staging, max_length=spec.model.max_length, lowercase=spec.tokenizer.lowercase)
         write_json(staging / REPORT_FILE, figures)
     return read(folder), False
 

@@ -2,7 +2,7 @@
 
 import glob
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -51,15 +51,17 @@ def locate(
     downloads: Path,
     revision: str | None = None,
     access: Mapping[str, str] | None = None,
+    wanted: Callable[[str], bool] = lambda _: True,
 ) -> SourceFiles:
     """Find a source's files; what isn't on this machine is fetched into `downloads` first.
 
-    access: as `remote.credentials` has it; the environment's when absent.
+    access: as `remote.credentials` has it; the environment's when absent. wanted: which files of a folder, by their
+    path in it.
     Raises InputError when nothing matches, TrainerError (retried) when a server doesn't answer.
     """
     source = parse_source(uri)
     if source.remote:
-        paths = fetch(uri, credentials(None) if access is None else access, downloads, revision)
+        paths = fetch(uri, credentials(None) if access is None else access, downloads, revision, wanted)
     else:
         base = Path("/") if source.kind is SourceKind.FILE else corpus_root / source.mount
         relative = PurePosixPath(source.path.lstrip("/"))
@@ -70,7 +72,7 @@ def locate(
         paths = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())  # noqa: PTH207 - Path.glob takes no absolute pattern
         if (folder := base / relative).is_dir():
             below = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
-            paths = sorted(path for path, name in below if not hidden(name) and path.is_file())
+            paths = sorted(path for path, name in below if not hidden(name) and wanted(name) and path.is_file())
         if not paths:
             remedy = "check the pattern" if "*" in uri else "check the path"
             raise InputError("SourceNotFound", f"{uri} names no file ({base} was searched): {remedy}")

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens
+from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens, tokenizer_fingerprint
 from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_trainer.data import bpe, byte_level
 from cloze_trainer.data.wordpiece import PREFIX, pieces
+from cloze_trainer.errors import InputError
 
+SETTINGS_FILE = "tokenizer_config.json"
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 
@@ -34,6 +38,7 @@ SPECIAL_IDS = _AllSpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
 # Words that `pii` puts in place of personal data; each is one token, so that its kind is learned.
 PLACEHOLDERS = ("[EMAIL]", "[IBAN]", "[CARD]", "[IP]", "[PHONE]")
 FIRST_ORDINARY_ID = len(SPECIAL)
+"""Of a tokenizer that is trained here."""
 # Never in a word's place.
 _OUTSIDE = (PAD, CLS, SEP)
 
@@ -144,14 +149,58 @@ def _stands_alone(character: str) -> bool:
     return unicodedata.category(character).startswith("P") or (character.isascii() and not character.isalnum())
 
 
+def ordinary(vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.int64]:
+    """Ids of all but the special tokens, in their order."""
+    ids = [number for number in special.model_dump().values() if number is not None]
+    return np.setdiff1d(np.arange(vocab_size, dtype=np.int64), ids)
+
+
+def size(tokenizer: Tokenizer) -> int:
+    """How many ids there are, with those between that no piece has."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def continuing(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
-    """Which tokens go on with a word, by id (V,)."""
-    found_V = np.zeros(tokenizer.get_vocab_size(), dtype=bool)
-    by_bytes, apart = isinstance(tokenizer.model, models.BPE), {*SPECIAL, *PLACEHOLDERS}
+    """Which tokens go on with a word, by id (V,). Raises InputError for a tokenizer whose pieces don't tell."""
+    found_V = np.zeros(size(tokenizer), dtype=bool)
+    by_bytes, added = isinstance(tokenizer.model, models.BPE), tokenizer.get_added_tokens_decoder()
+    if not (
+        isinstance(tokenizer.model, models.WordPiece) or (by_bytes and "ByteLevel" in str(tokenizer.pre_tokenizer))
+    ):
+        raise InputError(
+            "TokenizerUnsupported",
+            "the pieces of this tokenizer don't tell which of them begin a word: set masking.unit to token, or take a "
+            "WordPiece or byte-level BPE tokenizer",
+        )
     for piece, number in tokenizer.get_vocab().items():
         goes_on = byte_level.continues(piece) if by_bytes else piece.startswith(PREFIX)
-        found_V[number] = goes_on and piece not in apart
+        # An added token is a word of its own.
+        found_V[number] = goes_on and number not in added
     return found_V
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainedTokenizer:
+    """The tokenizer of another model. folder: with its two files. digest: of all that came with it."""
+
+    folder: Path
+    name: str
+    digest: str
+    special_tokens: SpecialTokens
+    lowercase: bool
+
+    @property
+    def content(self) -> list[Any]:
+        """What decides which ids a text gets, and which of them are special."""
+        document = json.loads((self.folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        return [tokenizer_fingerprint(document), self.special_tokens.model_dump()]
+
+    def copy(self, folder: Path, *, max_length: int) -> None:
+        """Put its files into a folder, as `write` does."""
+        shutil.copyfile(self.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        settings = json.loads((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings["model_max_length"] = max_length
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: bool) -> None:
@@ -169,9 +218,13 @@ def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: boo
         "sep_token": SEP,
         "mask_token": MASK,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Tokenizer:
     """The tokenizer of an artifact or a data folder."""
-    return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    # Settings of those who used it before.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

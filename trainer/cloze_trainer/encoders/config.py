@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import Architecture
 from cloze_api.task import Task
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
@@ -29,6 +30,11 @@ _EPSILONS: Final = {
     Architecture.DISTILBERT: 1e-12,
     Architecture.MODERNBERT: 1e-5,
 }
+_EPSILON_NAMES: Final = {
+    Architecture.BERT: "layer_norm_eps",
+    Architecture.ROBERTA: "layer_norm_eps",
+    Architecture.MODERNBERT: "norm_eps",
+}
 #: What the sizes are called, where it isn't BERT's word.
 _NAMES: Final = {
     Architecture.DISTILBERT: {
@@ -49,6 +55,16 @@ LOCAL_REACH: Final = 64
 GLOBAL_THETA: Final = 160_000.0
 LOCAL_THETA: Final = 10_000.0
 
+#: What other encoders of these kinds may be like, and these networks are not.
+_WITHOUT: Final = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "norm_bias": False,
+    "decoder_bias": True,
+}
 _SEGMENTS: Final = "token_type_ids"
 _INPUTS: Final = ("input_ids", "attention_mask", _SEGMENTS)
 
@@ -60,6 +76,8 @@ class EncoderConfig:
     max_length: longest sequence in tokens, special tokens included.
     dropout: after embeddings, attention and feed-forward blocks; of ModernBERT after embeddings and within feed-forward
         blocks. Attention weights have none: the fused kernels of CPUs know no dropout, and newer encoders do without.
+    epsilon: what normalisation adds to the variance; the architecture's own by default.
+    special_tokens: ids of its tokenizer.
     """
 
     architecture: Architecture = Architecture.BERT
@@ -70,16 +88,17 @@ class EncoderConfig:
     intermediate_size: int
     max_length: int
     dropout: float
+    epsilon: float = 0.0
+    special_tokens: SpecialTokens = SPECIAL_IDS
 
-    @property
-    def epsilon(self) -> float:
-        """What normalisation adds to the variance."""
-        return _EPSILONS[self.architecture]
+    def __post_init__(self) -> None:
+        if not self.epsilon:
+            object.__setattr__(self, "epsilon", _EPSILONS[self.architecture])
 
     @property
     def first_position(self) -> int:
         """Row of the position table that the first token gets: RoBERTa leaves those up to the padding's id unused."""
-        return SPECIAL_IDS.pad + 1 if self.architecture is Architecture.ROBERTA else 0
+        return self.special_tokens.pad + 1 if self.architecture is Architecture.ROBERTA else 0
 
     @property
     def segment_types(self) -> int:
@@ -112,7 +131,7 @@ class EncoderConfig:
         document |= {names.get(name, name): value for name, value in sizes.items()}
         document |= {
             "initializer_range": INITIALIZER_RANGE,
-            "pad_token_id": SPECIAL_IDS.pad,
+            "pad_token_id": self.special_tokens.pad,
             "tie_word_embeddings": True,
             "dtype": "float32",
             **_own(self),
@@ -123,14 +142,19 @@ class EncoderConfig:
         return document
 
     @classmethod
-    def read(cls, path: Path) -> "EncoderConfig":
-        """From an artifact's `config.json`. Raises ValueError, KeyError or TypeError when it isn't one of these."""
+    def read(cls, path: Path, special_tokens: SpecialTokens = SPECIAL_IDS) -> "EncoderConfig":
+        """From a `config.json`. Raises ValueError, KeyError or TypeError when it isn't one of these.
+
+        special_tokens: of the tokenizer beside it.
+        """
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["model_type"] not in set(Architecture):
             supported = ", ".join(Architecture)
             raise ValueError(f"{path.name} describes a {document['model_type']!r} model, not one of {supported}")
         architecture = Architecture(document["model_type"])
         names = _NAMES.get(architecture, {})
+        if architecture is Architecture.MODERNBERT:
+            document = _modern(document)
 
         def size(name: str) -> Any:
             return document[names.get(name, name)]
@@ -144,19 +168,21 @@ class EncoderConfig:
             intermediate_size=size("intermediate_size"),
             max_length=size("max_position_embeddings"),
             dropout=size("hidden_dropout_prob"),
+            # DistilBERT's is its own.
+            epsilon=document.get(_EPSILON_NAMES.get(architecture, ""), 0.0),
+            special_tokens=special_tokens,
         )
         _check(path, config, document)
-        positions: dict[str, Any] = {**asdict(config), "max_length": config.max_length - config.first_position}
-        return cls(**positions)
+        return replace(config, max_length=config.max_length - config.first_position)
 
     def describe(self) -> dict[str, Any]:
         """Architecture and sizes as a flat dictionary, for logs and the registry."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name not in ("epsilon", "special_tokens")}
 
 
 def _own(config: EncoderConfig) -> dict[str, Any]:
     """What only this architecture's `config.json` says."""
-    ends = {"bos_token_id": SPECIAL_IDS.cls, "eos_token_id": SPECIAL_IDS.sep}
+    ends = {"bos_token_id": config.special_tokens.cls, "eos_token_id": config.special_tokens.sep}
     if config.architecture is Architecture.DISTILBERT:
         return {
             "attention_dropout": 0.0,
@@ -174,8 +200,8 @@ def _own(config: EncoderConfig) -> dict[str, Any]:
             "global_rope_theta": GLOBAL_THETA,
             "local_attention": 2 * LOCAL_REACH,
             "local_rope_theta": LOCAL_THETA,
-            "cls_token_id": SPECIAL_IDS.cls,
-            "sep_token_id": SPECIAL_IDS.sep,
+            "cls_token_id": config.special_tokens.cls,
+            "sep_token_id": config.special_tokens.sep,
             **ends,
         }
     own = {
@@ -186,15 +212,31 @@ def _own(config: EncoderConfig) -> dict[str, Any]:
     return own | (ends if config.architecture is Architecture.ROBERTA else {})
 
 
+def _modern(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A ModernBERT's settings in the words of its first release; newer ones list layers and their angles."""
+    spelt = dict(document)
+    for kind, name in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        angles = (document.get("rope_parameters") or {}).get(kind)
+        if angles is not None and angles.get("rope_type", "default") == "default":
+            spelt[name] = angles["rope_theta"]
+    if "layer_types" in document:
+        every = GLOBAL_EVERY
+        kinds = ["sliding_attention" if n % every else "full_attention" for n in range(document["num_hidden_layers"])]
+        spelt["global_attn_every_n_layers"] = every if document["layer_types"] == kinds else 0
+    return spelt
+
+
 def _check(path: Path, config: EncoderConfig, document: Mapping[str, Any]) -> None:
     """Whether what these networks take for granted holds. Raises ValueError."""
     names = _NAMES.get(config.architecture, {})
-    granted = {names.get("hidden_act", "hidden_act"): "gelu", "pad_token_id": SPECIAL_IDS.pad}
+    granted = {names.get("hidden_act", "hidden_act"): "gelu", "pad_token_id": config.special_tokens.pad}
     granted |= {
         name: value
         for name, value in _own(config).items()
-        if not name.endswith(("dropout", "dropout_prob", "token_id"))
+        if not name.endswith(("dropout", "dropout_prob", "token_id", "_eps"))
     }
+    granted["tie_word_embeddings"] = True
+    granted |= {name: value for name, value in _WITHOUT.items() if name in document}
     other = sorted(name for name, value in granted.items() if document.get(name) != value)
     if other:
         raise ValueError(f"{path.name} describes another kind of {config.architecture}: see {', '.join(other)}")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders import layers
 from cloze_trainer.encoders.attention import attend, visible
 from cloze_trainer.encoders.config import (
@@ -31,7 +30,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=SPECIAL_IDS.pad)
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.special_tokens.pad)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon, bias=False)
         self.dropout = Dropout(config.dropout)
 

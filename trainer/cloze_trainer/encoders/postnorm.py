@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders import layers
 from cloze_trainer.encoders.attention import attend, visible
 from cloze_trainer.encoders.config import INITIALIZER_RANGE, EncoderConfig
@@ -22,9 +21,9 @@ class Embeddings(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         first = config.first_position
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=SPECIAL_IDS.pad)
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.special_tokens.pad)
         self.positions = nn.Embedding(
-            config.max_length + first, config.hidden_size, padding_idx=SPECIAL_IDS.pad if first else None
+            config.max_length + first, config.hidden_size, padding_idx=config.special_tokens.pad if first else None
         )
         self.types = nn.Embedding(config.segment_types, config.hidden_size) if config.segment_types else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon)

@@ -1,0 +1,136 @@
+"""A model in Hugging Face's format as a base: its files are brought into the form of an artifact's, once."""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloze_api.manifest import TOKENIZER_FILE, WEIGHTS_FILE, SpecialTokens
+from cloze_api.pretrained import Pretrained
+from cloze_api.source import parse_source
+from cloze_api.task import Task
+from cloze_trainer import huggingface
+from cloze_trainer.base import BaseModel, read_config
+from cloze_trainer.console import log
+from cloze_trainer.data.source import locate
+from cloze_trainer.data.tokenizer import PretrainedTokenizer
+from cloze_trainer.errors import InputError
+from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.origin import access
+from cloze_trainer.run import Run
+
+_TOKENIZER = re.compile(
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|config\.json"
+    r"|vocab\.txt|vocab\.json|merges\.txt"
+)
+_BASE = re.compile(rf"{_TOKENIZER.pattern}|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+# What fetching puts before a name, to keep the order.
+_NUMBER = re.compile(r"^\d{5}-")
+_FACTS = "facts.json"
+
+
+def adopt_base(run: Run, pretrained: Pretrained) -> BaseModel:
+    """The base that a folder holds. Raises InputError, BaseModelError, TrainerError when nobody answers."""
+    tokenizer = _adopted(run, pretrained, _BASE, weights=True)
+    return BaseModel(
+        folder=tokenizer.folder,
+        name=tokenizer.name,
+        digest=tokenizer.digest,
+        special_tokens=tokenizer.special_tokens,
+        lowercase=tokenizer.lowercase,
+        config=read_config(tokenizer.folder, tokenizer),
+    )
+
+
+def adopt_tokenizer(run: Run, pretrained: Pretrained) -> PretrainedTokenizer:
+    """The tokenizer that a folder holds. Raises InputError, TrainerError when nobody answers."""
+    return _adopted(run, pretrained, _TOKENIZER, weights=False)
+
+
+def _adopted(run: Run, pretrained: Pretrained, files: re.Pattern[str], *, weights: bool) -> PretrainedTokenizer:
+    uri = pretrained.uri
+    assert uri is not None, "a registered version isn't adopted"
+    found = locate(
+        uri,
+        corpus_root=run.corpus_root,
+        downloads=run.workspace / "downloads",
+        revision=pretrained.revision,
+        access=access(pretrained.credentials),
+        wanted=lambda name: files.fullmatch(name) is not None,
+    )
+    remote = parse_source(uri).remote
+    paths = {_NUMBER.sub("", path.name) if remote else path.name: path for path in found.paths}
+    if weights and not any(name.endswith(".safetensors") for name in paths):
+        raise InputError(
+            "SafetensorsMissing",
+            f"{uri} has no weights in safetensors; pickled ones, which could run anything when they are loaded, are "
+            "refused: save them as safetensors where they come from",
+        )
+    digest = hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest()
+    folder = run.workspace / "base" / digest[:20]
+    if not is_complete(folder):
+        with _links(run.workspace, paths, uri) as given, publish(folder) as staging:
+            _convert(given, staging, weights=weights)
+        found.check_unchanged()
+        log("base read" if weights else "tokenizer read", uri=uri)
+    facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    return PretrainedTokenizer(
+        folder=folder,
+        name=uri,
+        digest=f"sha256:{digest}",
+        special_tokens=SpecialTokens(**facts["special_tokens"]),
+        lowercase=facts["lowercase"],
+    )
+
+
+@contextmanager
+def _links(workspace: Path, paths: dict[str, Path], uri: str) -> Iterator[Path]:
+    """A folder in which the files have their own names; what is wrong with it is told of the URI."""
+    with tempfile.TemporaryDirectory(dir=workspace, prefix=".given-") as name:
+        for file, path in paths.items():
+            (Path(name) / file).symlink_to(path)
+        try:
+            yield Path(name)
+        except InputError as error:
+            raise InputError(error.reason, error.message.replace(name, uri)) from error
+
+
+def _convert(given: Path, folder: Path, *, weights: bool) -> None:
+    # torch and transformers take seconds to import.
+    from cloze_trainer import conversion  # noqa: PLC0415
+
+    vocab_size = None
+    if weights:
+        huggingface.configuration(given)
+        model, told = conversion.load_model(given, Task.FILL_MASK)
+        vocab_size = int(model.config.vocab_size)
+    loaded, tokenizer = conversion.load_tokenizer(given)
+    special = conversion.find_special_tokens(given, loaded, tokenizer, mask=True, vocab_size=vocab_size)
+    loaded.save_pretrained(folder)
+    tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
+    write_json(
+        folder / _FACTS,
+        {"special_tokens": special.model_dump(), "lowercase": conversion.is_lowercase(tokenizer)},
+    )
+    if weights:
+        _write_weights(model, told, folder)
+
+
+def _write_weights(model: Any, told: dict[str, Any], folder: Path) -> None:
+    """The tensors that came with the folder, and its settings in full, with what is absent as transformers has it."""
+    from safetensors.torch import save_file  # noqa: PLC0415 - heavy, like those above
+
+    (folder / huggingface.CONFIG_FILE).write_text(model.config.to_json_string(use_diff=False), encoding="utf-8")
+    made_up = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    # What is tied to another tensor is that tensor.
+    tied = set(model.all_tied_weights_keys)
+    tensors = {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in made_up and name not in tied
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

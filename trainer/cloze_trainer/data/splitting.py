@@ -1,0 +1,64 @@
+"""Which documents are trained on and which are held out: by their content alone, and never nearly the same on both."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cloze_trainer.data.duplicates import Sketched
+from cloze_trainer.data.spool import Digests, Mask, at_most, first_of_each, sorted_order
+from cloze_trainer.errors import InputError
+
+
+def split(kept: Mask, digests: Digests, held_out_fraction: float) -> tuple[Mask, Mask]:
+    """Which of the kept texts are trained on and which are held out.
+
+    digests: of all texts. A text's side depends on its content alone, so equal texts share it. Raises InputError when
+    the texts are too few for two sides.
+    """
+    those = digests[kept]
+    distinct = those[first_of_each(those)]
+    if len(distinct) < 2:
+        raise InputError(
+            "CorpusTooSmall",
+            f"{len(distinct)} distinct documents remain after cleaning: at least two are needed, one to train on and "
+            "one to evaluate on; check corpus.format and spec.cleaning",
+        )
+    bound = distinct[sorted_order(distinct)][max(1, round(len(distinct) * held_out_fraction)) - 1]
+    held_out = kept & at_most(digests, bound)
+    return kept & ~held_out, held_out
+
+
+def part(texts: Sequence[str], train: Mask, held_out: Mask) -> tuple[Mask, Mask]:
+    """The sides, with every held-out text that is nearly a training text among those: what is scored is unseen.
+
+    In memory are sketches of the held-out texts and one text. Raises InputError when nothing would be held out.
+    """
+    numbers = np.flatnonzero(held_out).tolist()
+    sketched = Sketched(texts[number] for number in numbers)
+    seen: set[int] = set()
+
+    def met(number: int) -> list[int]:
+        """Held-out texts that are nearly this one and weren't met before."""
+        hashes = sketched.shingles(texts[number])
+        candidates = (numbers[place] for place in sketched.candidates(hashes))
+        near = [other for other in candidates if other not in seen and sketched.is_near(hashes, texts[other])]
+        seen.update(near)
+        return near
+
+    waiting: list[int] = []
+    for number in np.flatnonzero(train).tolist():
+        waiting += met(number)
+    # One that is trained on now may be nearly another one that is held out.
+    while waiting:
+        waiting += met(waiting.pop())
+    held_out = held_out.copy()
+    held_out[list(seen)] = False
+    if not held_out.any():
+        raise InputError(
+            "HeldOutSeen",
+            f"all {len(numbers)} held-out documents are nearly training documents: set cleaning.deduplicate to near, "
+            "or raise evaluation.heldOutFraction",
+        )
+    moved = train.copy()
+    moved[list(seen)] = True
+    return moved, held_out
