@@ -135,7 +135,7 @@ def test_indexed_job(training: Make) -> None:
             "rules": [
                 {
                     "action": "FailJob",
-                    "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [10, 11, 12]},
+                    "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [10, 11, 12, 13]},
                 },
                 {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 {

@@ -60,6 +60,7 @@ def dataset(folder: Path) -> PreparedDataset:
     folder.mkdir(parents=True)
     for name in ("train", "test"):
         finetune._save(folder, name, part)
+    (folder / "test-slices.json").write_text("[]")
     (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
     base = BaseModel(
         folder=folder, name="x/1", digest="sha256:x", special_tokens=SPECIAL_IDS, lowercase=True, config=CONFIG

@@ -20,6 +20,7 @@ from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.pretrain import Pretraining, prepare
 from cloze_trainer.progress import ProgressFile
+from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.run import Run, open_run
 from cloze_trainer.worker import initial_model
 
@@ -113,7 +114,7 @@ def test_what_is_published_loads_in_transformers_and_is_a_base_again(family: str
     save(tmp_path / "model", tiny, family)
     run, workload = workload_of(tmp_path, base={"uri": f"file://{tmp_path}/model"})
     model = initial_model(workload, 1)
-    artifact.write(run, workload, model, {}, {})
+    artifact.write(run, workload, model, Judgement({}), {})
     manifest = verify(run.artifact)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     given = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
@@ -168,7 +169,7 @@ def test_a_tokenizer_is_taken_as_it_is(tmp_path: Path, tiny: Any) -> None:
     hidden = {int(token) for step in range(20) for chunk in workload.share(step, 0, 1) for token in chunk.targets}
     assert hidden
     assert not hidden & {theirs.cls_token_id, theirs.sep_token_id, theirs.pad_token_id, theirs.mask_token_id}
-    artifact.write(run, workload, initial_model(workload, 1), {}, {})
+    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
     given = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     assert verify(run.artifact).tokenizer_fingerprint == tokenizer_fingerprint(given)
 
@@ -247,7 +248,7 @@ def test_continuing_from_a_registered_version(tmp_path: Path, tiny: Any, mlflow:
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     figures = workload.evaluate(initial_model(workload, 1), Alone())
     assert figures["masked_loss"] == pytest.approx(expected_loss(workload, theirs)[0], rel=1e-4)
-    artifact.write(run, workload, initial_model(workload, 1), {}, {})
+    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
     manifest: Manifest = verify(run.artifact)
     assert (manifest.lineage.base, manifest.lineage.base_digest) == ("adopted/1", done.model_digest)
     run, spec = run_of(tmp_path, tokenizer={"reuse": version}, model={"maxLength": 32})

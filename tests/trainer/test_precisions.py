@@ -24,6 +24,7 @@ from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.model import build
+from cloze_trainer.quality.judgement import Judgement
 
 TEXTS = ["Ada Lovelace lived in London.", "hello", "where is it? in a garden", "no."]
 LABELS = ["O", "B-PER", "I-PER"]
@@ -182,6 +183,7 @@ class Tuned:
         )
         for name in ("train", "test"):
             finetune._save(folder, name, part)
+        (folder / "test-slices.json").write_text("[]")
         (folder / "dataset.json").write_text(json.dumps({"labels": ["ham", "spam"], "max_length": 16}))
         (folder / "tokenizer.json").write_text("{}")
         (folder / "tokenizer_config.json").write_text("{}")
@@ -205,7 +207,7 @@ class Tuned:
 
     def publish(self) -> Manifest:
         """As the worker does after the training."""
-        artifact.write(self.run, self.workload, self.model, {"accuracy": 0.5}, {})
+        artifact.write(self.run, self.workload, self.model, Judgement({"accuracy": 0.5}), {})
         return verify(self.run.artifact)
 
 
