@@ -1,6 +1,7 @@
 """Continuing from models in Hugging Face's format, and taking their tokenizers: what is learned goes on as it was."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def run_of(folder: Path, **spec: Any) -> tuple[Run, PretrainJobSpec]:
 
 def workload_of(folder: Path, **spec: Any) -> tuple[Run, Pretraining]:
     run, parsed = run_of(folder, **spec)
-    return run, Pretraining(parsed, prepare(run, parsed, ProgressFile(None)), torch.device("cpu"))
+    # As the other ranks get it.
+    prepared = pickle.loads(pickle.dumps(prepare(run, parsed, ProgressFile(None))))  # noqa: S301 - made here
+    return run, Pretraining(parsed, prepared, torch.device("cpu"))
 
 
 def save(folder: Path, tiny: Any, family: str, task: Task = Task.FILL_MASK) -> Any:

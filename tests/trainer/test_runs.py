@@ -468,6 +468,36 @@ def test_other_architectures_go_the_whole_way(
     assert ("data_single_byte_share" in evaluation) == (algorithm == "byte-level-bpe")
 
 
+@pytest.mark.full
+def test_a_model_of_elsewhere_is_continued_and_fine_tuned(mlflow: str, tmp_path: Path, tiny: Any) -> None:
+    """By two ranks, with the ids of its own special tokens, from a folder to a registered encoder and a classifier."""
+    tiny.save(tmp_path / "model", "roberta", Task.FILL_MASK)
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("\n\n".join(f"number {number} tells what the ships carry" for number in range(200)))
+    job = pretrain(corpus, base={"uri": f"file://{tmp_path}/model"}, registry={"name": "continued"})
+    del job["spec"]["model"], job["spec"]["tokenizer"]
+    job["spec"]["optimization"] |= {"steps": 8}
+    job["metadata"]["uid"] = "11111111-continued"
+    first = Trainer(tmp_path / "continued", {"MLFLOW_TRACKING_URI": mlflow})
+    assert first.run(job) == 0, first.log
+    fine = finetune(tmp_path, base={"model": {"name": "continued", "version": "1"}}, registry={"name": "mine"})
+    fine["metadata"]["uid"] = "11111111-classifier"
+    fine["spec"]["optimization"]["epochs"] = 1
+    second = Trainer(tmp_path / "classifier", {"MLFLOW_TRACKING_URI": mlflow})
+    assert second.run(fine) == 0, second.log
+    for trainer, auto in ((first, AutoModelForMaskedLM), (second, AutoModelForSequenceClassification)):
+        assert verify(trainer.artifact).special_tokens.mask == 4
+        inputs = AutoTokenizer.from_pretrained(trainer.artifact)(["a text", "more"], return_tensors="pt", padding=True)
+        assert int(inputs["input_ids"][1, -1]) == 1
+        session = onnxruntime.InferenceSession(trainer.artifact / "model.onnx")
+        names = [given.name for given in session.get_inputs()]
+        (actual,) = session.run(None, {name: inputs[name].numpy() for name in names})
+        with torch.no_grad():
+            expected = auto.from_pretrained(trainer.artifact).eval()(**inputs).logits.numpy()
+        real = inputs["attention_mask"].numpy().astype(bool) if actual.ndim > 2 else slice(None)
+        assert np.allclose(actual[real], expected[real], atol=1e-4)
+
+
 def test_base_with_another_digest_is_refused(undisturbed: Trainer, mlflow: str, tmp_path: Path) -> None:
     """The digest that the operator decided on must be the registry's; nothing is trained on anything else."""
     environment = {"MLFLOW_TRACKING_URI": mlflow, "CLOZE_BASE_DIGEST": "sha256:" + "0" * 64}
