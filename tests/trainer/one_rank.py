@@ -2,8 +2,8 @@
 
 Trains on the examples in FOLDER and leaves there what each step gave. A scenario is a JSON object: `name`; `nan` and
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
-they should learn; `crash`, batches before each of which the process ends once and begins anew; `optimization`, which
-differs; `every`, steps between checkpoints.
+they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens
+at once that memory is enough for, by rank; `optimization`, which differs; `every`, steps between checkpoints.
 """
 
 import json
@@ -27,11 +27,12 @@ from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.gang import Gang
-from cloze_trainer.loop import Chunk, Surroundings, train
+from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tracking import Silent
 from cloze_trainer.worker import initial_model
+from cloze_trainer.workload import Chunk
 
 CONFIG = EncoderConfig(vocab_size=60, layers=1, hidden_size=16, heads=2, intermediate_size=32, max_length=16, dropout=0)
 SPEC = FineTuneJobSpec.model_validate(
@@ -84,7 +85,9 @@ class Crash(Exception):
 class Failing(FineTuning):
     """Goes wrong as the scenario says."""
 
-    def prepare(self, scenario: dict[str, Any]) -> None:
+    def prepare(self, scenario: dict[str, Any], rank: int) -> None:
+        self.fits = scenario.get("fits", {}).get(str(rank), 9999)
+        self.sizes: list[int] = []
         self.nan, self.ascent, self.empty = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty"))
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
@@ -102,10 +105,19 @@ class Failing(FineTuning):
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         loss = super().loss_sum(model, chunk)
+        self.sizes.append(chunk.places)
+        if chunk.places > self.fits:
+            # The last gradient of all, when the others have been added up.
+            deepest: Any = model.get_submodule("module.encoder.embeddings.words").weight
+            handle = deepest.register_hook(lambda _: (handle.remove(), _run_out()))
         if self.here in self.nan:
             return loss * float("nan")
         # Of the same value, and of a gradient that points the other way.
         return loss - 20 * (loss - loss.detach()) if self.here in self.ascent else loss
+
+
+def _run_out() -> None:
+    raise torch.OutOfMemoryError("as a GPU says it")
 
 
 def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
@@ -117,7 +129,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         changed = {**SPEC.optimization.model_dump(by_alias=True), **scenario.get("optimization", {})}
         spec = SPEC.model_copy(update={"optimization": type(SPEC.optimization).model_validate(changed)})
         workload = Failing(spec, prepared, gang.device)
-        workload.prepare(scenario)
+        workload.prepare(scenario, gang.rank)
+        Gang.survives_out_of_memory = property(lambda _, these=scenario: "fits" in these)  # type: ignore[assignment, misc]
         gradients: list[Tensor] = []
         clip = torch.nn.utils.clip_grad_norm_
 
@@ -149,6 +162,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,
             "taken": workload.taken,
+            "sizes": workload.sizes,
+            "chunk_tokens": workload.chunk_tokens,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),
         }
         torch.save(result, folder / f"{name}-{scenario['name']}.pt")

@@ -38,9 +38,14 @@ SCENARIOS = [
     {"name": "empty", "empty": [20, 40], "optimization": {"epochs": 40, "maxLossRise": 0.3}},
     {"name": "bf16", "optimization": {"arithmetic": "bf16"}},
     {"name": "ascent", **ASCENT},
+    {"name": "crowded", "fits": {"0": 16}},
+    {"name": "crowded-crashing", "fits": {"0": 16}, "crash": [2, 4]},
+    {"name": "full", "fits": {"0": 3}},
     # Before it is noticed, and after the first and the second rollback.
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
 ]
+# The second rank's memory is the smaller one.
+PAIR = [STEADY, {"name": "ascent", **ASCENT}, {"name": "crowded", "fits": {"1": 16}}]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """What the ranks left, by `ranks-rank-scenario`."""
     folder = tmp_path_factory.mktemp("ranks")
     processes = []
-    for world, scenarios in ((1, SCENARIOS), (2, [STEADY, {"name": "ascent", **ASCENT}])):
+    for world, scenarios in ((1, SCENARIOS), (2, PAIR)):
         port = free_port()
         for rank in range(world):
             environment = os.environ | {
@@ -159,3 +164,36 @@ def test_products_in_bfloat16_learn_the_same(results: dict[str, dict[str, Any]])
     assert result["weights"].dtype == torch.float32
     assert result["losses"] == pytest.approx(steady["losses"], rel=0.02)
     assert not torch.equal(result["weights"], steady["weights"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_does_not_fit_into_memory_is_cut(results: dict[str, dict[str, Any]], world: int) -> None:
+    """A rank runs out of it in the midst of a backward pass, and each batch's gradient stays as it was."""
+    cut, whole = results[f"{world}-0-crowded"], results[f"{world}-0-steady"]
+    assert cut["error"] == ""
+    assert cut["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    assert torch.allclose(cut["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
+    tried = results[f"{world}-{world - 1}-crowded"]["sizes"]
+    assert max(tried) > 16
+    # Nothing that is too large is tried twice.
+    assert max(tried[tried.index(max(tried)) + 2 :]) <= 16
+
+
+def test_all_ranks_keep_to_what_fits_on_one(results: dict[str, dict[str, Any]]) -> None:
+    """Here the second's memory, after the step in which it was too small."""
+    one, other = results["2-0-crowded"], results["2-1-crowded"]
+    assert one["chunk_tokens"] == other["chunk_tokens"] < 32
+    assert torch.equal(one["weights"], other["weights"])
+
+
+def test_a_checkpoint_remembers_what_fits(results: dict[str, dict[str, Any]]) -> None:
+    """Whoever goes on tries nothing larger, so that the weights have the same bits."""
+    crashing, steady = results["1-0-crowded-crashing"], results["1-0-crowded"]
+    assert torch.equal(crashing["weights"], steady["weights"])
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert [size for size in crashing["sizes"] if size > 16] == [size for size in steady["sizes"] if size > 16]
+
+
+def test_a_single_sequence_that_does_not_fit_ends_the_run(results: dict[str, dict[str, Any]]) -> None:
+    """There is nothing left to halve."""
+    assert results["1-0-full"]["error"] == "SequenceTooLarge"

@@ -28,6 +28,7 @@ from cloze_trainer.errors import TrainerError
 from cloze_trainer.files import COMPLETE, sync_folder, sync_tree, write_json
 from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
+from cloze_trainer.workload import CHUNK_TOKENS
 
 _PREFIX = "step-"
 _STATE = "state.json"
@@ -39,6 +40,7 @@ class LoopState:
 
     step: optimizer steps done. tokens: real tokens trained on, over all ranks. skipped: batches that were passed over.
     rollbacks: how often, the last time to the step `retreat`. health: what the steps so far tell.
+    chunk_tokens: how many go through the model at once, which were more before memory was too small for them.
     """
 
     step: int
@@ -47,6 +49,7 @@ class LoopState:
     rollbacks: int = 0
     retreat: int | None = None
     health: Health = field(default_factory=Health)
+    chunk_tokens: int = CHUNK_TOKENS
 
     @property
     def batch(self) -> int:
@@ -61,6 +64,7 @@ class LoopState:
             rollbacks=self.rollbacks + 1,
             retreat=before.step,
             health=before.health.restarted(),
+            chunk_tokens=min(self.chunk_tokens, before.chunk_tokens),
         )
 
     @classmethod
@@ -74,6 +78,7 @@ class LoopState:
             rollbacks=document.get("rollbacks", 0),
             retreat=document.get("retreat"),
             health=Health(**{**health, "losses": tuple(health.get("losses", ()))}),
+            chunk_tokens=document.get("chunk_tokens", CHUNK_TOKENS),
         )
 
 

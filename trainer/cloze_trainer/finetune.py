@@ -28,10 +28,10 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
-from cloze_trainer.loop import CHUNK_TOKENS, Chunk
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
+from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
 EDITION = 3
@@ -168,6 +168,8 @@ class Examples:
 class FineTuning:
     """Classification of texts or of words."""
 
+    chunk_tokens = CHUNK_TOKENS
+
     def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
         self._spec, self._device = spec, device
         self.task: Task = spec.task
@@ -205,7 +207,7 @@ class FineTuning:
             samples_B, _ = self._order.step(batch)
             chunk = self._chunk(self.train, samples_B[:1])
             return [Chunk(chunk.inputs, torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)]
-        rows = max(1, CHUNK_TOKENS // int(self.train.lengths[samples_B].max()))
+        rows = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
         return [self._chunk(self.train, samples_B[at : at + rows]) for at in range(0, len(samples_B), rows)]
 
     def _chunk(self, examples: Examples, samples_B: npt.NDArray[np.int64]) -> Chunk:
@@ -241,7 +243,7 @@ class FineTuning:
         model.eval()
         counts = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
         by_length = np.argsort(self.test.lengths, kind="stable")
-        rows = max(1, CHUNK_TOKENS // int(self.test.lengths.max()))
+        rows = max(1, self.chunk_tokens // int(self.test.lengths.max()))
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(by_length), gang.world * rows):
                 chunk = self._chunk(self.test, by_length[at : at + rows])

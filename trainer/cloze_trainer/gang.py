@@ -68,6 +68,11 @@ class Gang:
         """Within it, matrix products are of this kind."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=arithmetic is Arithmetic.BF16)
 
+    @property
+    def survives_out_of_memory(self) -> bool:
+        """Whether a rank can go on after an allocation that failed: on processors the system kills it instead."""
+        return self.device.type == "cuda"
+
     def memory_bytes(self) -> int:
         """Most memory that this rank has had: of its GPU, or of its process."""
         if self.device.type == "cuda":
@@ -101,6 +106,12 @@ class Gang:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    def least(self, value: float) -> float:
+        """The smallest of the ranks' values."""
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return float(found)
 
     def sum_array(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise sums over the ranks."""

@@ -22,10 +22,10 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
-from cloze_trainer.loop import CHUNK_TOKENS, Chunk
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
+from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class Pretraining:
 
     task = Task.FILL_MASK
     labels: tuple[str, ...] = ()
+    chunk_tokens = CHUNK_TOKENS
 
     def __init__(self, spec: PretrainJobSpec, prepared: PreparedCorpus, device: torch.device) -> None:
         self._spec, self._device = spec, device
@@ -130,7 +131,7 @@ class Pretraining:
     @property
     def _rows(self) -> int:
         """Sequences that go through the model at once."""
-        return max(1, CHUNK_TOKENS // self.config.max_length)
+        return max(1, self.chunk_tokens // self.config.max_length)
 
     def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
         """A rank's part of a global batch."""
