@@ -134,6 +134,9 @@ class FailurePolicy(Schema):
     """What happens when a training pod fails. Evictions and preemptions are not counted."""
 
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
+    stuck_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    """A rank that has waited within a training step for so long ends, and names the ranks that haven't come and their
+    pods. The gang starts again from the newest checkpoint."""
 
 
 class Registry(Schema):

@@ -3,13 +3,17 @@
 Trains on the examples in FOLDER and leaves there what each step gave. A scenario is a JSON object: `name`; `nan` and
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
 they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens
-at once that memory is enough for, by rank; `optimization`, which differs; `every`, steps between checkpoints.
+at once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where `asleep`; `optimization`, which
+differs; `every`, steps between checkpoints.
 """
 
 import json
 import os
+import signal
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_trainer import finetune, loop
+from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.data.labelled import IGNORED, Labelled
@@ -88,6 +93,7 @@ class Failing(FineTuning):
     def prepare(self, scenario: dict[str, Any], rank: int) -> None:
         self.fits = scenario.get("fits", {}).get(str(rank), 9999)
         self.sizes: list[int] = []
+        self.frozen, self.asleep = scenario.get("freeze"), scenario.get("asleep", False)
         self.nan, self.ascent, self.empty = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty"))
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
@@ -96,6 +102,10 @@ class Failing(FineTuning):
         if self.crashes and batch == self.crashes[0]:
             del self.crashes[0]
             raise Crash
+        if batch == 2 and rank == self.frozen:
+            if self.asleep:
+                time.sleep(3600)
+            os.kill(os.getpid(), signal.SIGSTOP)
         self.here = batch
         self.taken.append(batch)
         chunks = super().share(batch, rank, world)
@@ -120,8 +130,13 @@ def _run_out() -> None:
     raise torch.OutOfMemoryError("as a GPU says it")
 
 
+def end(left: Path, error: TrainerError) -> None:
+    left.write_text(json.dumps({"reason": error.reason, "message": error.message, "code": error.exit_code}))
+    os._exit(error.exit_code)
+
+
 def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
-    gang = Gang(1)
+    gang = Gang(1, 60)
     stop = StopSignal()
     name = f"{gang.world}-{gang.rank}"
     prepared = dataset(folder / f"data-{name}" / "examples")
@@ -145,7 +160,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         error = ""
         while True:
             model = initial_model_of(workload)
-            around = Surroundings(gang, checkpoints, progress, Silent(), stop)
+            attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
+            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance)
             try:
                 gang.check(spec.optimization.arithmetic)
                 train(model, workload, spec.optimization, scenario.get("every", 1), around)

@@ -1,9 +1,11 @@
 """Whole runs of `cloze-train` as processes: artifact, resume after kills, registration, fine-tuning, refusals."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from cloze_api.manifest import verify
+from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 
 pytestmark = pytest.mark.timeout(600)
@@ -189,6 +192,33 @@ def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks
         assert weights(trainer) == weights(steady), number
     # One may have been renamed in the moment of the kill.
     assert torn >= 3
+
+
+@pytest.mark.full
+def test_a_frozen_rank_is_named_and_costs_no_bit(corpus: Path, undisturbed: Trainer, tmp_path: Path) -> None:
+    """The pod ends for a peer's sake and says which rank and where; started again it goes on from its checkpoint."""
+    trainer = Trainer(tmp_path / "frozen", {})
+    job = pretrain(corpus, failurePolicy={"stuckSeconds": 10})
+    process = trainer.start(job)
+    try:
+        deadline = time.monotonic() + 240
+        while not list((trainer.folder / "workspace" / "checkpoints").glob("step-*/COMPLETE")):
+            assert process.poll() is None, trainer.log
+            assert time.monotonic() < deadline, trainer.log
+            time.sleep(0.02)
+        mark = f"CLOZE_WORKSPACE={trainer.folder}/workspace\0".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (entry / "environ").read_bytes()
+                if mark in environment and b"\0RANK=1\0" in environment:
+                    os.kill(int(entry.name), signal.SIGSTOP)
+        assert process.wait(timeout=120) == ExitCode.PEER_LOST, trainer.log
+    finally:
+        trainer.kill()
+    assert trainer.outcome["reason"] == "RankStuck"
+    assert f"rank 1 on {socket.gethostname()} doesn't respond" in trainer.outcome["message"]
+    assert trainer.run(job) == 0, trainer.log
+    assert weights(trainer) == weights(undisturbed)
 
 
 def test_stop_signal_saves_and_says_suspended(corpus: Path, tmp_path: Path) -> None:

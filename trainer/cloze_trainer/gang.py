@@ -16,8 +16,8 @@ from cloze_api.training import Arithmetic
 from cloze_trainer import flops
 from cloze_trainer.errors import InputError
 
-# A rank that is dead closes its connections, which ends a collective at once; only a rank that hangs is waited for.
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=15)
+# A rank that is dead closes its connections, which ends a collective at once; one that hangs is named before this.
+_COLLECTIVE_TIMEOUT_SECONDS = 300
 # Data preparation, export and registration happen on rank 0 alone and may take hours.
 _PATIENCE = datetime.timedelta(days=3)
 _POLL_SECONDS = 0.05
@@ -32,9 +32,13 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 class Gang:
-    """This process's place among the ranks, joined from torch elastic's environment."""
+    """This process's place among the ranks, joined from torch elastic's environment.
 
-    def __init__(self, threads: int) -> None:
+    stuck_seconds: after which a rank that hangs is named; collectives wait longer.
+    """
+
+    def __init__(self, threads: int, stuck_seconds: float) -> None:
+        timeout = datetime.timedelta(seconds=stuck_seconds + _COLLECTIVE_TIMEOUT_SECONDS)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
         # Fills each new tensor, for code that reads what nobody wrote: a twentieth of a step.
@@ -45,10 +49,10 @@ class Gang:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
             self.device = torch.device("cuda", local_rank)
-            dist.init_process_group("nccl", timeout=_COLLECTIVE_TIMEOUT, device_id=self.device)
+            dist.init_process_group("nccl", timeout=timeout, device_id=self.device)
         else:
             self.device = torch.device("cpu")
-            dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
+            dist.init_process_group("gloo", timeout=timeout)
         # A group of its own, so that a long wait never meets a collective of the training.
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         # A number stands for "not a member", and every rank is one.
@@ -133,6 +137,12 @@ class Gang:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every rank's value, in their order."""
+        found = [None] * self.world
+        dist.all_gather_object(found, value, group=self._patient)
+        return found
 
     def leave(self) -> None:
         """Close the connections; a rank that goes without is taken for dead by the others."""

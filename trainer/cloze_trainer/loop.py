@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cloze_api.progress import ExitCode
 from cloze_api.training import Optimization
+from cloze_trainer.attendance import Attendance, Part
 from cloze_trainer.checkpoint import Checkpoints, LoopState
 from cloze_trainer.console import log
 from cloze_trainer.errors import Suspended, TrainerError
@@ -48,6 +49,7 @@ class Surroundings:
     progress: ProgressFile
     tracker: Tracker
     stop: StopSignal
+    attendance: Attendance
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -82,7 +84,7 @@ def train(
     back is of no help, PeerLost's causes (RuntimeError of the process group), OSError when a checkpoint can't be
     written, but for a full volume, which costs that checkpoint only.
     """
-    gang, progress = around.gang, around.progress
+    gang, progress, attendance = around.gang, around.progress, around.attendance
     total = workload.total_steps
 
     # --- state: fresh, or where the newest checkpoint stands
@@ -105,13 +107,15 @@ def train(
     trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
-    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver:
+    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver, attendance:
         while True:
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
             began = time.monotonic()
+            attendance.at(step, Part.DATA)
             chunks = workload.share(state.batch, gang.rank, gang.world) if step < total else ()
             waited += time.monotonic() - began
+            attendance.at(step, Part.BATCH)
             weight, tokens, places, stop, loss_sum, failed, smaller = gang.sum(
                 sum(chunk.weight for chunk in chunks),
                 sum(chunk.tokens for chunk in chunks),
@@ -121,6 +125,7 @@ def train(
                 saver.failed,
                 workload.chunk_tokens < state.chunk_tokens,
             )
+            attendance.rest()
             saver.check(failed)
             if smaller:
                 # What fits on one rank is right for all, and for whoever goes on from a checkpoint.
@@ -173,6 +178,7 @@ def train(
             rate = learning_rate(optimization, step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            attendance.at(step, Part.GRADIENT)
             own_loss, unseen = gradient.add(chunks, state.batch, weight), True
 
             # --- update; the averaged gradient is the same on all ranks, and so is the decision to leave it out
@@ -184,6 +190,8 @@ def train(
             optimizer.zero_grad()
             health = state.health.updated(finite=finite)
             state = replace(state, step=step + 1, tokens=state.tokens + int(tokens), health=health)
+
+            attendance.rest()
 
             # --- now and then: evaluate
             if workload.evaluate_after(state.step) and state.step < total:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
+from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
@@ -34,6 +36,7 @@ ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
 _INITIALIZATION_DOMAIN = 5
 
 Workload = Pretraining | FineTuning
+Ending = Callable[[BaseException], None]
 
 
 def open_workload(run: Run, gang: Gang, progress: ProgressFile) -> tuple[Workload, dict[str, str]]:
@@ -64,7 +67,7 @@ def _load_base(model: TaskModel, base: BaseModel) -> None:
         raise BaseModelError("BaseArchitectureMismatch", f"{base.name}: {error}") from error
 
 
-def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> None:
+def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end: Ending) -> None:
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
     gang.check(run.job.spec.optimization.arithmetic)
@@ -87,6 +90,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
         progress=progress,
         tracker=tracker,
         stop=stop,
+        attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
     )
     try:
         train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
@@ -180,12 +184,12 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     return result
 
 
-def work(run: Run, gang: Gang, stop: StopSignal) -> Outcome:
+def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:
     """The whole run, as one rank sees it."""
     progress = own_file(gang.rank)
     manifest = gang.from_leader(artifact.finished(run) if gang.leads else None)
     if manifest is None:
-        produce(run, gang, stop, progress)
+        produce(run, gang, stop, progress, end)
     else:
         refuse_changed(run, manifest.lineage.data)
     result = conclude(run, progress) if gang.leads else Outcome(reason="Completed", message="rank 0 has the result")
@@ -198,13 +202,8 @@ def main() -> NoReturn:
     stop = StopSignal()
     left = Path(os.environ[ENV_OUTCOME_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
     ranks = int(os.environ["WORLD_SIZE"])
-    try:
-        run = open_run(Path(sys.argv[1]))
-        gang = Gang(run.job.spec.topology.threads_per_process)
-        result = work(run, gang, stop)
-        outcome.write(left, result)
-        gang.leave()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+
+    def end(error: BaseException) -> NoReturn:
         # The launcher ends all ranks once one has failed.
         stop.ignore()
         failure = classify(error, ranks=ranks)
@@ -217,6 +216,15 @@ def main() -> NoReturn:
         # No orderly farewell: the other ranks learn at once that this one is gone.
         sys.stderr.flush()
         os._exit(int(failure.exit_code))
+
+    try:
+        run = open_run(Path(sys.argv[1]))
+        gang = Gang(run.job.spec.topology.threads_per_process, run.job.spec.failure_policy.stuck_seconds)
+        result = work(run, gang, stop, end)
+        outcome.write(left, result)
+        gang.leave()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+        end(error)
     sys.stderr.flush()
     os._exit(ExitCode.SUCCESS)
 
