@@ -2,9 +2,10 @@
 
 Trains on the examples in FOLDER and leaves there what each step gave. A scenario is a JSON object: `name`; `nan` and
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
-they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens
-at once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where `asleep`; `optimization`, which
-differs; `every`, steps between checkpoints.
+they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens at
+once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
+`asleep`; `tokens`, after how many the training is over; `optimization`, which differs; `every`, steps between
+checkpoints.
 """
 
 import json
@@ -27,6 +28,7 @@ from cloze_trainer import finetune, loop
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.clock import Clock
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
@@ -77,10 +79,12 @@ class Recorder(ProgressFile):
     def __init__(self) -> None:
         super().__init__(None)
         self.losses: list[float | None] = []
+        self.seen: list[tuple[int, int]] = []
 
     def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
         if step:
             self.losses.append(loss)
+            self.seen.append((tokens, total_steps - step))
 
 
 class Crash(Exception):
@@ -93,12 +97,18 @@ class Failing(FineTuning):
     def prepare(self, scenario: dict[str, Any], rank: int) -> None:
         self.fits = scenario.get("fits", {}).get(str(rank), 9999)
         self.sizes: list[int] = []
+        self.tokens = scenario.get("tokens", 0)
         self.frozen, self.asleep = scenario.get("freeze"), scenario.get("asleep", False)
         self.nan, self.ascent, self.empty = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty"))
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
 
-    def share(self, batch: int, rank: int, world: int) -> Any:
+    @property
+    def clock(self) -> Clock:
+        """Of the job, or of the scenario."""
+        return Clock(self.tokens, self.tokens // 4, in_tokens=True) if self.tokens else super().clock
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Any:
         if self.crashes and batch == self.crashes[0]:
             del self.crashes[0]
             raise Crash
@@ -108,7 +118,7 @@ class Failing(FineTuning):
             os.kill(os.getpid(), signal.SIGSTOP)
         self.here = batch
         self.taken.append(batch)
-        chunks = super().share(batch, rank, world)
+        chunks = super().share(batch, rank, world, done)
         if batch not in self.empty:
             return chunks
         return [replace(chunk, targets=torch.full_like(chunk.targets, IGNORED), weight=0) for chunk in chunks]
@@ -179,6 +189,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "weights": weights,
             "taken": workload.taken,
             "sizes": workload.sizes,
+            "seen": progress.seen,
             "chunk_tokens": workload.chunk_tokens,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),
         }

@@ -38,6 +38,8 @@ SCENARIOS = [
     {"name": "empty", "empty": [20, 40], "optimization": {"epochs": 40, "maxLossRise": 0.3}},
     {"name": "bf16", "optimization": {"arithmetic": "bf16"}},
     {"name": "ascent", **ASCENT},
+    {"name": "tokens", "tokens": 200},
+    {"name": "tokens-crashing", "tokens": 200, "crash": [1, 4]},
     {"name": "crowded", "fits": {"0": 16}},
     {"name": "crowded-crashing", "fits": {"0": 16}, "crash": [2, 4]},
     {"name": "full", "fits": {"0": 3}},
@@ -45,7 +47,7 @@ SCENARIOS = [
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
 ]
 # The second rank's memory is the smaller one.
-PAIR = [STEADY, {"name": "ascent", **ASCENT}, {"name": "crowded", "fits": {"1": 16}}]
+PAIR = [STEADY, {"name": "tokens", "tokens": 200}, {"name": "ascent", **ASCENT}, {"name": "crowded", "fits": {"1": 16}}]
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +199,18 @@ def test_a_checkpoint_remembers_what_fits(results: dict[str, dict[str, Any]]) ->
 def test_a_single_sequence_that_does_not_fit_ends_the_run(results: dict[str, dict[str, Any]]) -> None:
     """There is nothing left to halve."""
     assert results["1-0-full"]["error"] == "SequenceTooLarge"
+
+
+def test_a_length_in_tokens_is_kept_by_any_number_of_ranks_and_after_any_death(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    """It ends with the step that reaches it, and the schedule's rates, told by the weights, are those of the tokens."""
+    one, two, crashing = results["1-0-tokens"], results["2-0-tokens"], results["1-0-tokens-crashing"]
+    reached = [tokens for tokens, _ in one["seen"]]
+    assert reached[-2] < 200 <= reached[-1]
+    assert [rest for _, rest in one["seen"]][-1] == 0
+    assert min(rest for _, rest in one["seen"][:-1]) > 0
+    assert torch.equal(crashing["weights"], one["weights"])
+    assert len(crashing["taken"]) > len(one["taken"])
+    assert two["seen"] == one["seen"]
+    assert torch.allclose(two["weights"], one["weights"], atol=1e-4)

@@ -17,6 +17,7 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
 from cloze_trainer.base import BaseModel, fetch
+from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.duplicates import near_duplicate_groups
@@ -200,7 +201,12 @@ class FineTuning:
         """Floating-point operations of training on a token; the head's are nothing beside it."""
         return flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
 
-    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
+    @property
+    def clock(self) -> Clock:
+        """It counts steps."""
+        return Clock(self.total_steps, self._spec.optimization.warmup_steps)
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Sequence[Chunk]:  # noqa: ARG002 - no matter here
         """A rank's part of a global batch; a stand-in of weight 0 when the last batch has none for it."""
         samples_B, _ = self._order.share(batch, rank, world)
         if not len(samples_B):

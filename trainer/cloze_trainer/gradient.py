@@ -1,6 +1,6 @@
 """A rank's part of a batch's gradient, in chunks that its memory holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -35,13 +35,14 @@ class Gradient:
         self._trained, self._workload, self._optimization, self._gang = trained, workload, optimization, gang
         self._places = self._weight = 0
 
-    def add(self, chunks: Sequence[Chunk], batch: int, weight: float) -> float:
+    def add(self, chunks: Sequence[Chunk], again: Callable[[], Sequence[Chunk]], batch: int, weight: float) -> float:
         """Leave the gradient of the mean loss of a batch in the parameters. Returns the sum of this rank's losses.
 
-        chunks: this rank's share. weight: of the whole batch. Raises InputError when a single sequence doesn't fit.
+        chunks: this rank's share. again: the share, with as many tokens at once as the workload has by then. weight: of
+        the whole batch. Raises InputError when a single sequence doesn't fit.
         """
         if self._gang.survives_out_of_memory:
-            chunks = self._fitting(chunks, batch)
+            chunks = self._fitting(chunks, again)
         seed_step(self._optimization.seed, batch, self._gang.rank)
         total = torch.zeros((), device=self._gang.device)
         for index, chunk in enumerate(chunks):
@@ -57,7 +58,7 @@ class Gradient:
         (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch has no type here
         return loss.detach()
 
-    def _fitting(self, chunks: Sequence[Chunk], batch: int) -> Sequence[Chunk]:
+    def _fitting(self, chunks: Sequence[Chunk], again: Callable[[], Sequence[Chunk]]) -> Sequence[Chunk]:
         """This rank's share of the batch in chunks that go through the model; smaller ones if they must be."""
         at = 0
         while at < len(chunks):
@@ -75,7 +76,7 @@ class Gradient:
                 )
             self._workload.chunk_tokens = chunk.places // 2
             log("chunks halved", rank=self._gang.rank, tokens=chunk.places, to=self._workload.chunk_tokens)
-            chunks, at = self._workload.share(batch, self._gang.rank, self._gang.world), 0
+            chunks, at = again(), 0
         return chunks
 
     def _fits(self, chunk: Chunk) -> bool:

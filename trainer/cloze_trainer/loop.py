@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -76,8 +77,8 @@ class Surroundings:
 
 def train(
     model: nn.Module, workload: Workload, optimization: Optimization, every_steps: int, around: Surroundings
-) -> None:
-    """Train to the last step, from the newest checkpoint when there is one; the weights change in place.
+) -> int:
+    """Train to the end, from the newest checkpoint when there is one; the weights change in place. Returns the steps.
 
     every_steps: how often the state is saved. A training that diverges goes back to a checkpoint and passes over the
     batches since. Raises Suspended after a checkpoint when the stop signal came, TrainerError `Diverged` when going
@@ -85,7 +86,7 @@ def train(
     written, but for a full volume, which costs that checkpoint only.
     """
     gang, progress, attendance = around.gang, around.progress, around.attendance
-    total = workload.total_steps
+    clock, expected = workload.clock, workload.total_steps
 
     # --- state: fresh, or where the newest checkpoint stands
     trained = cast(DistributedDataParallel, gang.distributed(model))
@@ -100,7 +101,7 @@ def train(
             log("resumed", step=state.step)
 
     workload.chunk_tokens = state.chunk_tokens
-    progress.step(state.step, total, loss=None, tokens=state.tokens)
+    progress.step(state.step, expected, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False
     norm = padding = waited = 0.0
     most = gang.peak_flops(optimization.arithmetic)
@@ -111,9 +112,11 @@ def train(
         while True:
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
+            over, done = clock.over(step, state.tokens), clock.share(step, state.tokens)
+            share = partial(workload.share, state.batch, gang.rank, gang.world, done)
             began = time.monotonic()
             attendance.at(step, Part.DATA)
-            chunks = workload.share(state.batch, gang.rank, gang.world) if step < total else ()
+            chunks = () if over else share()
             waited += time.monotonic() - began
             attendance.at(step, Part.BATCH)
             weight, tokens, places, stop, loss_sum, failed, smaller = gang.sum(
@@ -131,7 +134,7 @@ def train(
                 # What fits on one rank is right for all, and for whoever goes on from a checkpoint.
                 workload.chunk_tokens = int(gang.least(workload.chunk_tokens))
                 state = replace(state, chunk_tokens=workload.chunk_tokens)
-                chunks = workload.share(state.batch, gang.rank, gang.world) if step < total else ()
+                chunks = () if over else share()
             if unseen:
                 # A batch in which nothing was to be predicted tells nothing.
                 unseen, loss = False, loss_sum / last_weight if last_weight else math.nan
@@ -144,7 +147,7 @@ def train(
                 }
                 if most and progress.tokens_per_second:
                     figures["flops_share"] = progress.tokens_per_second * workload.flops_per_token / most
-                around.report(state, total, loss, saver, figures)
+                around.report(state, step if over else max(expected, step + 1), loss, saver, figures)
             padding = 1 - tokens / places if places else 0.0
 
             # --- what to do about it: go back and pass over what went wrong, end, save, stop
@@ -160,7 +163,7 @@ def train(
                 workload.chunk_tokens = state.chunk_tokens
                 progress.checkpoint(back)
                 continue
-            if step == total:
+            if over:
                 break
             if step and step % every_steps == 0 and not state.health.left_out:
                 saver.save(state, model, optimizer)
@@ -175,11 +178,16 @@ def train(
                 raise Suspended(f"stopped by a signal after step {step}; {kept}")
 
             # --- gradient of the mean loss over the global batch
-            rate = learning_rate(optimization, step, total)
+            rate = learning_rate(
+                optimization,
+                clock,
+                clock.reading(step, state.tokens),
+                clock.reading(step + 1, state.tokens + int(tokens)),
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             attendance.at(step, Part.GRADIENT)
-            own_loss, unseen = gradient.add(chunks, state.batch, weight), True
+            own_loss, unseen = gradient.add(chunks, share, state.batch, weight), True
 
             # --- update; the averaged gradient is the same on all ranks, and so is the decision to leave it out
             norm = float(torch.nn.utils.clip_grad_norm_(trained.parameters(), optimization.gradient_clip))
@@ -194,7 +202,7 @@ def train(
             attendance.rest()
 
             # --- now and then: evaluate
-            if workload.evaluate_after(state.step) and state.step < total:
+            if workload.evaluate_after(state.step) and not clock.over(state.step, state.tokens):
                 around.tracker.metrics(state.step, workload.evaluate(model, gang))
                 trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
@@ -202,6 +210,7 @@ def train(
             raise _diverged("the trained weights are not finite", state)
         saver.save(state, model, optimizer)
         saver.settle()
+    return state.step
 
 
 def _diverged(why: str, state: LoopState) -> TrainerError:

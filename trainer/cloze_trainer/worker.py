@@ -93,14 +93,14 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
     )
     try:
-        train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+        steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
     figures = workload.evaluate(model, gang)
-    tracker.metrics(workload.total_steps, figures)
+    tracker.metrics(steps, figures)
     if gang.leads:
         log("evaluated", **figures)
         progress.stage("export")

@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 from torch import Tensor, nn
 
+from cloze_trainer.clock import Clock
 from cloze_trainer.gang import Gang
 
 CHUNK_TOKENS: Final = 16_384
@@ -45,10 +46,17 @@ class Workload(Protocol):
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run; about as many where the clock counts tokens."""
 
-    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
-        """A rank's part of a global batch, of which there is no last; at least one chunk."""
+    @property
+    def clock(self) -> Clock:
+        """When the run is over."""
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Sequence[Chunk]:
+        """A rank's part of a global batch, of which there is no last; at least one chunk.
+
+        done: how much of the training is.
+        """
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Sum of the losses (nats) of a chunk's predictions."""
