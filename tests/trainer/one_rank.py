@@ -4,12 +4,14 @@ Trains on the examples in FOLDER and leaves there what each step gave. A scenari
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
 they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens at
 once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
-`asleep`; `tokens`, after how many the training is over; `optimization`, which differs; `every`, steps between
+`asleep`; `tokens`, after how many the training is over; `after`, whose checkpoints up to the
+step `from` it goes on from; `optimization`, which differs; `every`, steps between
 checkpoints.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cloze_api.finetune import FineTuneJobSpec
-from cloze_trainer import finetune, loop
+from cloze_trainer import finetune
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -145,11 +148,16 @@ def end(left: Path, error: TrainerError) -> None:
     os._exit(error.exit_code)
 
 
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor of which each rank may have a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
     gang = Gang(1, 60)
     stop = StopSignal()
     name = f"{gang.world}-{gang.rank}"
-    prepared = dataset(folder / f"data-{name}" / "examples")
+    prepared = dataset(folder / f"data-{name}-{scenarios[0]['name']}" / "examples")
     for scenario in scenarios:
         changed = {**SPEC.optimization.model_dump(by_alias=True), **scenario.get("optimization", {})}
         spec = SPEC.model_copy(update={"optimization": type(SPEC.optimization).model_validate(changed)})
@@ -161,12 +169,18 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
 
         def record(parameters: Any, bound: float, clip: Any = clip, gradients: list[Tensor] = gradients) -> Any:
             parameters = list(parameters)
-            gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            gradients.append(torch.cat([whole(parameter.grad).flatten() for parameter in parameters]))
             return clip(parameters, bound)
 
-        loop.torch.nn.utils.clip_grad_norm_ = record  # type: ignore[assignment]
+        torch.nn.utils.clip_grad_norm_ = record
         progress = Recorder()
         checkpoints = Checkpoints(folder / f"checkpoints-{gang.world}-{scenario['name']}", 6, workload.origin)
+        if gang.leads and "after" in scenario:
+            shutil.copytree(folder / f"checkpoints-{scenario['after']}", checkpoints.folder)
+            for path in checkpoints.folder.glob("step-*"):
+                if int(path.name[5:]) > scenario["from"]:
+                    shutil.rmtree(path)
+        gang.from_leader()
         error = ""
         while True:
             model = initial_model_of(workload)
@@ -174,14 +188,15 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance)
             try:
                 gang.check(spec.optimization.arithmetic)
-                train(model, workload, spec.optimization, scenario.get("every", 1), around)
+                model.encoder.recompute = spec.optimization.activation_checkpointing
+                model = train(model, workload, spec.optimization, scenario.get("every", 1), around)[0]
             except Crash:
                 continue
             except TrainerError as failure:
                 error = failure.reason
             break
-        loop.torch.nn.utils.clip_grad_norm_ = clip
-        weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        torch.nn.utils.clip_grad_norm_ = clip
+        weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
             "error": error,
             "losses": progress.losses,

@@ -47,15 +47,35 @@ SCENARIOS = [
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
 ]
 # The second rank's memory is the smaller one.
-PAIR = [STEADY, {"name": "tokens", "tokens": 200}, {"name": "ascent", **ASCENT}, {"name": "crowded", "fits": {"1": 16}}]
+STABLE = {"algorithm": "stable-adamw", "activationCheckpointing": True}
+SHARDED = {"sharding": "full"}
+PAIR = [
+    {"name": "sharded", "optimization": SHARDED},
+    {"name": "sharded-crashing", "optimization": SHARDED, "crash": [2, 5]},
+    {"name": "sharded-stable", "optimization": {**SHARDED, **STABLE}},
+    {"name": "stable", "optimization": STABLE},
+    {"name": "replicated-after", "after": "2-sharded", "from": 3},
+    STEADY,
+    {"name": "sharded-after", "optimization": SHARDED, "after": "2-steady", "from": 3},
+    {"name": "tokens", "tokens": 200},
+    {"name": "ascent", **ASCENT},
+    {"name": "crowded", "fits": {"1": 16}},
+]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the ranks left, by `ranks-rank-scenario`."""
     folder = tmp_path_factory.mktemp("ranks")
+    run(folder, {1: SCENARIOS, 2: PAIR})
+    run(folder, {1: [{"name": "resized", "after": "2-sharded", "from": 3}]})
+    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+
+
+def run(folder: Path, gangs: dict[int, list[dict[str, Any]]]) -> None:
+    """Gangs of as many ranks, each with its scenarios, side by side."""
     processes = []
-    for world, scenarios in ((1, SCENARIOS), (2, PAIR)):
+    for world, scenarios in gangs.items():
         port = free_port()
         for rank in range(world):
             environment = os.environ | {
@@ -76,7 +96,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     for process in processes:
         _, log = process.communicate(timeout=240)
         assert process.returncode == 0, log
-    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
 def test_two_ranks_train_on_what_one_does(results: dict[str, dict[str, Any]]) -> None:
@@ -214,3 +233,31 @@ def test_a_length_in_tokens_is_kept_by_any_number_of_ranks_and_after_any_death(
     assert len(crashing["taken"]) > len(one["taken"])
     assert two["seen"] == one["seen"]
     assert torch.allclose(two["weights"], one["weights"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("parts", "whole"), [("sharded", "steady"), ("sharded-stable", "stable")])
+def test_a_model_in_parts_learns_what_a_whole_one_does(
+    results: dict[str, dict[str, Any]], parts: str, whole: str
+) -> None:
+    """Also with an epoch's last batch, of which the second rank has nothing, and with activations computed again."""
+    one, other = results[f"2-0-{parts}"], results[f"2-0-{whole}"]
+    assert one["error"] == ""
+    assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+    assert torch.allclose(one["gradients"], other["gradients"], rtol=1e-3, atol=1e-6)
+    assert torch.allclose(one["weights"], other["weights"], atol=1e-4)
+    assert torch.equal(one["weights"], results[f"2-1-{parts}"]["weights"])
+
+
+def test_a_model_in_parts_that_was_killed_has_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    """Its checkpoints hold all parts."""
+    crashing, steady = results["2-0-sharded-crashing"], results["2-0-sharded"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert torch.equal(crashing["weights"], steady["weights"])
+
+
+@pytest.mark.parametrize("name", ["2-0-replicated-after", "2-0-sharded-after", "1-0-resized"])
+def test_checkpoints_of_parts_and_of_the_whole_fit_each_other(results: dict[str, dict[str, Any]], name: str) -> None:
+    """A run goes on with the other way of sharing, and with another number of ranks."""
+    assert results[name]["taken"] == [3, 4, 5]
+    assert results[name]["losses"][1:] == pytest.approx(results["2-0-steady"]["losses"][3:], rel=1e-5)
+    assert torch.allclose(results[name]["weights"], results["2-0-steady"]["weights"], atol=1e-4)

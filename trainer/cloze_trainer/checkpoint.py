@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from cloze_api.manifest import file_sha256
 from cloze_trainer.console import log
@@ -95,16 +97,33 @@ def finished_steps(folder: Path) -> list[int]:
 def captured(model: nn.Module, optimizer: torch.optim.Optimizer, into: Any = None) -> dict[str, Any]:
     """A copy of the weights and the optimizer's state in host memory.
 
-    into: a former copy, whose memory is used again where shapes and types are the same.
+    All ranks call it for a model that is in parts, and rank 0 alone gets the copy. into: a former copy, whose memory is
+    used again where shapes and types are the same.
     """
-    fresh = not optimizer.state
-    weights, moments = get_state_dict(model, optimizer)
-    if fresh:
+    if not optimizer.state:
         # torch makes a state by an update of nothing, which must not count as one.
+        get_state_dict(model, optimizer)
         for each in optimizer.state.values():
             each["step"].zero_()
+    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True) if is_sharded(model) else None
+    weights, moments = get_state_dict(model, optimizer, options=gathered)
+    # What is gathered may still share memory with what is trained, such as the count of steps.
     copy: dict[str, Any] = _copied({"model": weights, "optimizer": moments}, into)
     return copy
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank has a part of it."""
+    return isinstance(model, FSDPModule)
+
+
+def _whole(value: Any) -> Any:
+    """The same with room for whole tensors in host memory in place of parts."""
+    if isinstance(value, DTensor):
+        return torch.empty(value.shape, dtype=value.dtype)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return value
 
 
 def _copied(value: Any, into: Any) -> Any:
@@ -250,7 +269,7 @@ class Checkpoints:
         if document.get("data") != self.origin.data:
             raise changed("the data or its preparation", since)
         weights, moments = get_state_dict(model, optimizer)
-        state: dict[str, Any] = {"model": weights, "optimizer": moments}
+        state: dict[str, Any] = _whole({"model": weights, "optimizer": moments})
         try:
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
         except (RuntimeError, CheckpointException) as error:
@@ -258,7 +277,13 @@ class Checkpoints:
                 "CheckpointMismatch",
                 f"{path} doesn't fit this model: it belongs to another run; use another workspace",
             ) from error
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=is_sharded(model)),
+        )
         return LoopState.read(document)
 
     def _document(self, step: int) -> dict[str, Any]:

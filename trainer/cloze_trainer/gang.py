@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cloze_api.training import Arithmetic
 from cloze_trainer import flops
@@ -95,16 +93,6 @@ class Gang:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def distributed(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the ranks."""
-        return DistributedDataParallel(
-            model.to(self.device),
-            gradient_as_bucket_view=True,
-            # Otherwise the buckets are put in another order after the first step of each start, and the sums of more
-            # than two ranks would differ between a run that was resumed and one that wasn't.
-            find_unused_parameters=True,
-        )
-
     def sum(self, *values: float) -> list[float]:
         """Sums over the ranks, the same on each, as float64."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -116,6 +104,10 @@ class Gang:
         found = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(found, dist.ReduceOp.MIN)
         return float(found)
+
+    def most(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        return -self.least(-value)
 
     def sum_array(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise sums over the ranks."""

@@ -5,13 +5,13 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from cloze_api.training import Optimization
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
+from cloze_trainer.parallel import Replicated, Sharded
 from cloze_trainer.workload import Chunk, Workload
 
 _DROPOUT_DOMAIN = 4
@@ -30,7 +30,7 @@ class Gradient:
     """
 
     def __init__(
-        self, trained: DistributedDataParallel, workload: Workload, optimization: Optimization, gang: Gang
+        self, trained: Replicated | Sharded, workload: Workload, optimization: Optimization, gang: Gang
     ) -> None:
         self._trained, self._workload, self._optimization, self._gang = trained, workload, optimization, gang
         self._places = self._weight = 0
@@ -41,20 +41,21 @@ class Gradient:
         chunks: this rank's share. again: the share, with as many tokens at once as the workload has by then. weight: of
         the whole batch. Raises InputError when a single sequence doesn't fit.
         """
-        if self._gang.survives_out_of_memory:
+        if self._gang.survives_out_of_memory and self._trained.survives_failed_chunks:
             chunks = self._fitting(chunks, again)
+        chunks = self._trained.evened(chunks)
         seed_step(self._optimization.seed, batch, self._gang.rank)
         total = torch.zeros((), device=self._gang.device)
         for index, chunk in enumerate(chunks):
-            # DDP averages over the ranks, so that a rank's sum is scaled to give the mean.
+            # Gradients are averaged over the ranks, so that a rank's sum is scaled to give the mean.
             last = index == len(chunks) - 1
-            with nullcontext() if last else self._trained.no_sync():
+            with nullcontext() if last else self._trained.alone():
                 total += self._backward(chunk, self._gang.world / max(1.0, weight))
         return float(total)
 
     def _backward(self, chunk: Chunk, scale: float) -> Tensor:
         with self._gang.multiplying(self._optimization.arithmetic):
-            loss = self._workload.loss_sum(self._trained, chunk)
+            loss = self._workload.loss_sum(self._trained.module, chunk)
         (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch has no type here
         return loss.detach()
 
@@ -82,12 +83,12 @@ class Gradient:
     def _fits(self, chunk: Chunk) -> bool:
         """Whether memory is enough for a chunk's gradient, of which nothing is kept."""
         try:
-            with self._trained.no_sync():
+            with self._trained.alone():
                 self._backward(chunk, 1.0)
             fits = True
         except torch.OutOfMemoryError:
             fits = False
-        self._trained.zero_grad()
+        self._trained.module.zero_grad()
         if not fits:
             torch.cuda.empty_cache()
         return fits

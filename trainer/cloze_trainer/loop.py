@@ -11,11 +11,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol
 
-import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cloze_api.progress import ExitCode
 from cloze_api.training import Optimization
@@ -26,6 +24,7 @@ from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
 from cloze_trainer.gradient import Gradient
 from cloze_trainer.optimizer import build, learning_rate
+from cloze_trainer.parallel import share_out
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
@@ -77,8 +76,8 @@ class Surroundings:
 
 def train(
     model: nn.Module, workload: Workload, optimization: Optimization, every_steps: int, around: Surroundings
-) -> int:
-    """Train to the end, from the newest checkpoint when there is one; the weights change in place. Returns the steps.
+) -> tuple[nn.Module, int]:
+    """Train to the end, from the newest checkpoint when there is one. Returns the model, trained, and the steps done.
 
     every_steps: how often the state is saved. A training that diverges goes back to a checkpoint and passes over the
     batches since. Raises Suspended after a checkpoint when the stop signal came, TrainerError `Diverged` when going
@@ -89,8 +88,8 @@ def train(
     clock, expected = workload.clock, workload.total_steps
 
     # --- state: fresh, or where the newest checkpoint stands
-    trained = cast(DistributedDataParallel, gang.distributed(model))
-    optimizer = build(trained, optimization)
+    trained = share_out(model, optimization.sharding, gang)
+    optimizer = build(trained.module, optimization)
     gradient = Gradient(trained, workload, optimization, gang)
     state = LoopState(step=0, tokens=0)
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
@@ -105,7 +104,7 @@ def train(
     own_loss, weight, unseen = 0.0, 1.0, False
     norm = padding = waited = 0.0
     most = gang.peak_flops(optimization.arithmetic)
-    trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    trained.module.train()
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
     with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver, attendance:
@@ -190,7 +189,7 @@ def train(
             own_loss, unseen = gradient.add(chunks, share, state.batch, weight), True
 
             # --- update; the averaged gradient is the same on all ranks, and so is the decision to leave it out
-            norm = float(torch.nn.utils.clip_grad_norm_(trained.parameters(), optimization.gradient_clip))
+            norm = trained.clip(optimization.gradient_clip)
             if finite := math.isfinite(norm):
                 optimizer.step()
             elif gang.leads:
@@ -203,14 +202,15 @@ def train(
 
             # --- now and then: evaluate
             if workload.evaluate_after(state.step) and not clock.over(state.step, state.tokens):
-                around.tracker.metrics(state.step, workload.evaluate(model, gang))
-                trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                around.tracker.metrics(state.step, workload.evaluate(trained.whole(), gang))
+                trained.module.train()
 
-        if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in model.parameters()))):
+        whole = trained.whole()
+        if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in whole.parameters()))):
             raise _diverged("the trained weights are not finite", state)
         saver.save(state, model, optimizer)
         saver.settle()
-    return state.step
+    return whole, state.step
 
 
 def _diverged(why: str, state: LoopState) -> TrainerError:

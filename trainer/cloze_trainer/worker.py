@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 
@@ -93,18 +93,18 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
     )
     try:
-        steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+        trained, steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
-    figures = workload.evaluate(model, gang)
+    figures = workload.evaluate(trained, gang)
     tracker.metrics(steps, figures)
     if gang.leads:
         log("evaluated", **figures)
         progress.stage("export")
-        artifact.write(run, workload, model, {**figures, **_data_figures(workload)}, sources)
+        artifact.write(run, workload, cast(TaskModel, trained), {**figures, **_data_figures(workload)}, sources)
         tracker.close()
     gang.from_leader()
 
