@@ -1,7 +1,7 @@
 """PretrainJob: raw text to a registered masked language model."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
@@ -219,16 +219,60 @@ class Masking(Schema):
     )
 
 
-class PretrainOptimization(Optimization):
-    """Optimization over a fixed number of steps."""
+DEFAULT_STEPS: Final = 1000
 
-    steps: Annotated[int, Field(ge=1, le=100_000_000)] = 1000
+
+class BatchWarmup(Schema):
+    """A batch that begins small and grows evenly to `batchSequences`."""
+
+    from_sequences: Annotated[int, Field(ge=1, le=65_536)]
+    """Sequences in the first batch, over all ranks."""
+    steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Steps until the batch is full."""
+
+
+def _warmed_up(optimization: "PretrainOptimization") -> bool:
+    if optimization.max_tokens is not None:
+        return optimization.warmup_steps == 0 and (optimization.warmup_tokens or 0) <= optimization.max_tokens
+    return optimization.warmup_tokens is None and optimization.warmup_steps <= (optimization.steps or DEFAULT_STEPS)
+
+
+class PretrainOptimization(Optimization):
+    """Optimization over a number of steps, or of tokens."""
+
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """1000 when neither it nor `maxTokens` is given."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000_000_000_000)] | None = None
+    """Real tokens to train on, padding not counted, instead of `steps`; the schedule follows them, too. The step that
+    reaches them is the last."""
+    warmup_tokens: Annotated[int, Field(ge=0, le=1_000_000_000_000_000)] | None = None
+    """Takes the place of `warmupSteps` where `maxTokens` is given."""
+    batch_warmup: BatchWarmup | None = None
+    """The full batch from the start when absent."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="self.warmupSteps <= self.steps",
-            message="spec.optimization.warmupSteps is greater than spec.optimization.steps: lower it",
-            check=lambda optimization: optimization.warmup_steps <= optimization.steps,
+            cel="!has(self.steps) || !has(self.maxTokens)",
+            message="spec.optimization has both steps and maxTokens, of which only one can end the training: remove "
+            "one of them",
+            check=lambda optimization: optimization.steps is None or optimization.max_tokens is None,
+        ),
+        Rule(
+            cel="has(self.maxTokens) ? self.warmupSteps == 0 && (!has(self.warmupTokens) || "
+            "self.warmupTokens <= self.maxTokens) : !has(self.warmupTokens) && "
+            f"self.warmupSteps <= (has(self.steps) ? self.steps : {DEFAULT_STEPS})",
+            message="spec.optimization's warm-up is longer than the training or counted in something else: with steps "
+            "use warmupSteps and with maxTokens use warmupTokens, and lower it where it is greater",
+            check=_warmed_up,
+        ),
+        Rule(
+            cel="!has(self.batchWarmup) || self.batchWarmup.fromSequences <= self.batchSequences",
+            message="spec.optimization.batchWarmup.fromSequences is greater than spec.optimization.batchSequences, to "
+            "which the batch grows: lower it",
+            check=lambda optimization: (
+                optimization.batch_warmup is None
+                or optimization.batch_warmup.from_sequences <= optimization.batch_sequences
+            ),
         ),
     )
 
@@ -269,6 +313,16 @@ class PretrainJobSpec(TrainingSpec):
             message="spec.base has its own tokenizer: remove spec.tokenizer, or take only that by spec.tokenizer.reuse "
             "and train a new model",
             check=lambda spec: spec.base is None or "tokenizer" not in spec.model_fields_set,
+        ),
+        Rule(
+            cel="!has(self.optimization.batchWarmup) || "
+            "self.optimization.batchWarmup.fromSequences >= self.topology.nodes * self.topology.processesPerNode",
+            message="spec.optimization.batchWarmup.fromSequences is smaller than the number of ranks "
+            "(topology.nodes × topology.processesPerNode): raise it or use fewer processes",
+            check=lambda spec: (
+                spec.optimization.batch_warmup is None
+                or spec.optimization.batch_warmup.from_sequences >= spec.topology.world_size
+            ),
         ),
     )
 

@@ -156,6 +156,9 @@ class FailurePolicy(Schema):
     """What happens when a training pod fails. Evictions and preemptions are not counted."""
 
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
+    stuck_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    """A rank that has waited within a training step for so long ends, and names the ranks that haven't come and their
+    pods. The gang starts again from the newest checkpoint."""
 
 
 class Registry(Schema):
@@ -196,6 +199,15 @@ class Arithmetic(StrEnum):
     """Matrix products in bfloat16: on GPUs, and on processors with AVX512_BF16, AMX or Arm's BF16; else refused."""
 
 
+class Sharding(StrEnum):
+    """What each rank has of weights, gradients and optimizer state."""
+
+    NONE = "none"
+    """All of it."""
+    FULL = "full"
+    """A part, so that larger models fit; layers are gathered as they are run (FSDP2, arXiv:2304.11277)."""
+
+
 class Optimization(Schema):
     """Optimizer settings that both kinds of training share."""
 
@@ -210,6 +222,7 @@ class Optimization(Schema):
     activation_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: the same weights, in less
     memory, for about a third more work."""
+    sharding: Sharding = Sharding.NONE
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     schedule: Schedule = Schedule.LINEAR

@@ -145,6 +145,23 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (P, put("spec.masking", {"maskShare": 0.9, "randomShare": 0.2}), ("spec.masking", "lower one of them")),
     (P, put("spec.masking.probability", 0), ("spec.masking.probability", "greater than 0")),
     (P, put("spec.optimization", {"steps": 10, "warmupSteps": 20}), ("spec.optimization", "lower it")),
+    (P, put("spec.optimization", {"warmupSteps": 1001}), ("spec.optimization", "lower it")),
+    (P, put("spec.optimization", {"steps": 9, "maxTokens": 9}), ("spec.optimization", "remove one of them")),
+    (P, put("spec.optimization", {"steps": 9, "warmupTokens": 9}), ("spec.optimization", "use warmupSteps")),
+    (P, put("spec.optimization", {"maxTokens": 9, "warmupSteps": 1}), ("spec.optimization", "use warmupTokens")),
+    (P, put("spec.optimization", {"maxTokens": 9, "warmupTokens": 10}), ("spec.optimization", "lower it")),
+    (
+        P,
+        put("spec.optimization", {"batchSequences": 8, "batchWarmup": {"fromSequences": 9, "steps": 5}}),
+        ("spec.optimization", "fromSequences", "lower it"),
+    ),
+    (
+        P,
+        lambda target: target["spec"].update(
+            optimization={"batchWarmup": {"fromSequences": 1, "steps": 5}}, topology={"nodes": 2}
+        ),
+        ("fromSequences", "use fewer processes"),
+    ),
     (P, put("spec.optimization.learningRate", -1), ("spec.optimization.learningRate",)),
     (P, put("spec.optimization.steps", "many"), ("spec.optimization.steps", "integer")),
     (P, put("spec.topology", {"nodes": 64}), ("batchSequences", "raise the batch")),

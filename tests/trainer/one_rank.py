@@ -2,36 +2,47 @@
 
 Trains on the examples in FOLDER and leaves there what each step gave. A scenario is a JSON object: `name`; `nan` and
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
-they should learn; `crash`, batches before each of which the process ends once and begins anew; `optimization`, which
-differs; `every`, steps between checkpoints.
+they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens at
+once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
+`asleep`; `tokens`, after how many the training is over; `after`, whose checkpoints up to the
+step `from` it goes on from; `optimization`, which differs; `every`, steps between
+checkpoints.
 """
 
 import json
 import os
+import shutil
+import signal
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cloze_api.finetune import FineTuneJobSpec
-from cloze_trainer import finetune, loop
+from cloze_trainer import finetune
+from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.clock import Clock
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.gang import Gang
-from cloze_trainer.loop import Chunk, Surroundings, train
+from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tracking import Silent
 from cloze_trainer.worker import initial_model
+from cloze_trainer.workload import Chunk
 
 CONFIG = EncoderConfig(vocab_size=60, layers=1, hidden_size=16, heads=2, intermediate_size=32, max_length=16, dropout=0)
 SPEC = FineTuneJobSpec.model_validate(
@@ -74,10 +85,12 @@ class Recorder(ProgressFile):
     def __init__(self) -> None:
         super().__init__(None)
         self.losses: list[float | None] = []
+        self.seen: list[tuple[int, int]] = []
 
     def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
         if step:
             self.losses.append(loss)
+            self.seen.append((tokens, total_steps - step))
 
 
 class Crash(Exception):
@@ -87,71 +100,115 @@ class Crash(Exception):
 class Failing(FineTuning):
     """Goes wrong as the scenario says."""
 
-    def prepare(self, scenario: dict[str, Any]) -> None:
+    def prepare(self, scenario: dict[str, Any], rank: int) -> None:
+        self.fits = scenario.get("fits", {}).get(str(rank), 9999)
+        self.sizes: list[int] = []
+        self.tokens = scenario.get("tokens", 0)
+        self.frozen, self.asleep = scenario.get("freeze"), scenario.get("asleep", False)
         self.nan, self.ascent, self.empty = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty"))
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
 
-    def share(self, batch: int, rank: int, world: int) -> Any:
+    @property
+    def clock(self) -> Clock:
+        """Of the job, or of the scenario."""
+        return Clock(self.tokens, self.tokens // 4, in_tokens=True) if self.tokens else super().clock
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Any:
         if self.crashes and batch == self.crashes[0]:
             del self.crashes[0]
             raise Crash
+        if batch == 2 and rank == self.frozen:
+            if self.asleep:
+                time.sleep(3600)
+            os.kill(os.getpid(), signal.SIGSTOP)
         self.here = batch
         self.taken.append(batch)
-        chunks = super().share(batch, rank, world)
+        chunks = super().share(batch, rank, world, done)
         if batch not in self.empty:
             return chunks
         return [replace(chunk, targets=torch.full_like(chunk.targets, IGNORED), weight=0) for chunk in chunks]
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         loss = super().loss_sum(model, chunk)
+        self.sizes.append(chunk.places)
+        if chunk.places > self.fits:
+            # The last gradient of all, when the others have been added up.
+            deepest: Any = model.get_submodule("module.encoder.embeddings.words").weight
+            handle = deepest.register_hook(lambda _: (handle.remove(), _run_out()))
         if self.here in self.nan:
             return loss * float("nan")
         # Of the same value, and of a gradient that points the other way.
         return loss - 20 * (loss - loss.detach()) if self.here in self.ascent else loss
 
 
+def _run_out() -> None:
+    raise torch.OutOfMemoryError("as a GPU says it")
+
+
+def end(left: Path, error: TrainerError) -> None:
+    left.write_text(json.dumps({"reason": error.reason, "message": error.message, "code": error.exit_code}))
+    os._exit(error.exit_code)
+
+
+def whole(tensor: Any) -> Tensor:
+    """All of a tensor of which each rank may have a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
-    gang = Gang(1)
+    gang = Gang(1, 60)
     stop = StopSignal()
     name = f"{gang.world}-{gang.rank}"
-    prepared = dataset(folder / f"data-{name}" / "examples")
+    prepared = dataset(folder / f"data-{name}-{scenarios[0]['name']}" / "examples")
     for scenario in scenarios:
         changed = {**SPEC.optimization.model_dump(by_alias=True), **scenario.get("optimization", {})}
         spec = SPEC.model_copy(update={"optimization": type(SPEC.optimization).model_validate(changed)})
         workload = Failing(spec, prepared, gang.device)
-        workload.prepare(scenario)
+        workload.prepare(scenario, gang.rank)
+        Gang.survives_out_of_memory = property(lambda _, these=scenario: "fits" in these)  # type: ignore[assignment, misc]
         gradients: list[Tensor] = []
         clip = torch.nn.utils.clip_grad_norm_
 
         def record(parameters: Any, bound: float, clip: Any = clip, gradients: list[Tensor] = gradients) -> Any:
             parameters = list(parameters)
-            gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+            gradients.append(torch.cat([whole(parameter.grad).flatten() for parameter in parameters]))
             return clip(parameters, bound)
 
-        loop.torch.nn.utils.clip_grad_norm_ = record  # type: ignore[assignment]
+        torch.nn.utils.clip_grad_norm_ = record
         progress = Recorder()
         checkpoints = Checkpoints(folder / f"checkpoints-{gang.world}-{scenario['name']}", 6, workload.origin)
+        if gang.leads and "after" in scenario:
+            shutil.copytree(folder / f"checkpoints-{scenario['after']}", checkpoints.folder)
+            for path in checkpoints.folder.glob("step-*"):
+                if int(path.name[5:]) > scenario["from"]:
+                    shutil.rmtree(path)
+        gang.from_leader()
         error = ""
         while True:
             model = initial_model_of(workload)
-            around = Surroundings(gang, checkpoints, progress, Silent(), stop)
+            attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
+            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance)
             try:
                 gang.check(spec.optimization.arithmetic)
-                train(model, workload, spec.optimization, scenario.get("every", 1), around)
+                model.encoder.recompute = spec.optimization.activation_checkpointing
+                model = train(model, workload, spec.optimization, scenario.get("every", 1), around)[0]
             except Crash:
                 continue
             except TrainerError as failure:
                 error = failure.reason
             break
-        loop.torch.nn.utils.clip_grad_norm_ = clip
-        weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        torch.nn.utils.clip_grad_norm_ = clip
+        weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
             "error": error,
             "losses": progress.losses,
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,
             "taken": workload.taken,
+            "sizes": workload.sizes,
+            "seen": progress.seen,
+            "chunk_tokens": workload.chunk_tokens,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),
         }
         torch.save(result, folder / f"{name}-{scenario['name']}.pt")

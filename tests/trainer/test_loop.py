@@ -38,8 +38,28 @@ SCENARIOS = [
     {"name": "empty", "empty": [20, 40], "optimization": {"epochs": 40, "maxLossRise": 0.3}},
     {"name": "bf16", "optimization": {"arithmetic": "bf16"}},
     {"name": "ascent", **ASCENT},
+    {"name": "tokens", "tokens": 200},
+    {"name": "tokens-crashing", "tokens": 200, "crash": [1, 4]},
+    {"name": "crowded", "fits": {"0": 16}},
+    {"name": "crowded-crashing", "fits": {"0": 16}, "crash": [2, 4]},
+    {"name": "full", "fits": {"0": 3}},
     # Before it is noticed, and after the first and the second rollback.
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
+]
+# The second rank's memory is the smaller one.
+STABLE = {"algorithm": "stable-adamw", "activationCheckpointing": True}
+SHARDED = {"sharding": "full"}
+PAIR = [
+    {"name": "sharded", "optimization": SHARDED},
+    {"name": "sharded-crashing", "optimization": SHARDED, "crash": [2, 5]},
+    {"name": "sharded-stable", "optimization": {**SHARDED, **STABLE}},
+    {"name": "stable", "optimization": STABLE},
+    {"name": "replicated-after", "after": "2-sharded", "from": 3},
+    STEADY,
+    {"name": "sharded-after", "optimization": SHARDED, "after": "2-steady", "from": 3},
+    {"name": "tokens", "tokens": 200},
+    {"name": "ascent", **ASCENT},
+    {"name": "crowded", "fits": {"1": 16}},
 ]
 
 
@@ -47,8 +67,15 @@ SCENARIOS = [
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the ranks left, by `ranks-rank-scenario`."""
     folder = tmp_path_factory.mktemp("ranks")
+    run(folder, {1: SCENARIOS, 2: PAIR})
+    run(folder, {1: [{"name": "resized", "after": "2-sharded", "from": 3}]})
+    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+
+
+def run(folder: Path, gangs: dict[int, list[dict[str, Any]]]) -> None:
+    """Gangs of as many ranks, each with its scenarios, side by side."""
     processes = []
-    for world, scenarios in ((1, SCENARIOS), (2, [STEADY, {"name": "ascent", **ASCENT}])):
+    for world, scenarios in gangs.items():
         port = free_port()
         for rank in range(world):
             environment = os.environ | {
@@ -69,7 +96,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     for process in processes:
         _, log = process.communicate(timeout=240)
         assert process.returncode == 0, log
-    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
 def test_two_ranks_train_on_what_one_does(results: dict[str, dict[str, Any]]) -> None:
@@ -159,3 +185,79 @@ def test_products_in_bfloat16_learn_the_same(results: dict[str, dict[str, Any]])
     assert result["weights"].dtype == torch.float32
     assert result["losses"] == pytest.approx(steady["losses"], rel=0.02)
     assert not torch.equal(result["weights"], steady["weights"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_does_not_fit_into_memory_is_cut(results: dict[str, dict[str, Any]], world: int) -> None:
+    """A rank runs out of it in the midst of a backward pass, and each batch's gradient stays as it was."""
+    cut, whole = results[f"{world}-0-crowded"], results[f"{world}-0-steady"]
+    assert cut["error"] == ""
+    assert cut["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    assert torch.allclose(cut["gradients"], whole["gradients"], rtol=1e-3, atol=1e-6)
+    tried = results[f"{world}-{world - 1}-crowded"]["sizes"]
+    assert max(tried) > 16
+    # Nothing that is too large is tried twice.
+    assert max(tried[tried.index(max(tried)) + 2 :]) <= 16
+
+
+def test_all_ranks_keep_to_what_fits_on_one(results: dict[str, dict[str, Any]]) -> None:
+    """Here the second's memory, after the step in which it was too small."""
+    one, other = results["2-0-crowded"], results["2-1-crowded"]
+    assert one["chunk_tokens"] == other["chunk_tokens"] < 32
+    assert torch.equal(one["weights"], other["weights"])
+
+
+def test_a_checkpoint_remembers_what_fits(results: dict[str, dict[str, Any]]) -> None:
+    """Whoever goes on tries nothing larger, so that the weights have the same bits."""
+    crashing, steady = results["1-0-crowded-crashing"], results["1-0-crowded"]
+    assert torch.equal(crashing["weights"], steady["weights"])
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert [size for size in crashing["sizes"] if size > 16] == [size for size in steady["sizes"] if size > 16]
+
+
+def test_a_single_sequence_that_does_not_fit_ends_the_run(results: dict[str, dict[str, Any]]) -> None:
+    """There is nothing left to halve."""
+    assert results["1-0-full"]["error"] == "SequenceTooLarge"
+
+
+def test_a_length_in_tokens_is_kept_by_any_number_of_ranks_and_after_any_death(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    """It ends with the step that reaches it, and the schedule's rates, told by the weights, are those of the tokens."""
+    one, two, crashing = results["1-0-tokens"], results["2-0-tokens"], results["1-0-tokens-crashing"]
+    reached = [tokens for tokens, _ in one["seen"]]
+    assert reached[-2] < 200 <= reached[-1]
+    assert [rest for _, rest in one["seen"]][-1] == 0
+    assert min(rest for _, rest in one["seen"][:-1]) > 0
+    assert torch.equal(crashing["weights"], one["weights"])
+    assert len(crashing["taken"]) > len(one["taken"])
+    assert two["seen"] == one["seen"]
+    assert torch.allclose(two["weights"], one["weights"], atol=1e-4)
+
+
+@pytest.mark.parametrize(("parts", "whole"), [("sharded", "steady"), ("sharded-stable", "stable")])
+def test_a_model_in_parts_learns_what_a_whole_one_does(
+    results: dict[str, dict[str, Any]], parts: str, whole: str
+) -> None:
+    """Also with an epoch's last batch, of which the second rank has nothing, and with activations computed again."""
+    one, other = results[f"2-0-{parts}"], results[f"2-0-{whole}"]
+    assert one["error"] == ""
+    assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)
+    assert torch.allclose(one["gradients"], other["gradients"], rtol=1e-3, atol=1e-6)
+    assert torch.allclose(one["weights"], other["weights"], atol=1e-4)
+    assert torch.equal(one["weights"], results[f"2-1-{parts}"]["weights"])
+
+
+def test_a_model_in_parts_that_was_killed_has_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    """Its checkpoints hold all parts."""
+    crashing, steady = results["2-0-sharded-crashing"], results["2-0-sharded"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert torch.equal(crashing["weights"], steady["weights"])
+
+
+@pytest.mark.parametrize("name", ["2-0-replicated-after", "2-0-sharded-after", "1-0-resized"])
+def test_checkpoints_of_parts_and_of_the_whole_fit_each_other(results: dict[str, dict[str, Any]], name: str) -> None:
+    """A run goes on with the other way of sharing, and with another number of ranks."""
+    assert results[name]["taken"] == [3, 4, 5]
+    assert results[name]["losses"][1:] == pytest.approx(results["2-0-steady"]["losses"][3:], rel=1e-5)
+    assert torch.allclose(results[name]["weights"], results["2-0-steady"]["weights"], atol=1e-4)

@@ -1,5 +1,6 @@
 """The learning rate at each step."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloze_api.training import Optimization
+from cloze_trainer.clock import Clock
 from cloze_trainer.optimizer import StableAdamW, build, learning_rate
 
 
@@ -15,28 +17,38 @@ def settings(schedule: str, warmup: int = 0, **more: Any) -> Optimization:
     return Optimization.model_validate({"learningRate": 0.5, "schedule": schedule, "warmupSteps": warmup, **more})
 
 
+def rate(asked: Optimization, step: int, total: int) -> float:
+    return learning_rate(asked, Clock(total, asked.warmup_steps), step, step + 1)
+
+
 def test_rise_and_fall() -> None:
     """A linear rise to the full rate, then the schedule."""
-    rates = [learning_rate(settings("linear", 4), step, 12) for step in range(12)]
+    rates = [rate(settings("linear", 4), step, 12) for step in range(12)]
     assert rates[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])
     assert rates[4:] == pytest.approx([0.5 * (8 - step) / 8 for step in range(8)])
-    assert [learning_rate(settings("constant", 2), step, 5) for step in range(5)] == [0.25, 0.5, 0.5, 0.5, 0.5]
-    assert learning_rate(settings("cosine"), 5, 10) == pytest.approx(0.25)
-    assert learning_rate(settings("cosine"), 9, 10) == pytest.approx(
-        0.5 * 0.5 * (1 + torch.cos(torch.tensor(0.9 * torch.pi)))
-    )
+    assert [rate(settings("constant", 2), step, 5) for step in range(5)] == [0.25, 0.5, 0.5, 0.5, 0.5]
+    assert rate(settings("cosine"), 5, 10) == pytest.approx(0.25)
+    assert rate(settings("cosine"), 9, 10) == pytest.approx(0.5 * 0.5 * (1 + torch.cos(torch.tensor(0.9 * torch.pi))))
+
+
+def test_rise_and_fall_by_tokens() -> None:
+    """Batches of unlike size: the rate is that of where the tokens stand, never nothing and never too much."""
+    clock = Clock(1000, 200, in_tokens=True)
+    reached = [0, 50, 150, 210, 600, 990, 1010]
+    rates = [learning_rate(settings("linear"), clock, *each) for each in itertools.pairwise(reached)]
+    assert rates == pytest.approx([0.5 * share for share in (0.25, 0.75, 1.0, 790 / 800, 0.5, 10 / 800)])
 
 
 @given(st.sampled_from(["linear", "cosine", "constant", "wsd"]), st.integers(0, 50), st.integers(1, 40), st.data())
 def test_rate_stays_in_bounds(schedule: str, warmup: int, total: int, data: st.DataObject) -> None:
     """Above zero and at most the rate that was asked for, also where the warm-up is longer than the run."""
     step = data.draw(st.integers(0, total - 1))
-    assert 0 < learning_rate(settings(schedule, warmup), step, total) <= 0.5
+    assert 0 < rate(settings(schedule, warmup), step, total) <= 0.5
 
 
 def test_stable_until_the_end() -> None:
     """The full rate, and 1 - √x of it over the last part."""
-    rates = [learning_rate(settings("wsd", 2, decayShare=0.5), step, 10) for step in range(10)]
+    rates = [rate(settings("wsd", 2, decayShare=0.5), step, 10) for step in range(10)]
     assert rates[2:7] == [0.5] * 5
     assert rates[7:] == pytest.approx([0.5 * (1 - (done / 4) ** 0.5) for done in (1, 2, 3)])
 

@@ -1,5 +1,6 @@
 """The global order: every sample exactly once an epoch, whatever the number of ranks and restarts."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -47,6 +48,31 @@ def test_a_stream_has_full_batches_and_every_sample_once_an_epoch(
             seen.update(zip(epoch_of.tolist(), indices.tolist(), strict=True))
     whole = {key: count for key, count in seen.items() if key[0] < epochs}
     assert whole == {(epoch, sample): 1 for epoch in range(epochs) for sample in range(samples)}
+
+
+@given(SAMPLES, st.integers(4, 17), SEED, st.integers(1, 20), st.data())
+def test_a_growing_batch_reads_the_stream_without_gap_or_repetition(
+    samples: int, batch: int, seed: int, growing: int, data: st.DataObject
+) -> None:
+    """Evenly to the full one, each sample once an epoch, at any number of ranks and from any step on."""
+    first = data.draw(st.integers(1, batch))
+    order = Order(samples, batch, seed, first=first, growing=growing)
+    sizes, seen = [], []
+    for step in range(growing + 5):
+        world = data.draw(st.integers(1, 4))
+        resumed = Order(samples, batch, seed, first=first, growing=growing)
+        shares = [resumed.share(step, rank, world) for rank in range(world)]
+        sizes.append(sum(len(indices) for indices, _ in shares))
+        seen += [pair for indices, epochs in shares for pair in zip(epochs.tolist(), indices.tolist(), strict=True)]
+        assert order.start(step + 1) == len(seen)
+        assert order.reaching(len(seen)) == step + 1
+    assert sizes[0] == first
+    assert sizes[growing:] == [batch] * 5
+    assert all(0 <= after - before <= -(-batch // growing) for before, after in itertools.pairwise(sizes))
+    steady = Order(samples, 1, seed)
+    assert Counter(seen) == Counter(
+        (int(epoch[0]), int(index[0])) for index, epoch in map(steady.step, range(len(seen)))
+    )
 
 
 @given(SAMPLES, BATCH, SEED, st.integers(0, 50))

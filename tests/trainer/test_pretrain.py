@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze_api.pretrain import Architecture, MaskingUnit, PretrainJobSpec
 from cloze_api.task import Task
+from cloze_trainer.clock import Clock
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, continuing, read
 from cloze_trainer.errors import InputError
 from cloze_trainer.model import tensors
@@ -61,18 +62,37 @@ def test_what_is_hidden_as_one_and_how_much_is_as_the_job_says(unit: MaskingUnit
     workload = Pretraining(spec, corpus, torch.device("cpu"))
     goes_on = continuing(read(corpus.folder))
 
-    def weight(batch: int) -> int:
-        return sum(chunk.weight for chunk in workload.share(batch, 0, 1))
+    def weight(batch: int, done: float) -> int:
+        return sum(chunk.weight for chunk in workload.share(batch, 0, 1, done))
 
-    assert sum(weight(batch) for batch in range(4)) > 2 * sum(weight(1000 + batch) for batch in range(4))
+    assert sum(weight(batch, 0.0) for batch in range(4)) > 2 * sum(weight(batch, 1.0) for batch in range(4))
     parted = 0
-    for chunk in (chunk for batch in range(20) for chunk in workload.share(batch, 0, 1)):
+    for chunk in (chunk for batch in range(20) for chunk in workload.share(batch, 0, 1, 0.0)):
         _, _, _, positions, _ = chunk.inputs
         assert positions is not None
         hidden = dict(zip(positions.tolist(), chunk.targets.tolist(), strict=True))
         for position, token in hidden.items():
             parted += bool(goes_on[token]) and position - 1 not in hidden
     assert (parted > 0) == (unit is MaskingUnit.TOKEN)
+
+
+def test_the_length_in_tokens_and_the_growing_batch_are_the_jobs(tmp_path: Path) -> None:
+    """How many steps that takes is told from the start, about."""
+    spec, corpus = prepared(tmp_path, 0.3)
+    asked = {
+        "maxTokens": 3000,
+        "warmupTokens": 300,
+        "batchSequences": 8,
+        "batchWarmup": {"fromSequences": 2, "steps": 6},
+    }
+    optimization = type(spec.optimization).model_validate(asked)
+    workload = Pretraining(spec.model_copy(update={"optimization": optimization}), corpus, torch.device("cpu"))
+    assert workload.clock == Clock(3000, 300, in_tokens=True)
+    batches = [workload.share(batch, 0, 1, 0.0) for batch in range(60)]
+    assert [sum(chunk.sequences for chunk in chunks) for chunks in batches[:8]] == [2, 3, 4, 5, 6, 7, 8, 8]
+    tokens = list(itertools.accumulate(sum(chunk.tokens for chunk in chunks) for chunks in batches))
+    needed = next(number for number, reached in enumerate(tokens, 1) if reached >= 3000)
+    assert workload.total_steps == pytest.approx(needed, rel=0.1)
 
 
 @pytest.mark.parametrize("architecture", Architecture)
@@ -87,7 +107,7 @@ def test_a_text_among_others_is_predicted_as_if_it_were_alone(architecture: Arch
     model.eval()
     theirs.eval()
     compared = 0
-    for chunk in (chunk for step in range(4) for chunk in workload.share(step, 0, 1)):
+    for chunk in (chunk for step in range(4) for chunk in workload.share(step, 0, 1, 0.0)):
         ids, mask, _, _, places = chunk.inputs
         assert ids is not None
         assert mask is not None

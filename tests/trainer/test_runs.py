@@ -1,9 +1,11 @@
 """Whole runs of `cloze-train` as processes: artifact, resume after kills, registration, fine-tuning, refusals."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -105,7 +107,13 @@ def pretrain(corpus: Path, **spec: Any) -> dict[str, Any]:
             "corpus": [{"uri": f"file://{corpus}"}],
             "tokenizer": {"vocabSize": 800},
             "model": {"layers": 2, "hiddenSize": 32, "heads": 2, "intermediateSize": 64, "maxLength": 32},
-            "optimization": {"steps": 60, "batchSequences": 8, "warmupSteps": 5, "learningRate": 2e-3},
+            "optimization": {
+                "steps": 60,
+                "batchSequences": 8,
+                "batchWarmup": {"fromSequences": 4, "steps": 20},
+                "warmupSteps": 5,
+                "learningRate": 2e-3,
+            },
             "topology": {"processesPerNode": 2},
             "checkpoint": {"everySteps": 7},
             "evaluation": {"heldOutFraction": 0.1},
@@ -238,6 +246,33 @@ def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_sto
     assert second.resumed() >= 14
     assert newest() == 60
     assert weights(second) == weights(undisturbed)
+
+
+@pytest.mark.full
+def test_a_frozen_rank_is_named_and_costs_no_bit(corpus: Path, undisturbed: Trainer, tmp_path: Path) -> None:
+    """The pod ends for a peer's sake and says which rank and where; started again it goes on from its checkpoint."""
+    trainer = Trainer(tmp_path / "frozen", {})
+    job = pretrain(corpus, failurePolicy={"stuckSeconds": 10})
+    process = trainer.start(job)
+    try:
+        deadline = time.monotonic() + 240
+        while not list((trainer.folder / "workspace" / "checkpoints").glob("step-*/COMPLETE")):
+            assert process.poll() is None, trainer.log
+            assert time.monotonic() < deadline, trainer.log
+            time.sleep(0.02)
+        mark = f"CLOZE_WORKSPACE={trainer.folder}/workspace\0".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                environment = (entry / "environ").read_bytes()
+                if mark in environment and b"\0RANK=1\0" in environment:
+                    os.kill(int(entry.name), signal.SIGSTOP)
+        assert process.wait(timeout=120) == ExitCode.PEER_LOST, trainer.log
+    finally:
+        trainer.kill()
+    assert trainer.outcome["reason"] == "RankStuck"
+    assert f"rank 1 on {socket.gethostname()} doesn't respond" in trainer.outcome["message"]
+    assert trainer.run(job) == 0, trainer.log
+    assert weights(trainer) == weights(undisturbed)
 
 
 def test_stop_signal_saves_and_says_suspended(corpus: Path, tmp_path: Path) -> None:

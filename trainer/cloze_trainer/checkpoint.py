@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from cloze_trainer.console import log
 from cloze_trainer.errors import TrainerError
@@ -29,6 +31,7 @@ from cloze_trainer.files import write_json
 from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
 from cloze_trainer.volume import Damaged, Store, Volume, folder_name
+from cloze_trainer.workload import CHUNK_TOKENS
 
 _STATE = "state.json"
 
@@ -39,6 +42,7 @@ class LoopState:
 
     step: optimizer steps done. tokens: real tokens trained on, over all ranks. skipped: batches that were passed over.
     rollbacks: how often, the last time to the step `retreat`. health: what the steps so far tell.
+    chunk_tokens: how many go through the model at once, which were more before memory was too small for them.
     """
 
     step: int
@@ -47,6 +51,7 @@ class LoopState:
     rollbacks: int = 0
     retreat: int | None = None
     health: Health = field(default_factory=Health)
+    chunk_tokens: int = CHUNK_TOKENS
 
     @property
     def batch(self) -> int:
@@ -61,6 +66,7 @@ class LoopState:
             rollbacks=self.rollbacks + 1,
             retreat=before.step,
             health=before.health.restarted(),
+            chunk_tokens=min(self.chunk_tokens, before.chunk_tokens),
         )
 
     @classmethod
@@ -74,6 +80,7 @@ class LoopState:
             rollbacks=document.get("rollbacks", 0),
             retreat=document.get("retreat"),
             health=Health(**{**health, "losses": tuple(health.get("losses", ()))}),
+            chunk_tokens=document.get("chunk_tokens", CHUNK_TOKENS),
         )
 
 
@@ -84,16 +91,33 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 def captured(model: nn.Module, optimizer: torch.optim.Optimizer, into: Any = None) -> dict[str, Any]:
     """A copy of the weights and the optimizer's state in host memory.
 
-    into: a former copy, whose memory is used again where shapes and types are the same.
+    All ranks call it for a model that is in parts, and rank 0 alone gets the copy. into: a former copy, whose memory is
+    used again where shapes and types are the same.
     """
-    fresh = not optimizer.state
-    weights, moments = get_state_dict(model, optimizer)
-    if fresh:
+    if not optimizer.state:
         # torch makes a state by an update of nothing, which must not count as one.
+        get_state_dict(model, optimizer)
         for each in optimizer.state.values():
             each["step"].zero_()
+    gathered = StateDictOptions(full_state_dict=True, cpu_offload=True) if is_sharded(model) else None
+    weights, moments = get_state_dict(model, optimizer, options=gathered)
+    # What is gathered may still share memory with what is trained, such as the count of steps.
     copy: dict[str, Any] = _copied({"model": weights, "optimizer": moments}, into)
     return copy
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank has a part of it."""
+    return isinstance(model, FSDPModule)
+
+
+def _whole(value: Any) -> Any:
+    """The same with room for whole tensors in host memory in place of parts."""
+    if isinstance(value, DTensor):
+        return torch.empty(value.shape, dtype=value.dtype)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return value
 
 
 def _copied(value: Any, into: Any) -> Any:
@@ -206,7 +230,7 @@ class Checkpoints:
         if document.get("data") != self.origin.data:
             raise changed("the data or its preparation", since)
         weights, moments = get_state_dict(model, optimizer)
-        state: dict[str, Any] = {"model": weights, "optimizer": moments}
+        state: dict[str, Any] = _whole({"model": weights, "optimizer": moments})
         try:
             load(state, storage_reader=FileSystemReader(path), no_dist=True)
         except (RuntimeError, CheckpointException) as error:
@@ -214,7 +238,13 @@ class Checkpoints:
                 "CheckpointMismatch",
                 f"{path} doesn't fit this model: it belongs to another run; use another workspace",
             ) from error
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=is_sharded(model)),
+        )
         return LoopState.read(document)
 
     def go_back(self, max_rise: float, tried: int | None) -> int | None:

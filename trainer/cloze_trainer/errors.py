@@ -54,8 +54,17 @@ class RegistryError(TrainerError):
 class PeerLost(TrainerError):
     """Another rank or the rendezvous is gone."""
 
+    def __init__(self, message: str, reason: str = "PeerLost") -> None:
+        super().__init__(reason, message, ExitCode.PEER_LOST)
+
+
+class RankStuck(PeerLost):
+    """Another rank lives, or seems to, and doesn't come."""
+
+    REASON = "RankStuck"
+
     def __init__(self, message: str) -> None:
-        super().__init__("PeerLost", message, ExitCode.PEER_LOST)
+        super().__init__(message, self.REASON)
 
 
 class Suspended(TrainerError):

@@ -19,6 +19,7 @@ from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
 from cloze_trainer.base import BaseModel, fetch, open_base
+from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.duplicates import near_duplicate_groups
@@ -29,12 +30,12 @@ from cloze_trainer.data.remote import redacted
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
-from cloze_trainer.loop import CHUNK_TOKENS, Chunk
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement
 from cloze_trainer.quality.scores import Scores
 from cloze_trainer.run import Run
+from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
 EDITION = 4
@@ -204,6 +205,8 @@ class Examples:
 class FineTuning:
     """Classification of texts or of words."""
 
+    chunk_tokens = CHUNK_TOKENS
+
     def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
         self.spec, self._device = spec, device
         self.task: Task = spec.task
@@ -237,14 +240,19 @@ class FineTuning:
         """Floating-point operations of training on a token; the head's are nothing beside it."""
         return flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
 
-    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
+    @property
+    def clock(self) -> Clock:
+        """It counts steps."""
+        return Clock(self.total_steps, self.spec.optimization.warmup_steps)
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Sequence[Chunk]:  # noqa: ARG002 - no matter here
         """A rank's part of a global batch; a stand-in of weight 0 when the last batch has none for it."""
         samples_B, _ = self._order.share(batch, rank, world)
         if not len(samples_B):
             samples_B, _ = self._order.step(batch)
             chunk = self._chunk(self.train, samples_B[:1])
             return [Chunk(chunk.inputs, torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)]
-        rows = max(1, CHUNK_TOKENS // int(self.train.lengths[samples_B].max()))
+        rows = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
         return [self._chunk(self.train, samples_B[at : at + rows]) for at in range(0, len(samples_B), rows)]
 
     def _chunk(self, examples: Examples, samples_B: npt.NDArray[np.int64]) -> Chunk:
@@ -287,7 +295,7 @@ class FineTuning:
         starts, truth_N = self.test.items()
         logits_NC = torch.zeros(len(truth_N), len(self.labels))
         by_length = np.argsort(self.test.lengths, kind="stable")
-        rows = max(1, CHUNK_TOKENS // int(self.test.lengths.max()))
+        rows = max(1, self.chunk_tokens // int(self.test.lengths.max()))
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(by_length), gang.world * rows):
                 samples_B = by_length[at : at + rows]

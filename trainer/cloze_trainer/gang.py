@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cloze_api.training import Arithmetic
 from cloze_trainer import flops
 from cloze_trainer.errors import InputError
 
-# A rank that is dead closes its connections, which ends a collective at once; only a rank that hangs is waited for.
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=15)
+# A rank that is dead closes its connections, which ends a collective at once; one that hangs is named before this.
+_COLLECTIVE_TIMEOUT_SECONDS = 300
 # Data preparation, export and registration happen on rank 0 alone and may take hours.
 _PATIENCE = datetime.timedelta(days=3)
 _POLL_SECONDS = 0.05
@@ -32,9 +30,13 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 class Gang:
-    """This process's place among the ranks, joined from torch elastic's environment."""
+    """This process's place among the ranks, joined from torch elastic's environment.
 
-    def __init__(self, threads: int) -> None:
+    stuck_seconds: after which a rank that hangs is named; collectives wait longer.
+    """
+
+    def __init__(self, threads: int, stuck_seconds: float) -> None:
+        timeout = datetime.timedelta(seconds=stuck_seconds + _COLLECTIVE_TIMEOUT_SECONDS)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
         # Fills each new tensor, for code that reads what nobody wrote: a twentieth of a step.
@@ -45,10 +47,10 @@ class Gang:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
             self.device = torch.device("cuda", local_rank)
-            dist.init_process_group("nccl", timeout=_COLLECTIVE_TIMEOUT, device_id=self.device)
+            dist.init_process_group("nccl", timeout=timeout, device_id=self.device)
         else:
             self.device = torch.device("cpu")
-            dist.init_process_group("gloo", timeout=_COLLECTIVE_TIMEOUT)
+            dist.init_process_group("gloo", timeout=timeout)
         # A group of its own, so that a long wait never meets a collective of the training.
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         # A number stands for "not a member", and every rank is one.
@@ -68,6 +70,11 @@ class Gang:
         """Within it, matrix products are of this kind."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=arithmetic is Arithmetic.BF16)
 
+    @property
+    def survives_out_of_memory(self) -> bool:
+        """Whether a rank can go on after an allocation that failed: on processors the system kills it instead."""
+        return self.device.type == "cuda"
+
     def memory_bytes(self) -> int:
         """Most memory that this rank has had: of its GPU, or of its process."""
         if self.device.type == "cuda":
@@ -86,21 +93,21 @@ class Gang:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def distributed(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the ranks."""
-        return DistributedDataParallel(
-            model.to(self.device),
-            gradient_as_bucket_view=True,
-            # Otherwise the buckets are put in another order after the first step of each start, and the sums of more
-            # than two ranks would differ between a run that was resumed and one that wasn't.
-            find_unused_parameters=True,
-        )
-
     def sum(self, *values: float) -> list[float]:
         """Sums over the ranks, the same on each, as float64."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    def least(self, value: float) -> float:
+        """The smallest of the ranks' values."""
+        found = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return float(found)
+
+    def most(self, value: float) -> float:
+        """The largest of the ranks' values."""
+        return -self.least(-value)
 
     def sum_array(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise sums over the ranks."""
@@ -125,6 +132,12 @@ class Gang:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every rank's value, in their order."""
+        found = [None] * self.world
+        dist.all_gather_object(found, value, group=self._patient)
+        return found
 
     def leave(self) -> None:
         """Close the connections; a rank that goes without is taken for dead by the others."""

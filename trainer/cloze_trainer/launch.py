@@ -34,7 +34,7 @@ from cloze_api.names import ENV_ATTEMPT_DEADLINE, ENV_RENDEZVOUS
 from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer import outcome
 from cloze_trainer.console import log
-from cloze_trainer.errors import InputError, PeerLost, TrainerError, classify, technical, trace
+from cloze_trainer.errors import InputError, PeerLost, RankStuck, TrainerError, classify, technical, trace
 from cloze_trainer.losses import PeerLosses
 from cloze_trainer.progress import ENV_PROGRESS_FILE, serve
 from cloze_trainer.run import Run
@@ -99,11 +99,15 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
-            code = worst(result.failures).exitcode
+            failure = _explaining(result.failures, self._scratch)
+            code = failure.exitcode
             if code not in _FOR_OTHERS:
                 self._remaining_restarts = 0
             elif code == ExitCode.PEER_LOST and (exhausted := _losses(self._run).another()) is not None:
                 raise exhausted
+            if code == ExitCode.PEER_LOST and _failed(failure, self._scratch).reason == RankStuck.REASON:
+                # This pod's end tells it to the operator.
+                self._remaining_restarts = 0
         return result
 
 
@@ -111,6 +115,14 @@ def worst(failures: Mapping[int, ProcessFailure]) -> ProcessFailure:
     """The failure that explains the others: the earliest of those that aren't for another rank's sake."""
     ordered = sorted(failures.values(), key=lambda failure: (failure.exitcode in _FOR_OTHERS, failure.timestamp))
     return ordered[0]
+
+
+def _explaining(failures: Mapping[int, ProcessFailure], scratch: Path) -> ProcessFailure:
+    """As `worst`, but a rank that was waited for is killed with the others: those that name it explain that."""
+    named = {
+        rank: failure for rank, failure in failures.items() if _failed(failure, scratch).reason == RankStuck.REASON
+    }
+    return worst(named or failures)
 
 
 def interface_of(address: str) -> str | None:
@@ -289,10 +301,10 @@ def _supervise(run: Run, file: Path, scratch: Path) -> Outcome:
         log("rendezvous lost", why=why, error=technical(error))
         return _peer_lost(run, PeerLost(f"the rendezvous {why}; the gang starts again when all pods run"))
     if result.is_failed():
-        failed = _failed(worst(result.failures), scratch)
+        failed = _failed(_explaining(result.failures, scratch), scratch)
         if failed.exit_code != ExitCode.PEER_LOST:
             return failed
-        return _peer_lost(run, PeerLost(failed.message), counted=True)
+        return _peer_lost(run, PeerLost(failed.message, failed.reason), counted=True)
     left = outcome.read(scratch / "0.json")
     return left or Outcome(reason="Completed", message="rank 0 has the result")
 

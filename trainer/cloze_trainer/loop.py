@@ -8,75 +8,29 @@ all a checkpoint holds. Batches are taken in order; those of a stretch that went
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from functools import partial
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from cloze_api.progress import ExitCode
 from cloze_api.training import Optimization
+from cloze_trainer.attendance import Attendance, Part
 from cloze_trainer.checkpoint import Checkpoints, LoopState
 from cloze_trainer.console import log
-from cloze_trainer.data.order import generator
 from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
+from cloze_trainer.gradient import Gradient
 from cloze_trainer.optimizer import build, learning_rate
+from cloze_trainer.parallel import share_out
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
+from cloze_trainer.workload import Workload
 
-# Tokens that go through the model at once, padding included.
-CHUNK_TOKENS = 16_384
 _TRACK_EVERY_STEPS = 10
-_DROPOUT_DOMAIN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Input tensors of one forward pass.
-
-    targets: classes of what is predicted. weight: how many predictions it counts for; 0 for a stand-in of a rank
-    without a share. tokens: real tokens.
-    """
-
-    inputs: tuple[Tensor | None, ...]
-    targets: Tensor
-    weight: int
-    tokens: int
-
-    @property
-    def places(self) -> int:
-        """Tokens and padding."""
-        assert self.inputs[0] is not None
-        return self.inputs[0].numel()
-
-
-class Workload(Protocol):
-    """What is trained, on what."""
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-
-    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
-        """A rank's part of a global batch, of which there is no last; at least one chunk."""
-
-    def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
-        """Sum of the losses (nats) of a chunk's predictions."""
-
-    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """Figures over the evaluation data, the same on every rank."""
-
-    def evaluate_after(self, step: int) -> bool:
-        """Whether to evaluate within the training once this many steps are done."""
-
-    @property
-    def flops_per_token(self) -> float:
-        """Floating-point operations of training on a token."""
 
 
 class Tracker(Protocol):
@@ -84,11 +38,6 @@ class Tracker(Protocol):
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Figures of a step."""
-
-
-def seed_step(seed: int, batch: int, rank: int) -> None:
-    """Seed torch's generators for one batch of one rank: dropout needs no state in the checkpoint then."""
-    torch.manual_seed(int(generator(seed, _DROPOUT_DOMAIN, batch, rank).integers(1 << 63)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +49,7 @@ class Surroundings:
     progress: ProgressFile
     tracker: Tracker
     stop: StopSignal
+    attendance: Attendance
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -116,6 +66,7 @@ class Surroundings:
                 "rollbacks": state.rollbacks,
                 "checkpoint_blocked_seconds": saver.blocked_seconds,
                 "missed_checkpoints": saver.missed,
+                "chunk_tokens": state.chunk_tokens,
                 **figures,
             }
             if (rate := self.progress.tokens_per_second) is not None:
@@ -125,20 +76,21 @@ class Surroundings:
 
 def train(
     model: nn.Module, workload: Workload, optimization: Optimization, every_steps: int, around: Surroundings
-) -> None:
-    """Train to the last step, from the newest checkpoint when there is one; the weights change in place.
+) -> tuple[nn.Module, int]:
+    """Train to the end, from the newest checkpoint when there is one. Returns the model, trained, and the steps done.
 
     every_steps: how often the state is saved. A training that diverges goes back to a checkpoint and passes over the
     batches since. Raises Suspended after a checkpoint when the stop signal came, TrainerError `Diverged` when going
     back is of no help, PeerLost's causes (RuntimeError of the process group), OSError when a checkpoint can't be
     written, but for a full volume, which costs that checkpoint only.
     """
-    gang, progress = around.gang, around.progress
-    total = workload.total_steps
+    gang, progress, attendance = around.gang, around.progress, around.attendance
+    clock, expected = workload.clock, workload.total_steps
 
     # --- state: fresh, or where the newest checkpoint stands
-    trained = cast(DistributedDataParallel, gang.distributed(model))
-    optimizer = build(trained, optimization)
+    trained = share_out(model, optimization.sharding, gang)
+    optimizer = build(trained.module, optimization)
+    gradient = Gradient(trained, workload, optimization, gang)
     state = LoopState(step=0, tokens=0)
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
     if resume is not None:
@@ -147,29 +99,41 @@ def train(
         if gang.leads:
             log("resumed", step=state.step)
 
-    progress.step(state.step, total, loss=None, tokens=state.tokens)
+    workload.chunk_tokens = state.chunk_tokens
+    progress.step(state.step, expected, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False
     norm = padding = waited = 0.0
     most = gang.peak_flops(optimization.arithmetic)
-    trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    trained.module.train()
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
-    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver:
+    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver, attendance:
         while True:
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
+            over, done = clock.over(step, state.tokens), clock.share(step, state.tokens)
+            share = partial(workload.share, state.batch, gang.rank, gang.world, done)
             began = time.monotonic()
-            chunks = workload.share(state.batch, gang.rank, gang.world) if step < total else ()
+            attendance.at(step, Part.DATA)
+            chunks = () if over else share()
             waited += time.monotonic() - began
-            weight, tokens, places, stop, loss_sum, failed = gang.sum(
+            attendance.at(step, Part.BATCH)
+            weight, tokens, places, stop, loss_sum, failed, smaller = gang.sum(
                 sum(chunk.weight for chunk in chunks),
                 sum(chunk.tokens for chunk in chunks),
                 sum(chunk.places for chunk in chunks),
                 around.stop.requested,
                 own_loss,
                 saver.failed,
+                workload.chunk_tokens < state.chunk_tokens,
             )
+            attendance.rest()
             saver.check(failed)
+            if smaller:
+                # What fits on one rank is right for all, and for whoever goes on from a checkpoint.
+                workload.chunk_tokens = int(gang.least(workload.chunk_tokens))
+                state = replace(state, chunk_tokens=workload.chunk_tokens)
+                chunks = () if over else share()
             if unseen:
                 # A batch in which nothing was to be predicted tells nothing.
                 unseen, loss = False, loss_sum / last_weight if last_weight else math.nan
@@ -182,7 +146,7 @@ def train(
                 }
                 if most and progress.tokens_per_second:
                     figures["flops_share"] = progress.tokens_per_second * workload.flops_per_token / most
-                around.report(state, total, loss, saver, figures)
+                around.report(state, step if over else max(expected, step + 1), loss, saver, figures)
             padding = 1 - tokens / places if places else 0.0
 
             # --- what to do about it: go back and pass over what went wrong, end, save, stop
@@ -195,9 +159,10 @@ def train(
                 if gang.leads:
                     log("rolled back", step=step, to=back, why=trouble, skipped=step - back)
                 state = state.rolled_back(around.checkpoints.load(back, model, optimizer))
+                workload.chunk_tokens = state.chunk_tokens
                 progress.checkpoint(back)
                 continue
-            if step == total:
+            if over:
                 break
             if step and step % every_steps == 0 and not state.health.left_out:
                 saver.save(state, model, optimizer)
@@ -211,23 +176,20 @@ def train(
                         kept = f"it could not be saved: the newest checkpoint is that of step {saver.durable or 0}"
                 raise Suspended(f"stopped by a signal after step {step}; {kept}")
 
-            # --- gradient: DDP averages over ranks, so a rank's sum is scaled to give the mean over the global batch
-            rate = learning_rate(optimization, step, total)
+            # --- gradient of the mean loss over the global batch
+            rate = learning_rate(
+                optimization,
+                clock,
+                clock.reading(step, state.tokens),
+                clock.reading(step + 1, state.tokens + int(tokens)),
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            seed_step(optimization.seed, state.batch, gang.rank)
-            own = torch.zeros((), device=gang.device)
-            for index, chunk in enumerate(chunks):
-                last = index == len(chunks) - 1
-                with nullcontext() if last else trained.no_sync():
-                    with gang.multiplying(optimization.arithmetic):
-                        loss_of_chunk = workload.loss_sum(trained, chunk)
-                    (loss_of_chunk * (gang.world / max(1.0, weight))).backward()  # type: ignore[no-untyped-call]  # torch has no type here
-                own += loss_of_chunk.detach()
-            own_loss, unseen = float(own), True
+            attendance.at(step, Part.GRADIENT)
+            own_loss, unseen = gradient.add(chunks, share, state.batch, weight), True
 
             # --- update; the averaged gradient is the same on all ranks, and so is the decision to leave it out
-            norm = float(torch.nn.utils.clip_grad_norm_(trained.parameters(), optimization.gradient_clip))
+            norm = trained.clip(optimization.gradient_clip)
             if finite := math.isfinite(norm):
                 optimizer.step()
             elif gang.leads:
@@ -236,15 +198,19 @@ def train(
             health = state.health.updated(finite=finite)
             state = replace(state, step=step + 1, tokens=state.tokens + int(tokens), health=health)
 
-            # --- now and then: evaluate
-            if workload.evaluate_after(state.step) and state.step < total:
-                around.tracker.metrics(state.step, workload.evaluate(model, gang))
-                trained.train()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            attendance.rest()
 
-        if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in model.parameters()))):
+            # --- now and then: evaluate
+            if workload.evaluate_after(state.step) and not clock.over(state.step, state.tokens):
+                around.tracker.metrics(state.step, workload.evaluate(trained.whole(), gang))
+                trained.module.train()
+
+        whole = trained.whole()
+        if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in whole.parameters()))):
             raise _diverged("the trained weights are not finite", state)
         saver.save(state, model, optimizer)
         saver.settle()
+    return whole, state.step
 
 
 def _diverged(why: str, state: LoopState) -> TrainerError:

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from cloze_api.training import Algorithm, Optimization, Schedule
+from cloze_trainer.clock import Clock
 
 
-def learning_rate(settings: Optimization, step: int, total_steps: int) -> float:
-    """Rate of the step with this index (from 0): a linear rise over the warm-up, then the schedule."""
-    warmup = min(settings.warmup_steps, total_steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    return settings.learning_rate * _factor(settings, (step - warmup) / max(1, total_steps - warmup))
+def learning_rate(settings: Optimization, clock: Clock, before: int, after: int) -> float:
+    """Rate of a step before and after which the clock reads so: a linear rise over the warm-up, then the schedule."""
+    warmup = min(clock.warmup, clock.total)
+    if before < warmup:
+        return settings.learning_rate * min(1.0, after / warmup)
+    return settings.learning_rate * _factor(settings, (before - warmup) / max(1, clock.total - warmup))
 
 
 def _factor(settings: Optimization, share: float) -> float:
-    """What part of the full rate is left after this share of the steps that follow the warm-up."""
+    """What part of the full rate is left after this share of what follows the warm-up."""
     if settings.schedule is Schedule.CONSTANT:
         return 1.0
     if settings.schedule is Schedule.COSINE:

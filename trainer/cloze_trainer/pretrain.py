@@ -1,5 +1,6 @@
 """Pretraining: raw text to a masked language model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_api.manifest import SpecialTokens
-from cloze_api.pretrain import Masking, MaskingUnit, PretrainJobSpec
+from cloze_api.pretrain import DEFAULT_STEPS, Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
+from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
@@ -26,10 +28,10 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
-from cloze_trainer.loop import CHUNK_TOKENS, Chunk
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
+from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def evaluation_masker(vocab_size: int, special: SpecialTokens = SPECIAL_IDS) -> 
 
 
 def masking_probability(masking: Masking, share: float) -> float:
-    """Which share of the tokens is hidden once this share of the steps is done; more than 1 is as 1."""
+    """Which share of the tokens is hidden once this share of the training is done; more than 1 is as 1."""
     final = masking.probability if masking.final_probability is None else masking.final_probability
     return masking.probability + (final - masking.probability) * min(1.0, share)
 
@@ -109,6 +111,7 @@ class Pretraining:
 
     task = Task.FILL_MASK
     labels: tuple[str, ...] = ()
+    chunk_tokens = CHUNK_TOKENS
 
     def __init__(self, spec: PretrainJobSpec, prepared: PreparedCorpus, device: torch.device) -> None:
         self._spec, self._device = spec, device
@@ -135,7 +138,14 @@ class Pretraining:
             )
         )
         seed, unit = spec.optimization.seed, spec.masking.unit
-        self._order = Order(len(self.shards.train_NT), spec.optimization.batch_sequences, seed)
+        warmup = spec.optimization.batch_warmup
+        self._order = Order(
+            len(self.shards.train_NT),
+            spec.optimization.batch_sequences,
+            seed,
+            first=warmup.from_sequences if warmup else None,
+            growing=warmup.steps if warmup else 0,
+        )
         self._masker = Masker(
             vocab_size=self.shards.vocab_size,
             probability=spec.masking.probability,
@@ -150,8 +160,20 @@ class Pretraining:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return self._spec.optimization.steps
+        """Steps of the whole run; as many as there may be where tokens are counted."""
+        clock = self.clock
+        if not clock.in_tokens:
+            return clock.total
+        real = self.config.max_length * (1 - self.report["padding_share"])
+        return self._order.reaching(math.ceil(clock.total / real))
+
+    @property
+    def clock(self) -> Clock:
+        """It counts tokens where the job does."""
+        settings = self._spec.optimization
+        if settings.max_tokens is not None:
+            return Clock(settings.max_tokens, settings.warmup_tokens or 0, in_tokens=True)
+        return Clock(settings.steps or DEFAULT_STEPS, settings.warmup_steps)
 
     @property
     def flops_per_token(self) -> float:
@@ -162,12 +184,12 @@ class Pretraining:
     @property
     def _rows(self) -> int:
         """Sequences that go through the model at once."""
-        return max(1, CHUNK_TOKENS // self.config.max_length)
+        return max(1, self.chunk_tokens // self.config.max_length)
 
-    def share(self, batch: int, rank: int, world: int) -> Sequence[Chunk]:
+    def share(self, batch: int, rank: int, world: int, done: float) -> Sequence[Chunk]:
         """A rank's part of a global batch."""
         samples_B, epochs_B = self._order.share(batch, rank, world)
-        rows, probability = self._rows, masking_probability(self._spec.masking, batch / self.total_steps)
+        rows, probability = self._rows, masking_probability(self._spec.masking, done)
         return [
             self._chunk(
                 self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows], probability

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cloze_trainer.checkpoint import Checkpoints, LoopState, captured
+from cloze_trainer.checkpoint import Checkpoints, LoopState, captured, is_sharded
 from cloze_trainer.console import log
 from cloze_trainer.errors import PeerLost, classify
 from cloze_trainer.gang import Gang
@@ -63,11 +63,13 @@ class Saver:
         self._give_up.set()
         self._collect(wait=True)
         # The others wait here, and not in a collective of the training, whose patience is shorter.
-        self._gang.from_leader()
+        due = self._gang.from_leader(self.durable != state.step and self._error is None)
+        if due and (self._gang.leads or is_sharded(model)):
+            self._buffers = captured(model, optimizer, self._buffers)
         if not self._gang.leads:
             return
-        if self.durable != state.step and self._error is None:
-            self._buffers = captured(model, optimizer, self._buffers)
+        if due:
+            assert self._buffers is not None
             self._give_up = threading.Event()
             self._flight = (state.step, self._thread.submit(self._write, state, self._buffers, self._give_up))
         self._waited(began)

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
+from torch import nn
 
 from cloze_api.manifest import MANIFEST_FILE, WEIGHTS_FILE, file_sha256, version_tags
 from cloze_api.names import SECRETS_MOUNT
@@ -15,6 +17,7 @@ from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
+from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
@@ -40,6 +43,7 @@ ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
 _INITIALIZATION_DOMAIN = 5
 
 Workload = Pretraining | FineTuning
+Ending = Callable[[BaseException], None]
 
 
 def open_workload(run: Run, gang: Gang, progress: ProgressFile) -> tuple[Workload, dict[str, str]]:
@@ -72,7 +76,7 @@ def _load_base(model: TaskModel, base: BaseModel) -> None:
         log("head is new", base=base.name, why="the base has no weights for predicting hidden tokens", tensors=fresh)
 
 
-def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> None:
+def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end: Ending) -> None:
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
     gang.check(run.job.spec.optimization.arithmetic)
@@ -99,27 +103,28 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile) -> N
         progress=progress,
         tracker=tracker,
         stop=stop,
+        attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
     )
     try:
-        train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+        trained, steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
-    judged = _judge(run, workload, model, gang)
-    tracker.metrics(workload.total_steps, judged.figures)
+    judged = _judge(run, workload, trained, gang)
+    tracker.metrics(steps, judged.figures)
     if gang.leads:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        artifact.write(run, workload, model, judged, sources)
+        artifact.write(run, workload, cast(TaskModel, trained), judged, sources)
         tracker.close(failed=bool(judged.refusal))
     gang.from_leader()
 
 
-def _judge(run: Run, workload: Workload, model: TaskModel, gang: Gang) -> Judgement:
+def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgement:
     """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
     if isinstance(workload, Pretraining):
         return Judgement(workload.evaluate(model, gang))
@@ -225,12 +230,12 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     return result
 
 
-def work(run: Run, gang: Gang, stop: StopSignal) -> Outcome:
+def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:
     """The whole run, as one rank sees it."""
     progress = own_file(gang.rank)
     manifest = gang.from_leader(artifact.finished(run) if gang.leads else None)
     if manifest is None:
-        produce(run, gang, stop, progress)
+        produce(run, gang, stop, progress, end)
     else:
         refuse_changed(run, manifest.lineage.data)
     result = conclude(run, progress) if gang.leads else Outcome(reason="Completed", message="rank 0 has the result")
@@ -243,13 +248,8 @@ def main() -> NoReturn:
     stop = StopSignal()
     left = Path(os.environ[ENV_OUTCOME_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
     ranks = int(os.environ["WORLD_SIZE"])
-    try:
-        run = open_run(Path(sys.argv[1]))
-        gang = Gang(run.job.spec.topology.threads_per_process)
-        result = work(run, gang, stop)
-        outcome.write(left, result)
-        gang.leave()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+
+    def end(error: BaseException) -> NoReturn:
         # The launcher ends all ranks once one has failed.
         stop.ignore()
         failure = classify(error, ranks=ranks)
@@ -262,6 +262,15 @@ def main() -> NoReturn:
         # No orderly farewell: the other ranks learn at once that this one is gone.
         sys.stderr.flush()
         os._exit(int(failure.exit_code))
+
+    try:
+        run = open_run(Path(sys.argv[1]))
+        gang = Gang(run.job.spec.topology.threads_per_process, run.job.spec.failure_policy.stuck_seconds)
+        result = work(run, gang, stop, end)
+        outcome.write(left, result)
+        gang.leave()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
+        end(error)
     sys.stderr.flush()
     os._exit(ExitCode.SUCCESS)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from work import write_documents
 
 from cloze_api.pretrain import PretrainJobSpec
+from cloze_trainer.attendance import Attendance
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.encoders.names import theirs
 from cloze_trainer.gang import Gang
@@ -44,7 +45,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     run = open_run(folder / "job.json")
     spec = run.job.spec
     assert isinstance(spec, PretrainJobSpec)
-    gang = Gang(spec.topology.threads_per_process)
+    gang = Gang(spec.topology.threads_per_process, spec.failure_policy.stuck_seconds)
     progress = Recorder()
     workload, _ = open_workload(run, gang, progress)
     model = initial_model(workload, spec.optimization.seed)
@@ -62,6 +63,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             progress=progress,
             tracker=Silent(),
             stop=StopSignal(),
+            attendance=Attendance(gang, spec.failure_policy.stuck_seconds, sys.exit),
         )
         train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
         result["steps"], result["flops_per_token"] = progress.steps, workload.flops_per_token

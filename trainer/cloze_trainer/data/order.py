@@ -1,7 +1,8 @@
 """The global order of samples: a function of seed and position alone.
 
 Each epoch is a permutation of all N samples. Samples of one length are a stream: the global batch of step s is the
-positions [s·B, (s + 1)·B), position p being place p mod N of epoch p div N. Samples of different lengths are batched
+positions [s·B, (s + 1)·B), or where batches grow as many as they are by then, position p being place p mod N of epoch
+p div N. Samples of different lengths are batched
 with their like, so an epoch is ceil(N / B) steps of its own, the last of them short. Rank r of W takes every W-th
 sample of a batch from the r-th on. What a step trains on depends on neither the number of ranks nor on what happened
 before, so a resumed run sees every sample exactly once, at any number of ranks.
@@ -34,12 +35,23 @@ class Order:
     lengths: when given, batches hold samples of similar length: within windows of 32 batches of an epoch's
         permutation the samples are sorted by length, then the batches are shuffled. What is left over for the short
         batch is drawn before the sorting, so that no length is preferred in it. Without, no batch is ever short.
+    first, growing: size of the first batch, and over how many steps it grows evenly to the full one; without lengths.
     """
 
     def __init__(
-        self, samples: int, batch: int, seed: int, *, lengths: npt.NDArray[np.integer[Any]] | None = None
+        self,
+        samples: int,
+        batch: int,
+        seed: int,
+        *,
+        lengths: npt.NDArray[np.integer[Any]] | None = None,
+        first: int | None = None,
+        growing: int = 0,
     ) -> None:
         assert samples > 0
+        assert lengths is None or not growing
+        first = batch if first is None else first
+        self._starts = np.concatenate([[0], np.cumsum(first + (batch - first) * np.arange(growing) // max(1, growing))])
         self.samples, self.batch, self.seed = samples, batch, seed
         self._lengths = lengths
         self._epoch = lru_cache(maxsize=2)(self._permutation)
@@ -48,6 +60,18 @@ class Order:
     def steps_per_epoch(self) -> int:
         """Steps of an epoch, rounded up: with lengths the epoch ends with the last of them."""
         return -(-self.samples // self.batch)
+
+    def start(self, step: int) -> int:
+        """Position in the stream at which a step's batch begins."""
+        growing = len(self._starts) - 1
+        return int(self._starts[min(step, growing)]) + max(0, step - growing) * self.batch
+
+    def reaching(self, position: int) -> int:
+        """Steps until the stream has been read up to a position."""
+        grown = int(self._starts[-1])
+        if position <= grown:
+            return int(np.searchsorted(self._starts, position))
+        return len(self._starts) - 1 - (grown - position) // self.batch
 
     def _permutation(self, epoch: int) -> Indices:
         random = generator(self.seed, _DOMAIN, epoch)
@@ -70,8 +94,8 @@ class Order:
             start = within_epoch * self.batch
             indices = self._epoch(epoch)[start : start + self.batch]
             return indices, np.full(len(indices), epoch)
-        epochs, within = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), self.samples)
-        indices = np.empty(self.batch, dtype=np.int64)
+        epochs, within = np.divmod(np.arange(self.start(step), self.start(step + 1)), self.samples)
+        indices = np.empty(len(epochs), dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             indices[here] = self._epoch(int(epoch))[within[here]]

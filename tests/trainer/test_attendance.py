@@ -1,0 +1,86 @@
+"""Who is named when a rank doesn't come."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloze_api.progress import ExitCode
+from cloze_trainer.attendance import Mark, Part, Place, missing
+
+pytestmark = pytest.mark.timeout(200)
+
+
+def mark(step: int, part: Part, beat: int) -> Mark:
+    return Mark(Place(step, part), beat)
+
+
+def test_the_silent_and_those_behind_are_missing() -> None:
+    """A process that tells nothing more, and one that lives and is at an earlier place than the others."""
+    before = [mark(7, Part.BATCH, 10), mark(7, Part.DATA, 3), mark(6, Part.GRADIENT, 8), mark(7, Part.BATCH, 4)]
+    after = [mark(7, Part.BATCH, 14), mark(7, Part.DATA, 7), mark(6, Part.GRADIENT, 8), mark(7, Part.BATCH, 8)]
+    assert missing(before, after) == {1: "reads its share of step 7", 2: "doesn't respond"}
+
+
+def test_nobody_is_missing_where_all_are_at_the_same_place() -> None:
+    """Then it is one of them, or the network, and no mark tells which."""
+    assert missing([mark(7, Part.GRADIENT, 1)] * 3, [mark(7, Part.GRADIENT, 5)] * 3) == {}
+
+
+def test_marks_survive_the_store() -> None:
+    """What is told is what is read."""
+    assert Mark.decode(mark(41, Part.GRADIENT, 9).encode()) == mark(41, Part.GRADIENT, 9)
+
+
+def gang(folder: Path, **scenario: Any) -> dict[int, dict[str, Any] | None]:
+    """Two ranks of which one doesn't come to the third step; what each ended with, None for one that is still there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    program = [sys.executable, str(Path(__file__).with_name("one_rank.py")), str(folder)]
+    processes = [
+        subprocess.Popen(
+            [*program, json.dumps({"name": "stuck", **scenario})],
+            env=os.environ | place | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]
+    frozen = None if scenario.get("asleep") else scenario["freeze"]
+    try:
+        for rank, process in enumerate(processes):
+            if rank != frozen:
+                process.wait(timeout=120)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+    left = {rank: folder / f"2-{rank}.json" for rank in (0, 1)}
+    return {rank: json.loads(path.read_text()) if path.exists() else None for rank, path in left.items()}
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_stopped_rank_is_named_by_the_other(tmp_path: Path, frozen: int) -> None:
+    """With its machine, whether it holds the store or not; the other is blameless, so that the gang starts again."""
+    ended = gang(tmp_path, freeze=frozen)[1 - frozen]
+    assert ended is not None
+    assert (ended["reason"], ended["code"]) == ("RankStuck", ExitCode.PEER_LOST)
+    assert f"rank {frozen} on {socket.gethostname()} doesn't respond" in ended["message"]
+    assert f"rank {1 - frozen} on {socket.gethostname()} waits for the others at step 2" in ended["message"]
+
+
+def test_a_rank_that_lives_and_does_not_come_names_itself(tmp_path: Path) -> None:
+    """It is its own failure, and counted; the other one's is not."""
+    ended = gang(tmp_path, freeze=1, asleep=True)
+    assert ended[1] is not None
+    assert (ended[1]["reason"], ended[1]["code"]) == ("RankStuck", ExitCode.INTERNAL)
+    for each in filter(None, ended.values()):
+        assert f"rank 1 on {socket.gethostname()} reads its share of step 2" in each["message"]
+        assert "rank 0 on" not in each["message"].partition(":")[2]
