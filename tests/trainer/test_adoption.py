@@ -169,7 +169,7 @@ def test_a_tokenizer_is_taken_as_it_is(tmp_path: Path, tiny: Any) -> None:
     assert workload.config.vocab_size == len(theirs)
     (row, *_) = workload.shards.train_NT
     assert row[0] == theirs.cls_token_id
-    hidden = {int(token) for step in range(20) for chunk in workload.share(step, 0, 1) for token in chunk.targets}
+    hidden = {int(token) for step in range(20) for chunk in workload.share(step, 0, 1, 0.0) for token in chunk.targets}
     assert hidden
     assert not hidden & {theirs.cls_token_id, theirs.sep_token_id, theirs.pad_token_id, theirs.mask_token_id}
     artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})

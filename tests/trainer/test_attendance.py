@@ -14,7 +14,7 @@ import pytest
 from cloze_api.progress import ExitCode
 from cloze_trainer.attendance import Mark, Part, Place, missing
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 
 
 def mark(step: int, part: Part, beat: int) -> Mark:
@@ -56,7 +56,7 @@ def gang(folder: Path, **scenario: Any) -> dict[int, dict[str, Any] | None]:
     try:
         for rank, process in enumerate(processes):
             if rank != frozen:
-                process.wait(timeout=120)
+                process.wait(timeout=180)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -66,7 +66,7 @@ def gang(folder: Path, **scenario: Any) -> dict[int, dict[str, Any] | None]:
     return {rank: json.loads(path.read_text()) if path.exists() else None for rank, path in left.items()}
 
 
-@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("frozen", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_stopped_rank_is_named_by_the_other(tmp_path: Path, frozen: int) -> None:
     """With its machine, whether it holds the store or not; the other is blameless, so that the gang starts again."""
     ended = gang(tmp_path, freeze=frozen)[1 - frozen]
@@ -76,6 +76,7 @@ def test_a_stopped_rank_is_named_by_the_other(tmp_path: Path, frozen: int) -> No
     assert f"rank {1 - frozen} on {socket.gethostname()} waits for the others at step 2" in ended["message"]
 
 
+@pytest.mark.full
 def test_a_rank_that_lives_and_does_not_come_names_itself(tmp_path: Path) -> None:
     """It is its own failure, and counted; the other one's is not."""
     ended = gang(tmp_path, freeze=1, asleep=True)

@@ -201,6 +201,7 @@ def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks
     assert torn >= 3
 
 
+@pytest.mark.full
 def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_store(
     corpus: Path, undisturbed: Trainer, s3: Any, tmp_path: Path
 ) -> None:

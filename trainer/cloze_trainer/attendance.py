@@ -24,6 +24,8 @@ from cloze_trainer.gang import Gang
 _BEAT_SECONDS = 2.0
 # A process that has told nothing for so many beats is frozen, or its machine is gone.
 _SILENT_BEATS = 4
+# One that lives and doesn't come ends itself, and knows where it is: it is given time for that before others end.
+_GRACE_BEATS = 3 * _SILENT_BEATS
 
 
 class Part(IntEnum):
@@ -132,7 +134,12 @@ class Attendance:
         before: list[Mark] | None = None
         asked, silent = self._since, 0
         reading: Future[list[Mark]] | None = None
+        gone = False
         while not self._over.wait(self._interval):
+            if gone:
+                if self._watched and time.monotonic() - self._since >= self._seconds:
+                    self._stuck({0: "has ended"})
+                continue
             try:
                 if reading is None:
                     self._tell()
@@ -149,12 +156,18 @@ class Attendance:
                     self._stuck({0: "doesn't respond, and neither does the store in it"})
                 continue
             except dist.DistError:
-                # Rank 0 has ended, which the training notices by itself.
-                return
+                # Rank 0 has ended. A training that waits for it notices by itself; one that hangs elsewhere doesn't.
+                gone = True
+                continue
             if before is None:
                 before = marks
-            elif marks[self._gang.rank].beat - before[self._gang.rank].beat >= _SILENT_BEATS:
-                self._stuck(missing(before, marks))
+                continue
+            beats = marks[self._gang.rank].beat - before[self._gang.rank].beat
+            if beats >= _SILENT_BEATS:
+                absent = missing(before, marks)
+                lives = self._gang.rank not in absent and any(marks[rank].beat != before[rank].beat for rank in absent)
+                if not lives or beats >= _GRACE_BEATS:
+                    self._stuck(absent)
 
     def _stuck(self, absent: dict[int, str]) -> None:
         """End this rank, saying whom it has waited for; itself, it may be."""
