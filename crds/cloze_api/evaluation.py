@@ -7,7 +7,7 @@ from pydantic import Field
 from cloze_api.names import PROMOTED_ALIAS
 from cloze_api.schema import Alias, Rule, Schema, alias_rule
 
-FIGURE_PATTERN = r"^[a-zA-Z][^\s]*$"
+FIGURE_PATTERN = r"^[a-zA-Z](.*\S)?$"
 """Name of a figure, as the evaluation reports it: `accuracy`, `f1_spam`, `entity_f1`…"""
 
 Share = Annotated[float, Field(ge=0, le=1)]

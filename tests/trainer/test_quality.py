@@ -1,6 +1,7 @@
 """Figures equal scikit-learn's and seqeval's; intervals, calibration and gates do what they say."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from seqeval.metrics import recall_score as entity_recall
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, log_loss
 
 from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.task import Task
+from cloze_trainer import finetune
+from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration, gates, intervals, judgement
 from cloze_trainer.quality.entities import is_scheme, spans
 from cloze_trainer.quality.gates import Comparison
@@ -101,10 +105,12 @@ def test_every_figure_is_announced() -> None:
         (words([[("O", "O"), ("B-PER", "B-PER")]]), IOBES, WORDS),
     ]
     for scores, labels, task in cases:
-        found = set(judgement.judge(scores, labels, Evaluation(), task=task).figures)
-        announced = set(judgement.figure_names(task, labels))
-        assert announced - found == {f"worst_slice_{judgement.MAIN[task]}"}
-        assert found <= announced
+        for sliced in (False, True):
+            slices = [["kind=all"]] * scores.examples if sliced else ()
+            told = judgement.judge(
+                replace(scores, slices=slices), labels, Evaluation(min_slice_examples=1), task=task
+            ).figures
+            assert set(told) == set(judgement.figure_names(task, labels, sliced=sliced))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "f1"])
@@ -116,6 +122,16 @@ def test_intervals_hold_the_truth_as_often_as_they_say(name: str) -> None:
         low, high = intervals.interval(statistics(texts(seed, 300), ["ham", "spam"], per_token=False)[name], 0.95)
         held += low <= truth <= high
     assert 90 <= held <= 99
+
+
+def test_labels_may_be_called_anything() -> None:
+    """Also as the ends of an interval are, or by several words: each has its F1, and gates may name it."""
+    scores, labels = texts(9), ["high", "low"]
+    figures = judgement.judge(scores, labels, Evaluation(), task=TEXTS).figures
+    assert figures["f1_low"] == figures["f1"] == pytest.approx(f1_score(scores.truth_N, scores.predicted))
+    assert figures["lower_f1"] < figures["f1"] < figures["upper_f1"]
+    spoken = Evaluation(gates=[Gate(figure="f1_not spam", minimum=0.1)])
+    assert not judgement.judge(scores, ["not spam", "spam"], spoken, task=TEXTS).refusal
 
 
 def test_the_same_answers_lose_nothing() -> None:
@@ -222,3 +238,33 @@ def test_the_comparison_is_one_of_the_gates() -> None:
     worse = Comparison("spam/1", "accuracy", new=0.8, old=0.9, difference=-0.1, least=-0.12)
     judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(champion=Champion()), task=TEXTS, comparison=worse)
     assert "that of spam/1 0.9000" in judged.refusal
+
+
+@pytest.mark.parametrize(
+    ("figure", "slices", "words"),
+    [
+        ("acuracy", [["a=b"]], "there are accuracy"),
+        ("worst_slice_accuracy", [[]], "doesn't give"),
+        ("worst_slice_accuracy", [["a=b"]], ""),
+        ("data_test_seen_share", [[]], ""),
+    ],
+)
+def test_a_gate_without_its_figure_is_refused_before_the_training(
+    figure: str, slices: list[list[str]], words: str
+) -> None:
+    """With figures that there are; so is one on slices where no example says what it is of."""
+    spec = FineTuneJobSpec.model_validate(
+        {
+            "base": {"model": {"name": "small", "version": "1"}},
+            "task": "sequence-classification",
+            "dataset": {"train": "file:///a", "test": "file:///b"},
+            "registry": {"name": "filter"},
+            "evaluation": {"gates": [{"figure": figure, "minimum": 0}], "minSliceExamples": 1},
+        }
+    )
+    meta = {"labels": ["ham", "spam"], "test_seen_share": 0.5}
+    if not words:
+        finetune._check_gates(spec, meta, slices)
+        return
+    with pytest.raises(InputError, match=words):
+        finetune._check_gates(spec, meta, slices)

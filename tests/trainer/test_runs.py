@@ -386,7 +386,9 @@ def test_finetuned_classifier_is_registered_with_its_lineage(undisturbed: Traine
     assert manifest.calibration is not None
     assert set(manifest.calibration.thresholds) == {"ham", "spam"}
     assert (
-        manifest.evaluation["accuracy_low"] <= manifest.evaluation["accuracy"] <= manifest.evaluation["accuracy_high"]
+        manifest.evaluation["lower_accuracy"]
+        <= manifest.evaluation["accuracy"]
+        <= manifest.evaluation["upper_accuracy"]
     )
     report = json.loads((trainer.artifact / "evaluation.json").read_text())
     assert [gate["gate"] for gate in report["gates"]] == ["accuracy"]

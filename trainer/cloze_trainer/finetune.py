@@ -77,7 +77,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
-    _check_gates(spec, meta)
+    _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
     if meta["test_seen_share"]:
         log("test texts seen in training", share=meta["test_seen_share"], why="they are, or are nearly, training texts")
     if meta["examples"] < spec.optimization.batch_sequences:
@@ -89,10 +89,11 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     return PreparedDataset(folder, base, digests([train, test]))
 
 
-def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any]) -> None:
+def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
     """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
-    known = [*judgement.figure_names(spec.task, meta["labels"]), *counted]
+    sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
+    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced), *counted]
     if missing := gates.unknown(spec.evaluation.gates, known):
         near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
         raise InputError(

@@ -30,7 +30,7 @@ class Found:
 def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
     """The champion's artifact in the workspace; None where none is asked for, or nothing has the alias yet.
 
-    Raises InputError where there is no registry to ask or it does another task, RegistryError.
+    Raises InputError where there is no registry to ask, or it can't be used or does another task; RegistryError.
     """
     asked = spec.evaluation.champion
     if asked is None:
@@ -50,7 +50,13 @@ def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
     if manifest is None:
         shutil.rmtree(folder, ignore_errors=True)
         registry.download(run.tracking_uri, name, version, folder)
-        manifest = verify(folder)
+        try:
+            manifest = verify(folder)
+        except ArtifactError as error:
+            raise InputError(
+                f"Champion{error.reason}",
+                f"{name}/{version}, which has the alias {asked.alias}, can't be used: {error}; move the alias",
+            ) from error
     if manifest.task is not spec.task:
         raise InputError(
             "ChampionTaskDiffers",

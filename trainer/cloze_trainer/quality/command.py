@@ -102,10 +102,11 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     if manifest.task not in CLASSIFIERS:
         raise InputError("TaskUnsuitable", f"{asked.model} is for {manifest.task}: classifiers alone are judged so")
     labels = manifest.labels
-    known = judgement.figure_names(manifest.task, labels)
+    examples = labelled.read([asked.data], manifest.task)
+    sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
+    known = judgement.figure_names(manifest.task, labels, sliced=sliced)
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
-    examples = labelled.read([asked.data], manifest.task)
     for example in examples:
         if not set(labels).issuperset(example.labels):
             # Not shown: what stands in the wrong field may be a text.
@@ -150,10 +151,12 @@ def table(judged: Judgement) -> str:
     figures = judged.figures
     lines = []
     for name, value in figures.items():
-        if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in figures:
+        if name.partition("_")[0] in judgement.ENDS:
             continue
         interval = (
-            f"  ({figures[f'{name}_low']:.4f} to {figures[f'{name}_high']:.4f})" if f"{name}_low" in figures else ""
+            f"  ({figures[f'lower_{name}']:.4f} to {figures[f'upper_{name}']:.4f})"
+            if f"lower_{name}" in figures
+            else ""
         )
         lines.append(f"{name:<32} {value:>8.4f}{interval}")
     lines += [f"{'ok  ' if each.passed else 'FAIL'} {each.message}" for each in judged.verdicts]

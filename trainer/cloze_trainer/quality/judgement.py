@@ -1,6 +1,7 @@
 """Everything that the evaluation says of a classifier: figures, intervals, calibration, slices, gates."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from cloze_trainer.quality.scores import Scores, probabilities, statistics
 
 MAIN: Final = {Task.SEQUENCE_CLASSIFICATION: "accuracy", Task.TOKEN_CLASSIFICATION: "macro_f1"}
 """The figure that stands for the task: of the champion, and of slices."""
+ENDS: Final = ("lower", "upper")
+"""Of an interval, as `lower_accuracy`: before the name, since labels are behind it and may be called anything."""
 _WORST: Final = "worst_slice_"
 
 
@@ -39,14 +42,16 @@ class Judgement:
         return gates.refusal(self.verdicts)
 
 
-def figure_names(task: Task, labels: Sequence[str]) -> list[str]:
-    """The figures that `judge` gives of a model with these labels; those of slices only where there are some."""
-    names = ["accuracy", "macro_f1", "log_loss", "calibration_error", f"{_WORST}{MAIN[task]}"]
+def figure_names(task: Task, labels: Sequence[str], *, sliced: bool) -> list[str]:
+    """The figures that `judge` gives of a model with these labels. sliced: whether there are slices that count."""
+    names = ["accuracy", "macro_f1", "log_loss", "calibration_error"]
+    if sliced:
+        names.append(f"{_WORST}{MAIN[task]}")
     if len(labels) == 2:
         names += ["f1", "average_precision", "false_positive_rate"]
     if task is Task.TOKEN_CLASSIFICATION and is_scheme(labels):
         names += ["entity_f1", "entity_precision", "entity_recall"]
-    names += [f"{name}_{end}" for name in names if name in _WITH_INTERVAL for end in ("low", "high")]
+    names += [f"{end}_{name}" for name in names if name in _WITH_INTERVAL for end in ENDS]
     return [*names, *(f"f1_{label}" for label in labels)]
 
 
@@ -69,7 +74,8 @@ def judge(
     counts_CC = evaluation.confusion(scores.truth_N, scores.predicted, len(labels))
     figures = {name: statistic.figure for name, statistic in found.items()}
     for name, statistic in found.items():
-        figures[f"{name}_low"], figures[f"{name}_high"] = intervals.interval(statistic, asked.confidence)
+        for end, value in zip(ENDS, intervals.interval(statistic, asked.confidence), strict=True):
+            figures[f"{end}_{name}"] = value
     if "entity_f1" in found:
         right, predicted, there = found["entity_f1"].sums_EK.sum(0)
         figures["entity_precision"], figures["entity_recall"] = right / max(predicted, 1), right / max(there, 1)
@@ -121,15 +127,22 @@ def _calibration(
     return Calibration(temperature=temperature, thresholds=bounds), figures
 
 
+def counted_slices(slices: Iterable[Sequence[str]], least: int) -> set[str]:
+    """Those of which there are enough examples."""
+    counts = Counter(name for own in slices for name in own)
+    return {name for name, count in counts.items() if count >= least}
+
+
 def _slices(scores: Scores, labels: Sequence[str], task: Task, least: int) -> dict[str, dict[str, Any]]:
     """The task's figure of each slice. counts: whether there are enough examples."""
     found = {}
+    counted = counted_slices(scores.slices, least)
     for name in sorted({each for own in scores.slices for each in own}):
         part = scores.part(np.array([name in own for own in scores.slices]))
         if not len(part.truth_N):
             continue
         figure = statistics(part, labels, per_token=task is Task.TOKEN_CLASSIFICATION)[MAIN[task]].figure
-        found[name] = {"examples": part.examples, "figure": figure, "counts": part.examples >= least}
+        found[name] = {"examples": part.examples, "figure": figure, "counts": name in counted}
     return found
 
 
