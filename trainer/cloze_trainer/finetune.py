@@ -69,11 +69,12 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
         )
     train, test = locate_all(run)
-    champion.find(run, spec)
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "labels": spec.labels}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
+        # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
+        champion.find(run, spec)
         _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
