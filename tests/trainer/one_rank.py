@@ -213,6 +213,9 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         }
         torch.save(result, folder / f"{name}-{scenario['name']}.pt")
     gang.leave()
+    # As the worker does: the interpreter's end isn't sound with what threads of torch may still be doing.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def initial_model_of(workload: FineTuning) -> Any:

@@ -108,11 +108,16 @@ class Attendance:
             self._tell()
             self._nodes = self._gang.from_all(socket.gethostname())
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="attendance-reader")
-            threading.Thread(target=self._watch, name="attendance", daemon=True).start()
+            self._watcher = threading.Thread(target=self._watch, name="attendance", daemon=True)
+            self._watcher.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
+        if self._gang.world > 1 and error is None:
+            # The interpreter's end aborts a process of which a thread is within the store. One that hangs there is left.
+            self._watcher.join(_SILENT_BEATS * self._interval)
+            self._reader.shutdown(wait=False)
 
     def at(self, step: int, part: Part) -> None:
         """Say where this rank is; from now on it must not stay for too long."""
