@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cloze_api.finetune import FineTuneJobSpec
-from cloze_trainer import finetune
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -40,6 +39,7 @@ from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
+from cloze_trainer.tasks import rows
 from cloze_trainer.tracking import Silent
 from cloze_trainer.worker import initial_model
 from cloze_trainer.workload import Chunk
@@ -70,8 +70,9 @@ def dataset(folder: Path) -> PreparedDataset:
     )
     folder.mkdir(parents=True)
     for name in ("train", "test"):
-        finetune._save(folder, name, part)
+        rows.save(folder, name, part)
     (folder / "test-slices.json").write_text("[]")
+    (folder / "test-key.json").write_text("null")
     (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
     base = BaseModel(
         folder=folder, name="x/1", digest="sha256:x", special_tokens=SPECIAL_IDS, lowercase=True, config=CONFIG

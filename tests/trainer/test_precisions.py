@@ -16,7 +16,7 @@ from cloze_api.manifest import Manifest, verify, version_tags
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.task import Task
-from cloze_trainer import artifact, finetune, importing, precisions
+from cloze_trainer import artifact, importing, precisions
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data.labelled import Labelled
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
@@ -25,6 +25,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.model import build
 from cloze_trainer.quality.judgement import Judgement
+from cloze_trainer.tasks import rows
 
 TEXTS = ["Ada Lovelace lived in London.", "hello", "where is it? in a garden", "no."]
 LABELS = ["O", "B-PER", "I-PER"]
@@ -182,8 +183,9 @@ class Tuned:
             0,
         )
         for name in ("train", "test"):
-            finetune._save(folder, name, part)
+            rows.save(folder, name, part)
         (folder / "test-slices.json").write_text("[]")
+        (folder / "test-key.json").write_text("null")
         (folder / "dataset.json").write_text(json.dumps({"labels": ["ham", "spam"], "max_length": 16}))
         (folder / "tokenizer.json").write_text("{}")
         (folder / "tokenizer_config.json").write_text("{}")

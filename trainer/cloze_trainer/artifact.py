@@ -140,7 +140,7 @@ def _add_precisions(
 ) -> dict[Precision, Measured]:
     if isinstance(spec, PretrainJobSpec) or isinstance(workload, Pretraining) or not spec.export.precisions:
         return {}
-    rows = workload.test.rows(_MOST_EXAMPLES)
+    rows = workload.test.spread(_MOST_EXAMPLES)
     trial = Trial(
         task=workload.task,
         inputs=workload.config.inputs,

@@ -1,4 +1,4 @@
-"""Fine-tuning: an encoder and labelled examples to a classifier of texts or of words."""
+"""Fine-tuning: an encoder and labelled examples to a model of a task, whichever it is."""
 
 import difflib
 import hashlib
@@ -12,19 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
-from cloze_trainer import evaluation, flops
+from cloze_trainer import flops
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
-from cloze_trainer.data import labelled, tokenizer
+from cloze_trainer.data import tokenizer
 from cloze_trainer.data.duplicates import near_duplicate_groups
-from cloze_trainer.data.examples import Row
-from cloze_trainer.data.labelled import IGNORED, Labelled
+from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.remote import redacted
 from cloze_trainer.errors import InputError
@@ -33,14 +31,17 @@ from cloze_trainer.gang import Gang
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement
-from cloze_trainer.quality.scores import Scores
 from cloze_trainer.run import Run
+from cloze_trainer.tasks import KINDS, rows, scoring
+from cloze_trainer.tasks.kind import Reader, Scored
+from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 4
+EDITION = 5
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
+_KEY_FILE = "test-key.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +114,11 @@ def _publish(
     base: BaseModel,
     max_length: int,
 ) -> None:
-    train, test = labelled.read(train_paths, spec.task), labelled.read(test_paths, spec.task)
-    labels = labelled.schema(train, test, spec.labels)
-    model = tokenizer.read(base.folder)
-    parts = {
-        name: labelled.tokenize(
-            examples, labels, model, task=spec.task, max_length=max_length, special=base.special_tokens
-        )
-        for name, examples in (("train", train), ("test", test))
-    }
+    kind = KINDS[spec.task]
+    train, test = kind.read(train_paths), kind.read(test_paths)
+    labels = kind.labels(train, test, spec.labels)
+    reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length)
+    parts = {name: kind.tokenize(examples, labels, reader) for name, examples in (("train", train), ("test", test))}
     tokens = int(parts["train"].lengths.sum())
     slices = [example.slices for example in test]
     if (count := len({each for own in slices for each in own})) > VALUES_MAX:
@@ -132,8 +129,9 @@ def _publish(
         )
     with publish(folder) as staging:
         for name, part in parts.items():
-            _save(staging, name, part)
+            rows.save(staging, name, part)
         write_json(staging / _SLICES_FILE, slices)
+        write_json(staging / _KEY_FILE, kind.key(test))
         write_json(
             staging / _META_FILE,
             {
@@ -145,9 +143,7 @@ def _publish(
                 "truncated": parts["train"].truncated,
                 "truncated_test": parts["test"].truncated,
                 "unknown_share": parts["train"].unknown / max(1, tokens),
-                "test_seen_share": seen_share(
-                    [" ".join(example.words) for example in train], [" ".join(example.words) for example in test]
-                ),
+                "test_seen_share": seen_share([example.text for example in train], [example.text for example in test]),
             },
         )
 
@@ -159,59 +155,15 @@ def seen_share(train: Sequence[str], test: Sequence[str]) -> float:
     return sum(group in trained for group in groups[len(train) :]) / max(1, len(test))
 
 
-def _save(folder: Path, name: str, part: Labelled) -> None:
-    np.save(folder / f"{name}-ids.npy", np.concatenate(part.ids).astype(np.int32))
-    np.save(folder / f"{name}-lengths.npy", part.lengths)
-    np.save(folder / f"{name}-targets.npy", np.concatenate(part.targets).astype(np.int32))
-
-
-class Examples:
-    """Tokenized examples, memory-mapped. lengths: tokens of each."""
-
-    def __init__(self, folder: Path, name: str, *, per_token: bool, pad: int) -> None:
-        self._ids = np.load(folder / f"{name}-ids.npy", mmap_mode="r")
-        self._targets = np.load(folder / f"{name}-targets.npy", mmap_mode="r")
-        self.lengths: npt.NDArray[np.int64] = np.load(folder / f"{name}-lengths.npy")
-        self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
-        self._per_token, self._pad = per_token, pad
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def items(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """What is scored: where each example's items begin, and the end of the last one's; the class of each."""
-        if not self._per_token:
-            return np.arange(len(self) + 1), self._targets.astype(np.int64)
-        scored = np.asarray(self._targets) != IGNORED
-        return np.concatenate([[0], np.cumsum(scored)])[self._starts], self._targets[scored].astype(np.int64)
-
-    def rows(self, most: int) -> list[Row]:
-        """At most so many examples, from all over the file."""
-        found = []
-        for sample in np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64):
-            span = slice(self._starts[sample], self._starts[sample + 1])
-            ids = self._ids[span].astype(np.int64)
-            targets = self._targets[span if self._per_token else slice(sample, sample + 1)].astype(np.int64)
-            found.append(Row(ids, np.zeros_like(ids), targets))
-        return found
-
-    def batch(self, samples_B: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Padded ids (B, T) and targets, (B, T) or (B,)."""
-        spans = [slice(self._starts[sample], self._starts[sample + 1]) for sample in samples_B]
-        ids_BT = labelled.pad([self._ids[span].astype(np.int64) for span in spans], self._pad)
-        if not self._per_token:
-            return ids_BT, self._targets[samples_B].astype(np.int64)
-        return ids_BT, labelled.pad([self._targets[span].astype(np.int64) for span in spans], IGNORED)
-
-
 class FineTuning:
-    """Classification of texts or of words."""
+    """Training for a task on its examples. train, test: these as rows."""
 
     chunk_tokens = CHUNK_TOKENS
 
     def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
         self.spec, self._device = spec, device
         self.task: Task = spec.task
+        self._kind = KINDS[spec.task]
         self.base = prepared.base
         self.config = prepared.base.config
         self.tokenizer_folder = prepared.base.folder
@@ -222,10 +174,10 @@ class FineTuning:
         self.max_length: int = meta["max_length"]
         self.report = {key: float(value) for key, value in meta.items() if isinstance(value, int | float)}
         self._slices: list[list[str]] = json.loads((prepared.folder / _SLICES_FILE).read_text(encoding="utf-8"))
-        per_token = self.task is Task.TOKEN_CLASSIFICATION
-        self._pad = self.base.special_tokens.pad
+        self._key = json.loads((prepared.folder / _KEY_FILE).read_text(encoding="utf-8"))
+        pad = self.base.special_tokens.pad
         self.train, self.test = (
-            Examples(prepared.folder, name, per_token=per_token, pad=self._pad) for name in ("train", "test")
+            Rows.load(prepared.folder, name, per_token=self._kind.per_token, pad=pad) for name in ("train", "test")
         )
         optimization = spec.optimization
         self._order = Order(
@@ -252,64 +204,55 @@ class FineTuning:
         samples_B, _ = self._order.share(batch, rank, world)
         if not len(samples_B):
             samples_B, _ = self._order.step(batch)
-            chunk = self._chunk(self.train, samples_B[:1])
+            chunk = self._chunk(self.train.batch(samples_B[:1]))
             return [Chunk(chunk.inputs, torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)]
-        rows = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
-        return [self._chunk(self.train, samples_B[at : at + rows]) for at in range(0, len(samples_B), rows)]
+        size = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
+        return [self._chunk(self.train.batch(samples_B[at : at + size])) for at in range(0, len(samples_B), size)]
 
-    def _chunk(self, examples: Examples, samples_B: npt.NDArray[np.int64]) -> Chunk:
-        ids_BT, targets = examples.batch(samples_B)
-        visible_BT = ids_BT != self._pad
-        full = bool(visible_BT.all())
+    def _chunk(self, batch: Batch) -> Chunk:
+        full, paired = bool(batch.visible_BT.all()), bool(batch.segments_BT.any())
+        inputs = (
+            torch.from_numpy(batch.ids_BT).to(self._device),
+            None if full else torch.from_numpy(batch.visible_BT).to(self._device),
+            *([torch.from_numpy(batch.segments_BT).to(self._device)] if paired else []),
+        )
         return Chunk(
-            inputs=(
-                torch.from_numpy(ids_BT).to(self._device),
-                None if full else torch.from_numpy(visible_BT).to(self._device),
-            ),
-            targets=torch.from_numpy(targets).to(self._device),
-            weight=int((targets != IGNORED).sum()),
-            tokens=int(visible_BT.sum()),
+            inputs=inputs[: len(self.config.inputs)],
+            targets=torch.from_numpy(batch.targets).to(self._device),
+            weight=self._kind.weight(batch),
+            tokens=int(batch.visible_BT.sum()),
         )
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
-        """Summed cross-entropy (nats) of the examples' or the words' classes."""
-        logits = model(*chunk.inputs).float()
-        return functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), chunk.targets.reshape(-1), reduction="sum", ignore_index=IGNORED
-        )
+        """Sum of the task's losses (nats)."""
+        return self._kind.loss_sum(model(*chunk.inputs).float(), chunk)
 
     def evaluate_after(self, step: int) -> bool:
         """Whether an epoch ended with this step."""
         return step % self._order.steps_per_epoch == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """`accuracy`, `macro_f1`, `f1_<label>` and, with two labels, `f1` on the test examples, or on their words."""
+        """The task's figures on the test examples, without their intervals."""
         scores = self.score(model, gang)
-        counts_CC = evaluation.confusion(scores.truth_N, scores.predicted, len(self.labels))
-        return evaluation.classification(counts_CC, self.labels)
+        figures = {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
+        return {**figures, **self._kind.details(scores, self.labels)}
 
-    def score(self, model: nn.Module, gang: Gang) -> Scores:
-        """The model's logits of the test examples, or of their words; of all ranks' shares on each of them.
+    def score(self, model: nn.Module, gang: Gang) -> Scored:
+        """The model's answers to the test examples; of all ranks' shares on each of them.
 
-        A word beyond the length limit isn't predicted and doesn't count; `truncated_test` says how many texts were cut.
+        `truncated_test` says how many texts were cut.
         """
         model.eval()
-        starts, truth_N = self.test.items()
-        logits_NC = torch.zeros(len(truth_N), len(self.labels))
-        by_length = np.argsort(self.test.lengths, kind="stable")
-        rows = max(1, self.chunk_tokens // int(self.test.lengths.max()))
+
+        def infer(batch: Batch) -> npt.NDArray[np.float32]:
+            output: npt.NDArray[np.float32] = model(*self._chunk(batch).inputs).float().cpu().numpy()
+            return output
+
+        width = self._kind.width(self.labels, self.config.hidden_size)
         with torch.inference_mode():
-            for at in range(gang.rank * rows, len(by_length), gang.world * rows):
-                samples_B = by_length[at : at + rows]
-                chunk = self._chunk(self.test, samples_B)
-                output = model(*chunk.inputs).float().reshape(-1, len(self.labels))
-                scored = output[chunk.targets.reshape(-1) != IGNORED].cpu()
-                places = np.concatenate([np.arange(starts[sample], starts[sample + 1]) for sample in samples_B])
-                logits_NC[torch.from_numpy(places)] = scored
-        return Scores(
-            logits_NC=gang.sum_array(logits_NC).numpy(),
-            truth_N=truth_N,
-            example_N=np.repeat(np.arange(len(self.test)), np.diff(starts)),
-            examples=len(self.test),
-            slices=self._slices,
-        )
+            own_NK = scoring.outputs(
+                self.test, width, infer, at_once=self.chunk_tokens, rank=gang.rank, world=gang.world
+            )
+        outputs_NK = gang.sum_array(torch.from_numpy(own_NK)).numpy()
+        scored: Scored = self._kind.scored(outputs_NK, self.test, self._key, self._slices)
+        return scored

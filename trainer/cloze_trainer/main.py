@@ -31,7 +31,7 @@ _GATE = "gate"
 _EPILOG = f"""\
 cloze-train import FOLDER --task TASK --name NAME --output DIR [--register] makes an artifact of a model in
 Hugging Face's format: see cloze-train import --help.
-cloze-train gate MODEL DATA [--minimum FIGURE=VALUE] judges a classifier on labelled examples: see cloze-train
+cloze-train gate MODEL DATA [--minimum FIGURE=VALUE] judges a model on labelled examples: see cloze-train
 gate --help.
 
 environment:

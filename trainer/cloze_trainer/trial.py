@@ -11,10 +11,10 @@ import onnxruntime
 
 from cloze_api.precision import Measured, Precision
 from cloze_api.task import Task
-from cloze_trainer import evaluation
 from cloze_trainer.data.examples import Batch
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
+from cloze_trainer.quality.scores import macro_f1
 
 Array = npt.NDArray[Any]
 
@@ -116,7 +116,6 @@ def _metric(trial: Trial, answers: Sequence[Array], reference: Sequence[Array]) 
         case Task.QUESTION_ANSWERING:
             return float((joined == np.concatenate(reference)).mean())
         case Task.TOKEN_CLASSIFICATION:
-            counts_CC = evaluation.confusion(joined[1], joined[0], len(trial.labels))
-            return evaluation.classification(counts_CC, trial.labels)["macro_f1"]
+            return macro_f1(joined[1], joined[0], len(trial.labels))
         case _:
             return float((joined[0] == joined[1]).mean())

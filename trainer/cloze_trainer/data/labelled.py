@@ -35,13 +35,19 @@ class Example:
     labels: tuple[str, ...]
     slices: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """All words."""
+        return " ".join(self.words)
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Tokenized examples. ids and targets are ragged: one array an example.
+    """Tokenized examples. ids and targets are ragged: one array a row, which is an example where nothing else is said.
 
-    targets: for sequence classification one class, for token classification one for each token.
-    truncated: how many examples were longer than the limit. unknown: tokens that the vocabulary lacks.
+    targets: one of a row, or one for each token. truncated: how many examples were longer than the limit. unknown:
+    tokens that the vocabulary lacks. places: of each row the example, in ascending order, where its second text begins
+    (0 without one), and which of that text's tokens is its first. spans: of each token that is scored, characters.
     """
 
     ids: tuple[npt.NDArray[np.int64], ...]
@@ -49,6 +55,8 @@ class Labelled:
     lengths: npt.NDArray[np.int64]
     truncated: int
     unknown: int
+    places: npt.NDArray[np.int64] | None = None
+    spans: tuple[npt.NDArray[np.int64], ...] | None = None
 
 
 def read(paths: Sequence[Path], task: Task) -> list[Example]:
@@ -69,10 +77,10 @@ def _text(place: str, row: dict[str, Any]) -> Example:
         raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
     if not isinstance(label, str):
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
-    return Example(place, (normalise(text),), (_label(place, label),), _slices(place, row))
+    return Example(place, (normalise(text),), (_label(place, label),), slices_of(place, row))
 
 
-def _slices(place: str, row: dict[str, Any]) -> tuple[str, ...]:
+def slices_of(place: str, row: dict[str, Any]) -> tuple[str, ...]:
     """As `key=value`, of the field `metadata`, which has the form that requests to a server give it."""
     metadata = row.get("metadata")
     if metadata is None:
@@ -117,7 +125,7 @@ def _token_example(place: str, row: dict[str, Any]) -> Example:
         place,
         tuple(normalise(word) for word in words),
         tuple(_label(place, label) for label in labels),
-        _slices(place, row),
+        slices_of(place, row),
     )
 
 

@@ -2,66 +2,54 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from cloze_api.manifest import ONNX_FILE, Manifest
-from cloze_api.task import Task
-from cloze_trainer.data import labelled, tokenizer
-from cloze_trainer.data.labelled import IGNORED, Example
+from cloze_trainer.data import tokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS
-from cloze_trainer.quality.scores import Scores
+from cloze_trainer.tasks import KINDS, scoring
+from cloze_trainer.tasks.kind import AnyKind, Line, Reader, Scored
+from cloze_trainer.tasks.rows import Batch, Rows
 
-CLASSIFIERS = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
 _BATCH_TOKENS = 4096
 
 
-def assess(folder: Path, manifest: Manifest, examples: Sequence[Example], labels: Sequence[str]) -> Scores:
-    """The model's logits of what the examples ask for, with its classes in the order of `labels`.
+def kind_of(manifest: Manifest) -> AnyKind:
+    """The task of an artifact. Raises InputError for one that examples aren't labelled for."""
+    if manifest.task not in KINDS:
+        message = f"{manifest.name} is for {manifest.task}: models that are fine-tuned for a task are judged so"
+        raise InputError("TaskUnsuitable", message)
+    return KINDS[manifest.task]
 
-    Raises InputError when it isn't a classifier with just these labels.
+
+def assess(folder: Path, manifest: Manifest, examples: Sequence[Line], labels: Sequence[str]) -> Scored:
+    """The model's answers to the examples, with its classes in the order of `labels`.
+
+    Raises InputError when it isn't a model of such a task with just these labels.
     """
-    if manifest.task not in CLASSIFIERS:
-        raise InputError("TaskUnsuitable", f"{manifest.name} is for {manifest.task}: classifiers alone are judged so")
+    kind = kind_of(manifest)
     if sorted(manifest.labels) != sorted(labels):
         raise InputError(
             "LabelsDiffer",
             f"{manifest.name} has the labels {', '.join(sorted(manifest.labels))}, and the examples "
             f"{', '.join(sorted(labels))}: only models with the same labels can be compared",
         )
-    tokens = labelled.tokenize(
-        examples,
-        labels,
-        tokenizer.read(folder),
-        task=manifest.task,
-        max_length=manifest.limits.max_length,
-        special=manifest.special_tokens,
-    )
-    order = [manifest.labels.index(label) for label in labels]
+    reader = Reader(tokenizer.read(folder), manifest.special_tokens, manifest.limits.max_length)
+    part = kind.tokenize(examples, labels, reader)
+    rows = Rows.of(part, per_token=kind.per_token, pad=manifest.special_tokens.pad)
+    order = [manifest.labels.index(label) for label in labels] or slice(None)
     session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), providers=["CPUExecutionProvider"])
-    per_token = manifest.task is Task.TOKEN_CLASSIFICATION
-    logits: list[np.ndarray] = [np.zeros((0, len(labels)), np.float32)] * len(examples)
-    by_length = np.argsort(tokens.lengths, kind="stable")
-    rows = max(1, _BATCH_TOKENS // int(tokens.lengths.max()))
-    for at in range(0, len(by_length), rows):
-        chosen = by_length[at : at + rows]
-        ids_BT = labelled.pad([tokens.ids[sample] for sample in chosen], manifest.special_tokens.pad)
-        mask_BT = labelled.pad([np.ones_like(tokens.ids[sample]) for sample in chosen], 0)
-        given = dict(zip(INPUTS, (ids_BT, mask_BT, np.zeros_like(ids_BT)), strict=True))
-        output = session.run([manifest.output], {name: given[name] for name in manifest.inputs})[0][..., order]
-        for row, sample in enumerate(chosen):
-            if per_token:
-                scored = tokens.targets[sample] != IGNORED
-                logits[sample] = output[row, : len(scored)][scored]
-            else:
-                logits[sample] = output[row : row + 1]
-    targets = [target[target != IGNORED] for target in tokens.targets]
-    return Scores(
-        np.concatenate(logits),
-        np.concatenate(targets),
-        np.repeat(np.arange(len(examples)), [len(target) for target in targets]),
-        len(examples),
-        [example.slices for example in examples],
-    )
+
+    def infer(batch: Batch) -> Any:
+        given = dict(zip(INPUTS, (batch.ids_BT, batch.visible_BT.astype(np.int64), batch.segments_BT), strict=True))
+        return session.run([manifest.output], {name: given[name] for name in manifest.inputs})[0][..., order]
+
+    width = kind.width(labels, manifest.embedding.dimensions if manifest.embedding else 0)
+    found = scoring.outputs(rows, width, infer, at_once=_BATCH_TOKENS)
+    slices = [example.slices for example in examples]
+    scored: Scored = kind.scored(found, rows, kind.key(examples), slices)
+    return scored

@@ -8,14 +8,14 @@ from pathlib import Path
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify
 from cloze_trainer.console import log
-from cloze_trainer.data import labelled
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.origin import locate_all
 from cloze_trainer.quality import judgement
 from cloze_trainer.quality.assessment import assess
 from cloze_trainer.quality.gates import Comparison
-from cloze_trainer.quality.scores import Scores
 from cloze_trainer.run import Run
+from cloze_trainer.tasks import KINDS
+from cloze_trainer.tasks.kind import Scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def _verified(folder: Path) -> Manifest | None:
         return None
 
 
-def compare(run: Run, spec: FineTuneJobSpec, scores: Scores, labels: Sequence[str]) -> Comparison | None:
+def compare(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[str]) -> Comparison | None:
     """The finished model beside the champion on the test examples; None without one. Raises as `find`, and InputError
     where the champion has other labels.
     """
@@ -83,7 +83,7 @@ def compare(run: Run, spec: FineTuneJobSpec, scores: Scores, labels: Sequence[st
     if found is None or spec.evaluation.champion is None:
         return None
     _, test = locate_all(run)
-    theirs = assess(found.folder, found.manifest, labelled.read(test.paths, spec.task), labels)
+    theirs = assess(found.folder, found.manifest, KINDS[spec.task].read(test.paths), labels)
     return judgement.compare(
         *(scores, theirs, labels),
         task=spec.task,

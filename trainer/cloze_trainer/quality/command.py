@@ -17,11 +17,11 @@ from cloze_api.evaluation import Champion, Evaluation, Gate
 from cloze_api.manifest import ArtifactError, Manifest, verify_with_digest
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer.data import labelled
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
-from cloze_trainer.quality.assessment import CLASSIFIERS, assess
+from cloze_trainer.quality.assessment import assess, kind_of
 from cloze_trainer.quality.judgement import Judgement
+from cloze_trainer.quality.scores import Scores
 
 _REFERENCE = re.compile(r"(?P<name>[^/@]+)(/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
 
@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     """Read the command line; ends the process with usage for one that can't be read."""
     parser = argparse.ArgumentParser(
         prog="cloze-train gate",
-        description="Judge a classifier on labelled examples: figures with their intervals, and whether they keep the "
+        description="Judge a model on labelled examples: figures with their intervals, and whether they keep the "
         "bounds. Exits with 0 when all do.",
         epilog=f"exit codes: {ExitCode.SUCCESS:d} all gates pass, {ExitCode.GATE_FAILED:d} one doesn't, "
         f"{ExitCode.INVALID_INPUT:d} the model or the examples can't be used, {ExitCode.REGISTRY:d} MLflow doesn't "
@@ -99,20 +99,15 @@ def run(asked: Asked) -> Outcome:
 
 def _judge(asked: Asked, scratch: Path) -> Judgement:
     folder, manifest = _artifact(asked.model, scratch / "model")
-    if manifest.task not in CLASSIFIERS:
-        raise InputError("TaskUnsuitable", f"{asked.model} is for {manifest.task}: classifiers alone are judged so")
-    labels = manifest.labels
-    examples = labelled.read([asked.data], manifest.task)
+    kind, labels = kind_of(manifest), manifest.labels
+    examples = kind.read([asked.data])
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
     known = judgement.figure_names(manifest.task, labels, sliced=sliced)
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
-    for example in examples:
-        if not set(labels).issuperset(example.labels):
-            # Not shown: what stands in the wrong field may be a text.
-            raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
+    kind.check(examples, labels)
     scores = assess(folder, manifest, examples, labels)
-    if manifest.calibration is not None:
+    if manifest.calibration is not None and isinstance(scores, Scores):
         scores = scores.cooled(manifest.calibration.temperature)
     comparison = None
     if asked.against is not None and asked.evaluation.champion is not None:

@@ -36,18 +36,6 @@ class Scores:
         """With logits divided by the temperature."""
         return replace(self, logits_NC=self.logits_NC / np.float32(temperature))
 
-    def part(self, chosen_E: npt.NDArray[np.bool_]) -> "Scores":
-        """Those of some of the examples."""
-        kept_N = chosen_E[self.example_N]
-        renumbered_E = np.cumsum(chosen_E) - 1
-        return Scores(
-            self.logits_NC[kept_N],
-            self.truth_N[kept_N],
-            renumbered_E[self.example_N[kept_N]],
-            int(chosen_E.sum()),
-            [own for own, chosen in zip(self.slices, chosen_E, strict=True) if chosen] if self.slices else (),
-        )
-
 
 def probabilities(logits_NC: npt.NDArray[Any], temperature: float = 1.0) -> Floats:
     """Softmax over classes of logits that are divided by the temperature."""
@@ -72,6 +60,10 @@ class Statistic:
     def figure(self) -> float:
         """Over all examples."""
         return float(self.value(self.sums_EK.sum(0)))
+
+    def part(self, chosen_E: npt.NDArray[np.bool_]) -> "Statistic":
+        """Over some of the examples."""
+        return replace(self, sums_EK=self.sums_EK[chosen_E])
 
 
 def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Mapping[str, Statistic]:
@@ -99,6 +91,30 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
     if per_token and is_scheme(labels):
         found["entity_f1"] = Statistic(_entities(scores, labels), _f1)
     return found
+
+
+def mean(values_E: npt.NDArray[Any], of_E: npt.NDArray[np.bool_] | None = None) -> Statistic:
+    """The mean over examples, or over some of them."""
+    counted_E = np.ones(len(values_E)) if of_E is None else of_E.astype(np.float64)
+    return Statistic(np.stack([values_E * counted_E, counted_E], axis=1), _ratio)
+
+
+def confusion(truth_N: Classes, predicted_N: Classes, classes: int) -> Classes:
+    """Items by true class (row) and predicted class (column)."""
+    flat = np.bincount(truth_N * classes + predicted_N, minlength=classes * classes)
+    return flat.reshape(classes, classes).astype(np.int64)
+
+
+def class_f1(counts_CC: Classes, labels: Sequence[str]) -> dict[str, float]:
+    """`f1_<label>` of each label; 0 where a class is neither predicted nor present."""
+    sums_C3 = np.stack([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)], axis=-1)
+    return {f"f1_{label}": float(score) for label, score in zip(labels, _f1(sums_C3), strict=True)}
+
+
+def macro_f1(truth_N: Classes, predicted_N: Classes, classes: int) -> float:
+    """Mean F1 over the classes that occur."""
+    counts_CC = confusion(truth_N, predicted_N, classes)
+    return float(_macro_f1(np.concatenate([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)]).astype(np.float64)))
 
 
 def _classes(scores: Scores, classes_N: Classes, counted_N: npt.NDArray[np.bool_], classes: int) -> Floats:

@@ -1,0 +1,170 @@
+"""Classes: one for a text, or one for each word."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from cloze_api.evaluation import Evaluation
+from cloze_api.manifest import Calibration
+from cloze_api.task import Task
+from cloze_trainer.data import labelled
+from cloze_trainer.data.labelled import IGNORED, Example, Labelled
+from cloze_trainer.errors import InputError
+from cloze_trainer.quality import calibration
+from cloze_trainer.quality.entities import is_scheme
+from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
+from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
+from cloze_trainer.tasks.rows import Rows
+from cloze_trainer.workload import Chunk
+
+
+class _Classification(Kind[Example, Scores]):
+    """abstains: whether servers do, below thresholds of probability; entities, of several words, have none."""
+
+    abstains: ClassVar[bool] = False
+
+    def read(self, paths: Sequence[Path]) -> list[Example]:
+        """As `labelled.read`."""
+        return labelled.read(paths, self.task)
+
+    def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
+        """As `labelled.schema`."""
+        return labelled.schema(train, test, declared)
+
+    def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
+        """Each label must be one of the model's."""
+        for example in lines:
+            if not set(labels).issuperset(example.labels):
+                # Not shown: what stands in the wrong field may be a text.
+                raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
+
+    def tokenize(self, lines: Sequence[Example], labels: Sequence[str], reader: Reader) -> Labelled:
+        """As `labelled.tokenize`."""
+        return labelled.tokenize(
+            lines,
+            labels,
+            reader.tokenizer,
+            task=self.task,
+            max_length=reader.max_length,
+            special=reader.special,
+        )
+
+    def width(self, labels: Sequence[str], hidden: int) -> int:  # noqa: ARG002 - as in Kind
+        """A logit for each class."""
+        return len(labels)
+
+    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+        """Cross-entropy of the texts' or the words' classes."""
+        return functional.cross_entropy(
+            output.reshape(-1, output.shape[-1]), chunk.targets.reshape(-1), reduction="sum", ignore_index=IGNORED
+        )
+
+    def scored(
+        self,
+        outputs_NK: Outputs,
+        rows: Rows,
+        key: Any,  # noqa: ARG002 - as in Kind
+        slices: Sequence[Sequence[str]],
+    ) -> Scores:
+        """Logits beside the true classes. A word beyond the length limit isn't predicted and doesn't count."""
+        starts, truth_N = rows.items()
+        return Scores(outputs_NK, truth_N, np.repeat(np.arange(len(rows)), np.diff(starts)), len(rows), slices)
+
+    def statistics(self, scores: Scores, labels: Sequence[str]) -> Mapping[str, Statistic]:
+        """As `scores.statistics`."""
+        return statistics(scores, labels, per_token=self.per_token)
+
+    def details(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:
+        """`f1_<label>` of each label."""
+        return class_f1(confusion(scores.truth_N, scores.predicted, len(labels)), labels)
+
+    def further(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> Further:
+        """How sure the model is, of the classes, and of two classes the second."""
+        chosen = self._calibration(scores, labels, asked)
+        temperature = chosen.temperature if chosen else 1.0
+        figures = {
+            **self.whole(scores, labels),
+            **_certainty(scores, labels, temperature, held_out=asked.calibrate),
+            **self.details(scores, labels),
+        }
+        report = {
+            "labels": list(labels),
+            "confusion": confusion(scores.truth_N, scores.predicted, len(labels)).tolist(),
+            "reliability": calibration.reliability(probabilities(scores.logits_NC, temperature), scores.truth_N),
+        }
+        return Further(figures, report, chosen)
+
+    def whole(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:  # noqa: ARG002 - for words
+        """Figures of what several words make up."""
+        return {}
+
+    def _calibration(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> Calibration | None:
+        """What goes into the manifest."""
+        temperature = calibration.temperature(scores.logits_NC, scores.truth_N) if asked.calibrate else 1.0
+        bounds: dict[str, float] = {}
+        if self.abstains and asked.abstain_below_precision is not None:
+            shares_NC = probabilities(scores.logits_NC, temperature)
+            bounds = calibration.thresholds(shares_NC, scores.truth_N, labels, asked.abstain_below_precision)
+        if not asked.calibrate and not bounds:
+            return None
+        return Calibration(temperature=temperature, thresholds=bounds)
+
+    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+        """See the methods above."""
+        told, others = ["accuracy", "macro_f1"], ["log_loss", "calibration_error"]
+        if len(labels) == 2:
+            told.append("f1")
+            others += ["average_precision", "false_positive_rate"]
+        return told, [*others, *(f"f1_{label}" for label in labels)]
+
+
+def _certainty(scores: Scores, labels: Sequence[str], temperature: float, *, held_out: bool) -> dict[str, float]:
+    """How sure the model is. held_out: whether the temperature was found on these items."""
+    logits_NC, truth_N = scores.logits_NC, scores.truth_N
+    shares_NC = probabilities(logits_NC, temperature)
+    figures = {
+        "log_loss": calibration.log_loss(logits_NC, truth_N, temperature),
+        "calibration_error": calibration.held_out_error(logits_NC, truth_N, scores.example_N)
+        if held_out
+        else calibration.calibration_error(shares_NC, truth_N),
+    }
+    if len(labels) == 2:
+        negative_N = truth_N == 0
+        figures["average_precision"] = calibration.average_precision(shares_NC[:, 1], ~negative_N)
+        figures["false_positive_rate"] = float((scores.predicted[negative_N] == 1).sum() / max(1, negative_N.sum()))
+    return figures
+
+
+class Texts(_Classification):
+    """One class for a text."""
+
+    task: ClassVar[Task] = Task.SEQUENCE_CLASSIFICATION
+    main: ClassVar[tuple[str, ...]] = ("accuracy",)
+    abstains: ClassVar[bool] = True
+
+
+class Words(_Classification):
+    """One class for each word, from its first piece."""
+
+    task: ClassVar[Task] = Task.TOKEN_CLASSIFICATION
+    main: ClassVar[tuple[str, ...]] = ("macro_f1",)
+    per_token: ClassVar[bool] = True
+
+    def whole(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:
+        """`entity_precision` and `entity_recall` where labels mark entities."""
+        found = self.statistics(scores, labels).get("entity_f1")
+        if found is None:
+            return {}
+        right, predicted, there = found.sums_EK.sum(0)
+        return {"entity_precision": right / max(predicted, 1), "entity_recall": right / max(there, 1)}
+
+    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+        """With entities' where labels mark some."""
+        told, others = super().figure_names(labels)
+        if is_scheme(labels):
+            return [*told, "entity_f1"], [*others, "entity_precision", "entity_recall"]
+        return told, others

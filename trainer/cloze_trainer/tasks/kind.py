@@ -1,0 +1,157 @@
+"""What a task's module gives: lines, tokens, loss and figures. Preparation, training and judgement know no more.
+
+Dimensions: R rows (sequences) of E examples, T tokens, N items (what outputs are kept of: rows, or tokens), K outputs
+of an item.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from cloze_api.evaluation import Evaluation
+from cloze_api.manifest import Calibration, SpecialTokens
+from cloze_api.task import Task
+from cloze_trainer.data.labelled import IGNORED, Labelled
+from cloze_trainer.quality.scores import Statistic
+from cloze_trainer.tasks.rows import Batch, Rows
+from cloze_trainer.workload import Chunk
+
+Outputs = npt.NDArray[np.float32]
+
+
+class Line(Protocol):
+    """One example. place: file and line. slices: what it says of itself, as `key=value`."""
+
+    @property
+    def place(self) -> str:
+        """See the class."""
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def text(self) -> str:
+        """What two examples have in common when one of them gives the other away."""
+
+
+class Scored(Protocol):
+    """A model's answers to E examples. slices: of each of them; empty where none was asked for."""
+
+    @property
+    def examples(self) -> int:
+        """E."""
+
+    @property
+    def slices(self) -> Sequence[Sequence[str]]:
+        """See the class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How texts become tokens, at most `max_length` of them in a row."""
+
+    tokenizer: Tokenizer
+    special: SpecialTokens
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Further:
+    """What is said of a model besides figures with intervals. report: what isn't one number."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Scored answers of a task without classes. found: figures with an interval."""
+
+    found: Mapping[str, Statistic]
+    examples: int
+    slices: Sequence[Sequence[str]] = ()
+
+
+LineT = TypeVar("LineT", bound=Line)
+ScoredT = TypeVar("ScoredT", bound=Scored)
+
+
+class Kind(ABC, Generic[LineT, ScoredT]):
+    """One task.
+
+    main: the figure that stands for it, of the champion and of slices; of several, the first that the examples give.
+    per_token: whether targets and outputs are of tokens, and not of rows. block: how many examples are always trained
+    together, on one rank; None where each counts for itself.
+    """
+
+    task: ClassVar[Task]
+    main: ClassVar[tuple[str, ...]]
+    per_token: ClassVar[bool] = False
+    block: ClassVar[int | None] = None
+
+    @abstractmethod
+    def read(self, paths: Sequence[Path]) -> list[LineT]:
+        """Examples of files, at least one. Raises InputError with file and line."""
+
+    def labels(self, train: Sequence[LineT], test: Sequence[LineT], declared: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 - for tasks with labels
+        """The labels in the order of their classes; none for a task without. Raises InputError."""
+        return ()
+
+    def check(self, lines: Sequence[LineT], labels: Sequence[str]) -> None:
+        """Whether a model with these labels can be judged by the examples. Raises InputError with file and line."""
+
+    @abstractmethod
+    def tokenize(self, lines: Sequence[LineT], labels: Sequence[str], reader: Reader) -> Labelled:
+        """Rows and targets."""
+
+    def key(self, lines: Sequence[LineT]) -> Any:  # noqa: ARG002 - for tasks that need one
+        """What answers are scored by besides targets; of JSON's types."""
+        return None
+
+    @abstractmethod
+    def width(self, labels: Sequence[str], hidden: int) -> int:
+        """K. hidden: width of the encoder."""
+
+    def weight(self, batch: Batch) -> int:
+        """How many predictions a batch of rows counts for."""
+        return int((batch.targets != IGNORED).sum())
+
+    @abstractmethod
+    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+        """Sum of the losses (nats) of what a chunk predicts, from the model's output in fp32; 0 with weight 0."""
+
+    @abstractmethod
+    def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> ScoredT:
+        """The answers that the outputs of all rows' items come to."""
+
+    @abstractmethod
+    def statistics(self, scores: ScoredT, labels: Sequence[str]) -> Mapping[str, Statistic]:
+        """Figures that come with an interval. Raises ValueError where there is nothing to judge by."""
+
+    def details(self, scores: ScoredT, labels: Sequence[str]) -> dict[str, float]:  # noqa: ARG002 - as `labels`
+        """Figures without an interval."""
+        return {}
+
+    def further(self, scores: ScoredT, labels: Sequence[str], asked: Evaluation) -> Further:  # noqa: ARG002
+        """What else the evaluation says."""
+        return Further(self.details(scores, labels))
+
+    @abstractmethod
+    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+        """What figures there may be: those with an interval, and those without."""
+
+    def main_of(self, found: Mapping[str, Statistic]) -> str:
+        """The name of the figure that stands for the task."""
+        return next(name for name in self.main if name in found)
+
+
+AnyKind = Kind[Any, Any]
