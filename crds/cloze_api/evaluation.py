@@ -18,7 +18,7 @@ class Gate(Schema):
 
     figure: Annotated[str, Field(pattern=FIGURE_PATTERN, max_length=160)]
     """As the evaluation names it: `accuracy`, `macro_f1`, `f1_<label>`, `entity_f1`, `calibration_error`,
-    `false_positive_rate`, `worst_slice_accuracy`, `data_test_seen_share`…"""
+    `false_positive_rate`, `exact_match`, `worst_slice_accuracy`, `data_test_seen_share`…"""
     minimum: float | None = None
     maximum: float | None = None
 
@@ -37,7 +37,8 @@ class Champion(Schema):
     alias: Alias = PROMOTED_ALIAS
     """Of the registered model, resolved when the run ends. While nothing has it, there is nothing to compare with."""
     max_loss: Share = 0.01
-    """How much worse in the task's figure the new version may be: accuracy, or macro F1 for token classification."""
+    """How much worse in the task's figure the new version may be: accuracy, for token classification macro F1, for
+    question answering F1."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """How sure it must be that it isn't worse than that, over which examples there might have been (one-sided)."""
 
@@ -52,7 +53,8 @@ class Evaluation(Schema):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Of the intervals that the figures come with."""
     calibrate: bool = True
-    """Find the temperature that makes probabilities say how often they are right, and put it into the artifact."""
+    """Find the temperature that makes probabilities say how often they are right, and put it into the artifact. Of
+    classifiers."""
     abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
     server marks those below as abstained. Of sequence classification."""

@@ -10,7 +10,7 @@ from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedVersion
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
-from cloze_api.task import Task
+from cloze_api.task import LABEL_TASKS, Task
 from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
@@ -36,11 +36,12 @@ class Base(Schema):
 
 
 class Dataset(Schema):
-    """Labelled examples in JSON lines.
+    """Examples in JSON lines, of the form that the task has.
 
-    Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}`
-    with one label for each word. Test examples may have `"metadata": {"language": "de"}`, of few values: the evaluation
-    tells the groups apart.
+    Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
+    label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
+    "answer_start": […]}}`, with empty lists where the context has no answer. Test examples may have `"metadata":
+    {"language": "de"}`, of few values: the evaluation tells the groups apart.
     """
 
     train: SourceURI
@@ -66,8 +67,9 @@ class Export(Schema):
     ] = []
     """int8 for CPUs, fp16 for GPUs. Each is tried on the evaluation's examples, on at most 4,000 of them."""
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """How far a precision may fall below fp32, in accuracy, or in macro F1 for token classification; 0.005 is half a
-    point. One that falls further is left out of the artifact, and the outcome says so."""
+    """How far a precision may fall below fp32: in accuracy, for words in macro F1, for question answering
+    in how often it begins and ends answers where fp32 does. One that falls further is left out of the artifact, and the
+    outcome says so; 0.005 is half a point."""
 
 
 def _distinct(labels: list[str]) -> list[str]:
@@ -81,14 +83,14 @@ class FineTuneJobSpec(TrainingSpec):
     """Desired state of a FineTuneJob."""
 
     base: Base
-    task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION]
+    task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING]
     dataset: Dataset
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
         AfterValidator(_distinct),
         Field(max_length=1000, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = []
-    """The label schema, in order. When empty: the sorted labels of the training examples."""
+    """The label schema of a classification, in order. When empty: the sorted labels of the training examples."""
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
     optimization: FineTuneOptimization = FineTuneOptimization()
@@ -101,6 +103,18 @@ class FineTuneJobSpec(TrainingSpec):
             cel="self.labels.size() != 1",
             message="spec.labels has a single label: name at least two, or leave it empty to take them from the data",
             check=lambda spec: len(spec.labels) != 1,
+        ),
+        Rule(
+            cel=f"self.labels.size() == 0 || self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]",
+            message="spec.labels is for classification, and the answers of spec.task aren't labels: remove one of them",
+            check=lambda spec: not spec.labels or spec.task in LABEL_TASKS,
+        ),
+        Rule(
+            cel="!has(self.evaluation.abstainBelowPrecision) || self.task == 'sequence-classification'",
+            message="spec.evaluation.abstainBelowPrecision is for sequence-classification alone: remove it",
+            check=lambda spec: (
+                spec.evaluation.abstain_below_precision is None or spec.task is Task.SEQUENCE_CLASSIFICATION
+            ),
         ),
         Rule(
             cel="self.dataset.train != self.dataset.test",

@@ -65,6 +65,11 @@ def test_there_are_examples_of_every_kind() -> None:
         (with_spec("PretrainJob", tokenizer={"reuse": {"uri": "file:///m"}, "vocabSize": 999}), "remove algorithm"),
         (with_spec("PretrainJob", base={"uri": "hf://a/b", "model": {"name": "e", "version": "1"}}), "exactly one"),
         (with_spec("FineTuneJob", labels=["a", "b", "a"]), "a: named more than once"),
+        (with_spec("FineTuneJob", task="question-answering", labels=["a", "b"]), "spec.labels is for classification"),
+        (
+            with_spec("FineTuneJob", task="question-answering", evaluation={"abstainBelowPrecision": 0.9}),
+            "spec.evaluation.abstainBelowPrecision is for sequence-classification",
+        ),
         (
             with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1"}]}),
             "spec.evaluation.gates has a gate without",

@@ -47,6 +47,16 @@ def put(path: str, value: object) -> Callable[[Document], None]:
     return change
 
 
+def both(*changes: Callable[[Document], None]) -> Callable[[Document], None]:
+    """One change after another."""
+
+    def change(target: Document) -> None:
+        for each in changes:
+            each(target)
+
+    return change
+
+
 def drop(path: str) -> Callable[[Document], None]:
     """A change that removes one field."""
 
@@ -231,6 +241,12 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.evaluation.gates", [{"figure": "", "minimum": 1}]), ("spec.evaluation.gates[0].figure",)),
     (F, put("spec.labels", ["only"]), ("spec.labels", "at least two")),
     (F, put("spec.labels", ["a", ""]), ("spec.labels[1]",)),
+    (F, both(put("spec.labels", ["a", "b"]), put("spec.task", "question-answering")), ("labels", "classification")),
+    (
+        F,
+        both(put("spec.evaluation.abstainBelowPrecision", 0.9), put("spec.task", "question-answering")),
+        ("abstainBelowPrecision", "sequence-classification"),
+    ),
     (F, put("spec.labels", ["a", "b", "a"]), ("spec.labels[2]", "Duplicate value")),
     (F, put("spec.base", {"pretrainJob": {"name": "my.encoder"}}), ("spec.base.pretrainJob.name",)),
     (F, put("spec.base", {"model": {"name": "encoder", "alias": "v1"}}), ("spec.base.model.alias", "choose another")),

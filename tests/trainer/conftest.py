@@ -151,14 +151,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         server.kill()
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Any:
-    """The module of tiny models; tests can't import a file beside them."""
-    specification = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+def _module(name: str) -> Any:
+    """A module beside this one; tests can't import it."""
+    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     # Its dataclasses look themselves up there.
-    sys.modules["tiny"] = module
+    sys.modules[name] = module
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The module of tiny models."""
+    return _module("tiny")
+
+
+@pytest.fixture
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes a `Tuned` of a task and its lines, in a folder of its own."""
+    tuning = _module("tuning")
+    return lambda *arguments, **options: tuning.Tuned(tmp_path_factory.mktemp("tuned"), *arguments, **options)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Servers run on asyncio."""
+    return "asyncio"

@@ -105,10 +105,10 @@ class SequenceClassifier(_TaskModel):
 
 
 class TokenClassifier(_TaskModel):
-    """One class for each token."""
+    """One class for each token; or of an answer, how well each token begins and ends it."""
 
-    def __init__(self, config: EncoderConfig, classes: int) -> None:
-        super().__init__(config, Task.TOKEN_CLASSIFICATION)
+    def __init__(self, config: EncoderConfig, classes: int, task: Task = Task.TOKEN_CLASSIFICATION) -> None:
+        super().__init__(config, task)
         if self.is_modern:
             self.transform = Transform(config)
         self.classifier = nn.Linear(config.hidden_size, classes)
@@ -133,6 +133,8 @@ def build(task: Task, config: EncoderConfig, classes: int = 0) -> TaskModel:
         return MaskedLanguageModel(config)
     if task is Task.SEQUENCE_CLASSIFICATION:
         return SequenceClassifier(config, classes)
+    if task is Task.QUESTION_ANSWERING:
+        return TokenClassifier(config, 2, task)
     return TokenClassifier(config, classes)
 
 

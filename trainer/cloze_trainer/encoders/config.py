@@ -23,6 +23,7 @@ _HEADS: Final = {
     Task.FILL_MASK: "ForMaskedLM",
     Task.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
     Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
+    Task.QUESTION_ANSWERING: "ForQuestionAnswering",
 }
 _EPSILONS: Final = {
     Architecture.BERT: 1e-12,

@@ -86,6 +86,7 @@ _VOCABULARIES: Final[Mapping[Architecture, _Pairs]] = {
     ),
 }
 _CLASSES: Final = ("classifier", "classifier")
+_SPANS: Final = ("classifier", "qa_outputs")
 _MODERN_CLASSES: Final = (("transform.dense", "head.dense"), ("transform.norm", "head.norm"), _CLASSES)
 _HEADS: Final[Mapping[Task, Mapping[Architecture, _Pairs]]] = {
     Task.FILL_MASK: _VOCABULARIES,
@@ -99,6 +100,12 @@ _HEADS: Final[Mapping[Task, Mapping[Architecture, _Pairs]]] = {
         Architecture.BERT: (_CLASSES,),
         Architecture.ROBERTA: (_CLASSES,),
         Architecture.DISTILBERT: (_CLASSES,),
+        Architecture.MODERNBERT: _MODERN_CLASSES,
+    },
+    Task.QUESTION_ANSWERING: {
+        Architecture.BERT: (_SPANS,),
+        Architecture.ROBERTA: (_SPANS,),
+        Architecture.DISTILBERT: (_SPANS,),
         Architecture.MODERNBERT: _MODERN_CLASSES,
     },
 }

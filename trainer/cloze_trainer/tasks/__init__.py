@@ -5,5 +5,6 @@ from typing import Final
 from cloze_api.task import Task
 from cloze_trainer.tasks.classification import Texts, Words
 from cloze_trainer.tasks.kind import AnyKind
+from cloze_trainer.tasks.question_answering import QuestionAnswering
 
-KINDS: Final[dict[Task, AnyKind]] = {kind.task: kind for kind in (Texts(), Words())}
+KINDS: Final[dict[Task, AnyKind]] = {kind.task: kind for kind in (Texts(), Words(), QuestionAnswering())}
