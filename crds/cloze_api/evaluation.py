@@ -18,7 +18,7 @@ class Gate(Schema):
 
     figure: Annotated[str, Field(pattern=FIGURE_PATTERN, max_length=160)]
     """As the evaluation names it: `accuracy`, `macro_f1`, `f1_<label>`, `entity_f1`, `calibration_error`,
-    `false_positive_rate`, `exact_match`, `worst_slice_accuracy`, `data_test_seen_share`…"""
+    `false_positive_rate`, `exact_match`, `spearman`, `worst_slice_accuracy`, `data_test_seen_share`…"""
     minimum: float | None = None
     maximum: float | None = None
 
@@ -38,7 +38,7 @@ class Champion(Schema):
     """Of the registered model, resolved when the run ends. While nothing has it, there is nothing to compare with."""
     max_loss: Share = 0.01
     """How much worse in the task's figure the new version may be: accuracy, for token classification macro F1, for
-    question answering F1."""
+    question answering F1, for embeddings Spearman's correlation, or the mean reciprocal rank."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """How sure it must be that it isn't worse than that, over which examples there might have been (one-sided)."""
 

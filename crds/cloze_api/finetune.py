@@ -40,8 +40,9 @@ class Dataset(Schema):
 
     Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
     label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
-    "answer_start": […]}}`, with empty lists where the context has no answer. Test examples may have `"metadata":
-    {"language": "de"}`, of few values: the evaluation tells the groups apart.
+    "answer_start": […]}}`, with empty lists where the context has no answer. Embedding: `{"text": …, "positive": …}`,
+    with or without `"negative"`; test examples have either this form or `{"text": …, "other": …, "score": …}`. Test
+    examples may have `"metadata": {"language": "de"}`, of few values: the evaluation tells the groups apart.
     """
 
     train: SourceURI
@@ -67,9 +68,9 @@ class Export(Schema):
     ] = []
     """int8 for CPUs, fp16 for GPUs. Each is tried on the evaluation's examples, on at most 4,000 of them."""
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """How far a precision may fall below fp32: in accuracy, for words in macro F1, for question answering
-    in how often it begins and ends answers where fp32 does. One that falls further is left out of the artifact, and the
-    outcome says so; 0.005 is half a point."""
+    """How far a precision may fall below fp32; 0.005 is half a point. One that falls further isn't in the artifact,
+    and the outcome says so. Of classifiers: in accuracy, or in macro F1 for words. For question answering: in how often
+    it begins and ends answers where fp32 does. For embeddings: in the mean cosine of its vectors and fp32's."""
 
 
 def _distinct(labels: list[str]) -> list[str]:
@@ -83,7 +84,7 @@ class FineTuneJobSpec(TrainingSpec):
     """Desired state of a FineTuneJob."""
 
     base: Base
-    task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING]
+    task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.EMBEDDING]
     dataset: Dataset
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
@@ -115,6 +116,12 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: (
                 spec.evaluation.abstain_below_precision is None or spec.task is Task.SEQUENCE_CLASSIFICATION
             ),
+        ),
+        Rule(
+            cel="self.task != 'embedding' || self.optimization.batchSequences > 1",
+            message="spec.optimization.batchSequences is 1, and embeddings learn to tell the texts of a batch apart: "
+            "raise it",
+            check=lambda spec: spec.task is not Task.EMBEDDING or spec.optimization.batch_sequences > 1,
         ),
         Rule(
             cel="self.dataset.train != self.dataset.test",

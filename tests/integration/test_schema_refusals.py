@@ -244,6 +244,11 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, both(put("spec.labels", ["a", "b"]), put("spec.task", "question-answering")), ("labels", "classification")),
     (
         F,
+        both(put("spec.optimization.batchSequences", 1), put("spec.task", "embedding")),
+        ("batchSequences", "raise it"),
+    ),
+    (
+        F,
         both(put("spec.evaluation.abstainBelowPrecision", 0.9), put("spec.task", "question-answering")),
         ("abstainBelowPrecision", "sequence-classification"),
     ),

@@ -15,6 +15,7 @@ from cloze_api.manifest import (
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     ArtifactError,
+    Embedding,
     Limits,
     Lineage,
     Manifest,
@@ -25,6 +26,7 @@ from cloze_api.manifest import (
 )
 from cloze_api.precision import Measured, Precision
 from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.task import Task
 from cloze_trainer import precisions
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
@@ -86,6 +88,9 @@ def write(
                 task=workload.task,
                 architecture=workload.config.class_name(workload.task),
                 labels=list(workload.labels),
+                embedding=Embedding(dimensions=workload.config.hidden_size, pooling="mean", normalized=True)
+                if workload.task is Task.EMBEDDING
+                else None,
                 limits=Limits(
                     max_length=workload.max_length if isinstance(workload, FineTuning) else workload.config.max_length,
                     vocab_size=workload.config.vocab_size,

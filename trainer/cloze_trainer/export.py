@@ -49,7 +49,7 @@ def export(model: nn.Module, task: Task, config: EncoderConfig, path: Path) -> N
     graph = Graph(
         inputs=config.inputs,
         output=OUTPUT,
-        per_token=task is not Task.SEQUENCE_CLASSIFICATION,
+        per_token=task not in (Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING),
         vocab_size=config.vocab_size,
         max_length=config.max_length,
         pad=config.special_tokens.pad,

@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,11 @@ def seen_share(train: Sequence[str], test: Sequence[str]) -> float:
     return sum(group in trained for group in groups[len(train) :]) / max(1, len(test))
 
 
+def _stand_in(chunk: Chunk) -> Chunk:
+    """What a rank without a share goes through: it weighs nothing."""
+    return replace(chunk, targets=torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)
+
+
 class FineTuning:
     """Training for a task on its examples. train, test: these as rows."""
 
@@ -179,10 +184,12 @@ class FineTuning:
         self.train, self.test = (
             Rows.load(prepared.folder, name, per_token=self._kind.per_token, pad=pad) for name in ("train", "test")
         )
-        optimization = spec.optimization
-        self._order = Order(
-            len(self.train), optimization.batch_sequences, optimization.seed, lengths=self.train.lengths
-        )
+        optimization, lengths = spec.optimization, self.train.lengths
+        self._groups = self.train.groups() if self._kind.block else []
+        if self._groups:
+            # Examples are in order then, and not their rows.
+            lengths = np.array([lengths[own.start : own.stop].sum() for own in self._groups])
+        self._order = Order(len(lengths), optimization.batch_sequences, optimization.seed, lengths=lengths)
 
     @property
     def total_steps(self) -> int:
@@ -201,13 +208,37 @@ class FineTuning:
 
     def share(self, batch: int, rank: int, world: int, done: float) -> Sequence[Chunk]:  # noqa: ARG002 - no matter here
         """A rank's part of a global batch; a stand-in of weight 0 when the last batch has none for it."""
+        if self._kind.block:
+            return self._blocks(batch, rank, world, self._kind.block)
         samples_B, _ = self._order.share(batch, rank, world)
         if not len(samples_B):
             samples_B, _ = self._order.step(batch)
-            chunk = self._chunk(self.train.batch(samples_B[:1]))
-            return [Chunk(chunk.inputs, torch.full_like(chunk.targets, IGNORED), weight=0, tokens=0)]
+            return [_stand_in(self._chunk(self.train.batch(samples_B[:1])))]
         size = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
         return [self._chunk(self.train.batch(samples_B[at : at + size])) for at in range(0, len(samples_B), size)]
+
+    def _blocks(self, batch: int, rank: int, world: int, most: int) -> Sequence[Chunk]:
+        """A rank's blocks of a global batch, of at most so many examples: the same ones for any number of ranks.
+
+        The first rows of all examples come first, then the second ones, and so on.
+        """
+        samples_B, _ = self._order.step(batch)
+        # Evenly: an example that is left alone would have nothing to be told apart from.
+        blocks = np.array_split(samples_B, -(-len(samples_B) // most))
+        chunks = []
+        for block in blocks[rank::world] or [samples_B[:1]]:
+            groups = [self._groups[sample] for sample in block]
+            rows = [own[place] for place in range(max(map(len, groups))) for own in groups if place < len(own)]
+            chunk = self._chunk(self.train.batch(np.array(rows)))
+            if self.chunk_tokens != CHUNK_TOKENS and chunk.places > self.chunk_tokens:
+                raise InputError(
+                    "BlockTooLarge",
+                    f"{len(block)} examples of {chunk.places} tokens, which are trained on together, don't fit into "
+                    f"rank {rank}'s memory: lower maxLength or optimization.batchSequences, or set "
+                    "optimization.activationCheckpointing",
+                )
+            chunks.append(replace(chunk, weight=len(block)))
+        return chunks if len(blocks) > rank else [_stand_in(chunks[0])]
 
     def _chunk(self, batch: Batch) -> Chunk:
         full, paired = bool(batch.visible_BT.all()), bool(batch.segments_BT.any())

@@ -124,7 +124,25 @@ class TokenClassifier(_TaskModel):
         return cast(Tensor, self.classifier(self.dropout(hidden_BTD)))
 
 
-TaskModel = MaskedLanguageModel | SequenceClassifier | TokenClassifier
+class Embedder(_TaskModel):
+    """A vector of length 1 for a text: the mean over its tokens (Reimers and Gurevych, arXiv:1908.10084)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, Task.EMBEDDING)
+        self._initialize()
+
+    def forward(
+        self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, token_types_BT: Tensor | None = None
+    ) -> Tensor:
+        """Vectors (B, D)."""
+        hidden_BTD = self.encoder(input_ids_BT, attention_mask_BT, token_types_BT)
+        if attention_mask_BT is None:
+            return functional.normalize(hidden_BTD.mean(1), dim=-1)
+        weights_BT1 = attention_mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
+        return functional.normalize((hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1), dim=-1)
+
+
+TaskModel = MaskedLanguageModel | SequenceClassifier | TokenClassifier | Embedder
 
 
 def build(task: Task, config: EncoderConfig, classes: int = 0) -> TaskModel:
@@ -133,6 +151,8 @@ def build(task: Task, config: EncoderConfig, classes: int = 0) -> TaskModel:
         return MaskedLanguageModel(config)
     if task is Task.SEQUENCE_CLASSIFICATION:
         return SequenceClassifier(config, classes)
+    if task is Task.EMBEDDING:
+        return Embedder(config)
     if task is Task.QUESTION_ANSWERING:
         return TokenClassifier(config, 2, task)
     return TokenClassifier(config, classes)

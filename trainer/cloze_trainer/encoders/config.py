@@ -24,6 +24,7 @@ _HEADS: Final = {
     Task.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
     Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
     Task.QUESTION_ANSWERING: "ForQuestionAnswering",
+    Task.EMBEDDING: "Model",
 }
 _EPSILONS: Final = {
     Architecture.BERT: 1e-12,

@@ -102,6 +102,7 @@ _HEADS: Final[Mapping[Task, Mapping[Architecture, _Pairs]]] = {
         Architecture.DISTILBERT: (_CLASSES,),
         Architecture.MODERNBERT: _MODERN_CLASSES,
     },
+    Task.EMBEDDING: dict.fromkeys(Architecture, ()),
     Task.QUESTION_ANSWERING: {
         Architecture.BERT: (_SPANS,),
         Architecture.ROBERTA: (_SPANS,),

@@ -99,6 +99,30 @@ def mean(values_E: npt.NDArray[Any], of_E: npt.NDArray[np.bool_] | None = None) 
     return Statistic(np.stack([values_E * counted_E, counted_E], axis=1), _ratio)
 
 
+def rank_correlation(one_E: Floats, other_E: Floats) -> Statistic:
+    """Spearman's correlation, of ranks among all examples; equal values share a rank. 0 where either is constant.
+
+    Of examples that are drawn again, or of some of them, it is the correlation of the ranks that they have among all.
+    """
+    first_E, second_E = _ranks(one_E), _ranks(other_E)
+    products = [np.ones_like(first_E), first_E, second_E, first_E**2, second_E**2, first_E * second_E]
+    return Statistic(np.stack(products, axis=1), _correlation)
+
+
+def _ranks(values_E: Floats) -> Floats:
+    """From -1/2 to 1/2."""
+    _, place_E, counts = np.unique(values_E, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - counts / 2)[place_E] / len(values_E) - 0.5)
+
+
+def _correlation(sums: Floats) -> Floats:
+    """Pearson's, of sums of ones, both values, their squares and their products."""
+    count = np.maximum(sums[..., 0], 1.0)
+    first, second, first_2, second_2, both = (sums[..., place] / count for place in range(1, 6))
+    spread = (first_2 - first**2) * (second_2 - second**2)
+    return np.asarray(np.where(spread > 1e-18, (both - first * second) / np.sqrt(np.maximum(spread, 1e-18)), 0.0))
+
+
 def confusion(truth_N: Classes, predicted_N: Classes, classes: int) -> Classes:
     """Items by true class (row) and predicted class (column)."""
     flat = np.bincount(truth_N * classes + predicted_N, minlength=classes * classes)
