@@ -223,6 +223,11 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     ),
     (F, put("spec.base", {}), ("spec.base", "exactly one", "set one")),
     (F, put("spec.base.model", {"name": "encoder", "version": "1"}), ("spec.base", "exactly one")),
+    (F, put("spec.base.uri", "hf://owner/name"), ("spec.base", "exactly one of model, pretrainJob and uri")),
+    (F, put("spec.base", {"uri": "https://host/model"}), ("spec.base.uri",)),
+    (F, put("spec.base", {"uri": "pvc://models/../x"}), ("spec.base", "claim's own root")),
+    (F, put("spec.base", {"uri": "file:///m", "revision": "v1"}), ("spec.base", "hf:// alone")),
+    (F, put("spec.base.credentials", {"secretName": "s"}), ("spec.base", "remove them")),
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
     (F, put("spec.base", {"model": {"name": "encoder", "version": "v1"}}), ("spec.base.model.version",)),
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
@@ -375,19 +380,22 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change"),
     [
-        optional_base(),
-        put("spec.base", {"model": {"name": "encoder", "alias": "champion"}}),
-        put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}}),
-        put("spec.tokenizer", {"algorithm": "byte-level-bpe"}),
+        (P, optional_base()),
+        (P, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
+        (P, put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}})),
+        (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe"})),
+        (F, optional_base()),
+        (F, put("spec.base", {"uri": "hf://a/b", "revision": "v1", "credentials": {"secretName": "hub"}})),
+        (F, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
     ],
 )
 def test_models_that_are_there_are_accepted(
-    kubernetes_client: dynamic.DynamicClient, change: Callable[[Document], None]
+    kubernetes_client: dynamic.DynamicClient, kind: str, change: Callable[[Document], None]
 ) -> None:
     """The rules let what they are meant for through, though defaults are written into the object."""
-    body = document(P)
+    body = document(kind)
     change(body)
     create(kubernetes_client, body, dry_run=True)
 

@@ -102,7 +102,7 @@ def fetch(run: Run, model: PretrainedVersion | None, opening: Callable[[Path, st
         raise InputError(
             "BaseUnresolved",
             "spec.base.pretrainJob is resolved by the operator, inside a cluster: outside one name base.model "
-            "with a version",
+            "with a version, or base.uri",
         )
     if run.tracking_uri is None:
         raise InputError("RegistryUnset", f"{model.name} is in MLflow: set {ENV_MLFLOW_URI} to the registry's address")

@@ -18,6 +18,7 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
+from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
@@ -61,7 +62,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     Raises BaseModelError, InputError with file and line, or RegistryError.
     """
     progress.stage("data")
-    base = fetch(run, spec.base.model, open_base)
+    base = adopt_base(run, spec.base, spec.task) if spec.base.uri else fetch(run, spec.base.model, open_base)
     max_length = spec.max_length or base.config.max_length
     if max_length > base.config.max_length:
         raise InputError(

@@ -49,10 +49,12 @@ class Gang:
 
 def source_uris(job: TrainingJob) -> tuple[str, ...]:
     """URIs of everything the run reads, in the order of the spec."""
+    folder = job.spec.pretrained.uri if job.spec.pretrained else None
     if isinstance(job, PretrainJob):
-        folder = job.spec.pretrained.uri if job.spec.pretrained else None
-        return (*(corpus.uri for corpus in job.spec.corpus), *([folder] if folder else []))
-    return (job.spec.dataset.train, job.spec.dataset.test)
+        data = tuple(corpus.uri for corpus in job.spec.corpus)
+    else:
+        data = (job.spec.dataset.train, job.spec.dataset.test)
+    return (*data, *([folder] if folder else []))
 
 
 def mounted_sources(job: TrainingJob) -> tuple[Source, ...]:
@@ -67,7 +69,7 @@ def store_secrets(job: TrainingJob) -> tuple[str, ...]:
     secrets = [job.spec.checkpoint.credentials]
     if isinstance(job, PretrainJob):
         secrets += [corpus.credentials for corpus in job.spec.corpus]
-        secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
+    secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
     return tuple(sorted({secret.secret_name for secret in secrets if secret}))
 
 
