@@ -234,6 +234,7 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.evaluation.gates", [{"figure": "f1"}]), ("spec.evaluation.gates", "give minimum, maximum or both")),
     (F, put("spec.evaluation.champion", {"alias": "latest"}), ("spec.evaluation.champion.alias",)),
     (F, put("spec.evaluation.gates", [{"figure": "", "minimum": 1}]), ("spec.evaluation.gates[0].figure",)),
+    (F, put("spec.evaluation.maxSeenShare", 1.5), ("spec.evaluation.maxSeenShare",)),
     (F, put("spec.labels", ["only"]), ("spec.labels", "at least two")),
     (F, put("spec.labels", ["a", ""]), ("spec.labels[1]",)),
     (F, put("spec.labels", ["a", "b", "a"]), ("spec.labels[2]", "Duplicate value")),

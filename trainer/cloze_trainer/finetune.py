@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
-from cloze_trainer.data import labelled, tokenizer
-from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data import labelled, leakage, tokenizer
 from cloze_trainer.data.examples import Row
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.order import Order
@@ -39,9 +38,10 @@ from cloze_trainer.run import Run
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 4
+EDITION = 5
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
+_SEEN_FILE = "test-seen.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,10 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
-    if meta["test_seen_share"]:
-        log("test texts seen in training", share=meta["test_seen_share"], why="they are, or are nearly, training texts")
+    seen = leakage.Seen(**json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")))
+    if seen.count:
+        log("test examples seen in training", share=seen.share, what=seen.told())
+    leakage.refuse(seen, spec.evaluation.max_seen_share)
     if meta["examples"] < spec.optimization.batch_sequences:
         raise InputError(
             "BatchTooLarge",
@@ -131,10 +133,12 @@ def _publish(
             f"the metadata of the test examples has {count} different values, at most {VALUES_MAX} are told apart: "
             "leave out what isn't a group of examples",
         )
+    seen = leakage.find(*([(each.place, " ".join(each.words)) for each in examples] for examples in (train, test)))
     with publish(folder) as staging:
         for name, part in parts.items():
             _save(staging, name, part)
         write_json(staging / _SLICES_FILE, slices)
+        write_json(staging / _SEEN_FILE, asdict(seen))
         write_json(
             staging / _META_FILE,
             {
@@ -146,18 +150,9 @@ def _publish(
                 "truncated": parts["train"].truncated,
                 "truncated_test": parts["test"].truncated,
                 "unknown_share": parts["train"].unknown / max(1, tokens),
-                "test_seen_share": seen_share(
-                    [" ".join(example.words) for example in train], [" ".join(example.words) for example in test]
-                ),
+                "test_seen_share": seen.share,
             },
         )
-
-
-def seen_share(train: Sequence[str], test: Sequence[str]) -> float:
-    """Share of the test texts that are training texts, or nearly: what is scored on them is memory, not skill."""
-    groups = near_duplicate_groups([*train, *test])
-    trained = set(groups[: len(train)])
-    return sum(group in trained for group in groups[len(train) :]) / max(1, len(test))
 
 
 def _save(folder: Path, name: str, part: Labelled) -> None:
