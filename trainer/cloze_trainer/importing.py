@@ -27,7 +27,7 @@ from cloze_api.manifest import (
     version_tags,
     write_manifest,
 )
-from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY
 from cloze_api.precision import Measured, Precision
 from cloze_api.progress import Outcome
 from cloze_api.schema import ModelName
@@ -37,6 +37,7 @@ from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish
 from cloze_trainer.huggingface import ARCHITECTURES, TASKS, Checkpoint
+from cloze_trainer.signing import SigningKey
 from cloze_trainer.tracking import JobTags
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         description="Make a verified artifact (weights, tokenizer, ONNX graph) of a folder in Hugging "
         f"Face's format. Architectures: {', '.join(ARCHITECTURES)}. Embedding models may be sentence-transformers' "
         "folders. Serve it with cloze-server --model DIR.",
-        epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written.",
+        epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written. "
+        f"With {ENV_SIGNING_KEY} the artifact is signed by the private key in that file.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, weights, tokenizer")
     parser.add_argument("--task", type=Task, choices=TASKS, required=True, metavar="TASK", help=", ".join(TASKS))
@@ -130,11 +132,14 @@ def run(asked: Asked) -> Outcome:
     if asked.register and tracking_uri is None:
         raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
     _check_precisions(asked)
+    key = SigningKey.find()
     checkpoint = huggingface.read(asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize)
     sources = _sources(asked.folder)
     identity = _identity(asked, sources)
     done = _finished(asked.output, identity)
     manifest, digest = done or _import(asked, checkpoint, sources, identity)
+    if key is not None:
+        key.sign(asked.output, manifest)
     result = Outcome(reason="Imported", message=f"the artifact is in {asked.output}", model_digest=digest)
     if not asked.register or tracking_uri is None:
         return result

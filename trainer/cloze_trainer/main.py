@@ -12,6 +12,7 @@ from cloze_api.names import (
     ENV_CORPUS_ROOT,
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
+    ENV_SIGNING_KEY,
     ENV_WORKSPACE,
     JOB_FILE,
     PROGRESS_PORT,
@@ -36,6 +37,7 @@ gate --help.
 
 environment:
   {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
+  {ENV_SIGNING_KEY:<22} file of the private key by which the artifact is signed
   {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine
   {ENV_WORKSPACE:<22} as --workspace
   {ENV_CORPUS_ROOT:<22} as --corpus-root
