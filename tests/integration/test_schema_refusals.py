@@ -243,6 +243,8 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.dataset.train", "pvc://data/../x"), ("spec.dataset.train", "claim's own root")),
     (F, put("spec.dataset.test", "pvc://data/../x"), ("spec.dataset.test", "claim's own root")),
     (F, put("spec.registry.alias", "latest"), ("spec.registry.alias", "choose another")),
+    (F, put("spec.registry.card", {"license": "two\nlines"}), ("spec.registry.card.license",)),
+    (P, put("spec.registry.card", {"limitations": "x" * 2001}), ("spec.registry.card.limitations",)),
     (F, put("spec.registry.signing", {}), ("spec.registry.signing.secretName",)),
     (P, put("spec.registry.signing", {"secretName": "s", "key": "../model.key"}), ("spec.registry.signing.key",)),
     (F, put("spec.dataset.test", "pvc://data/train.jsonl"), ("spec.dataset.test", "not trained on")),

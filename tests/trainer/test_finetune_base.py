@@ -95,13 +95,16 @@ def test_what_is_published_has_the_folders_tokenizer(made_for: Task, tmp_path: P
     """A language model or a bare encoder is a base; the artifact has the fingerprint of its tokenizer and names it."""
     save(tmp_path / "model", tiny, "bert", made_for)
     run, workload = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
-    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
+    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {}, settings={"optimization.epochs": "3"})
     manifest = verify(run.artifact)
     given = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     assert manifest.tokenizer_fingerprint == tokenizer_fingerprint(given)
     assert manifest.lineage.base == f"file://{tmp_path}/model"
     assert workload.base is not None
     assert manifest.lineage.base_digest == workload.base.digest
+    card = (run.artifact / "README.md").read_text()
+    assert f"| base | file://{tmp_path}/model |" in card
+    assert "| optimization.epochs | 3 |" in card
     assert (manifest.limits.vocab_size, manifest.limits.max_length) == (len(given["model"]["vocab"]), 40)
 
 

@@ -138,8 +138,10 @@ def trained(run: Run) -> None:
     """What a finished training leaves."""
     write_artifact(run.artifact, name="signed")
     path = run.artifact / MANIFEST_FILE
+    (run.artifact / "README.md").write_text("---\nlicense: mit\n---\n\n# A card\n")
     manifest = json.loads(path.read_text())
     manifest["lineage"]["job_uid"] = run.identity
+    manifest["files"]["README.md"] = file_sha256(run.artifact / "README.md")
     path.write_text(json.dumps(manifest))
 
 
@@ -157,6 +159,7 @@ def test_what_is_registered_was_signed_before(tmp_path: Path, keys: Keys, mlflow
     assert refused(tmp_path / "fetched", Keys(tmp_path, "other")) == "SignatureInvalid"
     found = httpx.get(f"{mlflow}/api/2.0/mlflow/model-versions/get", params={"name": "signed", "version": "1"}).text
     assert "PRIVATE" not in found
+    assert json.loads(found)["model_version"]["description"] == "# A card"
 
 
 def test_what_fails_a_gate_is_not_signed(tmp_path: Path, keys: Keys) -> None:

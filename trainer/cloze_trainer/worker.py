@@ -15,7 +15,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
-from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
+from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
@@ -122,7 +122,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        artifact.write(run, workload, cast(TaskModel, trained), judged, sources)
+        artifact.write(run, workload, cast(TaskModel, trained), judged, sources, settings=_params(run.job))
         tracker.close(failed=bool(judged.refusal))
     gang.from_leader()
 
@@ -220,6 +220,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
             facts=version_tags(manifest),
             params=_params(run.job),
             figures=manifest.evaluation,
+            description=card.describe(run.artifact),
         )
         result = result.model_copy(
             update={
