@@ -58,5 +58,8 @@ class Evaluation(Schema):
     abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
     server marks those below as abstained. Of sequence classification."""
+    max_seen_share: Share | None = None
+    """Which share of the test examples may be training examples, or nearly: of more the job ends before the training,
+    and says where they are. Any may when absent, and the log tells them."""
     min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Slices with fewer examples don't count for the worst one: chance alone would make them it."""

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
-from cloze_api.pretrained import PretrainedVersion
+from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import LABEL_TASKS, Task
@@ -20,18 +20,24 @@ class BaseJob(Schema):
     name: ObjectName
 
 
-class Base(Schema):
-    """The encoder to start from."""
+def _named(base: "Base") -> int:
+    return sum(each is not None for each in (base.model, base.pretrain_job, base.uri))
+
+
+class Base(PretrainedFolder):
+    """The encoder to start from: a registered version, what a PretrainJob registers, or a folder in Hugging Face's
+    format with weights in safetensors, whose head, if it has one, is left."""
 
     model: PretrainedVersion | None = None
     pretrain_job: BaseJob | None = None
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            cel="has(self.model) != has(self.pretrainJob)",
-            message="spec.base needs exactly one of model and pretrainJob: set one, remove the other",
-            check=lambda base: (base.model is None) != (base.pretrain_job is None),
+            cel="[has(self.model), has(self.pretrainJob), has(self.uri)].filter(given, given).size() == 1",
+            message="spec.base needs exactly one of model, pretrainJob and uri: set one, remove the others",
+            check=lambda base: _named(base) == 1,
         ),
+        *PretrainedFolder.rules,
     )
 
 
@@ -129,6 +135,11 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: spec.dataset.train != spec.dataset.test,
         ),
     )
+
+    @property
+    def pretrained(self) -> Base:
+        """What isn't made from the examples: the base."""
+        return self.base
 
 
 FINE_TUNE_RULES = immutable_after_start(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from cloze_api.card import Card
 from cloze_api.names import TAG_LABELS, TAG_PRECISIONS, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
 from cloze_api.precision import Measured, Precision, graph_file, named
 from cloze_api.schema import ModelName
@@ -142,6 +143,8 @@ class Manifest(_Part):
     )
     """What the artifact's graph is in besides fp32; left out where there is none, as `embedding`."""
     evaluation: dict[str, float] = {}
+    card: Card | None = Field(default=None, exclude_if=lambda card: card is None)
+    """What people state of it; left out where nobody does, as `embedding`."""
     lineage: Lineage
     files: dict[Annotated[str, AfterValidator(_inside)], str]
     """SHA-256 (hex) of each file, keyed by its path relative to the folder; neither the manifest nor its signature is

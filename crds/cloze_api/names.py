@@ -69,6 +69,10 @@ ENV_JOB_UID: Final = "CLOZE_JOB_UID"
 ENV_BASE_DIGEST: Final = "CLOZE_BASE_DIGEST"
 """Digest of the base model version that the operator resolved; the trainer refuses any other artifact."""
 ENV_ATTEMPT_DEADLINE: Final = "CLOZE_RENDEZVOUS_TIMEOUT_SECONDS"
+ENV_SIGNING_KEY: Final = "CLOZE_SIGNING_KEY"
+"""File of the private key by which artifacts are signed before they are registered."""
+SIGNING_MOUNT: Final = "/etc/cloze/signing"
+"""Where the Secret of `spec.registry.signing` is mounted."""
 ENV_MLFLOW_URI: Final = "MLFLOW_TRACKING_URI"
 
 # Serving pods.

@@ -30,10 +30,9 @@ class PretrainedVersion(Schema):
     )
 
 
-class Pretrained(Schema):
-    """A registered version, or a folder in Hugging Face's format with weights in safetensors."""
+class PretrainedFolder(Schema):
+    """Perhaps a folder in Hugging Face's format, with weights in safetensors."""
 
-    model: PretrainedVersion | None = None
     uri: FolderURI | None = None
     revision: Annotated[str, Field(pattern=REVISION_PATTERN, max_length=128)] | None = None
     """Branch, tag or commit of a repository at `hf://`; its main branch when absent."""
@@ -41,21 +40,31 @@ class Pretrained(Schema):
     """Outside a cluster the environment's variables of the same names are used instead."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            cel="has(self.model) != has(self.uri)",
-            message=f"{_AT} needs exactly one of model and uri: set one, remove the other",
-            check=lambda pretrained: (pretrained.model is None) != (pretrained.uri is None),
-        ),
         uri_rule("spec.base.uri", optional=True),
         Rule(
             cel="!has(self.revision) || (has(self.uri) && self.uri.startsWith('hf://'))",
             message=f"{_AT} has a revision, which is for hf:// alone: remove it",
-            check=lambda pretrained: pretrained.revision is None or (pretrained.uri or "").startswith("hf://"),
+            check=lambda folder: folder.revision is None or (folder.uri or "").startswith("hf://"),
         ),
         Rule(
             cel="!has(self.credentials) || (has(self.uri) && (self.uri.startsWith('s3://') || "
             "self.uri.startsWith('gs://') || self.uri.startsWith('hf://')))",
             message=f"{_AT} has credentials, which are for s3://, gs:// and hf:// alone: remove them",
-            check=lambda pretrained: pretrained.credentials is None or (pretrained.uri or "").startswith(_STORES),
+            check=lambda folder: folder.credentials is None or (folder.uri or "").startswith(_STORES),
         ),
+    )
+
+
+class Pretrained(PretrainedFolder):
+    """A registered version, or a folder in Hugging Face's format with weights in safetensors."""
+
+    model: PretrainedVersion | None = None
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.model) != has(self.uri)",
+            message=f"{_AT} needs exactly one of model and uri: set one, remove the other",
+            check=lambda pretrained: (pretrained.model is None) != (pretrained.uri is None),
+        ),
+        *PretrainedFolder.rules,
     )

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from cloze_api.card import Card
 from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
 from cloze_api.schema import Alias, ModelName, Rule, Schema, alias_rule
@@ -161,6 +162,14 @@ class FailurePolicy(Schema):
     pods. The gang starts again from the newest checkpoint."""
 
 
+class Signing(Schema):
+    """The private key by which the artifact is signed: a key of a Secret of the job's namespace."""
+
+    secret_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = "model.key"
+    """In PEM, without a password, on P-256, P-384 or P-521."""
+
+
 class Registry(Schema):
     """Where the finished artifact is registered."""
 
@@ -168,6 +177,11 @@ class Registry(Schema):
     """The registered model in MLflow; created when missing."""
     alias: Alias = CANDIDATE_ALIAS
     """Alias that the operator points to the new version. It only ever moves to a higher version."""
+    card: Card | None = None
+    """What the model card can't know by itself: the artifact's `README.md`, and the version's description in MLflow."""
+    signing: Signing | None = None
+    """Sign the artifact before it is registered; servers with the public key load what is signed alone. Every pod of
+    the run can read the key. Outside a cluster the environment's CLOZE_SIGNING_KEY names its file."""
 
     rules: ClassVar[tuple[Rule, ...]] = (alias_rule("spec.registry.alias"),)
 

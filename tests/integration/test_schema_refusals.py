@@ -233,12 +233,18 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     ),
     (F, put("spec.base", {}), ("spec.base", "exactly one", "set one")),
     (F, put("spec.base.model", {"name": "encoder", "version": "1"}), ("spec.base", "exactly one")),
+    (F, put("spec.base.uri", "hf://owner/name"), ("spec.base", "exactly one of model, pretrainJob and uri")),
+    (F, put("spec.base", {"uri": "https://host/model"}), ("spec.base.uri",)),
+    (F, put("spec.base", {"uri": "pvc://models/../x"}), ("spec.base", "claim's own root")),
+    (F, put("spec.base", {"uri": "file:///m", "revision": "v1"}), ("spec.base", "hf:// alone")),
+    (F, put("spec.base.credentials", {"secretName": "s"}), ("spec.base", "remove them")),
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
     (F, put("spec.base", {"model": {"name": "encoder", "version": "v1"}}), ("spec.base.model.version",)),
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
     (F, put("spec.evaluation.gates", [{"figure": "f1"}]), ("spec.evaluation.gates", "give minimum, maximum or both")),
     (F, put("spec.evaluation.champion", {"alias": "latest"}), ("spec.evaluation.champion.alias",)),
     (F, put("spec.evaluation.gates", [{"figure": "", "minimum": 1}]), ("spec.evaluation.gates[0].figure",)),
+    (F, put("spec.evaluation.maxSeenShare", 1.5), ("spec.evaluation.maxSeenShare",)),
     (F, put("spec.labels", ["only"]), ("spec.labels", "at least two")),
     (F, put("spec.labels", ["a", ""]), ("spec.labels[1]",)),
     (F, both(put("spec.labels", ["a", "b"]), put("spec.task", "question-answering")), ("labels", "classification")),
@@ -258,6 +264,10 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.dataset.train", "pvc://data/../x"), ("spec.dataset.train", "claim's own root")),
     (F, put("spec.dataset.test", "pvc://data/../x"), ("spec.dataset.test", "claim's own root")),
     (F, put("spec.registry.alias", "latest"), ("spec.registry.alias", "choose another")),
+    (F, put("spec.registry.card", {"license": "two\nlines"}), ("spec.registry.card.license",)),
+    (P, put("spec.registry.card", {"limitations": "x" * 2001}), ("spec.registry.card.limitations",)),
+    (F, put("spec.registry.signing", {}), ("spec.registry.signing.secretName",)),
+    (P, put("spec.registry.signing", {"secretName": "s", "key": "../model.key"}), ("spec.registry.signing.key",)),
     (F, put("spec.dataset.test", "pvc://data/train.jsonl"), ("spec.dataset.test", "not trained on")),
     (F, drop("spec.dataset.test"), ("spec.dataset.test", "Required")),
     (F, put("spec.failurePolicy.maxRestarts", -1), ("spec.failurePolicy.maxRestarts",)),
@@ -396,19 +406,22 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change"),
     [
-        optional_base(),
-        put("spec.base", {"model": {"name": "encoder", "alias": "champion"}}),
-        put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}}),
-        put("spec.tokenizer", {"algorithm": "byte-level-bpe"}),
+        (P, optional_base()),
+        (P, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
+        (P, put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}})),
+        (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe"})),
+        (F, optional_base()),
+        (F, put("spec.base", {"uri": "hf://a/b", "revision": "v1", "credentials": {"secretName": "hub"}})),
+        (F, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
     ],
 )
 def test_models_that_are_there_are_accepted(
-    kubernetes_client: dynamic.DynamicClient, change: Callable[[Document], None]
+    kubernetes_client: dynamic.DynamicClient, kind: str, change: Callable[[Document], None]
 ) -> None:
     """The rules let what they are meant for through, though defaults are written into the object."""
-    body = document(P)
+    body = document(kind)
     change(body)
     create(kubernetes_client, body, dry_run=True)
 

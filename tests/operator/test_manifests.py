@@ -230,6 +230,22 @@ def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
     ]
 
 
+def test_the_signing_key_is_mounted_alone(training: Make) -> None:
+    """Of its Secret the one key, readable by the pod's group; nothing of it is in the environment but its place."""
+    registry = {"name": "encoder", "signing": {"secretName": "keys", "key": "cloze.key"}}
+    for kind, base in (("PretrainJob", None), ("FineTuneJob", BASE)):
+        snapshot = training(kind, spec={"registry": registry})
+        pod = indexed_job(snapshot.resource, snapshot.job, base, snapshot.platform)["spec"]["template"]["spec"]
+        items = [{"key": "cloze.key", "path": "cloze.key"}]
+        secret = {"secretName": "keys", "items": items, "defaultMode": 0o440}
+        assert pod["volumes"][-1] == {"name": "signing", "secret": secret}
+        (container,) = pod["containers"]
+        assert container["volumeMounts"][-1] == {"name": "signing", "mountPath": "/etc/cloze/signing", "readOnly": True}
+        assert {"name": "CLOZE_SIGNING_KEY", "value": "/etc/cloze/signing/cloze.key"} in container["env"]
+        assert "envFrom" not in container
+        assert not any("valueFrom" in variable for variable in container["env"])
+
+
 def test_a_run_without_a_volume_has_its_pods_own_disk(training: Make) -> None:
     """Checkpoints are in a bucket, whose Secret is mounted like any other; no claim is named in the pod."""
     spec = {

@@ -247,6 +247,21 @@ def test_folder_of_a_base_is_mounted_with_its_credentials(training: Make) -> Non
     assert "store" in [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
 
 
+def test_fine_tuning_from_a_folder_waits_for_nothing(training: Make) -> None:
+    """Neither for a PretrainJob nor the registry: the claim or the Secret is mounted, and the pods read the URI."""
+    verdict, _ = decide_training(training("FineTuneJob", spec={"base": {"uri": "pvc://models/bert"}}))
+    made = {manifest["kind"]: manifest for manifest in verdict.apply}
+    volumes = made["Job"]["spec"]["template"]["spec"]["volumes"]
+    assert {"claimName": "models"} in [volume.get("persistentVolumeClaim") for volume in volumes]
+    assert yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"])["spec"]["base"] == {"uri": "pvc://models/bert"}
+    assert "BaseReady" not in verdict.findings
+    spec = {"base": {"uri": "hf://owner/name", "credentials": {"secretName": "hub"}}}
+    verdict, _ = decide_training(training("FineTuneJob", spec=spec))
+    made = {manifest["kind"]: manifest for manifest in verdict.apply}
+    volumes = made["Job"]["spec"]["template"]["spec"]["volumes"]
+    assert "hub" in [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
+
+
 def test_resolution_is_read_back(training: Make, children: Make) -> None:
     """A base that was resolved stays, though its PretrainJob is gone."""
     verdict, _ = decide_training(training("FineTuneJob", children=children("FineTuneJob"), status=STARTED))

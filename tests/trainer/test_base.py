@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cloze_api.card import Card
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import Limits, Lineage, Manifest, digest_files, tokenizer_fingerprint, write_manifest
 from cloze_api.progress import ExitCode
@@ -37,6 +38,7 @@ def artifact(folder: Path) -> str:
             tokenizer_fingerprint=tokenizer_fingerprint({}),
             inputs=["input_ids"],
             output="logits",
+            card=Card(license="mit"),
             lineage=Lineage(job="x", job_uid="x", kind="PretrainJob", created="x", trainer_version="x"),
             files=digest_files(folder),
         ),
@@ -73,7 +75,7 @@ def test_damaged_base_is_fetched_once_more(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("cloze_trainer.registry.download", download)
     run, spec = run_of(tmp_path)
     base = fetch(run, spec.base.model, open_base)
-    assert (base.digest, fetched) == (digest, ["1"])
+    assert (base.digest, base.license, fetched) == (digest, "mit", ["1"])
     fetch(run, spec.base.model, open_base)
     assert fetched == ["1"]
     (base.folder / "model.safetensors").write_text("rubbish")

@@ -164,14 +164,21 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
 def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any) -> None:
     """It can be loaded again, and imported again."""
     model, _ = tiny.save(tmp_path / "model", "roberta", Task.TOKEN_CLASSIFICATION)
-    (tmp_path / "model" / "README.md").write_text("a card")
+    theirs = "---\nlicense: cc-by-4.0\n---\na card"
+    (tmp_path / "model" / "README.md").write_text(theirs)
     convert(tmp_path / "model", tmp_path / "artifact", Task.TOKEN_CLASSIFICATION)
     again = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "artifact")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "artifact")
     encoded = tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
         torch.testing.assert_close(again(**encoded).logits, model(**encoded).logits)
-    assert (tmp_path / "artifact" / "README.md").read_text() == "a card"
+    assert (tmp_path / "artifact" / "UPSTREAM_README.md").read_text() == theirs
+    ours = (tmp_path / "artifact" / "README.md").read_text()
+    assert "license: cc-by-4.0" in ours
+    assert "`RobertaForTokenClassification` for token-classification, imported" in ours
+    other = convert(tmp_path / "model", tmp_path / "told", Task.TOKEN_CLASSIFICATION, license="mit")
+    assert other.card is not None
+    assert other.card.license == "mit"
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "artifact").iterdir())
 
 

@@ -13,7 +13,6 @@ from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.labelled import IGNORED, Example
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import InputError
-from cloze_trainer.finetune import seen_share
 
 LABELS = ("O", "NAME", "PLACE")
 
@@ -134,11 +133,3 @@ def test_a_text_in_the_labels_place_is_not_shown(
     error = refusal(tmp_path / "data.jsonl", rows, declared)
     assert error.reason == reason
     assert "diary" not in error.message
-
-
-def test_share_of_test_texts_that_were_trained_on() -> None:
-    """Equal and nearly equal texts count; others don't."""
-    sentence = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark forest before night"
-    train = [sentence, "win a free prize now by answering this one question"]
-    test = [sentence, sentence + " falls", "an entirely different text about the weather of tomorrow", "lunch at noon"]
-    assert seen_share(train, test) == 0.5

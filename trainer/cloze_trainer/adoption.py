@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze_api.manifest import TOKENIZER_FILE, WEIGHTS_FILE, SpecialTokens
-from cloze_api.pretrained import Pretrained
+from cloze_api.pretrained import PretrainedFolder
 from cloze_api.source import parse_source
 from cloze_api.task import Task
 from cloze_trainer import huggingface
@@ -33,9 +33,9 @@ _NUMBER = re.compile(r"^\d{5}-")
 _FACTS = "facts.json"
 
 
-def adopt_base(run: Run, pretrained: Pretrained) -> BaseModel:
-    """The base that a folder holds. Raises InputError, BaseModelError, TrainerError when nobody answers."""
-    tokenizer = _adopted(run, pretrained, _BASE, weights=True)
+def adopt_base(run: Run, pretrained: PretrainedFolder, task: Task = Task.FILL_MASK) -> BaseModel:
+    """The base that a folder holds, for a task. Raises InputError, BaseModelError, TrainerError when nobody answers."""
+    tokenizer = _adopted(run, pretrained, _BASE, task)
     return BaseModel(
         folder=tokenizer.folder,
         name=tokenizer.name,
@@ -46,12 +46,13 @@ def adopt_base(run: Run, pretrained: Pretrained) -> BaseModel:
     )
 
 
-def adopt_tokenizer(run: Run, pretrained: Pretrained) -> PretrainedTokenizer:
+def adopt_tokenizer(run: Run, pretrained: PretrainedFolder) -> PretrainedTokenizer:
     """The tokenizer that a folder holds. Raises InputError, TrainerError when nobody answers."""
-    return _adopted(run, pretrained, _TOKENIZER, weights=False)
+    return _adopted(run, pretrained, _TOKENIZER, None)
 
 
-def _adopted(run: Run, pretrained: Pretrained, files: re.Pattern[str], *, weights: bool) -> PretrainedTokenizer:
+def _adopted(run: Run, pretrained: PretrainedFolder, files: re.Pattern[str], task: Task | None) -> PretrainedTokenizer:
+    """task: what the weights are for; None where there is no need of any."""
     uri = pretrained.uri
     assert uri is not None, "a registered version isn't adopted"
     found = locate(
@@ -64,7 +65,7 @@ def _adopted(run: Run, pretrained: Pretrained, files: re.Pattern[str], *, weight
     )
     remote = parse_source(uri).remote
     paths = {_NUMBER.sub("", path.name) if remote else path.name: path for path in found.paths}
-    if weights and not any(name.endswith(".safetensors") for name in paths):
+    if task and not any(name.endswith(".safetensors") for name in paths):
         raise InputError(
             "SafetensorsMissing",
             f"{uri} has no weights in safetensors; pickled ones, which could run anything when they are loaded, are "
@@ -74,9 +75,9 @@ def _adopted(run: Run, pretrained: Pretrained, files: re.Pattern[str], *, weight
     folder = run.workspace / "base" / digest[:20]
     if not is_complete(folder):
         with _links(run.workspace, paths, uri) as given, publish(folder) as staging:
-            _convert(given, staging, weights=weights)
+            _convert(given, staging, task)
         found.check_unchanged()
-        log("base read" if weights else "tokenizer read", uri=uri)
+        log("base read" if task else "tokenizer read", uri=uri)
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     return PretrainedTokenizer(
         folder=folder,
@@ -99,24 +100,27 @@ def _links(workspace: Path, paths: dict[str, Path], uri: str) -> Iterator[Path]:
             raise InputError(error.reason, error.message.replace(name, uri)) from error
 
 
-def _convert(given: Path, folder: Path, *, weights: bool) -> None:
+def _convert(given: Path, folder: Path, task: Task | None) -> None:
     # torch and transformers take seconds to import.
     from cloze_trainer import conversion  # noqa: PLC0415
 
     vocab_size = None
-    if weights:
+    if task:
         huggingface.configuration(given)
-        model, told = conversion.load_model(given, Task.FILL_MASK)
+        # With the task's own head, so that a pooler that was trained is kept.
+        model, told = conversion.load_model(given, task)
         vocab_size = int(model.config.vocab_size)
     loaded, tokenizer = conversion.load_tokenizer(given)
-    special = conversion.find_special_tokens(given, loaded, tokenizer, mask=True, vocab_size=vocab_size)
+    # Only who hides tokens needs one to hide them with.
+    mask = task in (None, Task.FILL_MASK)
+    special = conversion.find_special_tokens(given, loaded, tokenizer, mask=mask, vocab_size=vocab_size)
     loaded.save_pretrained(folder)
     tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
     write_json(
         folder / _FACTS,
         {"special_tokens": special.model_dump(), "lowercase": conversion.is_lowercase(tokenizer)},
     )
-    if weights:
+    if task:
         _write_weights(model, told, folder)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -27,7 +28,7 @@ from cloze_api.manifest import (
 from cloze_api.precision import Measured, Precision
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.task import Task
-from cloze_trainer import precisions
+from cloze_trainer import card, precisions
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
 from cloze_trainer.export import OUTPUT, export
@@ -68,10 +69,13 @@ def write(
     model: TaskModel,
     judged: Judgement,
     sources: dict[str, str],
+    *,
+    settings: Mapping[str, str] | None = None,
 ) -> None:
     """Export, describe and publish the trained model in the workspace; all or nothing.
 
-    judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI.
+    judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI. settings: of the
+    training, for the card.
     """
     spec = run.job.spec
     base = workload.base
@@ -81,7 +85,7 @@ def write(
         if judged.report:
             write_json(staging / EVALUATION_FILE, {**judged.report, "refusal": judged.refusal})
         tokenizer = json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))
-        write_manifest(
+        publish_card(
             staging,
             Manifest(
                 name=spec.registry.name,
@@ -103,6 +107,7 @@ def write(
                 precisions=measured,
                 evaluation={**judged.figures, **data_figures(workload), **_figures(measured)},
                 calibration=judged.calibration,
+                card=card.stated(spec.registry.card, base.license if base else None),
                 lineage=Lineage(
                     job=run.label,
                     job_uid=run.identity,
@@ -113,9 +118,17 @@ def write(
                     created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                     trainer_version=trainer_version(),
                 ),
-                files=digest_files(staging),
+                files={},
             ),
+            judged.report,
+            settings or {},
         )
+
+
+def publish_card(folder: Path, manifest: Manifest, report: Mapping[str, Any], settings: Mapping[str, str]) -> None:
+    """Write the card and then the manifest, which lists all files that are in the folder."""
+    (folder / card.CARD_FILE).write_text(card.render(manifest, report, settings), encoding="utf-8")
+    write_manifest(folder, manifest.model_copy(update={"files": digest_files(folder)}))
 
 
 def data_figures(workload: Pretraining | FineTuning) -> dict[str, float]:

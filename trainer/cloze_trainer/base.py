@@ -20,9 +20,13 @@ from cloze_trainer.run import Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel(PretrainedTokenizer):
-    """A base model that was verified. digest: of its manifest, or of the files of a folder that has none."""
+    """A base model that was verified. digest: of its manifest, or of the files of a folder that has none.
+
+    license: that the manifest states.
+    """
 
     config: EncoderConfig
+    license: str | None = None
 
 
 Opened = TypeVar("Opened", bound=PretrainedTokenizer)
@@ -44,6 +48,7 @@ def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel
         special_tokens=tokenizer.special_tokens,
         lowercase=tokenizer.lowercase,
         config=read_config(folder, tokenizer),
+        license=manifest.card.license if manifest.card else None,
     )
 
 
@@ -102,7 +107,7 @@ def fetch(run: Run, model: PretrainedVersion | None, opening: Callable[[Path, st
         raise InputError(
             "BaseUnresolved",
             "spec.base.pretrainJob is resolved by the operator, inside a cluster: outside one name base.model "
-            "with a version",
+            "with a version, or base.uri",
         )
     if run.tracking_uri is None:
         raise InputError("RegistryUnset", f"{model.name} is in MLflow: set {ENV_MLFLOW_URI} to the registry's address")

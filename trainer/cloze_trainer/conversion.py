@@ -71,8 +71,8 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
     for path in folder.iterdir():
         # Weights are written for their owner alone, and served by another.
         path.chmod(0o644)
-    for name in checkpoint.files:
-        shutil.copyfile(checkpoint.folder / name, folder / name)
+    for name, kept in checkpoint.files.items():
+        shutil.copyfile(checkpoint.folder / name, folder / kept)
     export_graph(_headed(checkpoint, model, inputs), graph, folder / ONNX_FILE)
     log("converted", model=checkpoint.class_name, max_length=max_length, vocab_size=checkpoint.vocab_size)
     return Facts(

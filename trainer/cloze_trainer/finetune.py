@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import flops
+from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
-from cloze_trainer.data import tokenizer
-from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data import leakage, tokenizer
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.remote import redacted
@@ -42,6 +42,7 @@ EDITION = 5
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
 _KEY_FILE = "test-key.json"
+_SEEN_FILE = "test-seen.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     Raises BaseModelError, InputError with file and line, or RegistryError.
     """
     progress.stage("data")
-    base = fetch(run, spec.base.model, open_base)
+    base = adopt_base(run, spec.base, spec.task) if spec.base.uri else fetch(run, spec.base.model, open_base)
     max_length = spec.max_length or base.config.max_length
     if max_length > base.config.max_length:
         raise InputError(
@@ -80,8 +81,10 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
-    if meta["test_seen_share"]:
-        log("test texts seen in training", share=meta["test_seen_share"], why="they are, or are nearly, training texts")
+    seen = leakage.Seen(**json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")))
+    if seen.count:
+        log("test examples seen in training", share=seen.share, what=seen.told())
+    leakage.refuse(seen, spec.evaluation.max_seen_share)
     if meta["examples"] < spec.optimization.batch_sequences:
         raise InputError(
             "BatchTooLarge",
@@ -127,11 +130,13 @@ def _publish(
             f"the metadata of the test examples has {count} different values, at most {VALUES_MAX} are told apart: "
             "leave out what isn't a group of examples",
         )
+    seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (train, test)))
     with publish(folder) as staging:
         for name, part in parts.items():
             rows.save(staging, name, part)
         write_json(staging / _SLICES_FILE, slices)
         write_json(staging / _KEY_FILE, kind.key(test))
+        write_json(staging / _SEEN_FILE, asdict(seen))
         write_json(
             staging / _META_FILE,
             {
@@ -143,16 +148,9 @@ def _publish(
                 "truncated": parts["train"].truncated,
                 "truncated_test": parts["test"].truncated,
                 "unknown_share": parts["train"].unknown / max(1, tokens),
-                "test_seen_share": seen_share([example.text for example in train], [example.text for example in test]),
+                "test_seen_share": seen.share,
             },
         )
-
-
-def seen_share(train: Sequence[str], test: Sequence[str]) -> float:
-    """Share of the test texts that are training texts, or nearly: what is scored on them is memory, not skill."""
-    groups = near_duplicate_groups([*train, *test])
-    trained = set(groups[: len(train)])
-    return sum(group in trained for group in groups[len(train) :]) / max(1, len(test))
 
 
 def _stand_in(chunk: Chunk) -> Chunk:

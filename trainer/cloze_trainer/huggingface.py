@@ -27,6 +27,9 @@ HEADS = {
 #: Tasks that a folder can be imported for.
 TASKS = (*HEADS, Task.EMBEDDING)
 
+#: The artifact has a card of its own.
+_KEPT = {"README.md": "UPSTREAM_README.md", "LICENSE": "LICENSE", "LICENSE.txt": "LICENSE.txt", "NOTICE": "NOTICE"}
+
 Pooling = Literal["mean", "cls"]
 
 
@@ -60,7 +63,8 @@ class Checkpoint:
     """A folder that can be imported for a task.
 
     labels: by class id, for the tasks that have some. positions: most tokens that the model takes. declared: most that
-    its folder says it should be given; None where it says nothing. files: what else describes it, to be kept.
+    its folder says it should be given; None where it says nothing. files: what else describes it, to be kept, with its
+    name in the artifact.
     """
 
     folder: Path
@@ -72,7 +76,7 @@ class Checkpoint:
     positions: int
     declared: int | None
     vectors: Vectors | None
-    files: tuple[str, ...]
+    files: dict[str, str]
 
 
 def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize: bool = False) -> Checkpoint:
@@ -100,7 +104,7 @@ def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize:
         positions=positions,
         declared=sentence.get("max_seq_length"),
         vectors=_vectors(folder, pooling, normalize) if task is Task.EMBEDDING else None,
-        files=tuple(name for name in ("README.md", "LICENSE", "LICENSE.txt", "NOTICE") if (folder / name).is_file()),
+        files={name: kept for name, kept in _KEPT.items() if (folder / name).is_file()},
     )
 
 

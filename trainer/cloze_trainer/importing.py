@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from tokenizers import Tokenizer
 
+from cloze_api.card import Card
 from cloze_api.finetune import Export
 from cloze_api.manifest import (
     TOKENIZER_FILE,
@@ -20,23 +21,22 @@ from cloze_api.manifest import (
     Limits,
     Lineage,
     Manifest,
-    digest_files,
     file_sha256,
     tokenizer_fingerprint,
     verify_with_digest,
     version_tags,
-    write_manifest,
 )
-from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY
 from cloze_api.precision import Measured, Precision
 from cloze_api.progress import Outcome
 from cloze_api.schema import ModelName
 from cloze_api.task import Task
-from cloze_trainer import huggingface
+from cloze_trainer import card, huggingface
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish
 from cloze_trainer.huggingface import ARCHITECTURES, TASKS, Checkpoint
+from cloze_trainer.signing import SigningKey
 from cloze_trainer.tracking import JobTags
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Asked(NamedTuple):
     precision: tuple[Precision, ...] = ()
     examples: Path | None = None
     max_accuracy_loss: float = Export().max_accuracy_loss
+    license: str | None = None
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -72,7 +73,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         description="Make a verified artifact (weights, tokenizer, ONNX graph) of a folder in Hugging "
         f"Face's format. Architectures: {', '.join(ARCHITECTURES)}. Embedding models may be sentence-transformers' "
         "folders. Serve it with cloze-server --model DIR.",
-        epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written.",
+        epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written. "
+        f"With {ENV_SIGNING_KEY} the artifact is signed by the private key in that file.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, weights, tokenizer")
     parser.add_argument("--task", type=Task, choices=TASKS, required=True, metavar="TASK", help=", ".join(TASKS))
@@ -108,6 +110,9 @@ def parse(arguments: Sequence[str]) -> Asked:
         metavar="SHARE",
         help="how far they may fall below fp32 there (default %(default)s: half a point)",
     )
+    parser.add_argument(
+        "--license", metavar="NAME", help="for the model card, such as apache-2.0; by default that of its README.md"
+    )
     return Asked(**vars(parser.parse_args(arguments)))
 
 
@@ -130,11 +135,14 @@ def run(asked: Asked) -> Outcome:
     if asked.register and tracking_uri is None:
         raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
     _check_precisions(asked)
+    key, stated = SigningKey.find(), _stated(asked)
     checkpoint = huggingface.read(asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize)
     sources = _sources(asked.folder)
     identity = _identity(asked, sources)
     done = _finished(asked.output, identity)
-    manifest, digest = done or _import(asked, checkpoint, sources, identity)
+    manifest, digest = done or _import(asked, checkpoint, sources, identity, stated)
+    if key is not None:
+        key.sign(asked.output, manifest)
     result = Outcome(reason="Imported", message=f"the artifact is in {asked.output}", model_digest=digest)
     if not asked.register or tracking_uri is None:
         return result
@@ -148,6 +156,7 @@ def run(asked: Asked) -> Outcome:
         facts=version_tags(manifest),
         params={"architecture": manifest.architecture},
         figures={},
+        description=card.describe(asked.output),
     )
     return result.model_copy(
         update={
@@ -188,6 +197,8 @@ def _identity(asked: Asked, sources: dict[str, str]) -> str:
     if asked.precision:
         examples = file_sha256(asked.examples) if asked.examples else None
         options += [sorted(asked.precision), examples, asked.max_accuracy_loss]
+    if asked.license:
+        options.append(asked.license)
     return "import-" + hashlib.sha256(json.dumps([options, sources], sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -205,10 +216,26 @@ def _finished(output: Path, identity: str) -> tuple[Manifest, str] | None:
     return manifest, digest
 
 
-def _import(asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], identity: str) -> tuple[Manifest, str]:
+def _stated(asked: Asked) -> Card | None:
+    """The licence, as told or as the folder's own card has it. Raises InputError."""
+    theirs = asked.folder / card.CARD_FILE
+    named = asked.license
+    if named is None and theirs.is_file():
+        named = card.license_of(theirs.read_text(encoding="utf-8", errors="replace"))
+    try:
+        return Card(license=named) if named else None
+    except ValidationError as error:
+        raise InputError(
+            "LicenseInvalid", "the licence has to be one line of 1 to 128 characters: give --license"
+        ) from (error)
+
+
+def _import(
+    asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], identity: str, stated: Card | None
+) -> tuple[Manifest, str]:
     # torch and transformers take seconds to import; a mistake in the folder is told before.
     from cloze_trainer import conversion  # noqa: PLC0415
-    from cloze_trainer.artifact import trainer_version  # noqa: PLC0415
+    from cloze_trainer.artifact import publish_card, trainer_version  # noqa: PLC0415
 
     with publish(asked.output, marker=False) as staging:
         facts = conversion.write(checkpoint, staging)
@@ -239,6 +266,7 @@ def _import(asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], ident
             inputs=list(facts.inputs),
             output=facts.output,
             precisions=measured,
+            card=stated,
             lineage=Lineage(
                 job=asked.folder.resolve().name,
                 job_uid=identity,
@@ -247,9 +275,9 @@ def _import(asked: Asked, checkpoint: Checkpoint, sources: dict[str, str], ident
                 created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 trainer_version=trainer_version(),
             ),
-            files=digest_files(staging),
+            files={},
         )
-        write_manifest(staging, manifest)
+        publish_card(staging, manifest, {}, {})
     return verify_with_digest(asked.output)
 
 

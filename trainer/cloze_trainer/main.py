@@ -12,6 +12,7 @@ from cloze_api.names import (
     ENV_CORPUS_ROOT,
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
+    ENV_SIGNING_KEY,
     ENV_WORKSPACE,
     JOB_FILE,
     PROGRESS_PORT,
@@ -21,21 +22,26 @@ from cloze_trainer import importing, outcome
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
+from cloze_trainer.lineage import command as lineage
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.outcome import FAILURE_FILE
 from cloze_trainer.run import Run, open_run
 
 _IMPORT = "import"
 _GATE = "gate"
+_LINEAGE = "lineage"
 
 _EPILOG = f"""\
 cloze-train import FOLDER --task TASK --name NAME --output DIR [--register] makes an artifact of a model in
 Hugging Face's format: see cloze-train import --help.
 cloze-train gate MODEL DATA [--minimum FIGURE=VALUE] judges a model on labelled examples: see cloze-train
 gate --help.
+cloze-train lineage VERSION | --data DATA tells where a registered version comes from, and what has come of it or of a
+data set: see cloze-train lineage --help.
 
 environment:
   {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
+  {ENV_SIGNING_KEY:<22} file of the private key by which the artifact is signed
   {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine
   {ENV_WORKSPACE:<22} as --workspace
   {ENV_CORPUS_ROOT:<22} as --corpus-root
@@ -126,6 +132,14 @@ def _gate(arguments: list[str]) -> Outcome:
         return outcome.failed(classify(error))
 
 
+def _lineage(arguments: list[str]) -> Outcome:
+    """Tell where a version comes from, or what has come of something."""
+    try:
+        return lineage.run(lineage.parse(arguments))
+    except (TrainerError, OSError) as error:
+        return outcome.failed(classify(error))
+
+
 def _end(result: Outcome) -> None:
     """Tell how it ended, on the log and where Kubernetes reads it."""
     outcome.terminate(result)
@@ -143,8 +157,9 @@ def main() -> None:
     # A pod's first process ignores SIGTERM unless it asks for it, and the imports to come take seconds.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _hear)
-    if sys.argv[1:2] in ([_IMPORT], [_GATE]):
-        result = (_import if sys.argv[1] == _IMPORT else _gate)(sys.argv[2:])
+    commands = {_IMPORT: _import, _GATE: _gate, _LINEAGE: _lineage}
+    if sys.argv[1:2] and sys.argv[1] in commands:
+        result = commands[sys.argv[1]](sys.argv[2:])
         _end(result)
         sys.exit(int(result.exit_code))
     arguments = _arguments()

@@ -204,10 +204,11 @@ def register(
     facts: Mapping[str, str],
     params: Mapping[str, str],
     figures: Mapping[str, float],
+    description: str = "",
 ) -> Registered:
     """Upload the artifact and create the job's model version, unless an earlier attempt did; no alias is touched.
 
-    facts: further tags of the version, about the artifact.
+    facts: further tags of the version, about the artifact. description: Markdown that people see beside it.
 
     The files lie at the root of a logged model's artifacts, which the version's source names. In a cluster an earlier
     attempt's version stands, even if this artifact's digest is another: the reply has the version's own. Raises
@@ -246,6 +247,7 @@ def register(
             run_id=run_id,
             tags={**facts, TAG_JOB_UID: tags.uid, TAG_JOB: tags.job, TAG_TASK: tags.task, TAG_DIGEST: digest},
             model_id=logged.model_id,
+            description=description,
             await_creation_for=60,
         )
         return Registered(tags.experiment, str(made_version.version), run_id, digest)

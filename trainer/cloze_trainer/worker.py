@@ -15,7 +15,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
-from cloze_trainer import artifact, finetune, outcome, pretrain, tracking
+from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
@@ -34,6 +34,7 @@ from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.run import Run, open_run
+from cloze_trainer.signing import SigningKey
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.volume import Store, Volume
 
@@ -80,6 +81,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
     gang.check(run.job.spec.optimization.arithmetic)
+    if gang.leads:
+        signing_key(run)
     folder = run.workspace / "checkpoints"
     store = store_of(run, folder)
     if gang.leads:
@@ -119,7 +122,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        artifact.write(run, workload, cast(TaskModel, trained), judged, sources)
+        artifact.write(run, workload, cast(TaskModel, trained), judged, sources, settings=_params(run.job))
         tracker.close(failed=bool(judged.refusal))
     gang.from_leader()
 
@@ -149,6 +152,11 @@ def store_of(run: Run, folder: Path) -> Store:
 
     secret = Path(SECRETS_MOUNT) / asked.credentials.secret_name if asked.credentials else None
     return Bucket(asked.uri, f"{run.label}/{run.identity}", folder, lambda: credentials(secret))
+
+
+def signing_key(run: Run) -> SigningKey | None:
+    """What the artifact is signed by, if it is. Raises InputError."""
+    return SigningKey.find(asked=run.job.spec.registry.signing is not None)
 
 
 def _tracker(run: Run, gang: Gang, task: Task) -> tracking.MlflowTracker | tracking.Silent:
@@ -191,6 +199,8 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
             f"the model is not registered: {why}; it is in {run.artifact}, and figures are in its {EVALUATION_FILE}",
             manifest.evaluation,
         )
+    if key := signing_key(run):
+        key.sign(run.artifact, manifest)
     result = Outcome(
         reason="Completed",
         message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
@@ -210,6 +220,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
             facts=version_tags(manifest),
             params=_params(run.job),
             figures=manifest.evaluation,
+            description=card.describe(run.artifact),
         )
         result = result.model_copy(
             update={

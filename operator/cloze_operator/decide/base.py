@@ -28,7 +28,7 @@ def resolved_base(snapshot: TrainingSnapshot) -> ResolvedBase | None:
 
 
 def _has_base(job: TrainingJob | None) -> bool:
-    return isinstance(job, FineTuneJob) or (job is not None and registered_base(job) is not None)
+    return job is not None and (registered_base(job) is not None or _awaited(job) is not None)
 
 
 def _awaited(job: TrainingJob | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cloze_api.names import GROUP
 from cloze_api.pretrained import PretrainedVersion
-from cloze_api.resources import PretrainJob, TrainingJob
+from cloze_api.resources import TrainingJob
 
 ANNOTATION_BASE: Final = f"{GROUP}/base"
 """On a run's ConfigMap and Job: the base as it was resolved."""
@@ -28,9 +28,7 @@ class ResolvedBase:
 
 def registered_base(job: TrainingJob) -> PretrainedVersion | None:
     """The version in the registry that the spec names, which may be an alias yet."""
-    if isinstance(job, PretrainJob):
-        return job.spec.pretrained.model if job.spec.pretrained else None
-    return job.spec.base.model
+    return job.spec.pretrained.model if job.spec.pretrained else None
 
 
 def with_base(spec: Mapping[str, Any], base: ResolvedBase) -> dict[str, Any]:

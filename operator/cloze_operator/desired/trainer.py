@@ -11,11 +11,13 @@ from cloze_api.names import (
     ENV_JOB_UID,
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
+    ENV_SIGNING_KEY,
     ENV_WORKSPACE,
     JOB_FILE,
     PROGRESS_PORT,
     RENDEZVOUS_PORT,
     SECRETS_MOUNT,
+    SIGNING_MOUNT,
     TERMINATION_LOG,
     WORKSPACE_MOUNT,
 )
@@ -49,10 +51,12 @@ class Gang:
 
 def source_uris(job: TrainingJob) -> tuple[str, ...]:
     """URIs of everything the run reads, in the order of the spec."""
+    folder = job.spec.pretrained.uri if job.spec.pretrained else None
     if isinstance(job, PretrainJob):
-        folder = job.spec.pretrained.uri if job.spec.pretrained else None
-        return (*(corpus.uri for corpus in job.spec.corpus), *([folder] if folder else []))
-    return (job.spec.dataset.train, job.spec.dataset.test)
+        data = tuple(corpus.uri for corpus in job.spec.corpus)
+    else:
+        data = (job.spec.dataset.train, job.spec.dataset.test)
+    return (*data, *([folder] if folder else []))
 
 
 def mounted_sources(job: TrainingJob) -> tuple[Source, ...]:
@@ -67,7 +71,7 @@ def store_secrets(job: TrainingJob) -> tuple[str, ...]:
     secrets = [job.spec.checkpoint.credentials]
     if isinstance(job, PretrainJob):
         secrets += [corpus.credentials for corpus in job.spec.corpus]
-        secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
+    secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
     return tuple(sorted({secret.secret_name for secret in secrets if secret}))
 
 
@@ -132,6 +136,9 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
     }
     if gang.base:
         environment[ENV_BASE_DIGEST] = gang.base.digest
+    signing = job.spec.registry.signing
+    if signing:
+        environment[ENV_SIGNING_KEY] = f"{SIGNING_MOUNT}/{signing.key}"
     return {
         "name": TRAINER,
         **platform.container_image(job.spec.image or platform.train_image),
@@ -156,6 +163,7 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
                 {"name": f"credentials-{index}", "mountPath": f"{SECRETS_MOUNT}/{secret}", "readOnly": True}
                 for index, secret in enumerate(store_secrets(job))
             ),
+            *([{"name": "signing", "mountPath": SIGNING_MOUNT, "readOnly": True}] if signing else []),
         ],
     }
 
@@ -171,7 +179,18 @@ def _volumes(job: TrainingJob, gang: Gang) -> list[dict[str, Any]]:
             {"name": f"credentials-{index}", "secret": {"secretName": secret, "defaultMode": _SECRET_MODE}}
             for index, secret in enumerate(store_secrets(job))
         ),
+        *_signing_volume(job),
     ]
+
+
+def _signing_volume(job: TrainingJob) -> list[dict[str, Any]]:
+    """The private key alone, whatever else its Secret holds."""
+    signing = job.spec.registry.signing
+    if signing is None:
+        return []
+    items = [{"key": signing.key, "path": signing.key}]
+    secret = {"secretName": signing.secret_name, "items": items, "defaultMode": _SECRET_MODE}
+    return [{"name": "signing", "secret": secret}]
 
 
 def _workspace(job: TrainingJob, gang: Gang) -> dict[str, Any]:

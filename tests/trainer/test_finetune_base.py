@@ -1,0 +1,148 @@
+"""A FineTuneJob that starts from a folder in Hugging Face's format: what was trained there is where it begins."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.manifest import tokenizer_fingerprint, verify
+from cloze_api.task import Task
+from cloze_trainer import artifact, finetune
+from cloze_trainer.errors import BaseModelError, InputError
+from cloze_trainer.finetune import FineTuning
+from cloze_trainer.model import TaskModel
+from cloze_trainer.progress import ProgressFile
+from cloze_trainer.quality.judgement import Judgement
+from cloze_trainer.run import Run, open_run
+from cloze_trainer.worker import initial_model
+
+LABELS = ["B-PER", "I-PER", "O"]
+
+
+def run_of(folder: Path, task: Task, base: dict[str, Any]) -> tuple[Run, FineTuneJobSpec]:
+    for name in ("train", "test"):
+        texts = [f"{name} {'ships' if number % 3 else 'islands'} of {number * number}" for number in range(12)]
+        rows = [
+            {"tokens": text.split(), "labels": [LABELS[(number + place) % 3] for place in range(len(text.split()))]}
+            if task is Task.TOKEN_CLASSIFICATION
+            else {"text": text, "label": LABELS[number % 3]}
+            for number, text in enumerate(texts)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "small"},
+        "spec": {
+            "base": base,
+            "task": task,
+            "dataset": {"train": f"file://{folder}/train.jsonl", "test": f"file://{folder}/test.jsonl"},
+            "optimization": {"batchSequences": 4},
+            "registry": {"name": "small"},
+        },
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    run = open_run(folder / "job.json")
+    assert isinstance(run.job.spec, FineTuneJobSpec)
+    (folder / "workspace").mkdir(exist_ok=True)
+    return Run(run.job, "uid", folder / "workspace", folder, None), run.job.spec
+
+
+def workload_of(folder: Path, task: Task) -> tuple[Run, FineTuning]:
+    run, spec = run_of(folder, task, {"uri": f"file://{folder}/model"})
+    # As the other ranks get it.
+    prepared = pickle.loads(pickle.dumps(finetune.prepare(run, spec, ProgressFile(None))))  # noqa: S301 - made here
+    return run, FineTuning(spec, prepared, torch.device("cpu"))
+
+
+def save(folder: Path, tiny: Any, family: str, task: Task) -> None:
+    """A model as this trainer's networks are; ModernBERT's local layers see 64 tokens to each side."""
+    tiny.save(folder, family, task)
+    if family == "modernbert":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"local_attention": 128}))
+
+
+@pytest.mark.parametrize("task", [Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+def test_encoder_and_pooler_are_those_of_the_folder(family: str, task: Task, tmp_path: Path, tiny: Any) -> None:
+    """With the folder's own last layer put back, logits are those of transformers' model; only that one is new."""
+    save(tmp_path / "model", tiny, family, task)
+    auto = (
+        transformers.AutoModelForTokenClassification
+        if task is Task.TOKEN_CLASSIFICATION
+        else transformers.AutoModelForSequenceClassification
+    )
+    theirs = auto.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    _, workload = workload_of(tmp_path, task)
+    model: TaskModel = initial_model(workload, 1).eval()
+    assert not isinstance(model.classifier, torch.Tensor)
+    last = getattr(theirs.classifier, "out_proj", theirs.classifier)
+    assert not torch.equal(model.classifier.weight, last.weight)
+    model.classifier.load_state_dict(last.state_dict())
+    ids = torch.tensor([[workload.config.special_tokens.cls, 7, 9, 11, workload.config.special_tokens.sep]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("made_for", [Task.FILL_MASK, Task.EMBEDDING])
+def test_what_is_published_has_the_folders_tokenizer(made_for: Task, tmp_path: Path, tiny: Any) -> None:
+    """A language model or a bare encoder is a base; the artifact has the fingerprint of its tokenizer and names it."""
+    save(tmp_path / "model", tiny, "bert", made_for)
+    run, workload = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
+    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {}, settings={"optimization.epochs": "3"})
+    manifest = verify(run.artifact)
+    given = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    assert manifest.tokenizer_fingerprint == tokenizer_fingerprint(given)
+    assert manifest.lineage.base == f"file://{tmp_path}/model"
+    assert workload.base is not None
+    assert manifest.lineage.base_digest == workload.base.digest
+    card = (run.artifact / "README.md").read_text()
+    assert f"| base | file://{tmp_path}/model |" in card
+    assert "| optimization.epochs | 3 |" in card
+    assert (manifest.limits.vocab_size, manifest.limits.max_length) == (len(given["model"]["vocab"]), 40)
+
+
+def test_no_mask_token_is_needed(tmp_path: Path, tiny: Any) -> None:
+    """A classifier hides nothing, so that a tokenizer without one will do; a PretrainJob refuses it."""
+    save(tmp_path / "model", tiny, "bert", Task.EMBEDDING)
+    settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    settings.pop("mask_token")
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "model" / "special_tokens_map.json").unlink(missing_ok=True)
+    _, workload = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
+    assert workload.config.special_tokens.mask is None
+    initial_model(workload, 1)
+
+
+def refused(folder: Path) -> InputError | BaseModelError:
+    run, spec = run_of(folder, Task.SEQUENCE_CLASSIFICATION, {"uri": f"file://{folder}/model"})
+    with pytest.raises((InputError, BaseModelError)) as refusal:
+        finetune.prepare(run, spec, ProgressFile(None))
+    assert isinstance(refusal.value, InputError | BaseModelError)
+    assert f"file://{folder}/model" in refusal.value.message
+    return refusal.value
+
+
+def test_unsuitable_folders_are_refused_before_the_examples_are_read(tmp_path: Path, tiny: Any) -> None:
+    """Pickled weights, a vocabulary beyond the embeddings, embeddings of another size, other special ids."""
+    folder = tmp_path / "model"
+    _, tokenizer = tiny.save(folder, "bert", Task.FILL_MASK)
+    weights, settings = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_text()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert refused(tmp_path).reason == "SafetensorsMissing"
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(json.loads(settings) | {"pad_token_id": 4}))
+    assert refused(tmp_path).reason == "BaseArchitectureUnknown"
+    (folder / "config.json").write_text(json.dumps(json.loads(settings) | {"vocab_size": len(tokenizer) + 3}))
+    assert refused(tmp_path).reason == "WeightsInvalid"
+    (folder / "config.json").write_text(settings)
+    tokenizer.add_tokens(["beyond"])
+    tokenizer.save_pretrained(folder)
+    assert refused(tmp_path).reason == "VocabularyInvalid"

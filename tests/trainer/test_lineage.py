@@ -1,0 +1,174 @@
+"""Where a version comes from and what has come of it, out of the manifests in a real MLflow."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from cloze_api.manifest import Limits, Lineage, Manifest, write_manifest
+from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.progress import ExitCode
+from cloze_api.task import Task
+from cloze_trainer import registry
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.errors import BaseModelError, InputError, TrainerError
+from cloze_trainer.lineage import command, descent
+from cloze_trainer.lineage.descent import Version
+from cloze_trainer.tracking import JobTags
+
+MAILS = "pvc://mails/train.jsonl"
+
+
+def manifest(name: str, base: Version | None, data: dict[str, str], **lineage: Any) -> Manifest:
+    return Manifest(
+        name=name,
+        task=Task.FILL_MASK,
+        architecture="BertForMaskedLM",
+        limits=Limits(max_length=8, vocab_size=8),
+        special_tokens=SPECIAL_IDS,
+        lowercase=True,
+        tokenizer_fingerprint="",
+        inputs=["input_ids"],
+        output="logits",
+        lineage=Lineage(
+            job=f"ml/{name}",
+            job_uid=f"uid-{name}",
+            kind="FineTuneJob" if base else "PretrainJob",
+            created="2026-01-02T03:04:05Z",
+            trainer_version="0.1.0",
+            data=data,
+            **{"base": base.reference, "base_digest": base.digest} if base else {},
+            **lineage,
+        ),
+        files={},
+    )
+
+
+def registered(mlflow: str, folder: Path, name: str, base: Version | None = None, **data: str) -> Version:
+    """A version of a model, made of data (by letter) and a base."""
+    sources = {f"pvc://{source}/train.jsonl": digest * 64 for source, digest in data.items()}
+    described = manifest(name, base, sources)
+    folder = folder / name
+    folder.mkdir()
+    digest = write_manifest(folder, described)
+    tags = JobTags(f"uid-{name}", f"ml/{name}", "fill-mask", name)
+    found = registry.register(mlflow, tags, folder, digest, facts={}, params={}, figures={})
+    return Version(name, found.version, digest, described.lineage)
+
+
+@pytest.fixture(scope="module")
+def family(mlflow: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Version]:
+    """An encoder, what was trained from it by way of another, and a stranger that shares data with neither."""
+    folder = tmp_path_factory.mktemp("family")
+    encoder = registered(mlflow, folder, "line-encoder", books="a")
+    legal = registered(mlflow, folder, "line-legal", encoder, contracts="b")
+    spam = registered(mlflow, folder, "line-spam", legal, mails="c", spam_test="d")
+    stranger = registered(mlflow, folder, "line-stranger", contracts2="e")
+    MlflowClient(mlflow).set_registered_model_alias("line-spam", "champion", "1")
+    return {"encoder": encoder, "legal": legal, "spam": spam, "stranger": stranger}
+
+
+@pytest.fixture(autouse=True)
+def short_budget(mlflow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.ENV_BUDGET, "2")
+    monkeypatch.setenv(ENV_MLFLOW_URI, mlflow)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command prints. Other tests' versions, which have no lineage, are in the same registry."""
+    with contextlib.suppress(TrainerError):
+        command.run(command.parse(words))
+    return capsys.readouterr().out
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """What it prints for a program."""
+    return json.loads(printed(capsys, *words, "--json"))
+
+
+def references(document: Any) -> list[str]:
+    """Versions of a tree, each before its own."""
+    return [document["version"], *(each for child in document["descendants"] for each in references(child))]
+
+
+@pytest.mark.usefixtures("family")
+def test_a_version_is_traced_to_all_its_data(capsys: pytest.CaptureFixture[str]) -> None:
+    """By its alias: its own data, its base's, and those of the base of that."""
+    lines = printed(capsys, "line-spam@champion").splitlines()
+    assert lines[0].startswith("line-spam/1  @champion  FineTuneJob ml/line-spam, 2026-01-02T03:04:05Z  sha256:")
+    assert [line.partition("  ")[0] if "─ base" in line else line for line in lines[1:]] == [
+        f"├─ data pvc://mails/train.jsonl  {'c' * 64}",
+        f"├─ data pvc://spam_test/train.jsonl  {'d' * 64}",
+        "└─ base line-legal/1",
+        f"   ├─ data pvc://contracts/train.jsonl  {'b' * 64}",
+        lines[5],
+        f"      └─ data pvc://books/train.jsonl  {'a' * 64}",
+    ]
+    assert lines[5].startswith("   └─ base line-encoder/1  PretrainJob")
+    found = answer(capsys, "line-spam/1")
+    assert found["base"]["base"]["data"] == [{"source": "pvc://books/train.jsonl", "digest": "a" * 64}]
+    assert found["unread"] == {}
+
+
+@pytest.mark.usefixtures("family")
+def test_an_erasure_finds_what_was_made_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    """By digest or by URI, with everything that came of it by way of others; what shares nothing stays out."""
+    for words in ((f"sha256:{'b' * 64}",), ("b" * 64,), ("pvc://contracts/train.jsonl",)):
+        found = answer(capsys, "--data", *words)
+        assert [references(each) for each in found["versions"]] == [["line-legal/1", "line-spam/1"]]
+    assert references(answer(capsys, "line-encoder/1", "--downstream")) == [
+        "line-encoder/1",
+        "line-legal/1",
+        "line-spam/1",
+    ]
+    assert printed(capsys, "--data", "pvc://nowhere/x") == "no registered version is made of pvc://nowhere/x\n"
+
+
+def test_an_answer_that_is_not_whole_is_none(
+    mlflow: str, tmp_path: Path, family: dict[str, Version], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest that isn't the one that was registered is named, and the exit code isn't success."""
+    lost = registered(mlflow, tmp_path, "line-lost", family["legal"], books2="f")
+    client = MlflowClient(mlflow)
+    client.set_model_version_tag("line-lost", lost.number, "cloze.dev/digest", "sha256:" + "0" * 64)
+    with pytest.raises(TrainerError, match="missing from the answer") as failed:
+        command.run(command.parse(["--data", "b" * 64, "--json"]))
+    assert (failed.value.reason, failed.value.exit_code) == ("LineageIncomplete", ExitCode.REGISTRY)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["unread"]["line-lost/1"] == "its manifest.json isn't the one that was registered"
+    assert len(shown["versions"]) == 1
+    client.delete_registered_model("line-lost")
+
+
+@pytest.mark.usefixtures("family")
+def test_unknown_versions_are_told() -> None:
+    """Each with a sentence: no such version, no such alias, no reference at all, no registry."""
+    with pytest.raises(InputError, match="line-spam/7 has no lineage: there is no such version"):
+        command.run(command.parse(["line-spam/7"]))
+    with pytest.raises(BaseModelError, match="no alias 'nobody'"):
+        command.run(command.parse(["line-spam@nobody"]))
+    with pytest.raises(InputError, match="name/version or name@alias"):
+        command.run(command.parse(["spam"]))
+
+
+def test_a_base_that_is_not_registered_is_told_by_its_digest() -> None:
+    """A folder in Hugging Face's format has no version; a name that was given to another model isn't taken for it."""
+    folder = Lineage(
+        job="ml/x",
+        job_uid="x",
+        kind="FineTuneJob",
+        base="hf://owner/name",
+        base_digest="sha256:" + "9" * 64,
+        data={MAILS: "8" * 64, f"{MAILS}#2": "7" * 64},
+        created="x",
+        trainer_version="x",
+    )
+    version = Version("x", "1", "sha256:1", folder)
+    tree = descent.ancestry(version, lambda _reference, _digest: None)
+    assert tree["base"] == {"source": "hf://owner/name", "digest": "sha256:" + "9" * 64}
+    for data in ("hf://owner/name", "sha256:" + "9" * 64, MAILS, "7" * 64):
+        assert [each["version"] for each in descent.made_of(data, [version])] == ["x/1"]
+    assert descent.made_of("7" * 63, [version]) == []

@@ -1,0 +1,1 @@
+"""Where registered versions come from, and what has come of them."""
