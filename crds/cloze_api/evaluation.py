@@ -37,8 +37,9 @@ class Champion(Schema):
     alias: Alias = PROMOTED_ALIAS
     """Of the registered model, resolved when the run ends. While nothing has it, there is nothing to compare with."""
     max_loss: Share = 0.01
-    """How much worse in the task's figure the new version may be: accuracy, for token classification macro F1, for
-    question answering F1, for embeddings Spearman's correlation, or the mean reciprocal rank."""
+    """How much worse in the task's figure the new version may be: accuracy, for several labels micro F1, for token
+    classification macro F1, for question answering F1, for numbers and embeddings Spearman's correlation, or the mean
+    reciprocal rank."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """How sure it must be that it isn't worse than that, over which examples there might have been (one-sided)."""
 
@@ -57,6 +58,6 @@ class Evaluation(Schema):
     classifiers."""
     abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
-    server marks those below as abstained. Of sequence classification."""
+    server marks those below as abstained. Of sequence classification; multi-label, the label applies from there on."""
     min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Slices with fewer examples don't count for the worst one: chance alone would make them it."""

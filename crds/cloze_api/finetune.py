@@ -10,7 +10,7 @@ from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedVersion
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
-from cloze_api.task import LABEL_TASKS, Task
+from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
@@ -38,7 +38,8 @@ class Base(Schema):
 class Dataset(Schema):
     """Examples in JSON lines, of the form that the task has.
 
-    Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
+    Sequence classification: `{"text": …, "label": …}`; multi-label `{"text": …, "labels": […]}`, of which there may be
+    none; regression `{"text": …, "score": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
     label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
     "answer_start": […]}}`, with empty lists where the context has no answer. Embedding: `{"text": …, "positive": …}`,
     with or without `"negative"`; test examples have either this form or `{"text": …, "other": …, "score": …}`. Test
@@ -85,6 +86,8 @@ class FineTuneJobSpec(TrainingSpec):
 
     base: Base
     task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.EMBEDDING]
+    problem: Problem = Problem.SINGLE_LABEL
+    """What sequence classification answers of a text: one label, each label by itself, or a number."""
     dataset: Dataset
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
@@ -106,15 +109,23 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: len(spec.labels) != 1,
         ),
         Rule(
-            cel=f"self.labels.size() == 0 || self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]",
+            cel=f"self.labels.size() == 0 || (self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}] && "
+            "self.problem != 'regression')",
             message="spec.labels is for classification, and the answers of spec.task aren't labels: remove one of them",
-            check=lambda spec: not spec.labels or spec.task in LABEL_TASKS,
+            check=lambda spec: not spec.labels or (spec.task in LABEL_TASKS and spec.problem is not Problem.REGRESSION),
         ),
         Rule(
-            cel="!has(self.evaluation.abstainBelowPrecision) || self.task == 'sequence-classification'",
-            message="spec.evaluation.abstainBelowPrecision is for sequence-classification alone: remove it",
+            cel="self.problem == 'single-label' || self.task == 'sequence-classification'",
+            message="spec.problem is for sequence-classification: remove it",
+            check=lambda spec: spec.problem is Problem.SINGLE_LABEL or spec.task is Task.SEQUENCE_CLASSIFICATION,
+        ),
+        Rule(
+            cel="!has(self.evaluation.abstainBelowPrecision) || (self.task == 'sequence-classification' && "
+            "self.problem != 'regression')",
+            message="spec.evaluation.abstainBelowPrecision is for labels of sequence-classification alone: remove it",
             check=lambda spec: (
-                spec.evaluation.abstain_below_precision is None or spec.task is Task.SEQUENCE_CLASSIFICATION
+                spec.evaluation.abstain_below_precision is None
+                or (spec.task is Task.SEQUENCE_CLASSIFICATION and spec.problem is not Problem.REGRESSION)
             ),
         ),
         Rule(
@@ -136,6 +147,7 @@ FINE_TUNE_RULES = immutable_after_start(
     (
         "base",
         "task",
+        "problem",
         "dataset",
         "labels",
         "maxLength",

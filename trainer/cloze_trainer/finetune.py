@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
-from cloze_trainer import flops
+from cloze_trainer import flops, tasks
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
@@ -32,7 +32,7 @@ from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement
 from cloze_trainer.run import Run
-from cloze_trainer.tasks import KINDS, rows, scoring
+from cloze_trainer.tasks import rows, scoring
 from cloze_trainer.tasks.kind import Reader, Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
@@ -71,7 +71,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         )
     train, test = locate_all(run)
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
-    key |= {"task": spec.task, "labels": spec.labels}
+    key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
         # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
@@ -95,7 +95,7 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
     """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
-    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced), *counted]
+    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
     if missing := gates.unknown(spec.evaluation.gates, known):
         near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
         raise InputError(
@@ -114,7 +114,7 @@ def _publish(
     base: BaseModel,
     max_length: int,
 ) -> None:
-    kind = KINDS[spec.task]
+    kind = tasks.of(spec.task, spec.problem)
     train, test = kind.read(train_paths), kind.read(test_paths)
     labels = kind.labels(train, test, spec.labels)
     reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length)
@@ -168,7 +168,8 @@ class FineTuning:
     def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
         self.spec, self._device = spec, device
         self.task: Task = spec.task
-        self._kind = KINDS[spec.task]
+        self._kind = tasks.of(spec.task, spec.problem)
+        self.problem = spec.problem
         self.base = prepared.base
         self.config = prepared.base.config
         self.tokenizer_folder = prepared.base.folder

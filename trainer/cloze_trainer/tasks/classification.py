@@ -13,7 +13,6 @@ from cloze_api.manifest import Calibration
 from cloze_api.task import Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.labelled import IGNORED, Example, Labelled
-from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.entities import is_scheme
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
@@ -36,11 +35,8 @@ class _Classification(Kind[Example, Scores]):
         return labelled.schema(train, test, declared)
 
     def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
-        """Each label must be one of the model's."""
-        for example in lines:
-            if not set(labels).issuperset(example.labels):
-                # Not shown: what stands in the wrong field may be a text.
-                raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
+        """As `labelled.check`."""
+        labelled.check(lines, labels)
 
     def tokenize(self, lines: Sequence[Example], labels: Sequence[str], reader: Reader) -> Labelled:
         """As `labelled.tokenize`."""
