@@ -1,6 +1,7 @@
 """FineTuneJob: a registered encoder and labelled examples to a registered task model."""
 
 from collections import Counter
+from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -53,11 +54,22 @@ class Dataset(Schema):
     rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.dataset.train"), uri_rule("spec.dataset.test"))
 
 
+class ClassWeights(StrEnum):
+    """How much the loss of each class counts."""
+
+    NONE = "none"
+    """All the same, so that frequent classes count for more."""
+    BALANCED = "balanced"
+    """In inverse proportion to how often the class occurs in the training examples; 1 on average over them."""
+
+
 class FineTuneOptimization(Optimization):
     """Optimization over whole passes through the training examples."""
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    class_weights: ClassWeights = ClassWeights.NONE
+    """Of classification with one label for a text, or for a word."""
 
 
 class Export(Schema):
@@ -113,6 +125,16 @@ class FineTuneJobSpec(TrainingSpec):
             "self.problem != 'regression')",
             message="spec.labels is for classification, and the answers of spec.task aren't labels: remove one of them",
             check=lambda spec: not spec.labels or (spec.task in LABEL_TASKS and spec.problem is not Problem.REGRESSION),
+        ),
+        Rule(
+            cel=f"self.optimization.classWeights == 'none' || (self.task in "
+            f"[{', '.join(map(repr, map(str, LABEL_TASKS)))}] && self.problem == 'single-label')",
+            message="spec.optimization.classWeights is for one label of each text or word, and spec.task asks for "
+            "something else: remove it",
+            check=lambda spec: (
+                spec.optimization.class_weights is ClassWeights.NONE
+                or (spec.task in LABEL_TASKS and spec.problem is Problem.SINGLE_LABEL)
+            ),
         ),
         Rule(
             cel="self.problem == 'single-label' || self.task == 'sequence-classification'",

@@ -72,6 +72,10 @@ def test_there_are_examples_of_every_kind() -> None:
             "spec.problem is for sequence-classification",
         ),
         (
+            with_spec("FineTuneJob", problem="regression", optimization={"classWeights": "balanced"}),
+            "spec.optimization.classWeights is for one label",
+        ),
+        (
             with_spec("FineTuneJob", task="embedding", optimization={"batchSequences": 1}),
             "spec.optimization.batchSequences is 1",
         ),

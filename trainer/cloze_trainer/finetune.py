@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.finetune import ClassWeights, FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import flops, tasks
@@ -33,6 +33,7 @@ from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement
 from cloze_trainer.run import Run
 from cloze_trainer.tasks import rows, scoring
+from cloze_trainer.tasks.classification import balanced
 from cloze_trainer.tasks.kind import Reader, Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
@@ -186,6 +187,10 @@ class FineTuning:
             Rows.load(prepared.folder, name, per_token=self._kind.per_token, pad=pad) for name in ("train", "test")
         )
         optimization, lengths = spec.optimization, self.train.lengths
+        self._weights_C: Tensor | None = None
+        if optimization.class_weights is ClassWeights.BALANCED:
+            weights_C = balanced(self.train.items()[1], len(self.labels))
+            self._weights_C = torch.from_numpy(weights_C).to(device)
         self._groups = self.train.groups() if self._kind.block else []
         if self._groups:
             # Examples are in order then, and not their rows.
@@ -257,7 +262,7 @@ class FineTuning:
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Sum of the task's losses (nats)."""
-        return self._kind.loss_sum(model(*chunk.inputs).float(), chunk)
+        return self._kind.loss_sum(model(*chunk.inputs).float(), chunk, self._weights_C)
 
     def evaluate_after(self, step: int) -> bool:
         """Whether an epoch ended with this step."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +20,12 @@ from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion,
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
 from cloze_trainer.tasks.rows import Rows
 from cloze_trainer.workload import Chunk
+
+
+def balanced(truth_N: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float32]:
+    """Weights of classes in inverse proportion to how often they occur, 1 on average over the items."""
+    counts_C = np.bincount(truth_N, minlength=classes)
+    return (len(truth_N) / (classes * np.maximum(counts_C, 1))).astype(np.float32)
 
 
 class _Classification(Kind[Example, Scores]):
@@ -53,10 +60,14 @@ class _Classification(Kind[Example, Scores]):
         """A logit for each class."""
         return len(labels)
 
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:
         """Cross-entropy of the texts' or the words' classes."""
         return functional.cross_entropy(
-            output.reshape(-1, output.shape[-1]), chunk.targets.reshape(-1), reduction="sum", ignore_index=IGNORED
+            output.reshape(-1, output.shape[-1]),
+            chunk.targets.reshape(-1),
+            weight=weights_C,
+            reduction="sum",
+            ignore_index=IGNORED,
         )
 
     def scored(

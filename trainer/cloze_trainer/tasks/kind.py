@@ -127,8 +127,11 @@ class Kind(ABC, Generic[LineT, ScoredT]):
         return int((batch.targets != IGNORED).sum())
 
     @abstractmethod
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
-        """Sum of the losses (nats) of what a chunk predicts, from the model's output in fp32; 0 with weight 0."""
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:
+        """Sum of the losses (nats) of what a chunk predicts, from the model's output in fp32; 0 with weight 0.
+
+        weights_C: of the classes, for tasks that have some.
+        """
 
     @abstractmethod
     def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> ScoredT:

@@ -71,7 +71,7 @@ class Regression(Kind[Rated, Answers]):
         """Each text counts once."""
         return len(batch.targets)
 
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as in Kind
         """Squared errors."""
         if not chunk.weight:
             return output.sum() * 0

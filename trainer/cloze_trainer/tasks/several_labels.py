@@ -84,7 +84,7 @@ class SeveralLabels(Kind[Example, Marked]):
         """Each text counts once."""
         return len(batch.targets)
 
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as in Kind
         """Binary cross-entropy, the mean over a text's labels."""
         if not chunk.weight:
             return output.sum() * 0
