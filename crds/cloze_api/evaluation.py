@@ -37,8 +37,9 @@ class Champion(Schema):
     alias: Alias = PROMOTED_ALIAS
     """Of the registered model, resolved when the run ends. While nothing has it, there is nothing to compare with."""
     max_loss: Share = 0.01
-    """How much worse in the task's figure the new version may be: accuracy, for token classification macro F1, for
-    question answering F1, for embeddings Spearman's correlation, or the mean reciprocal rank."""
+    """How much worse in the task's figure the new version may be: accuracy, for several labels micro F1, for token
+    classification macro F1, for question answering F1, for numbers and embeddings Spearman's correlation, or the mean
+    reciprocal rank."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """How sure it must be that it isn't worse than that, over which examples there might have been (one-sided)."""
 
@@ -57,7 +58,7 @@ class Evaluation(Schema):
     classifiers."""
     abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
-    server marks those below as abstained. Of sequence classification."""
+    server marks those below as abstained. Of sequence classification; multi-label, the label applies from there on."""
     max_seen_share: Share | None = None
     """Which share of the test examples may be training examples, or nearly: of more the job ends before the training,
     and says where they are. Any may when absent, and the log tells them."""

@@ -1,6 +1,7 @@
 """FineTuneJob: a registered encoder and labelled examples to a registered task model."""
 
 from collections import Counter
+from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -10,7 +11,7 @@ from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
-from cloze_api.task import LABEL_TASKS, Task
+from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
@@ -44,7 +45,8 @@ class Base(PretrainedFolder):
 class Dataset(Schema):
     """Examples in JSON lines, of the form that the task has.
 
-    Sequence classification: `{"text": …, "label": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
+    Sequence classification: `{"text": …, "label": …}`; multi-label `{"text": …, "labels": […]}`, of which there may be
+    none; regression `{"text": …, "score": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
     label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
     "answer_start": […]}}`, with empty lists where the context has no answer. Embedding: `{"text": …, "positive": …}`,
     with or without `"negative"`; test examples have either this form or `{"text": …, "other": …, "score": …}`. Test
@@ -58,11 +60,22 @@ class Dataset(Schema):
     rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.dataset.train"), uri_rule("spec.dataset.test"))
 
 
+class ClassWeights(StrEnum):
+    """How much the loss of each class counts."""
+
+    NONE = "none"
+    """All the same, so that frequent classes count for more."""
+    BALANCED = "balanced"
+    """In inverse proportion to how often the class occurs in the training examples; 1 on average over them."""
+
+
 class FineTuneOptimization(Optimization):
     """Optimization over whole passes through the training examples."""
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    class_weights: ClassWeights = ClassWeights.NONE
+    """Of classification with one label for a text, or for a word."""
 
 
 class Export(Schema):
@@ -91,6 +104,8 @@ class FineTuneJobSpec(TrainingSpec):
 
     base: Base
     task: Literal[Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.EMBEDDING]
+    problem: Problem = Problem.SINGLE_LABEL
+    """What sequence classification answers of a text: one label, each label by itself, or a number."""
     dataset: Dataset
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
@@ -112,15 +127,33 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: len(spec.labels) != 1,
         ),
         Rule(
-            cel=f"self.labels.size() == 0 || self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]",
+            cel=f"self.labels.size() == 0 || (self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}] && "
+            "self.problem != 'regression')",
             message="spec.labels is for classification, and the answers of spec.task aren't labels: remove one of them",
-            check=lambda spec: not spec.labels or spec.task in LABEL_TASKS,
+            check=lambda spec: not spec.labels or (spec.task in LABEL_TASKS and spec.problem is not Problem.REGRESSION),
         ),
         Rule(
-            cel="!has(self.evaluation.abstainBelowPrecision) || self.task == 'sequence-classification'",
-            message="spec.evaluation.abstainBelowPrecision is for sequence-classification alone: remove it",
+            cel=f"self.optimization.classWeights == 'none' || (self.task in "
+            f"[{', '.join(map(repr, map(str, LABEL_TASKS)))}] && self.problem == 'single-label')",
+            message="spec.optimization.classWeights is for one label of each text or word, and spec.task asks for "
+            "something else: remove it",
             check=lambda spec: (
-                spec.evaluation.abstain_below_precision is None or spec.task is Task.SEQUENCE_CLASSIFICATION
+                spec.optimization.class_weights is ClassWeights.NONE
+                or (spec.task in LABEL_TASKS and spec.problem is Problem.SINGLE_LABEL)
+            ),
+        ),
+        Rule(
+            cel="self.problem == 'single-label' || self.task == 'sequence-classification'",
+            message="spec.problem is for sequence-classification: remove it",
+            check=lambda spec: spec.problem is Problem.SINGLE_LABEL or spec.task is Task.SEQUENCE_CLASSIFICATION,
+        ),
+        Rule(
+            cel="!has(self.evaluation.abstainBelowPrecision) || (self.task == 'sequence-classification' && "
+            "self.problem != 'regression')",
+            message="spec.evaluation.abstainBelowPrecision is for labels of sequence-classification alone: remove it",
+            check=lambda spec: (
+                spec.evaluation.abstain_below_precision is None
+                or (spec.task is Task.SEQUENCE_CLASSIFICATION and spec.problem is not Problem.REGRESSION)
             ),
         ),
         Rule(
@@ -147,6 +180,7 @@ FINE_TUNE_RULES = immutable_after_start(
     (
         "base",
         "task",
+        "problem",
         "dataset",
         "labels",
         "maxLength",

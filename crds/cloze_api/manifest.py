@@ -18,7 +18,7 @@ from cloze_api.card import Card
 from cloze_api.names import TAG_LABELS, TAG_PRECISIONS, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
 from cloze_api.precision import Measured, Precision, graph_file, named
 from cloze_api.schema import ModelName
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "model.sig"
@@ -124,6 +124,8 @@ class Manifest(_Part):
     architecture: str
     labels: list[str] = []
     """Label names by class id; empty for tasks without classes."""
+    problem: Problem = Field(default=Problem.SINGLE_LABEL, exclude_if=lambda problem: problem is Problem.SINGLE_LABEL)
+    """What sequence classification answers; left out where that is one label, as `embedding`."""
     embedding: Embedding | None = Field(default=None, exclude_if=lambda embedding: embedding is None)
     """For the task embedding alone, and left out for others: an older server refuses fields that it doesn't know."""
     calibration: Calibration | None = Field(default=None, exclude_if=lambda calibration: calibration is None)

@@ -18,6 +18,17 @@ class Task(StrEnum):
     routes, rollouts and drains; nothing trains it, and its artifact has neither tokenizer nor graph."""
 
 
+class Problem(StrEnum):
+    """What sequence classification answers of a text."""
+
+    SINGLE_LABEL = "single-label"
+    """One of the labels."""
+    MULTI_LABEL = "multi-label"
+    """Each label by itself: several of them, or none."""
+    REGRESSION = "regression"
+    """A number."""
+
+
 #: Tasks that a FineTuneJob can train.
 FINE_TUNING_TASKS = (
     Task.SEQUENCE_CLASSIFICATION,

@@ -47,7 +47,9 @@ def resolve(names: Mapping[str, str], models: Sequence[LoadedModel]) -> dict[str
 
 def fits(model: LoadedModel, fallback: LoadedModel) -> bool:
     """Whether the one may answer for the other: in the same task, with the same labels in any order."""
-    return model.task is fallback.task and set(model.labels) == set(fallback.labels)
+    return (model.task, model.problem) == (fallback.task, fallback.problem) and set(model.labels) == set(
+        fallback.labels
+    )
 
 
 def _described(model: LoadedModel) -> str:

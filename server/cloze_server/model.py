@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from cloze_api.manifest import TOKENIZER_FILE, Calibration, Embedding, Manifest, SpecialTokens
 from cloze_api.precision import Precision, graph_file, named
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_server.backend import Backend, OnnxBackend, OutOfMemoryError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
@@ -31,9 +31,9 @@ class LoadedModel:
     """What serving needs to know about a model, and what runs it.
 
     max_length: longest sequence in tokens, special tokens included. tokenizer: the text of `tokenizer.json`. frame: the
-    special tokens that it puts around texts. embedding: what an embedding model gives; None for any other. calibration:
-    how a classifier's probabilities are read. precision: of the graph. faults: what an echo model does wrong on
-    purpose; None for any other. provider: where it runs.
+    special tokens that it puts around texts. problem: of sequence classification. embedding: what an embedding model
+    gives; None for any other. calibration: how a classifier's probabilities are read. precision: of the graph. faults:
+    what an echo model does wrong on purpose; None for any other. provider: where it runs.
     """
 
     name: str
@@ -48,6 +48,7 @@ class LoadedModel:
     frame: Frame
     vocabulary: dict[str, int] = field(repr=False)
     backend: Backend = field(repr=False)
+    problem: Problem = Problem.SINGLE_LABEL
     embedding: Embedding | None = None
     calibration: Calibration = field(default_factory=Calibration)
     precision: Precision = Precision.FP32
@@ -115,6 +116,7 @@ def load_artifact(
         frame=frame,
         vocabulary=tokenizer.get_vocab(),
         backend=backend,
+        problem=manifest.problem,
         embedding=manifest.embedding,
         calibration=manifest.calibration or Calibration(),
         precision=precision,

@@ -66,13 +66,22 @@ def test_there_are_examples_of_every_kind() -> None:
         (with_spec("PretrainJob", base={"uri": "hf://a/b", "model": {"name": "e", "version": "1"}}), "exactly one"),
         (with_spec("FineTuneJob", labels=["a", "b", "a"]), "a: named more than once"),
         (with_spec("FineTuneJob", task="question-answering", labels=["a", "b"]), "spec.labels is for classification"),
+        (with_spec("FineTuneJob", problem="regression", labels=["a", "b"]), "spec.labels is for classification"),
+        (
+            with_spec("FineTuneJob", task="embedding", problem="multi-label"),
+            "spec.problem is for sequence-classification",
+        ),
+        (
+            with_spec("FineTuneJob", problem="regression", optimization={"classWeights": "balanced"}),
+            "spec.optimization.classWeights is for one label",
+        ),
         (
             with_spec("FineTuneJob", task="embedding", optimization={"batchSequences": 1}),
             "spec.optimization.batchSequences is 1",
         ),
         (
             with_spec("FineTuneJob", task="question-answering", evaluation={"abstainBelowPrecision": 0.9}),
-            "spec.evaluation.abstainBelowPrecision is for sequence-classification",
+            "spec.evaluation.abstainBelowPrecision is for labels",
         ),
         (
             with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1"}]}),

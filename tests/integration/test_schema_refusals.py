@@ -248,6 +248,13 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.labels", ["only"]), ("spec.labels", "at least two")),
     (F, put("spec.labels", ["a", ""]), ("spec.labels[1]",)),
     (F, both(put("spec.labels", ["a", "b"]), put("spec.task", "question-answering")), ("labels", "classification")),
+    (F, both(put("spec.labels", ["a", "b"]), put("spec.problem", "regression")), ("labels", "classification")),
+    (
+        F,
+        both(put("spec.optimization.classWeights", "balanced"), put("spec.problem", "regression")),
+        ("classWeights", "remove it"),
+    ),
+    (F, both(put("spec.problem", "multi-label"), put("spec.task", "embedding")), ("spec.problem", "remove it")),
     (
         F,
         both(put("spec.optimization.batchSequences", 1), put("spec.task", "embedding")),

@@ -17,14 +17,14 @@ from transformers import AutoModel, AutoTokenizer
 
 from cloze_api.manifest import verify
 from cloze_api.task import Task
+from cloze_trainer import tasks
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality.assessment import assess
 from cloze_trainer.quality.scores import rank_correlation
-from cloze_trainer.tasks import KINDS
 from cloze_trainer.tasks.embedding import ranks
 from cloze_trainer.workload import Chunk
 
-KIND = KINDS[Task.EMBEDDING]
+KIND = tasks.of(Task.EMBEDDING)
 TOPICS = {
     "the boat sails on the sea": "a ship on the water",
     "rain falls from the cloud": "wet weather all day long",

@@ -14,15 +14,15 @@ from cloze_api.manifest import verify
 from cloze_api.task import Task
 from cloze_server.tasks.spans import Evidence, Spans
 from cloze_server.windows import Window as Served
+from cloze_trainer import tasks
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import squad
 from cloze_trainer.quality.assessment import assess
 from cloze_trainer.quality.spans import Window, best_span
-from cloze_trainer.tasks import KINDS
 from cloze_trainer.tasks.rows import Rows
 
-KIND = KINDS[Task.QUESTION_ANSWERING]
+KIND = tasks.of(Task.QUESTION_ANSWERING)
 TOWNS = {"Ada": "London", "Grace": "New York", "Alan": "Manchester", "Mary": "Bath"}
 CONTEXT = " ".join(f"{name} lived in {town}, near the old river." for name, town in TOWNS.items())
 

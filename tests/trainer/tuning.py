@@ -99,7 +99,9 @@ class Tuned:
     def judge(self) -> Judgement:
         """As the worker does after the training."""
         scores = self.workload.score(self.model, ALONE)
-        return judge(scores, self.workload.labels, self.spec.evaluation, task=self.spec.task)
+        return judge(
+            *(scores, self.workload.labels, self.spec.evaluation), task=self.spec.task, problem=self.spec.problem
+        )
 
     def publish(self, judged: Judgement) -> Path:
         """The artifact's folder."""

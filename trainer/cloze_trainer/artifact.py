@@ -27,7 +27,7 @@ from cloze_api.manifest import (
 )
 from cloze_api.precision import Measured, Precision
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer import card, precisions
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
@@ -92,6 +92,7 @@ def write(
                 task=workload.task,
                 architecture=workload.config.class_name(workload.task),
                 labels=list(workload.labels),
+                problem=_problem(workload),
                 embedding=Embedding(dimensions=workload.config.hidden_size, pooling="mean", normalized=True)
                 if workload.task is Task.EMBEDDING
                 else None,
@@ -131,6 +132,10 @@ def publish_card(folder: Path, manifest: Manifest, report: Mapping[str, Any], se
     write_manifest(folder, manifest.model_copy(update={"files": digest_files(folder)}))
 
 
+def _problem(workload: Pretraining | FineTuning) -> Problem:
+    return workload.problem if isinstance(workload, FineTuning) else Problem.SINGLE_LABEL
+
+
 def data_figures(workload: Pretraining | FineTuning) -> dict[str, float]:
     """What the preparation of the data counted."""
     return {f"data_{name}": value for name, value in workload.report.items()}
@@ -161,6 +166,7 @@ def _add_precisions(
     rows = workload.test.spread(_MOST_EXAMPLES)
     trial = Trial(
         task=workload.task,
+        problem=workload.problem,
         inputs=workload.config.inputs,
         output=OUTPUT,
         labels=workload.labels,
@@ -181,7 +187,7 @@ def _write_files(folder: Path, workload: Pretraining | FineTuning, model: TaskMo
     # Without it a tokenizer gives types of texts to models that have none.
     settings["model_input_names"] = list(workload.config.inputs)
     write_json(folder / SETTINGS_FILE, settings)
-    document = workload.config.transformers(workload.task, workload.labels)
+    document = workload.config.transformers(workload.task, workload.labels, _problem(workload))
     (folder / CONFIG_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(model).items()}
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})

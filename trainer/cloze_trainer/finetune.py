@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.finetune import ClassWeights, FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
-from cloze_trainer import flops
+from cloze_trainer import flops, tasks
 from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
@@ -32,7 +32,8 @@ from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement
 from cloze_trainer.run import Run
-from cloze_trainer.tasks import KINDS, rows, scoring
+from cloze_trainer.tasks import rows, scoring
+from cloze_trainer.tasks.classification import balanced
 from cloze_trainer.tasks.kind import Reader, Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
@@ -72,7 +73,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         )
     train, test = locate_all(run)
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
-    key |= {"task": spec.task, "labels": spec.labels}
+    key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
         # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
@@ -98,7 +99,7 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
     """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
-    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced), *counted]
+    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
     if missing := gates.unknown(spec.evaluation.gates, known):
         near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
         raise InputError(
@@ -117,7 +118,7 @@ def _publish(
     base: BaseModel,
     max_length: int,
 ) -> None:
-    kind = KINDS[spec.task]
+    kind = tasks.of(spec.task, spec.problem)
     train, test = kind.read(train_paths), kind.read(test_paths)
     labels = kind.labels(train, test, spec.labels)
     reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length)
@@ -166,7 +167,8 @@ class FineTuning:
     def __init__(self, spec: FineTuneJobSpec, prepared: PreparedDataset, device: torch.device) -> None:
         self.spec, self._device = spec, device
         self.task: Task = spec.task
-        self._kind = KINDS[spec.task]
+        self._kind = tasks.of(spec.task, spec.problem)
+        self.problem = spec.problem
         self.base = prepared.base
         self.config = prepared.base.config
         self.tokenizer_folder = prepared.base.folder
@@ -183,6 +185,10 @@ class FineTuning:
             Rows.load(prepared.folder, name, per_token=self._kind.per_token, pad=pad) for name in ("train", "test")
         )
         optimization, lengths = spec.optimization, self.train.lengths
+        self._weights_C: Tensor | None = None
+        if optimization.class_weights is ClassWeights.BALANCED:
+            weights_C = balanced(self.train.items()[1], len(self.labels))
+            self._weights_C = torch.from_numpy(weights_C).to(device)
         self._groups = self.train.groups() if self._kind.block else []
         if self._groups:
             # Examples are in order then, and not their rows.
@@ -254,7 +260,7 @@ class FineTuning:
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Sum of the task's losses (nats)."""
-        return self._kind.loss_sum(model(*chunk.inputs).float(), chunk)
+        return self._kind.loss_sum(model(*chunk.inputs).float(), chunk, self._weights_C)
 
     def evaluate_after(self, step: int) -> bool:
         """Whether an epoch ended with this step."""

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import onnxruntime
 
 from cloze_api.precision import Measured, Precision
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.data.examples import Batch
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
-from cloze_trainer.quality.scores import macro_f1
+from cloze_trainer.quality.scores import correlation, macro_f1
 
 Array = npt.NDArray[Any]
 
@@ -25,8 +25,9 @@ METRICS: Final = {
     Task.QUESTION_ANSWERING: "agreement",
     Task.EMBEDDING: "cosine",
 }
-"""What a precision is judged by: `agreement` with fp32 on where answers begin and end, `cosine` between vectors and
-fp32's, for the tasks whose examples have no label."""
+_PROBLEM_METRICS: Final = {Problem.MULTI_LABEL: "agreement", Problem.REGRESSION: "correlation"}
+"""What a precision is judged by. Against fp32 alone: `agreement` on where answers begin and end, or which of several
+labels a text has, `cosine` between vectors, `correlation` between numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class Trial:
     labels: Sequence[str]
     batches: Sequence[Batch]
     examples: int
+    problem: Problem = Problem.SINGLE_LABEL
+
+    @property
+    def metric(self) -> str:
+        """What a precision is judged by."""
+        return _PROBLEM_METRICS.get(self.problem, METRICS[self.task])
 
 
 def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dict[Precision, Measured]:
@@ -58,7 +65,7 @@ def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dic
             # What isn't a number differs most.
             differences[precision] = max(differences[precision], difference if difference >= 0 else np.inf)
             if trial.examples:
-                answers[precision].append(_answers(trial.task, output, batch, outputs[Precision.FP32]))
+                answers[precision].append(_answers(trial, output, batch, outputs[Precision.FP32]))
     found = {}
     for precision in graphs.keys() - {Precision.FP32}:
         measured = Measured(difference=min(differences[precision] / largest, np.finfo(np.float32).max))
@@ -67,9 +74,7 @@ def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dic
                 "fp32": _metric(trial, answers[Precision.FP32], answers[Precision.FP32]),
                 "value": _metric(trial, answers[precision], answers[Precision.FP32]),
             }
-            measured = measured.model_copy(
-                update={"metric": METRICS[trial.task], "examples": trial.examples, **figures}
-            )
+            measured = measured.model_copy(update={"metric": trial.metric, "examples": trial.examples, **figures})
         found[precision] = measured
     return found
 
@@ -90,9 +95,13 @@ def _seen(task: Task, output: Array, batch: Batch) -> Array:
     return output if task in (Task.SEQUENCE_CLASSIFICATION, Task.EMBEDDING) else output[batch.mask_BT == 1]
 
 
-def _answers(task: Task, output: Array, batch: Batch, reference: Array) -> Array:
+def _answers(trial: Trial, output: Array, batch: Batch, reference: Array) -> Array:
     """What a graph says of each example or place that counts."""
-    match task:
+    if trial.problem is Problem.MULTI_LABEL:
+        return np.asarray(((output >= 0) == (reference >= 0)).mean(-1))
+    if trial.problem is Problem.REGRESSION:
+        return np.stack([output[:, 0], reference[:, 0]])
+    match trial.task:
         case Task.EMBEDDING:
             lengths_B = np.linalg.norm(output, axis=-1) * np.linalg.norm(reference, axis=-1)
             cosines_B: Array = (output * reference).sum(-1) / np.maximum(lengths_B, np.finfo(np.float32).tiny)
@@ -110,6 +119,10 @@ def _answers(task: Task, output: Array, batch: Batch, reference: Array) -> Array
 def _metric(trial: Trial, answers: Sequence[Array], reference: Sequence[Array]) -> float:
     """The task's metric of what a graph said."""
     joined = np.concatenate(answers, axis=-1)
+    if trial.problem is Problem.MULTI_LABEL:
+        return float(joined.mean())
+    if trial.problem is Problem.REGRESSION:
+        return correlation(*joined.astype(np.float64)).figure
     match trial.task:
         case Task.EMBEDDING:
             return float(joined.mean())

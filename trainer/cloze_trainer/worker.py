@@ -138,6 +138,7 @@ def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgem
     return judge(
         *(scores, workload.labels, spec.evaluation),
         task=workload.task,
+        problem=workload.problem,
         others=artifact.data_figures(workload),
         comparison=champion.compare(run, spec, scores, workload.labels),
     )

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field
 
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_server.backend import Logits
 from cloze_server.tasks.handler import (
     ClassifierResult,
@@ -27,6 +27,8 @@ from cloze_server.tasks.handler import (
 from cloze_server.tokenization import Inputs
 from cloze_server.windows import Window
 
+_HALF = 0.5
+
 
 class ClassifyRequest(TaskRequest):
     """Texts to classify."""
@@ -41,7 +43,9 @@ class LabelPrediction(BaseModel):
 
     label: str
     score: float
-    """Probability over all labels."""
+    """Probability over all labels; of a multi-label model, of this label by itself; of a regression, the number."""
+    applies: bool | None = Field(default=None, exclude_if=lambda applies: applies is None)
+    """Of a multi-label model: whether the probability reaches the label's threshold, by default a half."""
 
 
 class ClassifyResult(ClassifierResult):
@@ -79,6 +83,9 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
     def result(self, request: ClassifyRequest, item: Item, kept: list[Logits]) -> ClassifyResult:
         """The best labels by name."""
         logits = pooled(item.windows, kept) / np.float32(self.model.calibration.temperature)
+        if self.model.problem is not Problem.SINGLE_LABEL:
+            predictions = self._by_itself(logits)[: request.top_k]
+            return ClassifyResult(**item.facts(), predictions=predictions, abstained=False)
         ranking = rank(logits, request.top_k or len(self.model.labels))
         predictions = [
             LabelPrediction(label=self.model.labels[label], score=score)
@@ -86,6 +93,20 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
         ]
         best = predictions[0]
         return ClassifyResult(**item.facts(), predictions=predictions, abstained=self.abstains(best.label, best.score))
+
+    def _by_itself(self, logits: Logits) -> list[LabelPrediction]:
+        """Labels that don't exclude each other, likeliest first; or the number of a regression."""
+        if self.model.problem is Problem.REGRESSION:
+            return [LabelPrediction(label=self.model.labels[0], score=float(logits[0]))]
+        # tanh doesn't overflow.
+        shares = 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
+        thresholds = self.model.calibration.thresholds
+        found = []
+        for place in np.argsort(-shares, kind="stable"):
+            label, score = self.model.labels[place], float(shares[place])
+            bound = thresholds.get(label, _HALF) if isinstance(thresholds, dict) else thresholds or _HALF
+            found.append(LabelPrediction(label=label, score=score, applies=score >= bound))
+        return found
 
     def narrowed(self, request: ClassifyRequest, places: list[int]) -> ClassifyRequest:
         """Some of the texts."""
@@ -97,6 +118,8 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
         return self.model.labels
 
     def predictions(self, result: ClassifyResult) -> list[Prediction]:
-        """The best label."""
+        """The best label; of labels that don't exclude each other those that apply, and none of a number."""
+        if self.model.problem is not Problem.SINGLE_LABEL:
+            return [Prediction(each.label, each.score) for each in result.predictions if each.applies]
         best = result.predictions[0]
         return [Prediction(best.label, best.score, result.abstained)]

@@ -45,13 +45,14 @@ class Example:
 class Labelled:
     """Tokenized examples. ids and targets are ragged: one array a row, which is an example where nothing else is said.
 
-    targets: one of a row, or one for each token. truncated: how many examples were longer than the limit. unknown:
-    tokens that the vocabulary lacks. places: of each row the example, in ascending order, where its second text begins
-    (0 without one), and which of that text's tokens is its first. spans: of each token that is scored, characters.
+    targets: one of a row, of one or more numbers, or one for each token. truncated: how many examples were longer than
+    the limit. unknown: tokens that the vocabulary lacks. places: of each row the example, in ascending order, where its
+    second text begins (0 without one), and which of that text's tokens is its first. spans: of each token that is
+    scored, characters.
     """
 
     ids: tuple[npt.NDArray[np.int64], ...]
-    targets: tuple[npt.NDArray[np.int64], ...]
+    targets: tuple[npt.NDArray[Any], ...]
     lengths: npt.NDArray[np.int64]
     truncated: int
     unknown: int
@@ -77,7 +78,7 @@ def _text(place: str, row: dict[str, Any]) -> Example:
         raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
     if not isinstance(label, str):
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
-    return Example(place, (normalise(text),), (_label(place, label),), slices_of(place, row))
+    return Example(place, (normalise(text),), (label_of(place, label),), slices_of(place, row))
 
 
 def slices_of(place: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ def slices_of(place: str, row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in sorted(metadata.items()))
 
 
-def _label(place: str, label: str) -> str:
+def label_of(place: str, label: str) -> str:
     """A label as it is; one that can't be a class' name is refused, without being shown: it may be a text."""
     if not 1 <= len(label) <= LONGEST_LABEL or normalise(label) != label:
         raise InputError(
@@ -124,9 +125,17 @@ def _token_example(place: str, row: dict[str, Any]) -> Example:
     return Example(
         place,
         tuple(normalise(word) for word in words),
-        tuple(_label(place, label) for label in labels),
+        tuple(label_of(place, label) for label in labels),
         slices_of(place, row),
     )
+
+
+def check(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Whether each label is one of a model's. Raises InputError."""
+    for example in examples:
+        if not set(labels).issuperset(example.labels):
+            # Not shown: what stands in the wrong field may be a text.
+            raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
 
 
 def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
@@ -198,6 +207,28 @@ def tokenize(
             targets.append(target)
     lengths = np.array([len(item) for item in ids], dtype=np.int64)
     return Labelled(tuple(ids), tuple(targets), lengths, truncated, unknown)
+
+
+def tokenize_texts(
+    texts: Sequence[str],
+    targets: Sequence[npt.NDArray[Any]],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    special: SpecialTokens,
+) -> Labelled:
+    """A row for each text, of at most `max_length` tokens, with the target that is given for it."""
+    tokenizer.encode_special_tokens = True
+    room = max_length - 2
+    pieces = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    kept = [own[:room] for own in pieces]
+    return Labelled(
+        tuple(np.array([special.cls, *own, special.sep], dtype=np.int64) for own in kept),
+        tuple(targets),
+        np.array([len(own) + 2 for own in kept], dtype=np.int64),
+        truncated=sum(len(own) > room for own in pieces),
+        unknown=sum(piece == special.unk for own in kept for piece in own),
+    )
 
 
 def _pieces(examples: Sequence[Example], tokenizer: Tokenizer, unknown: int | None) -> list[list[list[int]]]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import Architecture
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 
 INITIALIZER_RANGE: Final = 0.02
@@ -25,6 +25,10 @@ _HEADS: Final = {
     Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
     Task.QUESTION_ANSWERING: "ForQuestionAnswering",
     Task.EMBEDDING: "Model",
+}
+_PROBLEMS: Final = {
+    Problem.MULTI_LABEL: "multi_label_classification",
+    Problem.REGRESSION: "regression",
 }
 _EPSILONS: Final = {
     Architecture.BERT: 1e-12,
@@ -116,7 +120,9 @@ class EncoderConfig:
         """The class of transformers that takes its weights."""
         return _FAMILIES[self.architecture] + _HEADS[task]
 
-    def transformers(self, task: Task, labels: tuple[str, ...] = ()) -> dict[str, Any]:
+    def transformers(
+        self, task: Task, labels: tuple[str, ...] = (), problem: Problem = Problem.SINGLE_LABEL
+    ) -> dict[str, Any]:
         """The content of `config.json` with which `AutoModel.from_pretrained` loads the weights."""
         names = _NAMES.get(self.architecture, {})
         document: dict[str, Any] = {"architectures": [self.class_name(task)], "model_type": self.architecture.value}
@@ -140,6 +146,8 @@ class EncoderConfig:
         }
         if labels:
             document["id2label"] = {str(index): label for index, label in enumerate(labels)}
+            if problem is not Problem.SINGLE_LABEL:
+                document["problem_type"] = _PROBLEMS[problem]
             document["label2id"] = {label: index for index, label in enumerate(labels)}
         return document
 

@@ -8,10 +8,11 @@ import numpy as np
 import onnxruntime
 
 from cloze_api.manifest import ONNX_FILE, Manifest
+from cloze_trainer import tasks
 from cloze_trainer.data import tokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS
-from cloze_trainer.tasks import KINDS, scoring
+from cloze_trainer.tasks import scoring
 from cloze_trainer.tasks.kind import AnyKind, Line, Reader, Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 
@@ -20,10 +21,11 @@ _BATCH_TOKENS = 4096
 
 def kind_of(manifest: Manifest) -> AnyKind:
     """The task of an artifact. Raises InputError for one that examples aren't labelled for."""
-    if manifest.task not in KINDS:
+    kind = tasks.find(manifest.task, manifest.problem)
+    if kind is None:
         message = f"{manifest.name} is for {manifest.task}: models that are fine-tuned for a task are judged so"
         raise InputError("TaskUnsuitable", message)
-    return KINDS[manifest.task]
+    return kind
 
 
 def assess(folder: Path, manifest: Manifest, examples: Sequence[Line], labels: Sequence[str]) -> Scored:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify
+from cloze_trainer import tasks
 from cloze_trainer.console import log
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.origin import locate_all
@@ -14,7 +15,6 @@ from cloze_trainer.quality import judgement
 from cloze_trainer.quality.assessment import assess
 from cloze_trainer.quality.gates import Comparison
 from cloze_trainer.run import Run
-from cloze_trainer.tasks import KINDS
 from cloze_trainer.tasks.kind import Scored
 
 
@@ -57,11 +57,11 @@ def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
                 f"Champion{error.reason}",
                 f"{name}/{version}, which has the alias {asked.alias}, can't be used: {error}; move the alias",
             ) from error
-    if manifest.task is not spec.task:
+    if (manifest.task, manifest.problem) != (spec.task, spec.problem):
         raise InputError(
             "ChampionTaskDiffers",
-            f"{name}/{version}, which has the alias {asked.alias}, is for {manifest.task}: give another registry.name "
-            "to a model for another task",
+            f"{name}/{version}, which has the alias {asked.alias}, is for {manifest.task} ({manifest.problem}): give "
+            "another registry.name to a model for another task",
         )
     return Found(folder, f"{name}/{version}", manifest)
 
@@ -83,10 +83,11 @@ def compare(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[st
     if found is None or spec.evaluation.champion is None:
         return None
     _, test = locate_all(run)
-    theirs = assess(found.folder, found.manifest, KINDS[spec.task].read(test.paths), labels)
+    theirs = assess(found.folder, found.manifest, tasks.of(spec.task, spec.problem).read(test.paths), labels)
     return judgement.compare(
         *(scores, theirs, labels),
         task=spec.task,
+        problem=spec.problem,
         against=found.name,
         confidence=spec.evaluation.champion.confidence,
     )

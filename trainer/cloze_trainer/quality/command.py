@@ -102,7 +102,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     kind, labels = kind_of(manifest), manifest.labels
     examples = kind.read([asked.data])
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
-    known = judgement.figure_names(manifest.task, labels, sliced=sliced)
+    known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem)
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
     kind.check(examples, labels)
@@ -116,10 +116,16 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
         comparison = judgement.compare(
             *(scores, theirs, labels),
             task=manifest.task,
+            problem=manifest.problem,
             against=asked.against,
             confidence=asked.evaluation.champion.confidence,
         )
-    return judgement.judge(scores, labels, asked.evaluation, task=manifest.task, comparison=comparison)
+    return judgement.judge(
+        *(scores, labels, asked.evaluation),
+        task=manifest.task,
+        problem=manifest.problem,
+        comparison=comparison,
+    )
 
 
 def _artifact(model: str, folder: Path) -> tuple[Path, Manifest]:

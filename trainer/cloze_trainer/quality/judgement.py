@@ -9,11 +9,11 @@ import numpy as np
 
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
+from cloze_trainer import tasks
 from cloze_trainer.quality import gates, intervals
 from cloze_trainer.quality.gates import Comparison, Verdict
 from cloze_trainer.quality.scores import Statistic
-from cloze_trainer.tasks import KINDS
 from cloze_trainer.tasks.kind import Scored
 
 ENDS: Final = ("lower", "upper")
@@ -40,9 +40,11 @@ class Judgement:
         return gates.refusal(self.verdicts)
 
 
-def figure_names(task: Task, labels: Sequence[str], *, sliced: bool) -> list[str]:
+def figure_names(
+    task: Task, labels: Sequence[str], *, sliced: bool, problem: Problem = Problem.SINGLE_LABEL
+) -> list[str]:
     """The figures that `judge` gives of a model with these labels. sliced: whether there are slices that count."""
-    kind = KINDS[task]
+    kind = tasks.of(task, problem)
     told, others = kind.figure_names(labels)
     worst = [f"{_WORST}{name}" for name in kind.main] if sliced else []
     return [*told, *worst, *(f"{end}_{name}" for name in told for end in ENDS), *others]
@@ -54,13 +56,14 @@ def judge(
     asked: Evaluation,
     *,
     task: Task,
+    problem: Problem = Problem.SINGLE_LABEL,
     others: Mapping[str, float] | None = None,
     comparison: Comparison | None = None,
 ) -> Judgement:
     """Judge a model by its answers. others: figures that come from elsewhere and may have gates, too. comparison: with
     the champion, where there is one.
     """
-    kind = KINDS[task]
+    kind = tasks.of(task, problem)
     found = kind.statistics(scores, labels)
     figures = {name: statistic.figure for name, statistic in found.items()}
     for name, statistic in found.items():
@@ -104,10 +107,17 @@ def _slices(scores: Scored, main: Statistic, least: int) -> dict[str, dict[str, 
 
 
 def compare(
-    new: Scored, old: Scored, labels: Sequence[str], *, task: Task, against: str, confidence: float
+    new: Scored,
+    old: Scored,
+    labels: Sequence[str],
+    *,
+    task: Task,
+    problem: Problem = Problem.SINGLE_LABEL,
+    against: str,
+    confidence: float,
 ) -> Comparison:
     """Two models on the same examples. labels: of both, in one order."""
-    kind = KINDS[task]
+    kind = tasks.of(task, problem)
     ours, theirs = (kind.statistics(scores, labels) for scores in (new, old))
     main = kind.main_of(ours)
     return Comparison(

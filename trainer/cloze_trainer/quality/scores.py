@@ -85,11 +85,11 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
         ],
         axis=1,
     )
-    found["macro_f1"] = Statistic(counts_E3C.reshape(scores.examples, 3 * classes), _macro_f1)
+    found["macro_f1"] = Statistic(counts_E3C.reshape(scores.examples, 3 * classes), macro_f1_of)
     if classes == 2:
-        found["f1"] = Statistic(counts_E3C[:, :, 1], _f1)
+        found["f1"] = Statistic(counts_E3C[:, :, 1], f1_of)
     if per_token and is_scheme(labels):
-        found["entity_f1"] = Statistic(_entities(scores, labels), _f1)
+        found["entity_f1"] = Statistic(_entities(scores, labels), f1_of)
     return found
 
 
@@ -104,9 +104,23 @@ def rank_correlation(one_E: Floats, other_E: Floats) -> Statistic:
 
     Of examples that are drawn again, or of some of them, it is the correlation of the ranks that they have among all.
     """
-    first_E, second_E = _ranks(one_E), _ranks(other_E)
+    return correlation(_ranks(one_E), _ranks(other_E))
+
+
+def correlation(one_E: Floats, other_E: Floats) -> Statistic:
+    """Pearson's correlation; 0 where either is constant."""
+    # Centred and scaled first, so that products of large numbers don't lose what tells them apart.
+    first_E, second_E = (
+        (values_E - values_E.mean()) / (np.abs(values_E - values_E.mean()).max() or 1.0)
+        for values_E in (one_E, other_E)
+    )
     products = [np.ones_like(first_E), first_E, second_E, first_E**2, second_E**2, first_E * second_E]
     return Statistic(np.stack(products, axis=1), _correlation)
+
+
+def root_mean_square(values_E: Floats) -> Statistic:
+    """The root of the mean of squares."""
+    return Statistic(np.stack([values_E**2, np.ones_like(values_E)], axis=1), lambda sums: np.sqrt(_ratio(sums)))
 
 
 def _ranks(values_E: Floats) -> Floats:
@@ -132,13 +146,15 @@ def confusion(truth_N: Classes, predicted_N: Classes, classes: int) -> Classes:
 def class_f1(counts_CC: Classes, labels: Sequence[str]) -> dict[str, float]:
     """`f1_<label>` of each label; 0 where a class is neither predicted nor present."""
     sums_C3 = np.stack([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)], axis=-1)
-    return {f"f1_{label}": float(score) for label, score in zip(labels, _f1(sums_C3), strict=True)}
+    return {f"f1_{label}": float(score) for label, score in zip(labels, f1_of(sums_C3), strict=True)}
 
 
 def macro_f1(truth_N: Classes, predicted_N: Classes, classes: int) -> float:
     """Mean F1 over the classes that occur."""
     counts_CC = confusion(truth_N, predicted_N, classes)
-    return float(_macro_f1(np.concatenate([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)]).astype(np.float64)))
+    return float(
+        macro_f1_of(np.concatenate([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)]).astype(np.float64))
+    )
 
 
 def _classes(scores: Scores, classes_N: Classes, counted_N: npt.NDArray[np.bool_], classes: int) -> Floats:
@@ -169,13 +185,13 @@ def _ratio(sums: Floats) -> Floats:
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))
 
 
-def _f1(sums: Floats) -> Floats:
+def f1_of(sums: Floats) -> Floats:
     """Of sums of hits, predicted and true ones; 0 where there is neither."""
     total = sums[..., 1] + sums[..., 2]
     return np.asarray(np.where(total > 0, 2 * sums[..., 0] / np.maximum(total, 1.0), 0.0))
 
 
-def _macro_f1(sums: Floats) -> Floats:
+def macro_f1_of(sums: Floats) -> Floats:
     """Mean over the classes that occur."""
     counts = sums.reshape(*sums.shape[:-1], 3, -1)
     total = counts[..., 1, :] + counts[..., 2, :]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,13 +14,18 @@ from cloze_api.manifest import Calibration
 from cloze_api.task import Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.labelled import IGNORED, Example, Labelled
-from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.entities import is_scheme
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
 from cloze_trainer.tasks.rows import Rows
 from cloze_trainer.workload import Chunk
+
+
+def balanced(truth_N: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float32]:
+    """Weights of classes in inverse proportion to how often they occur, 1 on average over the items."""
+    counts_C = np.bincount(truth_N, minlength=classes)
+    return (len(truth_N) / (classes * np.maximum(counts_C, 1))).astype(np.float32)
 
 
 class _Classification(Kind[Example, Scores]):
@@ -36,11 +42,8 @@ class _Classification(Kind[Example, Scores]):
         return labelled.schema(train, test, declared)
 
     def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
-        """Each label must be one of the model's."""
-        for example in lines:
-            if not set(labels).issuperset(example.labels):
-                # Not shown: what stands in the wrong field may be a text.
-                raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
+        """As `labelled.check`."""
+        labelled.check(lines, labels)
 
     def tokenize(self, lines: Sequence[Example], labels: Sequence[str], reader: Reader) -> Labelled:
         """As `labelled.tokenize`."""
@@ -57,10 +60,14 @@ class _Classification(Kind[Example, Scores]):
         """A logit for each class."""
         return len(labels)
 
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:
         """Cross-entropy of the texts' or the words' classes."""
         return functional.cross_entropy(
-            output.reshape(-1, output.shape[-1]), chunk.targets.reshape(-1), reduction="sum", ignore_index=IGNORED
+            output.reshape(-1, output.shape[-1]),
+            chunk.targets.reshape(-1),
+            weight=weights_C,
+            reduction="sum",
+            ignore_index=IGNORED,
         )
 
     def scored(

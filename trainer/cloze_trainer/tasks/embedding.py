@@ -124,7 +124,7 @@ class Embeddings(Kind[Pair, Answers]):
         """The vector's."""
         return hidden
 
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as in Kind
         """Cross-entropy of each first text's partner among the block's partners and negatives.
 
         The rows are a block's first texts, then their partners, then negatives. Texts that are equal to the first or to

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration, SpecialTokens
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.quality.scores import Statistic
 from cloze_trainer.tasks.rows import Batch, Rows
@@ -88,12 +88,13 @@ ScoredT = TypeVar("ScoredT", bound=Scored)
 class Kind(ABC, Generic[LineT, ScoredT]):
     """One task.
 
-    main: the figure that stands for it, of the champion and of slices; of several, the first that the examples give.
-    per_token: whether targets and outputs are of tokens, and not of rows. block: how many examples are always trained
-    together, on one rank; None where each counts for itself.
+    problem: which one of sequence classification. main: the figure that stands for it, of the champion and of slices;
+    of several, the first that the examples give. per_token: whether targets and outputs are of tokens, and not of rows.
+    block: how many examples are always trained together, on one rank; None where each counts for itself.
     """
 
     task: ClassVar[Task]
+    problem: ClassVar[Problem] = Problem.SINGLE_LABEL
     main: ClassVar[tuple[str, ...]]
     per_token: ClassVar[bool] = False
     block: ClassVar[int | None] = None
@@ -126,8 +127,11 @@ class Kind(ABC, Generic[LineT, ScoredT]):
         return int((batch.targets != IGNORED).sum())
 
     @abstractmethod
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
-        """Sum of the losses (nats) of what a chunk predicts, from the model's output in fp32; 0 with weight 0."""
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:
+        """Sum of the losses (nats) of what a chunk predicts, from the model's output in fp32; 0 with weight 0.
+
+        weights_C: of the classes, for tasks that have some.
+        """
 
     @abstractmethod
     def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> ScoredT:

@@ -118,7 +118,7 @@ class QuestionAnswering(Kind[Question, Answers]):
         """Each row has one answer."""
         return len(batch.targets)
 
-    def loss_sum(self, output: Tensor, chunk: Chunk) -> Tensor:
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as in Kind
         """Mean of the cross-entropies of start and end."""
         if not chunk.weight:
             return output.sum() * 0

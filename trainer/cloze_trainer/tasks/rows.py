@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,8 @@ from cloze_trainer.data.examples import Row
 from cloze_trainer.data.labelled import IGNORED, Labelled, pad
 
 Ids = npt.NDArray[np.int64]
-Arrays = dict[str, npt.NDArray[np.int32] | Ids]
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
 
 EXAMPLE, SECOND, FIRST = range(3)
 """Columns of `places`."""
@@ -19,12 +20,12 @@ _FIELDS = ("ids", "lengths", "targets", "places", "spans")
 
 
 class Batch(NamedTuple):
-    """Padded rows. visible: what isn't padding. segments: 1 in the second text of a pair. targets: (B, T) or (B,)."""
+    """Padded rows. visible: what isn't padding. segments: 1 in the second text of a pair. targets: (B, T) or (B, …)."""
 
     ids_BT: Ids
     visible_BT: npt.NDArray[np.bool_]
     segments_BT: Ids
-    targets: Ids
+    targets: Array
 
 
 def save(folder: Path, name: str, part: Labelled) -> None:
@@ -41,13 +42,21 @@ def _flat(part: Labelled) -> Arrays:
     arrays: Arrays = {
         "ids": np.concatenate(part.ids).astype(np.int32),
         "lengths": part.lengths,
-        "targets": np.concatenate(part.targets).astype(np.int32),
+        "targets": _narrow(np.concatenate(part.targets)),
     }
     if part.places is not None:
         arrays["places"] = part.places
     if part.spans is not None:
         arrays["spans"] = np.concatenate(part.spans).astype(np.int32)
     return arrays
+
+
+def _narrow(values: Array) -> Array:
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
+
+
+def _wide(values: Array) -> Array:
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
 class Rows:
@@ -84,12 +93,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def items(self) -> tuple[Ids, Ids]:
+    def items(self) -> tuple[Ids, Array]:
         """What is scored: where each row's items begin, and the end of the last one's; the target of each."""
         if not self._per_token:
-            return np.arange(len(self) + 1), self._targets.astype(np.int64)
+            return np.arange(len(self) + 1), _wide(self._targets)
         scored = np.asarray(self._targets) != IGNORED
-        return np.concatenate([[0], np.cumsum(scored)])[self._starts], self._targets[scored].astype(np.int64)
+        return np.concatenate([[0], np.cumsum(scored)])[self._starts], _wide(self._targets[scored])
 
     def spread(self, most: int) -> list[Row]:
         """At most so many rows, from all over the file."""
@@ -97,7 +106,7 @@ class Rows:
         for row in np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64):
             span = slice(self._starts[row], self._starts[row + 1])
             ids = self._ids[span].astype(np.int64)
-            targets = self._targets[span if self._per_token else slice(row, row + 1)].astype(np.int64)
+            targets = _wide(self._targets[span if self._per_token else slice(row, row + 1)])
             found.append(Row(ids, self._segments(row, len(ids)), targets))
         return found
 
@@ -109,7 +118,7 @@ class Rows:
         if self._per_token:
             targets = pad([self._targets[span].astype(np.int64) for span in spans], IGNORED)
         else:
-            targets = self._targets[rows_B].astype(np.int64)
+            targets = _wide(self._targets[rows_B])
         segments_BT = pad([self._segments(row, int(self.lengths[row])) for row in rows_B], 0)
         return Batch(ids_BT, visible_BT, segments_BT, targets)
 

@@ -33,5 +33,5 @@ def outputs(
         batch = rows.batch(rows_B)
         output = infer(batch).reshape(-1, width)
         places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows_B])
-        outputs_NK[places] = output[batch.targets.reshape(-1) != IGNORED]
+        outputs_NK[places] = output if len(output) == len(rows_B) else output[batch.targets.reshape(-1) != IGNORED]
     return outputs_NK

@@ -1,0 +1,105 @@
+"""A number for a text."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from cloze_api.task import Problem, Task
+from cloze_trainer.data.cleaning import normalise
+from cloze_trainer.data.labelled import Labelled, slices_of, tokenize_texts
+from cloze_trainer.data.lines import objects
+from cloze_trainer.errors import InputError
+from cloze_trainer.quality.scores import Statistic, correlation, rank_correlation, root_mean_square
+from cloze_trainer.tasks.kind import Answers, Kind, Outputs, Reader
+from cloze_trainer.tasks.rows import Batch, Rows
+from cloze_trainer.workload import Chunk
+
+LABEL = "score"
+"""What the number is called in the manifest and in replies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """One line."""
+
+    place: str
+    text: str
+    score: float
+    slices: tuple[str, ...] = ()
+
+
+class Regression(Kind[Rated, Answers]):
+    """A text's number, on the scale of the examples'."""
+
+    task: ClassVar[Task] = Task.SEQUENCE_CLASSIFICATION
+    problem: ClassVar[Problem] = Problem.REGRESSION
+    main: ClassVar[tuple[str, ...]] = ("spearman",)
+
+    def read(self, paths: Sequence[Path]) -> list[Rated]:
+        """`{"text": …, "score": …}`."""
+        found = [_rated(f"{path}:{number}", row) for path in paths for number, row in objects(path)]
+        if not found:
+            raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
+        return found
+
+    def labels(self, train: Sequence[Rated], test: Sequence[Rated], declared: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """The one that the number has. Raises InputError where all numbers are the same."""
+        if len({line.score for line in train}) < 2:
+            raise InputError("ScoresAllEqual", "all training examples have the same score: there is nothing to learn")
+        return (LABEL,)
+
+    def tokenize(self, lines: Sequence[Rated], labels: Sequence[str], reader: Reader) -> Labelled:  # noqa: ARG002
+        """A row for each text; its target is its number."""
+        return tokenize_texts(
+            [line.text for line in lines],
+            [np.array([line.score], np.float32) for line in lines],
+            reader.tokenizer,
+            max_length=reader.max_length,
+            special=reader.special,
+        )
+
+    def width(self, labels: Sequence[str], hidden: int) -> int:  # noqa: ARG002 - as in Kind
+        """The number."""
+        return 1
+
+    def weight(self, batch: Batch) -> int:
+        """Each text counts once."""
+        return len(batch.targets)
+
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as in Kind
+        """Squared errors."""
+        if not chunk.weight:
+            return output.sum() * 0
+        return (output[:, 0] - chunk.targets).square().sum()
+
+    def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> Answers:  # noqa: ARG002
+        """`spearman` and `pearson`, and `rmse`, the root of the mean squared error."""
+        given_E, true_E = outputs_NK[:, 0].astype(np.float64), rows.items()[1].astype(np.float64)
+        found = {
+            "spearman": rank_correlation(given_E, true_E),
+            "pearson": correlation(given_E, true_E),
+            "rmse": root_mean_square(given_E - true_E),
+        }
+        return Answers(found, len(true_E), slices)
+
+    def statistics(self, scores: Answers, labels: Sequence[str]) -> Mapping[str, Statistic]:  # noqa: ARG002 - as in Kind
+        """See `scored`."""
+        return scores.found
+
+    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
+        """See `scored`."""
+        return ["spearman", "pearson", "rmse"], []
+
+
+def _rated(place: str, row: dict[str, Any]) -> Rated:
+    text, score = row.get("text"), row.get("score")
+    if not isinstance(text, str):
+        raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise InputError("ScoreInvalid", f"{place} has no field 'score' with a number")
+    return Rated(place, normalise(text), float(score), slices_of(place, row))

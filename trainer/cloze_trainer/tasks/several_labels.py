@@ -1,0 +1,156 @@
+"""Several labels for a text, or none: each is a yes or no of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.nn import functional
+
+from cloze_api.evaluation import Evaluation
+from cloze_api.manifest import Calibration
+from cloze_api.task import Problem, Task
+from cloze_trainer.data import labelled
+from cloze_trainer.data.cleaning import normalise
+from cloze_trainer.data.labelled import Example, Labelled, label_of, slices_of
+from cloze_trainer.data.lines import objects
+from cloze_trainer.errors import InputError
+from cloze_trainer.quality import calibration
+from cloze_trainer.quality.scores import Floats, Statistic, f1_of, macro_f1_of, mean
+from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
+from cloze_trainer.tasks.rows import Batch, Rows
+from cloze_trainer.workload import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """E texts and C labels. logits_EC: of each label. truth_EC: whether the text has it."""
+
+    logits_EC: Outputs
+    truth_EC: npt.NDArray[np.bool_]
+    slices: Sequence[Sequence[str]] = ()
+
+    @property
+    def examples(self) -> int:
+        """E."""
+        return len(self.truth_EC)
+
+    @property
+    def probabilities(self) -> Floats:
+        """Probability of each label."""
+        return np.asarray(1 / (1 + np.exp(-self.logits_EC.astype(np.float64))))
+
+
+class SeveralLabels(Kind[Example, Marked]):
+    """Each label of a text by itself; one is predicted from a probability of a half on."""
+
+    task: ClassVar[Task] = Task.SEQUENCE_CLASSIFICATION
+    problem: ClassVar[Problem] = Problem.MULTI_LABEL
+    main: ClassVar[tuple[str, ...]] = ("micro_f1",)
+
+    def read(self, paths: Sequence[Path]) -> list[Example]:
+        """`{"text": …, "labels": […]}`, of which there may be none."""
+        found = [_example(f"{path}:{number}", row) for path in paths for number, row in objects(path)]
+        if not found:
+            raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
+        return found
+
+    def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
+        """As `labelled.schema`."""
+        return labelled.schema(train, test, declared)
+
+    def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
+        """As `labelled.check`."""
+        labelled.check(lines, labels)
+
+    def tokenize(self, lines: Sequence[Example], labels: Sequence[str], reader: Reader) -> Labelled:
+        """A row for each text; its target is 1 or 0 for each label."""
+        return labelled.tokenize_texts(
+            [line.text for line in lines],
+            [np.array([[label in line.labels for label in labels]], np.int64) for line in lines],
+            reader.tokenizer,
+            max_length=reader.max_length,
+            special=reader.special,
+        )
+
+    def width(self, labels: Sequence[str], hidden: int) -> int:  # noqa: ARG002 - as in Kind
+        """A logit for each label."""
+        return len(labels)
+
+    def weight(self, batch: Batch) -> int:
+        """Each text counts once."""
+        return len(batch.targets)
+
+    def loss_sum(self, output: Tensor, chunk: Chunk, weights_C: Tensor | None = None) -> Tensor:  # noqa: ARG002 - as in Kind
+        """Binary cross-entropy, the mean over a text's labels."""
+        if not chunk.weight:
+            return output.sum() * 0
+        losses_BC = functional.binary_cross_entropy_with_logits(
+            output, chunk.targets.to(output.dtype), reduction="none"
+        )
+        return losses_BC.mean(-1).sum()
+
+    def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> Marked:  # noqa: ARG002
+        """Logits beside what is there."""
+        return Marked(outputs_NK, rows.items()[1].astype(bool), slices)
+
+    def statistics(self, scores: Marked, labels: Sequence[str]) -> Mapping[str, Statistic]:  # noqa: ARG002 - as in Kind
+        """`micro_f1` over all labels of all texts, `macro_f1` over the labels that occur, and `exact_match`: how often
+        all labels of a text are right.
+        """
+        predicted_EC = scores.logits_EC >= 0
+        hits_EC = predicted_EC & scores.truth_EC
+        counts_E3C = np.stack([hits_EC, predicted_EC, scores.truth_EC], axis=1).astype(np.float64)
+        return {
+            "micro_f1": Statistic(counts_E3C.sum(-1), f1_of),
+            "macro_f1": Statistic(counts_E3C.reshape(scores.examples, -1), macro_f1_of),
+            "exact_match": mean((predicted_EC == scores.truth_EC).all(-1).astype(np.float64)),
+        }
+
+    def details(self, scores: Marked, labels: Sequence[str]) -> dict[str, float]:
+        """`average_precision`, the mean over the labels that occur, and `f1_<label>` of each label."""
+        predicted_EC = scores.logits_EC >= 0
+        sums_C3 = np.stack([(predicted_EC & scores.truth_EC).sum(0), predicted_EC.sum(0), scores.truth_EC.sum(0)], -1)
+        found = [
+            calibration.average_precision(shares_E, truth_E)
+            for shares_E, truth_E in zip(scores.probabilities.T, scores.truth_EC.T, strict=True)
+            if truth_E.any()
+        ]
+        scores_C = f1_of(sums_C3.astype(np.float64))
+        return {
+            "average_precision": float(np.mean(found)) if found else 0.0,
+            **{f"f1_{label}": float(score) for label, score in zip(labels, scores_C, strict=True)},
+        }
+
+    def further(self, scores: Marked, labels: Sequence[str], asked: Evaluation) -> Further:
+        """With thresholds for the precision that is asked for, if one is."""
+        chosen = None
+        if asked.abstain_below_precision is not None:
+            bounds: dict[str, float] = {}
+            for label, shares_E, truth_E in zip(labels, scores.probabilities.T, scores.truth_EC.T, strict=True):
+                pair_E2 = np.stack([shares_E, np.zeros_like(shares_E)], -1)
+                bounds |= calibration.thresholds(
+                    pair_E2, (~truth_E).astype(np.int64), [label], asked.abstain_below_precision
+                )
+            chosen = Calibration(thresholds=bounds)
+        return Further(self.details(scores, labels), {"labels": list(labels)}, chosen)
+
+    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+        """See the methods above."""
+        told = ["micro_f1", "macro_f1", "exact_match"]
+        return told, ["average_precision", *(f"f1_{label}" for label in labels)]
+
+
+def _example(place: str, row: dict[str, Any]) -> Example:
+    text, given = row.get("text"), row.get("labels")
+    if not isinstance(text, str):
+        raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
+    if not isinstance(given, list) or not all(isinstance(label, str) for label in given):
+        raise InputError("LabelMissing", f"{place} has no field 'labels' with a list of texts, which may be empty")
+    labels = tuple(label_of(place, label) for label in given)
+    if len(set(labels)) < len(labels):
+        raise InputError("LabelRepeated", f"{place} has a label twice: name it once")
+    return Example(place, (normalise(text),), labels, slices_of(place, row))
