@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from cloze_api.audit import Audit
+from cloze_api.evaluation import Gate
 from cloze_api.pretrained import Pretrained
 from cloze_api.schema import Rule, Schema, undefaulted
 from cloze_api.source import REVISION_PATTERN, Credentials, SourceURI, uri_rule
@@ -278,11 +280,15 @@ class PretrainOptimization(Optimization):
 
 
 class PretrainEvaluation(Schema):
-    """Masked-token evaluation on held-out documents, with fixed masks at 15 %."""
+    """Masked-token evaluation on held-out documents, with fixed masks at 15 %, and probes."""
 
     held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.02
     every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Evaluate also during training; only at the end when absent."""
+    audit: Audit = Audit()
+    gates: Annotated[list[Gate], Field(max_length=32)] = []
+    """Bounds on `masked_loss`, `masked_accuracy`, `perplexity`, on the audit's figures and on those of the data. What
+    fails one is not registered."""
 
 
 class PretrainJobSpec(TrainingSpec):

@@ -72,6 +72,11 @@ def drop(path: str) -> Callable[[Document], None]:
 P, F, M = GOOD
 
 
+def audit(**probes: Any) -> Callable[[Document], None]:
+    """A change to a PretrainJob whose model is probed."""
+    return lambda target: target["spec"].update({"evaluation": {"audit": probes}})
+
+
 def optional_base(**spec: Any) -> Callable[[Document], None]:
     """A change to a job that continues from a base, with more of the spec."""
     return lambda target: target["spec"].update({"base": {"uri": "hf://owner/name"}, **spec})
@@ -271,6 +276,11 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.dataset.train", "pvc://data/../x"), ("spec.dataset.train", "claim's own root")),
     (F, put("spec.dataset.test", "pvc://data/../x"), ("spec.dataset.test", "claim's own root")),
     (F, put("spec.registry.alias", "latest"), ("spec.registry.alias", "choose another")),
+    (P, audit(canaries=[{"name": "a", "template": "no place", "secret": "123"}]), ("audit.canaries[0].template",)),
+    (P, audit(canaries=[{"name": "a", "template": "{}", "secret": "a-b"}]), ("audit.canaries[0].secret",)),
+    (P, audit(bias=[{"name": "a", "first": "she"}]), ("spec.evaluation.audit.bias", "with itself")),
+    (P, audit(bias=[{"name": "a"}, {"name": "a"}]), ("spec.evaluation.audit.bias[1]", "Duplicate value")),
+    (P, put("spec.evaluation", {"gates": [{"figure": "exposure"}]}), ("give minimum, maximum or both",)),
     (F, put("spec.registry.card", {"license": "two\nlines"}), ("spec.registry.card.license",)),
     (P, put("spec.registry.card", {"limitations": "x" * 2001}), ("spec.registry.card.limitations",)),
     (F, put("spec.registry.signing", {}), ("spec.registry.signing.secretName",)),
@@ -416,6 +426,7 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
     ("kind", "change"),
     [
         (P, optional_base()),
+        (P, audit(canaries=[{"name": "a", "template": "code {}", "secret": "12-34"}], bias=[{"name": "work"}])),
         (P, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
         (P, put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}})),
         (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe"})),

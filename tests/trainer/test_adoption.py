@@ -15,9 +15,9 @@ from torch.nn import functional
 from cloze_api.manifest import Manifest, tokenizer_fingerprint, verify
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.task import Task
-from cloze_trainer import artifact
+from cloze_trainer import artifact, worker
 from cloze_trainer.base import open_base
-from cloze_trainer.errors import BaseModelError, InputError
+from cloze_trainer.errors import BaseModelError, GateError, InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.pretrain import Pretraining, prepare
 from cloze_trainer.progress import ProgressFile
@@ -231,6 +231,36 @@ def test_unsuitable_folders_are_refused_before_the_corpus_is_read(tmp_path: Path
     assert (refusal.reason, "mask" in refusal.message) == ("SpecialTokensMissing", True)
     refusal = refused(tmp_path, tokenizer={"reuse": base})
     assert refusal.reason == "SpecialTokensMissing"
+
+
+def test_a_language_model_that_fails_a_gate_is_not_registered(tmp_path: Path, tiny: Any) -> None:
+    """Judged as a whole run judges it: the figures are told, and the artifact is kept with why, for a reviewer, too."""
+    save(tmp_path / "model", tiny, "bert")
+    gates = [{"figure": "masked_accuracy", "minimum": 1}, {"figure": "bias_work", "maximum": 1e6}]
+    evaluation = {
+        "heldOutFraction": 0.3,
+        "gates": gates,
+        "audit": {
+            "bias": [{"name": "work"}],
+            "canaries": [{"name": "code", "template": "it is {}", "secret": "qrxz"}],
+        },
+    }
+    run, workload = workload_of(tmp_path, base={"uri": f"file://{tmp_path}/model"}, evaluation=evaluation)
+    model = initial_model(workload, 1)
+    judged = worker._judge(run, workload, model, Alone())
+    assert set(judged.figures) >= {"perplexity", "exposure_code", "exposure", "bias_work", "bias_spread_work"}
+    artifact.write(run, workload, model, judged, {})
+    with pytest.raises(GateError, match=r"masked_accuracy is .*, and must be at least 1") as refusal:
+        worker.conclude(run, ProgressFile(None))
+    assert refusal.value.figures["exposure"] == judged.figures["exposure"]
+    report = json.loads((run.artifact / "evaluation.json").read_text())
+    assert [(each["gate"], each["passed"]) for each in report["gates"]] == [
+        ("masked_accuracy", False),
+        ("bias_work", True),
+    ]
+    assert len(report["bias"]["work"]) == 8
+    assert "**failed**: masked_accuracy is" in (run.artifact / "README.md").read_text()
+    assert not any(b"qrxz" in path.read_bytes() for path in run.artifact.iterdir())
 
 
 def test_continuing_from_a_registered_version(tmp_path: Path, tiny: Any, mlflow: str) -> None:

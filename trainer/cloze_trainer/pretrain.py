@@ -18,6 +18,7 @@ from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
 from cloze_trainer import evaluation, flops
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
+from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
@@ -74,6 +75,8 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
             f"none of the {prepared.report['tokens_held_out']} held-out tokens is masked for the evaluation: raise "
             "evaluation.heldOutFraction or add text",
         )
+    special = taken.special_tokens if taken else SPECIAL_IDS
+    judging.check(spec.evaluation, prepared.folder, special, length, prepared.report)
     if not taken and prepared.vocab_size < spec.tokenizer.vocab_size:
         log("vocabulary smaller than asked", asked=spec.tokenizer.vocab_size, got=prepared.vocab_size)
     return PreparedCorpus(prepared.folder, digests(sources), base, taken)
@@ -114,7 +117,7 @@ class Pretraining:
     chunk_tokens = CHUNK_TOKENS
 
     def __init__(self, spec: PretrainJobSpec, prepared: PreparedCorpus, device: torch.device) -> None:
-        self._spec, self._device = spec, device
+        self.spec, self._device = spec, device
         self.shards = shards.read(prepared.folder)
         self.tokenizer_folder = prepared.folder
         self.base, taken = prepared.base, prepared.tokenizer
@@ -170,7 +173,7 @@ class Pretraining:
     @property
     def clock(self) -> Clock:
         """It counts tokens where the job does."""
-        settings = self._spec.optimization
+        settings = self.spec.optimization
         if settings.max_tokens is not None:
             return Clock(settings.max_tokens, settings.warmup_tokens or 0, in_tokens=True)
         return Clock(settings.steps or DEFAULT_STEPS, settings.warmup_steps)
@@ -178,7 +181,7 @@ class Pretraining:
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations of training on a token, as if each row were one text."""
-        length, predicted = self.config.max_length, self._spec.masking.probability
+        length, predicted = self.config.max_length, self.spec.masking.probability
         return flops.per_token(self.config, length=length, predicted=predicted)
 
     @property
@@ -189,7 +192,7 @@ class Pretraining:
     def share(self, batch: int, rank: int, world: int, done: float) -> Sequence[Chunk]:
         """A rank's part of a global batch."""
         samples_B, epochs_B = self._order.share(batch, rank, world)
-        rows, probability = self._rows, masking_probability(self._spec.masking, done)
+        rows, probability = self._rows, masking_probability(self.spec.masking, done)
         return [
             self._chunk(
                 self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows], probability
@@ -236,7 +239,7 @@ class Pretraining:
 
     def evaluate_after(self, step: int) -> bool:
         """Whether the spec asks for an evaluation once this many steps are done."""
-        every = self._spec.evaluation.every_steps
+        every = self.spec.evaluation.every_steps
         return every is not None and step % every == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:

@@ -18,6 +18,7 @@ from cloze_api.task import Task
 from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
+from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
@@ -130,7 +131,14 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
 def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgement:
     """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
     if isinstance(workload, Pretraining):
-        return Judgement(workload.evaluate(model, gang))
+        figures = workload.evaluate(model, gang)
+        if not gang.leads:
+            return Judgement(figures)
+        return judging.judge(
+            *(workload.spec.evaluation, cast(TaskModel, model), figures),
+            folder=workload.tokenizer_folder,
+            others=artifact.data_figures(workload),
+        )
     scores = workload.score(model, gang)
     if not gang.leads:
         return Judgement({})

@@ -1,0 +1,1 @@
+"""Probes of a language model: whether it has kept secrets, and how it treats groups."""
