@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from cloze_api.distillation import Distillation
 from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedVersion
@@ -92,6 +93,7 @@ class FineTuneJobSpec(TrainingSpec):
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
     optimization: FineTuneOptimization = FineTuneOptimization()
+    distillation: Distillation | None = None
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
 
@@ -119,6 +121,7 @@ FINE_TUNE_RULES = immutable_after_start(
         "labels",
         "maxLength",
         "optimization",
+        "distillation",
         "evaluation",
         "export",
         "topology",

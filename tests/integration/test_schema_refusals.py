@@ -226,6 +226,18 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
     (F, put("spec.base", {"model": {"name": "encoder", "version": "v1"}}), ("spec.base.model.version",)),
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
+    (F, put("spec.distillation", {"teacher": {}}), ("spec.distillation.teacher.model", "Required")),
+    (F, put("spec.distillation", {"teacher": {"model": {"name": "t"}}}), ("version and alias", "set one")),
+    (
+        F,
+        put("spec.distillation", {"teacher": {"model": {"name": "t", "version": "1"}}, "weight": 0}),
+        ("spec.distillation.weight is 0", "raise the weight"),
+    ),
+    (
+        F,
+        put("spec.distillation", {"teacher": {"model": {"name": "t", "version": "1"}}, "layers": [0, 0]}),
+        ("spec.distillation.layers[1]", "Duplicate"),
+    ),
     (F, put("spec.evaluation.gates", [{"figure": "f1"}]), ("spec.evaluation.gates", "give minimum, maximum or both")),
     (F, put("spec.evaluation.champion", {"alias": "latest"}), ("spec.evaluation.champion.alias",)),
     (F, put("spec.evaluation.gates", [{"figure": "", "minimum": 1}]), ("spec.evaluation.gates[0].figure",)),

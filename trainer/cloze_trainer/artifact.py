@@ -28,6 +28,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer import precisions
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
+from cloze_trainer.distillation.lesson import Distilling
 from cloze_trainer.export import OUTPUT, export
 from cloze_trainer.files import publish, write_json
 from cloze_trainer.finetune import FineTuning
@@ -66,15 +67,20 @@ def write(
     model: TaskModel,
     judged: Judgement,
     sources: dict[str, str],
+    *,
+    lesson: Distilling | None = None,
 ) -> None:
     """Export, describe and publish the trained model in the workspace; all or nothing.
 
-    judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI.
+    judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI. lesson: what it
+    was distilled by.
     """
     spec = run.job.spec
     base = workload.base
     with publish(run.artifact, marker=False) as staging:
         _write_files(staging, workload, model)
+        if lesson is not None:
+            judged = judged.beside("teacher", {}, lesson.latencies(staging))
         measured = _add_precisions(staging, spec, workload)
         if judged.report:
             write_json(staging / EVALUATION_FILE, {**judged.report, "refusal": judged.refusal})
@@ -104,6 +110,8 @@ def write(
                     kind=run.kind,
                     base=base.name if base else None,
                     base_digest=base.digest if base else None,
+                    teacher=lesson.teacher.name if lesson else None,
+                    teacher_digest=lesson.teacher.digest if lesson else None,
                     data=sources,
                     created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                     trainer_version=trainer_version(),

@@ -27,6 +27,7 @@ from cloze_trainer.data.examples import Row
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.remote import redacted
+from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
@@ -93,6 +94,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
 def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
     """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
+    counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
     known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced), *counted]
     if missing := gates.unknown(spec.evaluation.gates, known):
@@ -269,6 +271,7 @@ class FineTuning:
             targets=torch.from_numpy(targets).to(self._device),
             weight=int((targets != IGNORED).sum()),
             tokens=int(visible_BT.sum()),
+            samples_B=samples_B,
         )
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
@@ -293,23 +296,32 @@ class FineTuning:
 
         A word beyond the length limit isn't predicted and doesn't count; `truncated_test` says how many texts were cut.
         """
-        model.eval()
+        return self.scores_of(self.logits(model, self.test, gang).numpy())
+
+    def scores_of(self, logits_NC: npt.NDArray[np.float32]) -> Scores:
+        """Any model's logits of the test examples' items, with what is known of those."""
         starts, truth_N = self.test.items()
-        logits_NC = torch.zeros(len(truth_N), len(self.labels))
-        by_length = np.argsort(self.test.lengths, kind="stable")
-        rows = max(1, self.chunk_tokens // int(self.test.lengths.max()))
-        with torch.inference_mode():
-            for at in range(gang.rank * rows, len(by_length), gang.world * rows):
-                samples_B = by_length[at : at + rows]
-                chunk = self._chunk(self.test, samples_B)
-                output = model(*chunk.inputs).float().reshape(-1, len(self.labels))
-                scored = output[chunk.targets.reshape(-1) != IGNORED].cpu()
-                places = np.concatenate([np.arange(starts[sample], starts[sample + 1]) for sample in samples_B])
-                logits_NC[torch.from_numpy(places)] = scored
         return Scores(
-            logits_NC=gang.sum_array(logits_NC).numpy(),
+            logits_NC=logits_NC,
             truth_N=truth_N,
             example_N=np.repeat(np.arange(len(self.test)), np.diff(starts)),
             examples=len(self.test),
             slices=self._slices,
         )
+
+    def logits(self, model: nn.Module, examples: Examples, gang: Gang) -> Tensor:
+        """A model's logits (N, C) of the items of examples, in their order; all ranks share the work."""
+        model.eval()
+        starts, truth_N = examples.items()
+        logits_NC = torch.zeros(len(truth_N), len(self.labels))
+        by_length = np.argsort(examples.lengths, kind="stable")
+        rows = max(1, self.chunk_tokens // int(examples.lengths.max()))
+        with torch.inference_mode():
+            for at in range(gang.rank * rows, len(by_length), gang.world * rows):
+                samples_B = by_length[at : at + rows]
+                chunk = self._chunk(examples, samples_B)
+                output = model(*chunk.inputs).float().reshape(-1, len(self.labels))
+                scored = output[chunk.targets.reshape(-1) != IGNORED].cpu()
+                places = np.concatenate([np.arange(starts[sample], starts[sample + 1]) for sample in samples_B])
+                logits_NC[torch.from_numpy(places)] = scored
+        return gang.sum_array(logits_NC)

@@ -23,6 +23,8 @@ from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
 from cloze_trainer.data.remote import credentials
+from cloze_trainer.distillation import lesson as distillation
+from cloze_trainer.distillation.lesson import Distilling
 from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
@@ -87,7 +89,10 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     workload, sources = open_workload(run, gang, progress)
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
+    lesson = distillation.begin(run, workload, gang)
     model = initial_model(workload, spec.optimization.seed)
+    if lesson is not None:
+        lesson.start(model)
     model.encoder.recompute = spec.optimization.activation_checkpointing
     if gang.leads:
         log(
@@ -106,25 +111,25 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
     )
     try:
-        trained, steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+        trained, steps = train(model, lesson or workload, spec.optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
-    judged = _judge(run, workload, trained, gang)
+    judged = _judge(run, workload, trained, gang, lesson)
     tracker.metrics(steps, judged.figures)
     if gang.leads:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        artifact.write(run, workload, cast(TaskModel, trained), judged, sources)
+        artifact.write(run, workload, cast(TaskModel, trained), judged, sources, lesson=lesson)
         tracker.close(failed=bool(judged.refusal))
     gang.from_leader()
 
 
-def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgement:
+def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang, lesson: Distilling | None) -> Judgement:
     """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
     if isinstance(workload, Pretraining):
         return Judgement(workload.evaluate(model, gang))
@@ -132,12 +137,14 @@ def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgem
     if not gang.leads:
         return Judgement({})
     spec = workload.spec
-    return judge(
+    beside = lesson.figures(model, scores) if lesson else {}
+    judged = judge(
         *(scores, workload.labels, spec.evaluation),
         task=workload.task,
-        others=artifact.data_figures(workload),
+        others={**artifact.data_figures(workload), **beside},
         comparison=champion.compare(run, spec, scores, workload.labels),
     )
+    return judged.beside("teacher", lesson.about, beside) if lesson else judged
 
 
 def store_of(run: Run, folder: Path) -> Store:
@@ -172,7 +179,18 @@ def _params(job: TrainingJob) -> dict[str, str]:
         elif value not in (None, [], {}):
             flat[prefix] = str(value)
 
-    parts = {"optimization", "model", "masking", "tokenizer", "cleaning", "topology", "task", "max_length", "base"}
+    parts = {
+        "optimization",
+        "model",
+        "masking",
+        "tokenizer",
+        "cleaning",
+        "topology",
+        "task",
+        "max_length",
+        "base",
+        "distillation",
+    }
     parts &= set(type(job.spec).model_fields)
     if isinstance(job.spec, PretrainJobSpec) and job.spec.pretrained:
         # The defaults of what isn't trained here say nothing.
