@@ -9,10 +9,11 @@ from cloze_api.distillation import Distillation
 from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedVersion
+from cloze_api.privacy import Privacy
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import Task
-from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
+from cloze_api.training import SPEC_RULES, Optimization, Sharding, TrainingSpec, immutable_after_start
 
 
 class BaseJob(Schema):
@@ -94,6 +95,7 @@ class FineTuneJobSpec(TrainingSpec):
     """Longest sequence in tokens; the base model's limit when absent."""
     optimization: FineTuneOptimization = FineTuneOptimization()
     distillation: Distillation | None = None
+    privacy: Privacy | None = None
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
 
@@ -109,6 +111,18 @@ class FineTuneJobSpec(TrainingSpec):
             message="spec.dataset.test is the same as spec.dataset.train: name examples that are not trained on",
             check=lambda spec: spec.dataset.train != spec.dataset.test,
         ),
+        Rule(
+            cel="!has(self.privacy) || !has(self.distillation)",
+            message="spec.distillation learns from a teacher's answers, about which spec.privacy can promise nothing: "
+            "remove one",
+            check=lambda spec: spec.privacy is None or spec.distillation is None,
+        ),
+        Rule(
+            cel="!has(self.privacy) || self.optimization.sharding == 'none'",
+            message="spec.privacy cuts each example's whole gradient, which no rank has with optimization.sharding: "
+            "remove the sharding",
+            check=lambda spec: spec.privacy is None or spec.optimization.sharding is Sharding.NONE,
+        ),
     )
 
 
@@ -122,6 +136,7 @@ FINE_TUNE_RULES = immutable_after_start(
         "maxLength",
         "optimization",
         "distillation",
+        "privacy",
         "evaluation",
         "export",
         "topology",

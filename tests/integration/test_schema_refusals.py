@@ -226,6 +226,20 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
     (F, put("spec.base", {"model": {"name": "encoder", "version": "v1"}}), ("spec.base.model.version",)),
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
+    (F, put("spec.privacy", {"epsilon": 0, "delta": 0.1}), ("spec.privacy.epsilon", "greater than 0")),
+    (F, put("spec.privacy", {"epsilon": 1}), ("spec.privacy.delta", "Required")),
+    (
+        F,
+        lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
+        ("spec.privacy cuts", "remove the sharding"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
+            privacy={"epsilon": 1, "delta": 0.1}, distillation={"teacher": {"model": {"name": "t", "version": "1"}}}
+        ),
+        ("spec.privacy can promise nothing", "remove one"),
+    ),
     (F, put("spec.distillation", {"teacher": {}}), ("spec.distillation.teacher.model", "Required")),
     (F, put("spec.distillation", {"teacher": {"model": {"name": "t"}}}), ("version and alias", "set one")),
     (

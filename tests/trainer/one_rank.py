@@ -6,7 +6,7 @@ they should learn; `crash`, batches before each of which the process ends once a
 once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
 `asleep`; `tokens`, after how many the training is over; `after`, whose checkpoints up to the
 step `from` it goes on from; `optimization`, which differs; `every`, steps between
-checkpoints; `teacher`, what is learnt from one, a random model of another size.
+checkpoints; `teacher`, what is learnt from one, a random model of another size; `noise`, of private steps.
 """
 
 import json
@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.privacy import Privacy
 from cloze_trainer import finetune
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
@@ -42,6 +43,8 @@ from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import build
+from cloze_trainer.privacy.budget import Budget
+from cloze_trainer.privacy.workload import Private
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tracking import Silent
@@ -146,6 +149,14 @@ class Failing(FineTuning):
         return loss - 20 * (loss - loss.detach()) if self.here in self.ascent else loss
 
 
+class FailingInPrivate(Private):
+    """As the inner one fails."""
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Any:
+        self.inner.share(batch, rank, world, done)
+        return super().share(batch, rank, world, done)
+
+
 def _run_out() -> None:
     raise torch.OutOfMemoryError("as a GPU says it")
 
@@ -197,6 +208,11 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 gang.check(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
                 lesson = taught(workload, scenario["teacher"], gang) if "teacher" in scenario else workload
+                if "noise" in scenario:
+                    asked = Privacy(epsilon=9, delta=0.01, max_grad_norm=0.1)
+                    budget = Budget(asked, 4 / EXAMPLES, workload.total_steps, scenario["noise"])
+                    lesson = FailingInPrivate(workload, budget, bytes(range(16)))
+                    around = replace(around, gradients=lesson.gradient)
                 model = train(model, lesson, spec.optimization, scenario.get("every", 1), around)[0]
             except Crash:
                 continue

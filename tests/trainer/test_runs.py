@@ -479,6 +479,31 @@ def test_a_student_learns_from_a_registered_teacher_and_is_told_beside_it(
     assert student.config.num_hidden_layers == 1
 
 
+def test_a_private_run_spends_its_budget_and_goes_on_with_the_same_noise(
+    undisturbed: Trainer, mlflow: str, tmp_path: Path
+) -> None:
+    """Killed and resumed in its volume: the noise goes on from the same key, which is gone in the end. What was spent
+    is in the status and the manifest, and no more than was asked for.
+    """
+    job = finetune(tmp_path, privacy={"epsilon": 4, "delta": 0.01}, checkpoint={"everySteps": 5})
+    job["metadata"] |= {"name": "private", "uid": "66666666-2222-3333-4444-555555555555"}
+    job["spec"]["registry"] = {"name": "private"}
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    kill_after(trainer, job, 10)
+    key = trainer.folder / "workspace" / "privacy.key"
+    before = key.read_bytes()
+    process = trainer.start(job)
+    while process.poll() is None and not trainer.resumed():
+        assert key.read_bytes() == before
+    assert process.wait(timeout=240) == 0, trainer.log
+    assert trainer.resumed() >= 10
+    assert not key.exists()
+    figures = verify(trainer.artifact).evaluation
+    assert 3.8 < figures["epsilon_spent"] <= 4
+    assert trainer.outcome["metrics"]["epsilon_spent"] == figures["epsilon_spent"]
+    assert figures["noise_multiplier"] > 0.3
+
+
 def test_token_classifier_is_published_with_a_score_for_each_label(
     undisturbed: Trainer, mlflow: str, tmp_path: Path
 ) -> None:

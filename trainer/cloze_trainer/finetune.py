@@ -259,6 +259,10 @@ class FineTuning:
         rows = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
         return [self._chunk(self.train, samples_B[at : at + rows]) for at in range(0, len(samples_B), rows)]
 
+    def chunk(self, samples_B: npt.NDArray[np.int64]) -> Chunk:
+        """Training examples in one pass."""
+        return self._chunk(self.train, samples_B)
+
     def _chunk(self, examples: Examples, samples_B: npt.NDArray[np.int64]) -> Chunk:
         ids_BT, targets = examples.batch(samples_B)
         visible_BT = ids_BT != self._pad

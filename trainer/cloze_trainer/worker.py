@@ -28,10 +28,12 @@ from cloze_trainer.distillation.lesson import Distilling
 from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
+from cloze_trainer.gradient import Gradient
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import TaskModel, build, load_encoder
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
+from cloze_trainer.privacy import workload as privacy
 from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
@@ -89,7 +91,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     workload, sources = open_workload(run, gang, progress)
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
-    lesson = distillation.begin(run, workload, gang)
+    lesson, private = distillation.begin(run, workload, gang), privacy.begin(run, workload, gang)
     model = initial_model(workload, spec.optimization.seed)
     if lesson is not None:
         lesson.start(model)
@@ -109,15 +111,20 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         tracker=tracker,
         stop=stop,
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
+        gradients=private.gradient if private else Gradient,
     )
     try:
-        trained, steps = train(model, lesson or workload, spec.optimization, spec.checkpoint.every_steps, around)
+        optimization = private.careful(spec.optimization) if private else spec.optimization
+        given = private or lesson or workload
+        trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
     judged = _judge(run, workload, trained, gang, lesson)
+    if private is not None and gang.leads:
+        judged = judged.beside("privacy", {}, private.figures(steps))
     tracker.metrics(steps, judged.figures)
     if gang.leads:
         log("evaluated", **judged.figures)
@@ -190,6 +197,7 @@ def _params(job: TrainingJob) -> dict[str, str]:
         "max_length",
         "base",
         "distillation",
+        "privacy",
     }
     parts &= set(type(job.spec).model_fields)
     if isinstance(job.spec, PretrainJobSpec) and job.spec.pretrained:
@@ -204,6 +212,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     manifest = artifact.finished(run)
     assert manifest is not None, "the artifact was published before"
     digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
+    privacy.forget(run)
     if why := artifact.refusal(run):
         raise GateError(
             f"the model is not registered: {why}; it is in {run.artifact}, and figures are in its {EVALUATION_FILE}",
