@@ -6,13 +6,15 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from cloze_api.distillation import Distillation
 from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
+from cloze_api.privacy import Privacy
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import LABEL_TASKS, Problem, Task
-from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
+from cloze_api.training import SPEC_RULES, Optimization, Sharding, TrainingSpec, immutable_after_start
 
 
 class BaseJob(Schema):
@@ -116,6 +118,8 @@ class FineTuneJobSpec(TrainingSpec):
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
     optimization: FineTuneOptimization = FineTuneOptimization()
+    distillation: Distillation | None = None
+    privacy: Privacy | None = None
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
 
@@ -167,6 +171,39 @@ class FineTuneJobSpec(TrainingSpec):
             message="spec.dataset.test is the same as spec.dataset.train: name examples that are not trained on",
             check=lambda spec: spec.dataset.train != spec.dataset.test,
         ),
+        Rule(
+            cel=f"!has(self.distillation) || (self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}] && "
+            "self.problem == 'single-label')",
+            message="spec.distillation is for one label of each text or word, and spec.task asks for something else: "
+            "remove it",
+            check=lambda spec: (
+                spec.distillation is None or (spec.task in LABEL_TASKS and spec.problem is Problem.SINGLE_LABEL)
+            ),
+        ),
+        Rule(
+            cel=f"!has(self.privacy) || self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]",
+            message="spec.privacy is for examples that count one by one, and those of spec.task share a gradient or "
+            "come in several parts: remove it",
+            check=lambda spec: spec.privacy is None or spec.task in LABEL_TASKS,
+        ),
+        Rule(
+            cel="!has(self.privacy) || self.optimization.classWeights == 'none'",
+            message="spec.optimization.classWeights tells how often each label occurs, which spec.privacy must not: "
+            "remove one",
+            check=lambda spec: spec.privacy is None or spec.optimization.class_weights is ClassWeights.NONE,
+        ),
+        Rule(
+            cel="!has(self.privacy) || !has(self.distillation)",
+            message="spec.distillation learns from a teacher's answers, about which spec.privacy can promise nothing: "
+            "remove one",
+            check=lambda spec: spec.privacy is None or spec.distillation is None,
+        ),
+        Rule(
+            cel="!has(self.privacy) || self.optimization.sharding == 'none'",
+            message="spec.privacy cuts each example's whole gradient, which no rank has with optimization.sharding: "
+            "remove the sharding",
+            check=lambda spec: spec.privacy is None or spec.optimization.sharding is Sharding.NONE,
+        ),
     )
 
     @property
@@ -185,6 +222,8 @@ FINE_TUNE_RULES = immutable_after_start(
         "labels",
         "maxLength",
         "optimization",
+        "distillation",
+        "privacy",
         "evaluation",
         "export",
         "topology",

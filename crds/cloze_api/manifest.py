@@ -102,6 +102,9 @@ class Lineage(_Part):
     base: str | None = None
     """`name/version` of the base model."""
     base_digest: str | None = None
+    teacher: str | None = Field(default=None, exclude_if=lambda teacher: teacher is None)
+    """`name/version` of the model that it was distilled from; left out without one, as `Manifest.embedding`."""
+    teacher_digest: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     data: dict[str, str] = {}
     """SHA-256 of each data source, keyed by its URI."""
     created: str

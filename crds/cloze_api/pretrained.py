@@ -22,8 +22,8 @@ class PretrainedVersion(Schema):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.version) != has(self.alias)",
-            message="spec.base.model (or spec.tokenizer.reuse.model) needs exactly one of version and alias: set one, "
-            "remove the other",
+            message="spec.base.model (or spec.tokenizer.reuse.model, or spec.distillation.teacher.model) needs exactly "
+            "one of version and alias: set one, remove the other",
             check=lambda model: (model.version is None) != (model.alias is None),
         ),
         alias_rule("spec.base.model.alias"),

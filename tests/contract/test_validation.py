@@ -87,6 +87,22 @@ def test_there_are_examples_of_every_kind() -> None:
             with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1"}]}),
             "spec.evaluation.gates has a gate without",
         ),
+        (
+            with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
+            "remove the sharding",
+        ),
+        (
+            with_spec(
+                "FineTuneJob",
+                privacy={"epsilon": 1, "delta": 0.1},
+                distillation={"teacher": {"model": {"name": "t", "version": "1"}}},
+            ),
+            "spec.privacy can promise nothing",
+        ),
+        (
+            with_spec("FineTuneJob", distillation={"teacher": {"model": {"name": "t", "version": "1"}}, "weight": 0}),
+            "spec.distillation.weight is 0",
+        ),
         (with_spec("FineTuneJob", evaluation={"champion": {"alias": "v1"}}), "spec.evaluation.champion.alias"),
         (with_spec("ModelDeployment", model={"name": "e", "follow": {"candidateAlias": "v1"}}), "candidateAlias"),
         (with_spec("PretrainJob", storage={"size": 0}), "spec.storage.size"),

@@ -246,6 +246,53 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.base", {"model": {"name": "encoder"}}), ("spec.base.model", "version and alias", "set one")),
     (F, put("spec.base", {"model": {"name": "encoder", "version": "v1"}}), ("spec.base.model.version",)),
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
+    (F, put("spec.privacy", {"epsilon": 0, "delta": 0.1}), ("spec.privacy.epsilon", "greater than 0")),
+    (F, put("spec.privacy", {"epsilon": 1}), ("spec.privacy.delta", "Required")),
+    (
+        F,
+        lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
+        ("spec.privacy cuts", "remove the sharding"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
+            privacy={"epsilon": 1, "delta": 0.1}, distillation={"teacher": {"model": {"name": "t", "version": "1"}}}
+        ),
+        ("spec.privacy can promise nothing", "remove one"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
+            privacy={"epsilon": 1, "delta": 0.1}, optimization={"classWeights": "balanced"}
+        ),
+        ("spec.optimization.classWeights tells", "remove one"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
+            privacy={"epsilon": 1, "delta": 0.1}, task="question-answering", labels=[]
+        ),
+        ("spec.privacy is for examples that count one by one", "remove it"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
+            distillation={"teacher": {"model": {"name": "t", "version": "1"}}}, problem="multi-label"
+        ),
+        ("spec.distillation is for one label", "remove it"),
+    ),
+    (F, put("spec.distillation", {"teacher": {}}), ("spec.distillation.teacher.model", "Required")),
+    (F, put("spec.distillation", {"teacher": {"model": {"name": "t"}}}), ("version and alias", "set one")),
+    (
+        F,
+        put("spec.distillation", {"teacher": {"model": {"name": "t", "version": "1"}}, "weight": 0}),
+        ("spec.distillation.weight is 0", "raise the weight"),
+    ),
+    (
+        F,
+        put("spec.distillation", {"teacher": {"model": {"name": "t", "version": "1"}}, "layers": [0, 0]}),
+        ("spec.distillation.layers[1]", "Duplicate"),
+    ),
     (F, put("spec.evaluation.gates", [{"figure": "f1"}]), ("spec.evaluation.gates", "give minimum, maximum or both")),
     (F, put("spec.evaluation.champion", {"alias": "latest"}), ("spec.evaluation.champion.alias",)),
     (F, put("spec.evaluation.gates", [{"figure": "", "minimum": 1}]), ("spec.evaluation.gates[0].figure",)),

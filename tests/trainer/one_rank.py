@@ -6,7 +6,7 @@ they should learn; `crash`, batches before each of which the process ends once a
 once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
 `asleep`; `tokens`, after how many the training is over; `after`, whose checkpoints up to the
 step `from` it goes on from; `optimization`, which differs; `every`, steps between
-checkpoints.
+checkpoints; `teacher`, what is learnt from one, a random model of another size; `noise`, of private steps.
 """
 
 import json
@@ -25,18 +25,25 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.privacy import Privacy
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.clock import Clock
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.distillation.lesson import Distilling, SoftTargets
+from cloze_trainer.distillation.relation import RelationLoss
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
+from cloze_trainer.model import build
+from cloze_trainer.privacy.budget import Budget
+from cloze_trainer.privacy.workload import Private
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tasks import rows
@@ -143,6 +150,14 @@ class Failing(FineTuning):
         return loss - 20 * (loss - loss.detach()) if self.here in self.ascent else loss
 
 
+class FailingInPrivate(Private):
+    """As the inner one fails."""
+
+    def share(self, batch: int, rank: int, world: int, done: float) -> Any:
+        self.inner.share(batch, rank, world, done)
+        return super().share(batch, rank, world, done)
+
+
 def _run_out() -> None:
     raise torch.OutOfMemoryError("as a GPU says it")
 
@@ -193,7 +208,13 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             try:
                 gang.check(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
-                model = train(model, workload, spec.optimization, scenario.get("every", 1), around)[0]
+                lesson = taught(workload, scenario["teacher"], gang) if "teacher" in scenario else workload
+                if "noise" in scenario:
+                    asked = Privacy(epsilon=9, delta=0.01, max_grad_norm=0.1)
+                    budget = Budget(asked, 4 / EXAMPLES, workload.total_steps, scenario["noise"])
+                    lesson = FailingInPrivate(workload, budget, bytes(range(16)))
+                    around = replace(around, gradients=lesson.gradient)
+                model = train(model, lesson, spec.optimization, scenario.get("every", 1), around)[0]
             except Crash:
                 continue
             except TrainerError as failure:
@@ -217,6 +238,21 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
     # As the worker does: the interpreter's end isn't sound with what threads of torch may still be doing.
     sys.stderr.flush()
     os._exit(0)
+
+
+def taught(workload: FineTuning, asked: dict[str, Any], gang: Gang) -> Distilling:
+    """The workload with a teacher whose logits are beside the examples."""
+    asked_for = Distillation.model_validate({"teacher": {"model": {"name": "large", "version": "1"}}, **asked})
+    torch.manual_seed(5)
+    config = replace(CONFIG, hidden_size=24, heads=2, layers=2)
+    teacher = build(workload.task, config, 3).eval().requires_grad_(requires_grad=False)
+    # Each rank has a folder of its own here.
+    folder = workload.base.folder / "teacher"
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "train.npy", 9 * workload.outputs(teacher, workload.train, gang))
+    relation = RelationLoss(asked_for.relation, teacher, config, CONFIG) if asked_for.relation else None
+    nobody: Any = None
+    return Distilling(workload, asked_for, nobody, SoftTargets(folder / "train.npy", workload.train), relation=relation)
 
 
 def initial_model_of(workload: FineTuning) -> Any:

@@ -46,6 +46,15 @@ SCENARIOS = [
     # Before it is noticed, and after the first and the second rollback.
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
 ]
+TAUGHT = {"teacher": {"weight": 0.7, "temperature": 3, "relation": {"weight": 2}}}
+SCENARIOS += [
+    {"name": "taught", **TAUGHT},
+    {"name": "taught-crashing", **TAUGHT, "crash": [1, 4]},
+    {"name": "told", "teacher": {"weight": 1}},
+    {"name": "private", "noise": 1.0},
+    {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
+    {"name": "cut", "noise": 0.0},
+]
 # The second rank's memory is the smaller one.
 STABLE = {"algorithm": "stable-adamw", "activationCheckpointing": True}
 SHARDED = {"sharding": "full"}
@@ -60,6 +69,9 @@ PAIR = [
     {"name": "tokens", "tokens": 200},
     {"name": "ascent", **ASCENT},
     {"name": "crowded", "fits": {"1": 16}},
+    {"name": "taught", **TAUGHT},
+    {"name": "private", "noise": 1.0},
+    {"name": "taught-sharded", **TAUGHT, "optimization": SHARDED},
 ]
 
 
@@ -261,3 +273,33 @@ def test_checkpoints_of_parts_and_of_the_whole_fit_each_other(results: dict[str,
     assert results[name]["taken"] == [3, 4, 5]
     assert results[name]["losses"][1:] == pytest.approx(results["2-0-steady"]["losses"][3:], rel=1e-5)
     assert torch.allclose(results[name]["weights"], results["2-0-steady"]["weights"], atol=1e-4)
+
+
+def test_what_is_learnt_from_a_teacher_is_the_same_for_any_number_of_ranks_and_after_any_death(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    """Soft targets and relations: losses and gradients of two ranks, whole or in parts, and the same bits after two
+    deaths; not those of the labels alone.
+    """
+    one, labels = results["1-0-taught"], results["1-0-steady"]
+    for name in ("2-0-taught", "2-1-taught", "2-0-taught-sharded"):
+        assert results[name]["losses"] == pytest.approx(one["losses"], rel=1e-5), name
+        assert torch.allclose(results[name]["weights"], one["weights"], atol=1e-4), name
+    assert torch.equal(results["1-0-taught-crashing"]["weights"], one["weights"])
+    assert results["1-0-told"]["losses"][0] != pytest.approx(labels["losses"][0], rel=1e-2)
+    assert not torch.allclose(one["gradients"][0], labels["gradients"][0], rtol=1e-2)
+
+
+def test_private_steps_are_the_same_for_any_number_of_ranks_and_after_any_death(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    """The same examples drawn, the same noise once and not for each rank, the same bits after two deaths; no sum of cut
+    gradients, over the four examples that there are on average, is larger than theirs together.
+    """
+    one, two, cut = results["1-0-private"], results["2-0-private"], results["1-0-cut"]
+    assert torch.allclose(two["gradients"], one["gradients"], rtol=1e-3, atol=1e-6)
+    assert torch.equal(two["weights"], results["2-1-private"]["weights"])
+    assert torch.equal(results["1-0-private-crashing"]["weights"], one["weights"])
+    assert all(float(gradient.norm()) <= 0.1 * 9 / 4 for gradient in cut["gradients"])
+    noise = one["gradients"][0] - cut["gradients"][0]
+    assert float(noise.std()) == pytest.approx(0.1 / 4, rel=0.05)

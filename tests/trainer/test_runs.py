@@ -433,6 +433,77 @@ def test_a_model_that_fails_a_gate_is_not_registered(undisturbed: Trainer, mlflo
     verify(trainer.artifact)
 
 
+def test_a_student_learns_from_a_registered_teacher_and_is_told_beside_it(
+    undisturbed: Trainer, mlflow: str, tmp_path: Path
+) -> None:
+    """Half the teacher's layers, its answers and its relations; killed, and resumed after the teacher's alias has gone,
+    without asking the teacher once more. Both models' figures are side by side, and one of them is a gate's.
+    """
+    httpx.post(
+        f"{mlflow}/api/2.0/mlflow/registered-models/alias",
+        json={"name": "filter", "alias": "teacher", "version": "1"},
+    ).raise_for_status()
+    taught = {"teacher": {"model": {"name": "filter", "alias": "teacher"}}, "relation": {"heads": 4}, "layers": [1]}
+    job = finetune(
+        tmp_path,
+        distillation=taught,
+        evaluation={"gates": [{"figure": "teacher_share", "minimum": 0.5}]},
+        checkpoint={"everySteps": 5},
+    )
+    job["metadata"] |= {"name": "student", "uid": "77777777-2222-3333-4444-555555555555"}
+    job["spec"]["registry"] = {"name": "student"}
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    kill_after(trainer, job, 10)
+    httpx.request(
+        "DELETE",
+        f"{mlflow}/api/2.0/mlflow/registered-models/alias",
+        json={"name": "filter", "alias": "teacher"},
+    ).raise_for_status()
+    assert trainer.run(job) == 0, trainer.log
+    assert trainer.resumed() >= 10
+    assert trainer.log.count('"event": "teacher answered"') == 1
+
+    manifest = verify(trainer.artifact)
+    assert manifest.lineage.teacher == "filter/1"
+    assert manifest.lineage.teacher_digest is not None
+    assert manifest.evaluation["teacher_share"] == pytest.approx(
+        manifest.evaluation["accuracy"] / manifest.evaluation["teacher_accuracy"]
+    )
+    assert manifest.evaluation["parameters"] < manifest.evaluation["teacher_parameters"]
+    assert trainer.outcome["metrics"]["teacher_latency_ms"] > 0
+    report = json.loads((trainer.artifact / "evaluation.json").read_text())
+    assert report["teacher"] == {"model": "filter/1", "digest": manifest.lineage.teacher_digest}
+    assert report["figures"]["teacher_speedup"] > 0
+    assert [gate["gate"] for gate in report["gates"]] == ["teacher_share"]
+    student = AutoModelForSequenceClassification.from_pretrained(trainer.artifact)
+    assert student.config.num_hidden_layers == 1
+
+
+def test_a_private_run_spends_its_budget_and_goes_on_with_the_same_noise(
+    undisturbed: Trainer, mlflow: str, tmp_path: Path
+) -> None:
+    """Killed and resumed in its volume: the noise goes on from the same key, which is gone in the end. What was spent
+    is in the status and the manifest, and no more than was asked for.
+    """
+    job = finetune(tmp_path, privacy={"epsilon": 4, "delta": 0.01}, checkpoint={"everySteps": 5})
+    job["metadata"] |= {"name": "private", "uid": "66666666-2222-3333-4444-555555555555"}
+    job["spec"]["registry"] = {"name": "private"}
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    kill_after(trainer, job, 10)
+    key = trainer.folder / "workspace" / "privacy.key"
+    before = key.read_bytes()
+    process = trainer.start(job)
+    while process.poll() is None and not trainer.resumed():
+        assert key.read_bytes() == before
+    assert process.wait(timeout=240) == 0, trainer.log
+    assert trainer.resumed() >= 10
+    assert not key.exists()
+    figures = verify(trainer.artifact).evaluation
+    assert 3.8 < figures["epsilon_spent"] <= 4
+    assert trainer.outcome["metrics"]["epsilon_spent"] == figures["epsilon_spent"]
+    assert figures["noise_multiplier"] > 0.3
+
+
 def test_token_classifier_is_published_with_a_score_for_each_label(
     undisturbed: Trainer, mlflow: str, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ from cloze_api.task import Problem, Task
 from cloze_trainer import card, precisions
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
+from cloze_trainer.distillation.lesson import Distilling
 from cloze_trainer.export import OUTPUT, export
 from cloze_trainer.files import publish, write_json
 from cloze_trainer.finetune import FineTuning
@@ -71,16 +72,19 @@ def write(
     sources: dict[str, str],
     *,
     settings: Mapping[str, str] | None = None,
+    lesson: Distilling | None = None,
 ) -> None:
     """Export, describe and publish the trained model in the workspace; all or nothing.
 
     judged: what the evaluation says of it. sources: SHA-256 of each data source, keyed by its URI. settings: of the
-    training, for the card.
+    training, for the card. lesson: what it was distilled by.
     """
     spec = run.job.spec
     base = workload.base
     with publish(run.artifact, marker=False) as staging:
         _write_files(staging, workload, model)
+        if lesson is not None:
+            judged = judged.beside("teacher", {}, lesson.latencies(staging))
         measured = _add_precisions(staging, spec, workload)
         if judged.report:
             write_json(staging / EVALUATION_FILE, {**judged.report, "refusal": judged.refusal})
@@ -115,6 +119,8 @@ def write(
                     kind=run.kind,
                     base=base.name if base else None,
                     base_digest=base.digest if base else None,
+                    teacher=lesson.teacher.name if lesson else None,
+                    teacher_digest=lesson.teacher.digest if lesson else None,
                     data=sources,
                     created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                     trainer_version=trainer_version(),

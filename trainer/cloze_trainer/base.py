@@ -34,7 +34,7 @@ Opened = TypeVar("Opened", bound=PretrainedTokenizer)
 
 def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel:
     """Verify an artifact as a base. Raises BaseModelError."""
-    manifest = _verified(folder, name, expected_digest)
+    manifest = verified(folder, name, expected_digest)
     if manifest.task is not Task.FILL_MASK:
         raise BaseModelError(
             "BaseTaskUnsuitable",
@@ -54,7 +54,7 @@ def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel
 
 def open_tokenizer(folder: Path, name: str, expected_digest: str | None) -> PretrainedTokenizer:
     """Verify an artifact of any task, for the sake of its tokenizer. Raises BaseModelError."""
-    return _tokenizer(folder, name, _verified(folder, name, expected_digest))
+    return _tokenizer(folder, name, verified(folder, name, expected_digest))
 
 
 def read_config(folder: Path, tokenizer: PretrainedTokenizer) -> EncoderConfig:
@@ -68,7 +68,8 @@ def read_config(folder: Path, tokenizer: PretrainedTokenizer) -> EncoderConfig:
         ) from error
 
 
-def _verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
+def verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
+    """The manifest of an artifact that is what it says. Raises BaseModelError."""
     try:
         return verify(folder, expected_digest)
     except ArtifactError as error:
@@ -97,8 +98,15 @@ def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokeniz
     )
 
 
-def fetch(run: Run, model: PretrainedVersion | None, opening: Callable[[Path, str, str | None], Opened]) -> Opened:
+def fetch(
+    run: Run,
+    model: PretrainedVersion | None,
+    opening: Callable[[Path, str, str | None], Opened],
+    expected_from: str | None = ENV_BASE_DIGEST,
+) -> Opened:
     """Download a version from the registry into the workspace, once, and verify it by `opening` it.
+
+    expected_from: the variable that has the digest that the operator has decided on, if it has.
 
     Raises InputError when the spec names no version, BaseModelError when what arrives isn't it, RegistryError when
     MLflow doesn't answer.
@@ -116,7 +124,7 @@ def fetch(run: Run, model: PretrainedVersion | None, opening: Callable[[Path, st
     version = model.version or registry.version_of_alias(run.tracking_uri, model.name, model.alias or "")
     name = f"{model.name}/{version}"
     folder = run.workspace / "base" / name.replace("/", "-")
-    expected = os.environ.get(ENV_BASE_DIGEST) or None
+    expected = os.environ.get(expected_from) or None if expected_from else None
     if (folder / MANIFEST_FILE).is_file():
         try:
             return opening(folder, name, expected)

@@ -25,6 +25,7 @@ from cloze_trainer.data import leakage, tokenizer
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.remote import redacted
+from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
@@ -98,6 +99,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
 def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
     """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
+    counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
     known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
     if missing := gates.unknown(spec.evaluation.gates, known):
@@ -217,9 +219,13 @@ class FineTuning:
         samples_B, _ = self._order.share(batch, rank, world)
         if not len(samples_B):
             samples_B, _ = self._order.step(batch)
-            return [_stand_in(self._chunk(self.train.batch(samples_B[:1])))]
+            return [_stand_in(self.chunk(samples_B[:1]))]
         size = max(1, self.chunk_tokens // int(self.train.lengths[samples_B].max()))
-        return [self._chunk(self.train.batch(samples_B[at : at + size])) for at in range(0, len(samples_B), size)]
+        return [self.chunk(samples_B[at : at + size]) for at in range(0, len(samples_B), size)]
+
+    def chunk(self, rows_B: npt.NDArray[np.int64]) -> Chunk:
+        """Training rows in one pass."""
+        return replace(self._chunk(self.train.batch(rows_B)), rows_B=rows_B)
 
     def _blocks(self, batch: int, rank: int, world: int, most: int) -> Sequence[Chunk]:
         """A rank's blocks of a global batch, of at most so many examples: the same ones for any number of ranks.
@@ -277,6 +283,15 @@ class FineTuning:
 
         `truncated_test` says how many texts were cut.
         """
+        return self.scores_of(self.outputs(model, self.test, gang))
+
+    def scores_of(self, outputs_NK: npt.NDArray[np.float32]) -> Scored:
+        """What any model's outputs of the test rows' items come to."""
+        scored: Scored = self._kind.scored(outputs_NK, self.test, self._key, self._slices)
+        return scored
+
+    def outputs(self, model: nn.Module, rows: Rows, gang: Gang) -> npt.NDArray[np.float32]:
+        """A model's outputs (N, K) of the rows' items, in their order; all ranks share the work."""
         model.eval()
 
         def infer(batch: Batch) -> npt.NDArray[np.float32]:
@@ -285,9 +300,6 @@ class FineTuning:
 
         width = self._kind.width(self.labels, self.config.hidden_size)
         with torch.inference_mode():
-            own_NK = scoring.outputs(
-                self.test, width, infer, at_once=self.chunk_tokens, rank=gang.rank, world=gang.world
-            )
-        outputs_NK = gang.sum_array(torch.from_numpy(own_NK)).numpy()
-        scored: Scored = self._kind.scored(outputs_NK, self.test, self._key, self._slices)
-        return scored
+            own_NK = scoring.outputs(rows, width, infer, at_once=self.chunk_tokens, rank=gang.rank, world=gang.world)
+        found: npt.NDArray[np.float32] = gang.sum_array(torch.from_numpy(own_NK)).numpy()
+        return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ _DROPOUT_DOMAIN = 4
 def seed_step(seed: int, batch: int, rank: int) -> None:
     """Seed torch's generators for one batch of one rank: dropout needs no state in the checkpoint then."""
     torch.manual_seed(int(generator(seed, _DROPOUT_DOMAIN, batch, rank).integers(1 << 63)))
+
+
+class Gradients(Protocol):
+    """What the loop computes gradients with."""
+
+    def add(self, chunks: Sequence[Chunk], again: Callable[[], Sequence[Chunk]], batch: int, weight: float) -> float:
+        """As Gradient's."""
 
 
 class Gradient:

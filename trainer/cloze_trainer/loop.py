@@ -8,7 +8,7 @@ all a checkpoint holds. Batches are taken in order; those of a stretch that went
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -22,9 +22,9 @@ from cloze_trainer.checkpoint import Checkpoints, LoopState
 from cloze_trainer.console import log
 from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
-from cloze_trainer.gradient import Gradient
+from cloze_trainer.gradient import Gradient, Gradients
 from cloze_trainer.optimizer import build, learning_rate
-from cloze_trainer.parallel import share_out
+from cloze_trainer.parallel import Replicated, Sharded, share_out
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
@@ -42,7 +42,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the loop works with."""
+    """What the loop works with. gradients: makes what computes them."""
 
     gang: Gang
     checkpoints: Checkpoints
@@ -50,6 +50,7 @@ class Surroundings:
     tracker: Tracker
     stop: StopSignal
     attendance: Attendance
+    gradients: Callable[[Replicated | Sharded, Workload, Optimization, Gang], Gradients] = Gradient
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -90,7 +91,7 @@ def train(
     # --- state: fresh, or where the newest checkpoint stands
     trained = share_out(model, optimization.sharding, gang)
     optimizer = build(trained.module, optimization)
-    gradient = Gradient(trained, workload, optimization, gang)
+    gradient = around.gradients(trained, workload, optimization, gang)
     state = LoopState(step=0, tokens=0)
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
     if resume is not None:

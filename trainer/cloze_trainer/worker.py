@@ -24,13 +24,17 @@ from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
 from cloze_trainer.data.remote import credentials
+from cloze_trainer.distillation import lesson as distillation
+from cloze_trainer.distillation.lesson import Distilling
 from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
+from cloze_trainer.gradient import Gradient
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import TaskModel, build, load_encoder
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
+from cloze_trainer.privacy import workload as privacy
 from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
@@ -91,7 +95,10 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     workload, sources = open_workload(run, gang, progress)
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
+    lesson, private = distillation.begin(run, workload, gang), privacy.begin(run, workload, gang)
     model = initial_model(workload, spec.optimization.seed)
+    if lesson is not None:
+        lesson.start(model)
     model.encoder.recompute = spec.optimization.activation_checkpointing
     if gang.leads:
         log(
@@ -108,27 +115,33 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         tracker=tracker,
         stop=stop,
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
+        gradients=private.gradient if private else Gradient,
     )
     try:
-        trained, steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
+        optimization = private.careful(spec.optimization) if private else spec.optimization
+        given = private or lesson or workload
+        trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
     progress.stage("evaluation")
-    judged = _judge(run, workload, trained, gang)
+    judged = _judge(run, workload, trained, gang, lesson)
+    if private is not None and gang.leads:
+        judged = judged.beside("privacy", {}, private.figures(steps))
     tracker.metrics(steps, judged.figures)
     if gang.leads:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        artifact.write(run, workload, cast(TaskModel, trained), judged, sources, settings=_params(run.job))
+        settings = _params(run.job)
+        artifact.write(*(run, workload, cast(TaskModel, trained), judged, sources), settings=settings, lesson=lesson)
         tracker.close(failed=bool(judged.refusal))
     gang.from_leader()
 
 
-def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgement:
+def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang, lesson: Distilling | None) -> Judgement:
     """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
     if isinstance(workload, Pretraining):
         figures = workload.evaluate(model, gang)
@@ -143,13 +156,15 @@ def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang) -> Judgem
     if not gang.leads:
         return Judgement({})
     spec = workload.spec
-    return judge(
+    beside = lesson.figures(model, scores) if lesson else {}
+    judged = judge(
         *(scores, workload.labels, spec.evaluation),
         task=workload.task,
         problem=workload.problem,
-        others=artifact.data_figures(workload),
+        others={**artifact.data_figures(workload), **beside},
         comparison=champion.compare(run, spec, scores, workload.labels),
     )
+    return judged.beside("teacher", lesson.about, beside) if lesson else judged
 
 
 def store_of(run: Run, folder: Path) -> Store:
@@ -189,7 +204,19 @@ def _params(job: TrainingJob) -> dict[str, str]:
         elif value not in (None, [], {}):
             flat[prefix] = str(value)
 
-    parts = {"optimization", "model", "masking", "tokenizer", "cleaning", "topology", "task", "max_length", "base"}
+    parts = {
+        "optimization",
+        "model",
+        "masking",
+        "tokenizer",
+        "cleaning",
+        "topology",
+        "task",
+        "max_length",
+        "base",
+        "distillation",
+        "privacy",
+    }
     parts &= set(type(job.spec).model_fields)
     if isinstance(job.spec, PretrainJobSpec) and job.spec.pretrained:
         # The defaults of what isn't trained here say nothing.
@@ -203,6 +230,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     manifest = artifact.finished(run)
     assert manifest is not None, "the artifact was published before"
     digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
+    privacy.forget(run)
     if why := artifact.refusal(run):
         raise GateError(
             f"the model is not registered: {why}; it is in {run.artifact}, and figures are in its {EVALUATION_FILE}",

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from cloze_trainer.clock import Clock
@@ -18,13 +20,14 @@ class Chunk:
     """Input tensors of one forward pass.
 
     targets: classes of what is predicted. weight: how many predictions it counts for; 0 for a stand-in of a rank
-    without a share. tokens: real tokens.
+    without a share. tokens: real tokens. rows_B: which rows of the data these are, where that matters.
     """
 
     inputs: tuple[Tensor | None, ...]
     targets: Tensor
     weight: int
     tokens: int
+    rows_B: npt.NDArray[np.int64] | None = None
 
     @property
     def places(self) -> int:

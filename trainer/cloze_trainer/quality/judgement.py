@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +38,12 @@ class Judgement:
     def refusal(self) -> str:
         """Why it isn't good enough; empty when it is."""
         return gates.refusal(self.verdicts)
+
+    def beside(self, name: str, about: Mapping[str, Any], figures: Mapping[str, float]) -> "Judgement":
+        """The same with what another model does: figures, and a part of the report, called so."""
+        joined = {**self.figures, **figures}
+        part = {**self.report.get(name, {}), **about}
+        return replace(self, figures=joined, report={**self.report, "figures": joined, name: part})
 
 
 def figure_names(

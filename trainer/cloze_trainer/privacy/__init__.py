@@ -1,0 +1,1 @@
+"""Training that tells little about any one example (Abadi et al., arXiv:1607.00133)."""
