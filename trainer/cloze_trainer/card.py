@@ -116,7 +116,8 @@ def _front_matter(manifest: Manifest) -> str:
         document["datasets"] = datasets
     if metrics := sorted({_METRICS[name] for name in manifest.evaluation if name in _METRICS}):
         document["metrics"] = metrics
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    written: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return written
 
 
 def _summary(manifest: Manifest) -> str:
