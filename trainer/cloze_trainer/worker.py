@@ -1,4 +1,4 @@
-"""One rank of a run, started by torch elastic: `python -m cloze_trainer.worker FILE`."""
+"""One rank of a run, started by torch elastic from the nursery."""
 
 import os
 import sys
@@ -243,8 +243,8 @@ def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:
     return result
 
 
-def main() -> NoReturn:
-    """Carry out the job as the rank that the environment names, and exit with the outcome's code."""
+def main(file: Path) -> None:
+    """Carry out the job as the rank that the environment names. A failure ends the process with its code."""
     stop = StopSignal()
     left = Path(os.environ[ENV_OUTCOME_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
     ranks = int(os.environ["WORLD_SIZE"])
@@ -264,16 +264,11 @@ def main() -> NoReturn:
         os._exit(int(failure.exit_code))
 
     try:
-        run = open_run(Path(sys.argv[1]))
+        run = open_run(file)
         gang = Gang(run.job.spec.topology.threads_per_process, run.job.spec.failure_policy.stuck_seconds)
         result = work(run, gang, stop, end)
         outcome.write(left, result)
         gang.leave()
+        stop.ignore()
     except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
         end(error)
-    sys.stderr.flush()
-    os._exit(ExitCode.SUCCESS)
-
-
-if __name__ == "__main__":
-    main()
