@@ -102,7 +102,7 @@ def train(
     workload.chunk_tokens = state.chunk_tokens
     progress.step(state.step, expected, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False
-    norm = padding = waited = 0.0
+    norm = padding = waited = rate = 0.0
     most = gang.peak_flops(optimization.arithmetic)
     trained.module.train()
 
@@ -143,6 +143,7 @@ def train(
                     "padding_share": padding,
                     "data_wait_seconds": waited,
                     "memory_bytes": gang.memory_bytes(),
+                    "learning_rate": rate,
                 }
                 if most and progress.tokens_per_second:
                     figures["flops_share"] = progress.tokens_per_second * workload.flops_per_token / most

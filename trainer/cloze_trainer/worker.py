@@ -120,7 +120,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
         artifact.write(run, workload, cast(TaskModel, trained), judged, sources)
-        tracker.close(failed=bool(judged.refusal))
+        tracker.close(failed=bool(judged.refusal), report=judged.report)
     gang.from_leader()
 
 

@@ -96,6 +96,9 @@ def judge(
         "reliability": calibration.reliability(
             probabilities(scores.logits_NC, chosen.temperature if chosen else 1.0), scores.truth_N
         ),
+        "reliability_before": calibration.reliability(probabilities(scores.logits_NC), scores.truth_N)
+        if asked.calibrate
+        else None,
         "slices": slices,
         "gates": [{"gate": each.gate, "passed": each.passed, "message": each.message} for each in verdicts],
     }
