@@ -4,9 +4,8 @@ Trains on the examples in FOLDER and leaves there what each step gave. A scenari
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
 they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens at
 once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
-`asleep`; `tokens`, after how many the training is over; `after`, whose checkpoints up to the
-step `from` it goes on from; `optimization`, which differs; `every`, steps between
-checkpoints.
+`asleep`; `profile`, the steps that rank 0 profiles; `tokens`, after how many the training is over; `after`, whose
+checkpoints up to the step `from` it goes on from; `optimization`, which differs; `every`, steps between checkpoints.
 """
 
 import json
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.training import Profile
 from cloze_trainer import finetune
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
@@ -38,6 +38,7 @@ from cloze_trainer.errors import TrainerError
 from cloze_trainer.finetune import FineTuning, PreparedDataset
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tracking import Silent
@@ -188,7 +189,10 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         while True:
             model = initial_model_of(workload)
             attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
-            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance)
+            asked = Profile.model_validate(scenario["profile"]) if gang.leads and "profile" in scenario else None
+            traces = folder / f"profile-{name}-{scenario['name']}"
+            profiler = Profiler(asked, traces, Silent())
+            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance, profiler)
             try:
                 gang.check(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
@@ -202,6 +206,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
             "error": error,
+            "trace": next(map(str, traces.glob("*.gz")), None),
             "losses": progress.losses,
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,

@@ -25,6 +25,7 @@ from cloze_trainer.gang import Gang
 from cloze_trainer.gradient import Gradient
 from cloze_trainer.optimizer import build, learning_rate
 from cloze_trainer.parallel import share_out
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
@@ -50,6 +51,7 @@ class Surroundings:
     tracker: Tracker
     stop: StopSignal
     attendance: Attendance
+    profiler: Profiler
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -107,8 +109,14 @@ def train(
     trained.module.train()
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
-    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver, attendance:
+    with (
+        around.stop.deferred(),
+        Saver(around.checkpoints, gang, progress, resume) as saver,
+        attendance,
+        around.profiler,
+    ):
         while True:
+            around.profiler.at(state.step)
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
             over, done = clock.over(step, state.tokens), clock.share(step, state.tokens)

@@ -41,6 +41,9 @@ class Silent:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Forget the figures."""
 
+    def keep(self, path: Path) -> None:
+        """Leave the file where it is."""
+
     def close(self, *, failed: bool = False, report: Mapping[str, Any] | None = None) -> None:
         """Nothing to send."""
 
@@ -54,6 +57,7 @@ class MlflowTracker:
         self._closing = threading.Event()
         self._failed = False
         self._report: Mapping[str, Any] = {}
+        self._files: list[Path] = []
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -62,6 +66,10 @@ class MlflowTracker:
         stamp = int(time.time() * 1000)
         for name, value in values.items():
             self._rows.put((step, name, value, stamp))
+
+    def keep(self, path: Path) -> None:
+        """Log the file at the run's end, too."""
+        self._files.append(path)
 
     def close(self, timeout: float = 30.0, *, failed: bool = False, report: Mapping[str, Any] | None = None) -> None:
         """Send what is left, and plots; what MLflow doesn't take in this time is dropped.
@@ -105,11 +113,13 @@ class MlflowTracker:
                 return
 
     def _draw(self, run_id: str) -> None:
-        """Log plots of what MLflow has been told, also by the run's earlier starts, and of the evaluation."""
+        """Log files, and plots of what MLflow was told, also by the run's earlier starts, and of the evaluation."""
         from cloze_trainer import registry  # noqa: PLC0415
 
         try:
             connection = registry.client(self._uri)
+            for path in self._files:
+                connection.log_artifact(run_id, str(path), path.parent.name)
             # The import takes a second, and a run that is suspended never needs it.
             from cloze_trainer import plots  # noqa: PLC0415
 

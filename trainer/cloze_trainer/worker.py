@@ -30,6 +30,7 @@ from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import TaskModel, build, load_encoder
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
@@ -104,6 +105,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         tracker=tracker,
         stop=stop,
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
+        profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
     )
     try:
         trained, steps = train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
