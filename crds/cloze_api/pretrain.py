@@ -113,6 +113,8 @@ class TokenizerAlgorithm(StrEnum):
     """As BERT's: the longest piece first; a character that has none makes its word unknown."""
     BYTE_LEVEL_BPE = "byte-level-bpe"
     """As RoBERTa's and ModernBERT's: merges of pairs over the bytes of UTF-8, so that nothing is unknown."""
+    UNIGRAM = "unigram"
+    """As XLM-RoBERTa's: pieces with probabilities, of which a word takes the likeliest; blanks are part of words."""
 
 
 class Tokenizer(Schema):

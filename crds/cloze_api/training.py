@@ -254,14 +254,25 @@ class Optimization(Schema):
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 0
 
 
+class Profile(Schema):
+    """Steps of the training that are profiled."""
+
+    from_step: Annotated[int, Field(ge=0)] = 10
+    """How many are done before; the first ones are slower than the rest."""
+    steps: Annotated[int, Field(ge=1, le=10)] = 3
+    """How many; a trace grows with each."""
+
+
 class TrainingSpec(Schema):
-    """Fields of both kinds of training job. Everything but `suspend`, the deadline and the TTL defines the result."""
+    """Fields of both kinds of training job. Only `suspend`, deadline, TTL and `profile` don't define the result."""
 
     topology: Topology = Topology()
     storage: Storage = Storage()
     checkpoint: Checkpoint = Checkpoint()
     failure_policy: FailurePolicy = FailurePolicy()
     registry: Registry
+    profile: Profile | None = None
+    """A trace of some of rank 0's steps, in the run's volume and in MLflow. None is made when absent."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Training image; the operator's default when absent."""
     suspend: bool = False

@@ -1,6 +1,6 @@
 """Real text of this machine, and a real MLflow server."""
 
-import importlib.util
+import importlib
 import os
 import pydoc
 import re
@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "hack"))
+sys.path += [str(ROOT / "hack"), str(Path(__file__).parent)]
 from cluster import object_store  # noqa: E402
 
 MODULES = ("argparse", "logging", "subprocess", "pathlib", "unittest", "datetime", "decimal")
@@ -151,28 +151,16 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         server.kill()
 
 
-def _module(name: str) -> Any:
-    """A module beside this one; tests can't import it."""
-    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    # Its dataclasses look themselves up there.
-    sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Any:
-    """The module of tiny models."""
-    return _module("tiny")
+    """The module of tiny models, whose import takes seconds."""
+    return importlib.import_module("tiny")
 
 
 @pytest.fixture
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes a `Tuned` of a task and its lines, in a folder of its own."""
-    tuning = _module("tuning")
+    tuning = importlib.import_module("tuning")
     return lambda *arguments, **options: tuning.Tuned(tmp_path_factory.mktemp("tuned"), *arguments, **options)
 
 

@@ -4,9 +4,9 @@ Trains on the examples in FOLDER and leaves there what each step gave. A scenari
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
 they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens at
 once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
-`asleep`; `tokens`, after how many the training is over; `after`, whose checkpoints up to the
-step `from` it goes on from; `optimization`, which differs; `every`, steps between
-checkpoints; `teacher`, what is learnt from one, a random model of another size; `noise`, of private steps.
+`asleep`; `profile`, the steps that rank 0 profiles; `tokens`, after how many the training is over; `after`, whose
+checkpoints up to the step `from` it goes on from; `optimization`, which differs; `every`, steps between checkpoints;
+`teacher`, what is learnt from one, a random model of another size; `noise`, of private steps.
 """
 
 import json
@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
+from cloze_api.training import Profile
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -44,6 +45,7 @@ from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import build
 from cloze_trainer.privacy.budget import Budget
 from cloze_trainer.privacy.workload import Private
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tasks import rows
@@ -204,7 +206,10 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         while True:
             model = initial_model_of(workload)
             attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
-            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance)
+            asked = Profile.model_validate(scenario["profile"]) if gang.leads and "profile" in scenario else None
+            traces = folder / f"profile-{name}-{scenario['name']}"
+            profiler = Profiler(asked, traces, Silent())
+            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance, profiler)
             try:
                 gang.check(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
@@ -224,6 +229,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
             "error": error,
+            "trace": next(map(str, traces.glob("*.gz")), None),
             "losses": progress.losses,
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from small_runs import run_of
 from torch.nn import functional
 
 from cloze_api.manifest import Manifest, tokenizer_fingerprint, verify
-from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.task import Task
 from cloze_trainer import artifact, worker
 from cloze_trainer.base import open_base
@@ -22,7 +22,7 @@ from cloze_trainer.gang import Gang
 from cloze_trainer.pretrain import Pretraining, prepare
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality.judgement import Judgement
-from cloze_trainer.run import Run, open_run
+from cloze_trainer.run import Run
 from cloze_trainer.worker import initial_model
 
 TEXTS = [f"sentence number {number} tells what the ships carry. is it {number % 7}?" for number in range(60)]
@@ -40,30 +40,8 @@ class Alone(Gang):
         return values
 
 
-def run_of(folder: Path, **spec: Any) -> tuple[Run, PretrainJobSpec]:
-    (folder / "text.txt").write_text("\n\n".join(TEXTS))
-    job = {
-        "apiVersion": "cloze.dev/v1alpha1",
-        "kind": "PretrainJob",
-        "metadata": {"name": "small"},
-        "spec": {
-            "corpus": [{"uri": f"file://{folder}/text.txt"}],
-            "optimization": {"batchSequences": 2},
-            "evaluation": {"heldOutFraction": 0.3},
-            "registry": {"name": "small"},
-            **spec,
-        },
-    }
-    (folder / "job.json").write_text(json.dumps(job))
-    run = open_run(folder / "job.json")
-    assert isinstance(run.job.spec, PretrainJobSpec)
-    workspace = folder / "workspace"
-    workspace.mkdir(exist_ok=True)
-    return Run(run.job, "uid", workspace, folder, None), run.job.spec
-
-
 def workload_of(folder: Path, **spec: Any) -> tuple[Run, Pretraining]:
-    run, parsed = run_of(folder, **spec)
+    run, parsed = run_of(folder, TEXTS, **spec)
     # As the other ranks get it.
     prepared = pickle.loads(pickle.dumps(prepare(run, parsed, ProgressFile(None))))  # noqa: S301 - made here
     return run, Pretraining(parsed, prepared, torch.device("cpu"))
@@ -191,7 +169,7 @@ def test_long_texts_are_not_cut_by_settings_in_the_tokenizer(tmp_path: Path, tin
 
 
 def refused(folder: Path, **spec: Any) -> InputError | BaseModelError:
-    run, parsed = run_of(folder, **spec)
+    run, parsed = run_of(folder, TEXTS, **spec)
     with pytest.raises((InputError, BaseModelError)) as refusal:
         prepare(run, parsed, ProgressFile(None))
     assert isinstance(refusal.value, InputError | BaseModelError)
@@ -213,7 +191,7 @@ def test_unsuitable_folders_are_refused_before_the_corpus_is_read(tmp_path: Path
     tensors = load_file(folder / "model.safetensors")
     del tensors["bert.embeddings.word_embeddings.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    run, parsed = run_of(tmp_path, base=base)
+    run, parsed = run_of(tmp_path, TEXTS, base=base)
     workload = Pretraining(parsed, prepare(run, parsed, ProgressFile(None)), torch.device("cpu"))
     with pytest.raises(BaseModelError, match=r"no tensor bert\.embeddings\.word_embeddings"):
         initial_model(workload, 1)
@@ -275,7 +253,7 @@ def test_continuing_from_a_registered_version(tmp_path: Path, tiny: Any, mlflow:
     tags = JobTags(uid="u", job="ns/j", task="fill-mask", experiment="adopted", repeatable=True)
     found = registry.register(mlflow, tags, tmp_path / "imported", done.model_digest, facts={}, params={}, figures={})
     version = {"model": {"name": "adopted", "version": found.version}}
-    run, spec = run_of(tmp_path, base=version)
+    run, spec = run_of(tmp_path, TEXTS, base=version)
     run = Run(run.job, "uid", run.workspace, run.corpus_root, mlflow)
     workload = Pretraining(spec, prepare(run, spec, ProgressFile(None)), torch.device("cpu"))
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
@@ -284,7 +262,7 @@ def test_continuing_from_a_registered_version(tmp_path: Path, tiny: Any, mlflow:
     artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
     manifest: Manifest = verify(run.artifact)
     assert (manifest.lineage.base, manifest.lineage.base_digest) == ("adopted/1", done.model_digest)
-    run, spec = run_of(tmp_path, tokenizer={"reuse": version}, model={"maxLength": 32})
+    run, spec = run_of(tmp_path, TEXTS, tokenizer={"reuse": version}, model={"maxLength": 32})
     run = Run(run.job, "uid", run.workspace, run.corpus_root, mlflow)
     scratch = Pretraining(spec, prepare(run, spec, ProgressFile(None)), torch.device("cpu"))
     assert scratch.config.vocab_size == workload.shards.vocab_size

@@ -1,5 +1,7 @@
 """The vocabulary of byte sequences: deterministic, of the asked size, and knowing every text."""
 
+from functools import cache
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +18,18 @@ def trained(*, lowercase: bool = False, size: int = 400) -> Tokenizer:
     return tokenizer.train(TEXTS, vocab_size=size, lowercase=lowercase, algorithm=TokenizerAlgorithm.BYTE_LEVEL_BPE)
 
 
+@cache
+def literal() -> Tokenizer:
+    """It takes the names of special tokens for text. Trained once, not for each example."""
+    model = trained()
+    model.encode_special_tokens = True
+    return model
+
+
 @given(st.text())
 def test_every_text_comes_back(text: str) -> None:
     """But for the composition of its characters, and the blank that the first word is given."""
-    model = trained()
-    model.encode_special_tokens = True
+    model = literal()
     encoding = model.encode(text, add_special_tokens=False)
     assert tokenizer.SPECIAL_IDS.unk not in encoding.ids
     normal = byte_level.normalizer(lowercase=False).normalize_str(text)

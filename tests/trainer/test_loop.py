@@ -1,5 +1,6 @@
 """The training loop at one and at two ranks, with real process groups."""
 
+import gzip
 import json
 import os
 import socket
@@ -31,6 +32,7 @@ ASCENT: dict[str, Any] = {
 }
 SCENARIOS = [
     STEADY,
+    {"name": "profiled", "profile": {"fromStep": 2, "steps": 3}},
     {"name": "two", "nan": [1, 3]},
     {"name": "three", "nan": [1, 4]},
     {"name": "hopeless", "nan": [1, 4], "optimization": {"maxRollbacks": 0}},
@@ -82,6 +84,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     run(folder, {1: SCENARIOS, 2: PAIR})
     run(folder, {1: [{"name": "resized", "after": "2-sharded", "from": 3}]})
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+
+
+def test_profiled_steps_are_in_a_trace_and_change_no_bit(results: dict[str, dict[str, Any]]) -> None:
+    """As many as were asked for, with what torch did in them."""
+    profiled, steady = results["1-0-profiled"], results["1-0-steady"]
+    assert torch.equal(profiled["weights"], steady["weights"])
+    with gzip.open(profiled["trace"]) as trace:
+        names = {event["name"] for event in json.load(trace)["traceEvents"]}
+    assert len({name for name in names if name.startswith("ProfilerStep")}) == 3
+    assert "aten::linear" in names
+    assert steady["trace"] is None
 
 
 def run(folder: Path, gangs: dict[int, list[dict[str, Any]]]) -> None:

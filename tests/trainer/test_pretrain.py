@@ -1,11 +1,11 @@
 """What is told before the first step, not after the last."""
 
 import itertools
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from small_runs import run_of
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze_api.pretrain import Architecture, MaskingUnit, PretrainJobSpec
@@ -16,33 +16,20 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.model import tensors
 from cloze_trainer.pretrain import PreparedCorpus, Pretraining, prepare
 from cloze_trainer.progress import ProgressFile
-from cloze_trainer.run import Run, open_run
 from cloze_trainer.worker import initial_model
 
 
 def prepared(
     folder: Path, held_out: float, architecture: Architecture = Architecture.BERT
 ) -> tuple[PretrainJobSpec, PreparedCorpus]:
-    texts = [f"word{number} and" for number in range(120)]
-    (folder / "text.txt").write_text("\n\n".join(texts))
-    job = {
-        "apiVersion": "cloze.dev/v1alpha1",
-        "kind": "PretrainJob",
-        "metadata": {"name": "small"},
-        "spec": {
-            "corpus": [{"uri": f"file://{folder}/text.txt"}],
-            "tokenizer": {"vocabSize": 200},
-            "model": {"maxLength": 16, "architecture": architecture},
-            "optimization": {"batchSequences": 2},
-            "evaluation": {"heldOutFraction": held_out},
-            "registry": {"name": "small"},
-        },
-    }
-    (folder / "job.json").write_text(json.dumps(job))
-    run = open_run(folder / "job.json")
-    assert isinstance(run.job.spec, PretrainJobSpec)
-    corpus = prepare(Run(run.job, run.identity, folder, folder, None), run.job.spec, ProgressFile(None))
-    return run.job.spec, corpus
+    run, spec = run_of(
+        folder,
+        [f"word{number} and" for number in range(120)],
+        tokenizer={"vocabSize": 200},
+        model={"maxLength": 16, "architecture": architecture},
+        evaluation={"heldOutFraction": held_out},
+    )
+    return spec, prepare(run, spec, ProgressFile(None))
 
 
 def test_held_out_text_without_a_masked_token_is_refused_before_the_training(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Attendance:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
         if self._gang.world > 1 and error is None:
-            # The interpreter's end aborts a process of which a thread is within the store. One that hangs is left.
+            # The interpreter's end aborts a process with a thread within the store. One that hangs there is left.
             self._watcher.join(_SILENT_BEATS * self._interval)
             self._reader.shutdown(wait=False)
 

@@ -5,18 +5,12 @@ not a failure of this pod: its agent meets the others again in the rendezvous an
 checkpoint. Only when the rendezvous itself is gone (it lives in the pod with index 0) does the pod end.
 """
 
-import fcntl
 import logging
 import os
 import shutil
 import signal
-import socket
-import struct
-import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
@@ -24,26 +18,22 @@ from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, MultiprocessContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from cloze_api.names import ENV_ATTEMPT_DEADLINE, ENV_RENDEZVOUS
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer import outcome
+from cloze_trainer import nursery, outcome
 from cloze_trainer.console import log
-from cloze_trainer.errors import InputError, PeerLost, RankStuck, TrainerError, classify, technical, trace
+from cloze_trainer.errors import PeerLost, RankStuck, TrainerError, classify, technical, trace
 from cloze_trainer.losses import PeerLosses
+from cloze_trainer.place import ENV_INDEX, Place, interface_of, place_of, rendezvous_seconds
 from cloze_trainer.progress import ENV_PROGRESS_FILE, serve
 from cloze_trainer.run import Run
 
-ENV_INDEX = "JOB_COMPLETION_INDEX"
-"""Set by Kubernetes in the pods of an Indexed Job; index 0 hosts the rendezvous."""
-
 _ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
-_DEFAULT_RENDEZVOUS_SECONDS = 600
 # An agent without a heartbeat for 2 s × 5 is taken out of the rendezvous.
 _HEARTBEAT_SECONDS, _MISSED_HEARTBEATS = 2, 5
 _STORE_TIMEOUT_SECONDS = 60
@@ -53,17 +43,6 @@ _PEER_RESTARTS = 50
 _STOP_SECONDS = 120
 # Codes of ranks that ended for another pod's sake.
 _FOR_OTHERS = {int(ExitCode.PEER_LOST), int(ExitCode.SUSPENDED)}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where this launcher stands. endpoint: host:port of the rendezvous; hosts: whether it lives here."""
-
-    nodes: int
-    processes: int
-    endpoint: str
-    hosts: bool
-    address: str
 
 
 class _RunFinished(Exception):
@@ -79,7 +58,10 @@ class _Agent(LocalElasticAgent):
 
     def __init__(self, spec: WorkerSpec, run: Run, scratch: Path) -> None:
         super().__init__(
-            spec, logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")), shutdown_timeout=_STOP_SECONDS
+            spec,
+            logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
+            start_method=nursery.METHOD,
+            shutdown_timeout=_STOP_SECONDS,
         )
         self._run, self._scratch = run, scratch
 
@@ -99,6 +81,7 @@ class _Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
+            self._add_failures(worker_group, result)
             failure = _explaining(result.failures, self._scratch)
             code = failure.exitcode
             if code not in _FOR_OTHERS:
@@ -109,6 +92,16 @@ class _Agent(LocalElasticAgent):
                 # This pod's end tells it to the operator.
                 self._remaining_restarts = 0
         return result
+
+    def _add_failures(self, worker_group: WorkerGroup, result: RunResult) -> None:
+        """Torch names the rank whose end it saw first only; it has ended all others meanwhile."""
+        context = self._pcontext
+        assert isinstance(context, MultiprocessContext)
+        assert context._pc is not None
+        for worker, process in zip(worker_group.workers, context._pc.processes, strict=True):
+            if process.exitcode not in (0, -signal.SIGTERM):
+                failure = ProcessFailure(worker.local_rank, process.pid, process.exitcode, error_file="")
+                result.failures.setdefault(worker.global_rank, failure)
 
 
 def worst(failures: Mapping[int, ProcessFailure]) -> ProcessFailure:
@@ -125,82 +118,21 @@ def _explaining(failures: Mapping[int, ProcessFailure], scratch: Path) -> Proces
     return worst(named or failures)
 
 
-def interface_of(address: str) -> str | None:
-    """Name of the network interface that carries an IPv4 address (ioctl SIOCGIFADDR, netdevice(7))."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                reply = fcntl.ioctl(probe.fileno(), 0x8915, request)
-            except OSError:
-                continue
-            if socket.inet_ntoa(reply[20:24]) == address:
-                return name
-    return None
-
-
-def place_of(run: Run) -> Place:
-    """This launcher's place, from the spec and the environment."""
-    topology = run.job.spec.topology
-    endpoint = os.environ.get(ENV_RENDEZVOUS)
-    if not endpoint:
-        if topology.nodes > 1:
-            log("nodes run as local ranks", ranks=topology.world_size)
-        return Place(1, topology.world_size, "127.0.0.1:0", hosts=True, address="127.0.0.1")
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError("RendezvousInvalid", f"{ENV_RENDEZVOUS} is {endpoint!r}: give host:port")
-    hosts = os.environ.get(ENV_INDEX, "0") == "0"
-    address = "127.0.0.1" if host in ("127.0.0.1", "localhost") else _own_address(host, int(port), hosts=hosts)
-    return Place(topology.nodes, topology.processes_per_node, endpoint, hosts=hosts, address=address)
-
-
-def _rendezvous_seconds() -> int:
-    return int(os.environ.get(ENV_ATTEMPT_DEADLINE) or _DEFAULT_RENDEZVOUS_SECONDS)
-
-
-def _own_address(host: str, port: int, *, hosts: bool) -> str:
-    """The address from which the rendezvous is reached; waits until its name resolves and it listens.
-
-    The other pods start at the same time, and a headless Service names a pod only once it has an address.
-    """
-    deadline = time.monotonic() + _rendezvous_seconds()
-    while True:
-        try:
-            if hosts:
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.connect((host, port))
-                    return str(probe.getsockname()[0])
-            with socket.create_connection((host, port), timeout=5) as connection:
-                return str(connection.getsockname()[0])
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise PeerLost(
-                    f"the rendezvous at {host}:{port} didn't answer in time: the pod with index 0 isn't running"
-                ) from error
-            time.sleep(0.5)
-
-
-def _environment(run: Run, place: Place, scratch: Path) -> None:
-    """What the ranks find in their environment."""
-    threads = str(run.job.spec.topology.threads_per_process)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_RS_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[name] = threads
+def _environment(place: Place, scratch: Path) -> None:
+    """What the ranks find in their environment, besides what the nursery has."""
     os.environ[_ENV_OUTCOME_FOLDER] = str(scratch)
     os.environ[ENV_PROGRESS_FILE] = str(scratch / "progress.json")
-    # DDP warns about a flag that is set on purpose: see `Gang.distributed`.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # A shared store would be kept for the pod's life, and a later round would look for it in a pod that is gone.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_of(place.address)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     # Its own reports of failed children are stack traces of ours; the outcome says more.
-    for name in ("torch.distributed.elastic", "torch.distributed"):
+    for name in ("torch.distributed.elastic", "torch.distributed", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _agent(run: Run, file: Path, place: Place, scratch: Path) -> _Agent:
-    seconds = _rendezvous_seconds()
+    seconds = rendezvous_seconds()
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=place.endpoint,
@@ -218,8 +150,8 @@ def _agent(run: Run, file: Path, place: Place, scratch: Path) -> _Agent:
     spec = WorkerSpec(
         role="trainer",
         local_world_size=place.processes,
-        entrypoint=sys.executable,
-        args=("-m", "cloze_trainer.worker", str(file)),
+        entrypoint=nursery.begin,
+        args=(str(file), dict(os.environ)),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=_PEER_RESTARTS,
         monitor_interval=0.1,
@@ -288,7 +220,7 @@ def _serve(port: int, scratch: Path, run: Run) -> ThreadingHTTPServer:
 def _supervise(run: Run, file: Path, scratch: Path) -> Outcome:
     try:
         place = place_of(run)
-        _environment(run, place, scratch)
+        _environment(place, scratch)
         result = _agent(run, file, place, scratch).run()
     except _RunFinished as finished:
         return finished.outcome

@@ -25,6 +25,7 @@ from cloze_trainer.gang import Gang
 from cloze_trainer.gradient import Gradient, Gradients
 from cloze_trainer.optimizer import build, learning_rate
 from cloze_trainer.parallel import Replicated, Sharded, share_out
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.stopping import StopSignal
@@ -50,6 +51,7 @@ class Surroundings:
     tracker: Tracker
     stop: StopSignal
     attendance: Attendance
+    profiler: Profiler
     gradients: Callable[[Replicated | Sharded, Workload, Optimization, Gang], Gradients] = Gradient
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
@@ -103,13 +105,19 @@ def train(
     workload.chunk_tokens = state.chunk_tokens
     progress.step(state.step, expected, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False
-    norm = padding = waited = 0.0
+    norm = padding = waited = rate = 0.0
     most = gang.peak_flops(optimization.arithmetic)
     trained.module.train()
 
     # The saver's end comes first, so that a stop is answered once what is in flight is durable.
-    with around.stop.deferred(), Saver(around.checkpoints, gang, progress, resume) as saver, attendance:
+    with (
+        around.stop.deferred(),
+        Saver(around.checkpoints, gang, progress, resume) as saver,
+        attendance,
+        around.profiler,
+    ):
         while True:
+            around.profiler.at(state.step)
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
             over, done = clock.over(step, state.tokens), clock.share(step, state.tokens)
@@ -144,6 +152,7 @@ def train(
                     "padding_share": padding,
                     "data_wait_seconds": waited,
                     "memory_bytes": gang.memory_bytes(),
+                    "learning_rate": rate,
                 }
                 if most and progress.tokens_per_second:
                     figures["flops_share"] = progress.tokens_per_second * workload.flops_per_token / most

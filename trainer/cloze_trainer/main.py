@@ -23,6 +23,7 @@ from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
 from cloze_trainer.lineage import command as lineage
+from cloze_trainer.nursery import open_nursery
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.outcome import FAILURE_FILE
 from cloze_trainer.run import Run, open_run
@@ -101,6 +102,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     if port is None and os.environ.get(ENV_RENDEZVOUS):
         port = PROGRESS_PORT
     # Torch takes seconds to import; a mistake in the file is told before.
+    open_nursery(run.job.spec.topology.threads_per_process)
     from cloze_trainer.launch import launch  # noqa: PLC0415
 
     result = launch(run, arguments.file.resolve(), port)

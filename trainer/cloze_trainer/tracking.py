@@ -1,11 +1,14 @@
-"""Sends the loss curve to MLflow while the training goes on; MLflow's absence costs the training nothing."""
+"""Sends figures to MLflow while the training goes on, and plots at its end; MLflow's absence costs it nothing."""
 
 import contextlib
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from cloze_trainer.console import log
 
@@ -13,6 +16,8 @@ _FLUSH_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
 # Figures that wait for MLflow; older ones are dropped beyond it.
 _LARGEST_BACKLOG = 50_000
+# Of the run's artifacts.
+_PLOTS_FOLDER = "plots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,10 @@ class Silent:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Forget the figures."""
 
-    def close(self, *, failed: bool = False) -> None:
+    def keep(self, path: Path) -> None:
+        """Leave the file where it is."""
+
+    def close(self, *, failed: bool = False, report: Mapping[str, Any] | None = None) -> None:
         """Nothing to send."""
 
 
@@ -48,6 +56,8 @@ class MlflowTracker:
         self._rows: queue.SimpleQueue[tuple[int, str, float, int]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._failed = False
+        self._report: Mapping[str, Any] = {}
+        self._files: list[Path] = []
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -57,12 +67,16 @@ class MlflowTracker:
         for name, value in values.items():
             self._rows.put((step, name, value, stamp))
 
-    def close(self, timeout: float = 15.0, *, failed: bool = False) -> None:
-        """Send what is left; what MLflow doesn't take in this time is dropped.
+    def keep(self, path: Path) -> None:
+        """Log the file at the run's end, too."""
+        self._files.append(path)
 
-        failed: whether the run has failed for good.
+    def close(self, timeout: float = 30.0, *, failed: bool = False, report: Mapping[str, Any] | None = None) -> None:
+        """Send what is left, and plots; what MLflow doesn't take in this time is dropped.
+
+        failed: whether the run has failed for good. report: a classifier's `evaluation.json`, for its plots.
         """
-        self._failed = failed
+        self._failed, self._report = failed, report or {}
         self._closing.set()
         self._thread.join(timeout)
 
@@ -94,4 +108,31 @@ class MlflowTracker:
                         log("tracking delayed", why=type(error).__name__, waiting=len(backlog))
                     warned = True
             if closing:
+                if run_id and not warned:
+                    self._draw(run_id)
                 return
+
+    def _draw(self, run_id: str) -> None:
+        """Log files, and plots of what MLflow was told, also by the run's earlier starts, and of the evaluation."""
+        from cloze_trainer import registry  # noqa: PLC0415
+
+        try:
+            connection = registry.client(self._uri)
+            for path in self._files:
+                connection.log_artifact(run_id, str(path), path.parent.name)
+            # The import takes a second, and a run that is suspended never needs it.
+            from cloze_trainer import plots  # noqa: PLC0415
+
+            drawn = dict(plots.evaluation(self._report)) if self._report else {}
+            curves = {}
+            for name in plots.CURVES:
+                history = sorted(connection.get_metric_history(run_id, name), key=lambda each: each.timestamp)
+                curves[name] = [(each.step, each.value) for each in history]
+            if (training := plots.training(curves)) is not None:
+                drawn["training"] = training
+            with tempfile.TemporaryDirectory(prefix="plots-") as folder:
+                for name, image in drawn.items():
+                    Path(folder, f"{name}.png").write_bytes(image)
+                connection.log_artifacts(run_id, folder, _PLOTS_FOLDER)
+        except Exception as error:  # noqa: BLE001 - nor may a plot
+            log("artifacts not logged", why=type(error).__name__)

@@ -1,4 +1,4 @@
-"""One rank of a run, started by torch elastic: `python -m cloze_trainer.worker FILE`."""
+"""One rank of a run, started by torch elastic from the nursery."""
 
 import os
 import sys
@@ -35,6 +35,7 @@ from cloze_trainer.model import TaskModel, build, load_encoder
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.privacy import workload as privacy
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
@@ -116,6 +117,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         stop=stop,
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
         gradients=private.gradient if private else Gradient,
+        profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
     )
     try:
         optimization = private.careful(spec.optimization) if private else spec.optimization
@@ -137,7 +139,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         progress.stage("export")
         settings = _params(run.job)
         artifact.write(*(run, workload, cast(TaskModel, trained), judged, sources), settings=settings, lesson=lesson)
-        tracker.close(failed=bool(judged.refusal))
+        tracker.close(failed=bool(judged.refusal), report=judged.report)
     gang.from_leader()
 
 
@@ -291,8 +293,8 @@ def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:
     return result
 
 
-def main() -> NoReturn:
-    """Carry out the job as the rank that the environment names, and exit with the outcome's code."""
+def main(file: Path) -> None:
+    """Carry out the job as the rank that the environment names. A failure ends the process with its code."""
     stop = StopSignal()
     left = Path(os.environ[ENV_OUTCOME_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
     ranks = int(os.environ["WORLD_SIZE"])
@@ -312,16 +314,11 @@ def main() -> NoReturn:
         os._exit(int(failure.exit_code))
 
     try:
-        run = open_run(Path(sys.argv[1]))
+        run = open_run(file)
         gang = Gang(run.job.spec.topology.threads_per_process, run.job.spec.failure_policy.stuck_seconds)
         result = work(run, gang, stop, end)
         outcome.write(left, result)
         gang.leave()
+        stop.ignore()
     except BaseException as error:  # noqa: BLE001 - whatever it is, it becomes an outcome
         end(error)
-    sys.stderr.flush()
-    os._exit(ExitCode.SUCCESS)
-
-
-if __name__ == "__main__":
-    main()

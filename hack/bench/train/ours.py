@@ -20,6 +20,7 @@ from cloze_trainer.encoders.names import theirs
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.origin import locate_all
+from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import open_run
 from cloze_trainer.stopping import StopSignal
@@ -64,6 +65,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             tracker=Silent(),
             stop=StopSignal(),
             attendance=Attendance(gang, spec.failure_policy.stuck_seconds, sys.exit),
+            profiler=Profiler(spec.profile, folder / "profile", Silent()),
         )
         train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
         result["steps"], result["flops_per_token"] = progress.steps, workload.flops_per_token

@@ -31,7 +31,7 @@ def _ranks(workspace: Path) -> list[int]:
     mark, found = f"CLOZE_WORKSPACE={workspace}\0".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            is_rank = b"cloze_trainer.worker" in (entry / "cmdline").read_bytes()
+            is_rank = (entry / "comm").read_text().startswith("cloze-rank-")
             if is_rank and mark in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
         except OSError:

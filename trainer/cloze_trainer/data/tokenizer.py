@@ -6,7 +6,7 @@ import shutil
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens, tokenizer_fingerprint
 from cloze_api.pretrain import TokenizerAlgorithm
-from cloze_trainer.data import bpe, byte_level
+from cloze_trainer.data import bpe, byte_level, unigram
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 from cloze_trainer.errors import InputError
 
@@ -63,7 +63,11 @@ def train(
     The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
     """
     by_bytes = algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE
-    make = _byte_level if by_bytes else _wordpiece
+    make = {
+        TokenizerAlgorithm.WORDPIECE: _wordpiece,
+        TokenizerAlgorithm.BYTE_LEVEL_BPE: _byte_level,
+        TokenizerAlgorithm.UNIGRAM: _unigram,
+    }[algorithm]
     tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase)
 
     def added(word: str, *, special: bool) -> AddedToken:
@@ -103,6 +107,27 @@ def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> To
     tokenizer.normalizer = byte_level.normalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
+    first = [*SPECIAL, *PLACEHOLDERS]
+    words = unigram.words(texts, lowercase=lowercase)
+    characters: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
+    kept = "".join(_alphabet(characters, (vocab_size - len(first)) // 2))
+    known: Counter[str] = Counter()
+    for word, count in words.items():
+        for found in re.findall(f"[{re.escape(kept)}]+", word) if kept else ():
+            known[found] += count
+    learnt = unigram.learn(known, vocab_size - len(first))
+    tokenizer = Tokenizer(models.Unigram([*((token, 0.0) for token in first), *learnt], SPECIAL_IDS.unk))
+    tokenizer.normalizer = unigram.normalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = unigram.splitter()
+    tokenizer.decoder = decoders.Metaspace(replacement=unigram.BLANK)
     return tokenizer
 
 
@@ -163,20 +188,27 @@ def size(tokenizer: Tokenizer) -> int:
 def continuing(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
     """Which tokens go on with a word, by id (V,). Raises InputError for a tokenizer whose pieces don't tell."""
     found_V = np.zeros(size(tokenizer), dtype=bool)
-    by_bytes, added = isinstance(tokenizer.model, models.BPE), tokenizer.get_added_tokens_decoder()
-    if not (
-        isinstance(tokenizer.model, models.WordPiece) or (by_bytes and "ByteLevel" in str(tokenizer.pre_tokenizer))
-    ):
-        raise InputError(
-            "TokenizerUnsupported",
-            "the pieces of this tokenizer don't tell which of them begin a word: set masking.unit to token, or take a "
-            "WordPiece or byte-level BPE tokenizer",
-        )
+    goes_on, added = _continues(tokenizer), tokenizer.get_added_tokens_decoder()
     for piece, number in tokenizer.get_vocab().items():
-        goes_on = byte_level.continues(piece) if by_bytes else piece.startswith(PREFIX)
         # An added token is a word of its own.
-        found_V[number] = goes_on and number not in added
+        found_V[number] = number not in added and goes_on(piece)
     return found_V
+
+
+def _continues(tokenizer: Tokenizer) -> Callable[[str], bool]:
+    """Whether a piece goes on with a word, by how the model spells it."""
+    splitter = str(tokenizer.pre_tokenizer)
+    if isinstance(tokenizer.model, models.WordPiece):
+        return lambda piece: piece.startswith(PREFIX)
+    if isinstance(tokenizer.model, models.BPE) and "ByteLevel" in splitter:
+        return byte_level.continues
+    if isinstance(tokenizer.model, models.Unigram) and "Metaspace" in splitter:
+        return unigram.continues
+    raise InputError(
+        "TokenizerUnsupported",
+        "the pieces of this tokenizer don't tell which of them begin a word: set masking.unit to token, or take a "
+        "WordPiece, Unigram or byte-level BPE tokenizer",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,12 +238,13 @@ class PretrainedTokenizer:
 def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: bool) -> None:
     """Write `tokenizer.json` and what `AutoTokenizer.from_pretrained` wants beside it."""
     tokenizer.save(str(folder / TOKENIZER_FILE))
-    by_bytes = isinstance(tokenizer.model, models.BPE)
-    own = {"add_prefix_space": True} if by_bytes else {"do_lower_case": lowercase}
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if by_bytes else "BertTokenizer",
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(tokenizer.model, models.WordPiece):
+        settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+    elif isinstance(tokenizer.model, models.BPE):
+        settings |= {"add_prefix_space": True}
+    settings |= {
         "model_max_length": max_length,
-        **own,
         "pad_token": PAD,
         "unk_token": UNK,
         "cls_token": CLS,

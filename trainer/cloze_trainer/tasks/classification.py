@@ -102,6 +102,9 @@ class _Classification(Kind[Example, Scores]):
             "labels": list(labels),
             "confusion": confusion(scores.truth_N, scores.predicted, len(labels)).tolist(),
             "reliability": calibration.reliability(probabilities(scores.logits_NC, temperature), scores.truth_N),
+            "reliability_before": calibration.reliability(probabilities(scores.logits_NC), scores.truth_N)
+            if asked.calibrate
+            else None,
         }
         return Further(figures, report, chosen)
 

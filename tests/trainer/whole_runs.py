@@ -1,0 +1,173 @@
+"""Whole runs of `cloze-train` as processes, and small jobs for them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cloze_api.manifest import verify
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Runs `cloze-train` on a job, in a folder of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, job: dict[str, Any]) -> subprocess.Popen[str]:
+        """The process, which leads a process group of its own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "job.json"
+        file.write_text(json.dumps(job), encoding="utf-8")
+        command = [str(Path(sys.executable).with_name("cloze-train")), "run", str(file)]
+        with (self.folder / "log").open("a") as log:
+            return subprocess.Popen(
+                command,
+                # Another test's MLflow client leaves its server's address in this process's environment.
+                env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+                | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore"}
+                | self.environment
+                | {"CLOZE_TERMINATION_LOG": str(self.folder / "termination")},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+
+    def run(self, job: dict[str, Any]) -> int:
+        """The exit code of a whole run."""
+        process = self.start(job)
+        try:
+            return process.wait(timeout=240)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill every process of the run. The ranks lead sessions of their own: their folder tells them."""
+        for _ in self._signalled(signal.SIGKILL, lambda _: True):
+            pass
+
+    def signal_rank(self, rank: int, number: signal.Signals) -> None:
+        """Send a rank of the run a signal."""
+        (_,) = self._signalled(number, lambda name: name == f"cloze-rank-{rank}")
+
+    def _signalled(self, number: signal.Signals, chosen: Callable[[str], bool]) -> Iterator[int]:
+        """Send a signal to processes of the run by their names, and tell which they were."""
+        mark = f"CLOZE_WORKSPACE={self.folder}/workspace\0".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (entry / "environ").read_bytes() and chosen((entry / "comm").read_text().strip()):
+                    os.kill(int(entry.name), number)
+                    yield int(entry.name)
+            except OSError:
+                continue  # it ended meanwhile, or isn't ours to look at
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "workspace" / "artifact"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(encoding="utf-8")
+
+    def resumed(self) -> int:
+        """Step from which the newest start went on; 0 when none did."""
+        events = [json.loads(line) for line in self.log.splitlines() if line.startswith('{"time"')]
+        return max((event["step"] for event in events if event["event"] == "resumed"), default=0)
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """The termination message."""
+        outcome: dict[str, Any] = json.loads((self.folder / "termination").read_text(encoding="utf-8"))
+        return outcome
+
+
+def kill_after(trainer: Trainer, job: dict[str, Any], step: int, *, saving: bool = False) -> bool:
+    """Start a run and kill all its processes once a checkpoint of at least this step is complete.
+
+    saving: while the next one is being written. Whether it was.
+    """
+    process = trainer.start(job)
+    folder = trainer.folder / "workspace" / "checkpoints"
+
+    def newest() -> int:
+        return max((int(path.parent.name[5:]) for path in folder.glob("step-*/COMPLETE")), default=0)
+
+    deadline = time.monotonic() + 240
+    while newest() < step:
+        assert process.poll() is None, trainer.log
+        assert time.monotonic() < deadline, trainer.log
+        time.sleep(0.02)
+    while saving and not list(folder.glob(".step-*.staging")):
+        assert process.poll() is None, trainer.log
+    trainer.kill()
+    process.wait()
+    return bool(list(folder.glob(".step-*.staging")))
+
+
+def pretrain(corpus: Path, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "PretrainJob",
+        "metadata": {"name": "small", "namespace": "tests", "uid": "11111111-2222-3333-4444-555555555555"},
+        "spec": {
+            "corpus": [{"uri": f"file://{corpus}"}],
+            "tokenizer": {"vocabSize": 800},
+            "model": {"layers": 2, "hiddenSize": 32, "heads": 2, "intermediateSize": 64, "maxLength": 32},
+            "optimization": {
+                "steps": 60,
+                "batchSequences": 8,
+                "batchWarmup": {"fromSequences": 4, "steps": 20},
+                "warmupSteps": 5,
+                "learningRate": 2e-3,
+            },
+            "topology": {"processesPerNode": 2},
+            "checkpoint": {"everySteps": 7},
+            "evaluation": {"heldOutFraction": 0.1},
+            "registry": {"name": "small"},
+            **spec,
+        },
+    }
+
+
+def weights(trainer: Trainer) -> str:
+    """SHA-256 of the artifact's weights."""
+    return verify(trainer.artifact).files["model.safetensors"]
+
+
+def versions(mlflow: str, name: str) -> list[dict[str, Any]]:
+    reply = httpx.get(f"{mlflow}/api/2.0/mlflow/model-versions/search", params={"filter": f"name='{name}'"})
+    found: list[dict[str, Any]] = reply.json().get("model_versions", [])
+    return found
+
+
+SPAM = [("win a free prize now", "spam"), ("cheap offer click here", "spam")]
+HAM = [("the report is attached", "ham"), ("lunch at noon", "ham")]
+
+
+def finetune(folder: Path, **spec: Any) -> dict[str, Any]:
+    rows = [{"text": text, "label": label} for text, label in SPAM + HAM]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 8), encoding="utf-8")
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {
+        "apiVersion": "cloze.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "filter", "namespace": "tests", "uid": "99999999-2222-3333-4444-555555555555"},
+        "spec": {
+            "base": {"model": {"name": "base", "version": "1"}},
+            "task": "sequence-classification",
+            "dataset": {"train": f"file://{folder}/train.jsonl", "test": f"file://{folder}/test.jsonl"},
+            "optimization": {"epochs": 6, "batchSequences": 4, "learningRate": 5e-3},
+            "registry": {"name": "filter"},
+            **spec,
+        },
+    }

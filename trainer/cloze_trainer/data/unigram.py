@@ -1,0 +1,99 @@
+"""Chooses a vocabulary of pieces with probabilities, of which a word takes the likeliest (Kudo, arXiv:1804.10959).
+
+SentencePiece's trainer in one thread gives the same pieces for the same words, to the last bit. That of the
+`tokenizers` library doesn't: it walks hash maps that are seeded anew in each process.
+"""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+from cloze_trainer.data import bpe
+
+BLANK = "▁"
+"""Begins a word."""
+# Longer words are counted in parts of as many characters: scripts without blanks have sentences instead of words.
+_PART = 96
+_SILENT = 2
+_DIGITS = 6
+
+
+def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
+    """What texts go through first: compatible characters are one (NFKC), and any blanks are a single one."""
+    parts = [
+        normalizers.NFKC(),
+        *([normalizers.Lowercase()] if lowercase else []),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    return normalizers.Sequence(parts)
+
+
+def splitter() -> pre_tokenizers.PreTokenizer:
+    """Words begin with their blank; they are cut after `[`, so that none is spelt as a special token is."""
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(replacement=BLANK), pre_tokenizers.Split("[", "merged_with_previous")]
+    )
+
+
+def continues(piece: str) -> bool:
+    """Whether a piece goes on with a word: words begin with their blank, and ASCII's marks are words of their own."""
+    return piece[0].isalnum() or (piece[0] != BLANK and not piece[0].isascii())
+
+
+def words(texts: Iterable[str], *, lowercase: bool) -> Mapping[str, int]:
+    """How often each word occurs, as the splitter gives it."""
+    normal, split, stretches, counted = normalizer(lowercase=lowercase), splitter(), bpe.Tally(), bpe.Tally()
+
+    def parts(stretch: str) -> Iterator[str]:
+        for word, _ in split.pre_tokenize_str(stretch):
+            yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
+
+    for text in texts:
+        found = normal.normalize_str(text).split(" ")
+        stretches.add(stretch for stretch in found if stretch and len(stretch) <= _PART)
+        for stretch in found:
+            if len(stretch) > _PART:
+                counted.add(parts(stretch))
+    for stretch, count in stretches.counts.items():
+        counted.add(parts(stretch), count)
+    return counted.counts
+
+
+def learn(counts: Mapping[str, int], size: int) -> list[tuple[str, float]]:
+    """At most `size` pieces with the logarithm of their probability, the likeliest first.
+
+    counts: how often each word occurs; all its characters become pieces, and there must be room for them.
+    """
+    # A tab would end the word.
+    rows = [f"{word}\t{counts[word]}" for word in sorted(counts) if "\t" not in word]
+    if not rows:
+        return []
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(rows),
+        model_writer=trained,
+        input_format="tsv",
+        model_type="unigram",
+        # The piece for what is unknown counts as one.
+        vocab_size=size + 1,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=_SILENT,
+    )
+    model = SentencePieceProcessor(model_proto=trained.getvalue())
+    # So many digits are read again as they were written, whoever reads them, and the fingerprint stays the same.
+    return [
+        (model.id_to_piece(number), round(model.get_score(number), _DIGITS))
+        for number in range(1, model.get_piece_size())
+    ]
