@@ -130,7 +130,7 @@ def test_no_text_makes_rows_headings_or_tags(label: str, use: str, source: str) 
     """The same headings and rows, and as many columns, whatever labels, paths and people's texts are made of."""
 
     def shape(text: str) -> list[str]:
-        lines = card.description(text).replace("\\|", "").splitlines()
+        lines = card.description(text).replace("\\|", "x").splitlines()
         return [line if line.startswith("#") else str(line.count("|")) for line in lines if line[:1] in ("#", "|")]
 
     lineage = manifest().lineage
