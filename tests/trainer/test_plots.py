@@ -89,7 +89,7 @@ def test_a_plot_that_fails_ends_nothing(mlflow: str, capfd: pytest.CaptureFixtur
     """The log says so, without anything of the report."""
     tracker = MlflowTracker(mlflow, JobTags("uid-broken", "tests/broken", "sequence-classification", "broken"))
     tracker.metrics(10, {"loss": 3.0})
-    tracker.close(report={"labels": ["secret"]})
+    tracker.close(report={"labels": ["secret"], "confusion": []})
     log = capfd.readouterr().err
     assert "artifacts not logged" in log
     assert "secret" not in log
