@@ -17,7 +17,7 @@ from cloze_server.windows import Window as Served
 from cloze_trainer import tasks
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.errors import InputError
-from cloze_trainer.quality import squad
+from cloze_trainer.quality import command, squad
 from cloze_trainer.quality.assessment import assess
 from cloze_trainer.quality.spans import Window, best_span
 from cloze_trainer.tasks.rows import Rows
@@ -188,6 +188,19 @@ async def test_a_trained_model_answers_as_it_was_scored(tuned: Callable[..., Any
     exact = [squad.exact_match(given, row["answers"]["text"]) for given, row in zip(answers, LINES, strict=True)]
     assert np.mean(exact) == pytest.approx(judged.figures["exact_match"])
     assert reply.json()["windows"] > len(LINES)
+    again = [str(artifact), str(tmp_path / "data.jsonl"), "--minimum", "exact_match=0.8", "--against", str(artifact)]
+    assert "2 gates pass" in command.run(command.parse(again)).message
+
+
+def test_slices_have_the_tasks_figure(tuned: Callable[..., Any]) -> None:
+    """The worst of those that count is one of the figures."""
+    rows = [{**row, "metadata": {"length": "long" if row["context"] == CONTEXT else "short"}} for row in LINES]
+    judged = tuned(Task.QUESTION_ANSWERING, rows, rows, max_length=24, evaluation={"minSliceExamples": 1}).judge()
+    found = judged.report["slices"]
+    assert {name: each["examples"] for name, each in found.items()} == {"length=long": 4, "length=short": 5}
+    whole = sum(each["figure"] * each["examples"] for each in found.values()) / 9
+    assert judged.figures["f1"] == pytest.approx(whole)
+    assert judged.figures["worst_slice_f1"] == min(each["figure"] for each in found.values())
 
 
 def test_figures_are_told_apart_by_whether_there_is_an_answer(tuned: Callable[..., Any]) -> None:
