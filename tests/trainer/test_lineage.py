@@ -174,3 +174,26 @@ def test_a_base_that_is_not_registered_is_told_by_its_digest() -> None:
     for data in ("hf://owner/name", "sha256:" + "9" * 64, MAILS, "7" * 64):
         assert [each["version"] for each in descent.made_of(data, [version])] == ["x/1"]
     assert descent.made_of("7" * 63, [version]) == []
+
+
+def test_a_student_is_made_of_what_its_teacher_is_made_of() -> None:
+    """An erasure finds it by the teacher's data, once where base and teacher come from the same; its tree has both."""
+
+    def made(name: str, **lineage: Any) -> Version:
+        known = {"job": f"ml/{name}", "job_uid": name, "kind": "FineTuneJob", "created": "x", "trainer_version": "x"}
+        return Version(name, "1", f"sha256:{name}", Lineage.model_validate({**known, **lineage}))
+
+    encoder = made("encoder", data={"pvc://books/a": "a" * 64})
+    teacher = made("teacher", base="encoder/1", base_digest=encoder.digest, data={MAILS: "8" * 64})
+    taught = {"teacher": "teacher/1", "teacher_digest": teacher.digest}
+    student = made("student", base="encoder/1", base_digest=encoder.digest, **taught)
+    versions = [encoder, teacher, student, made("twin", base="teacher/1", base_digest=teacher.digest, **taught)]
+    (found,) = descent.made_of(MAILS, versions)
+    assert references(found) == ["teacher/1", "student/1", "twin/1"]
+    assert references(descent.descendants(encoder, versions)) == [
+        *("encoder/1", "teacher/1", "student/1", "twin/1", "student/1")
+    ]
+    known = {each.reference: each for each in versions}
+    tree = descent.ancestry(student, lambda reference, _digest: known[reference])
+    assert tree["teacher"]["data"] == [{"source": MAILS, "digest": "8" * 64}]
+    assert "└─ teacher teacher/1" in descent.text(tree)

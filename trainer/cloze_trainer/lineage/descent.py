@@ -1,7 +1,7 @@
 """Versions, what they were made of, and trees of them. Pure.
 
-What links a version to its base is the digest of the base's manifest, which names all of its files; names may be given
-to other models meanwhile.
+What links a version to its base or its teacher is the digest of that one's manifest, which names all of its files;
+names may be given to other models meanwhile.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,50 +30,57 @@ class Version:
 
 
 def ancestry(version: Version, find: Callable[[str, str], Version | None]) -> Document:
-    """A version, its data and its base, and those of the base and so on. find: a version by reference and digest."""
-    lineage = version.lineage
+    """A version, its data, its base and its teacher, and those of the base and so on.
+
+    find: a version by reference and digest.
+    """
     document = _described(version)
-    document["data"] = [{"source": uri, "digest": digest} for uri, digest in sorted(lineage.data.items())]
-    if lineage.base:
-        found = find(lineage.base, lineage.base_digest or "")
-        document["base"] = (
-            ancestry(found, find) if found else {"source": lineage.base, "digest": lineage.base_digest or ""}
-        )
+    document["data"] = [{"source": uri, "digest": digest} for uri, digest in sorted(version.lineage.data.items())]
+    for what, (reference, digest) in _models(version.lineage).items():
+        found = find(reference, digest)
+        document[what] = ancestry(found, find) if found else {"source": reference, "digest": digest}
     return document
 
 
+def _models(lineage: Lineage) -> dict[str, tuple[str, str]]:
+    """References and digests of the models that a version learnt from."""
+    models = {"base": (lineage.base, lineage.base_digest), "teacher": (lineage.teacher, lineage.teacher_digest)}
+    return {what: (reference, digest or "") for what, (reference, digest) in models.items() if reference}
+
+
 def descendants(version: Version, versions: Iterable[Version]) -> Document:
-    """A version and what was trained from it, directly or by way of others."""
-    return _tree(version, _by_base(versions))
+    """A version and what has learnt from it, directly or by way of others."""
+    return _tree(version, _by_parent(versions))
 
 
 def made_of(data: str, versions: Sequence[Version]) -> list[Document]:
-    """The versions that were made of a data set or of a folder, each with what was trained from it.
+    """The versions that were made of a data set or of a folder, each with what has learnt from it.
 
     data: its digest, with or without `sha256:`, or its URI as the jobs named it.
     """
-    bases = _by_base(versions)
-    return [_tree(version, bases) for version in versions if _is_made_of(version.lineage, data)]
+    parents = _by_parent(versions)
+    return [_tree(version, parents) for version in versions if _is_made_of(version.lineage, data)]
 
 
 def _is_made_of(lineage: Lineage, data: str) -> bool:
     wanted = data.removeprefix("sha256:")
-    known = {**lineage.data, **({lineage.base: lineage.base_digest or ""} if lineage.base else {})}
+    known = {**lineage.data, **dict(_models(lineage).values())}
     # One that comes twice is told apart by a number behind `#`.
     uris = {uri.partition("#")[0] for uri in known} | known.keys()
     return data in uris or wanted in {digest.removeprefix("sha256:") for digest in known.values()}
 
 
-def _by_base(versions: Iterable[Version]) -> Mapping[str, Sequence[Version]]:
+def _by_parent(versions: Iterable[Version]) -> Mapping[str, Sequence[Version]]:
+    """Versions by the digests of the models that they learnt from."""
     found: dict[str, list[Version]] = {}
     for version in versions:
-        if version.lineage.base_digest:
-            found.setdefault(version.lineage.base_digest, []).append(version)
+        for digest in {digest for _, digest in _models(version.lineage).values() if digest}:
+            found.setdefault(digest, []).append(version)
     return found
 
 
-def _tree(version: Version, bases: Mapping[str, Sequence[Version]]) -> Document:
-    return _described(version) | {"descendants": [_tree(each, bases) for each in bases.get(version.digest, [])]}
+def _tree(version: Version, parents: Mapping[str, Sequence[Version]]) -> Document:
+    return _described(version) | {"descendants": [_tree(each, parents) for each in parents.get(version.digest, [])]}
 
 
 def _described(version: Version) -> Document:
@@ -104,7 +111,7 @@ def _line(document: Document) -> str:
 
 def _branches(document: Document) -> Iterable[str]:
     children = [("data ", each) for each in document.get("data", [])]
-    children += [("base ", document["base"])] if "base" in document else []
+    children += [(f"{what} ", document[what]) for what in ("base", "teacher") if what in document]
     children += [("", each) for each in document.get("descendants", [])]
     for number, (what, child) in enumerate(children, 1):
         last = number == len(children)
