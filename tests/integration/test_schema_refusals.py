@@ -131,7 +131,7 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         ("spec.model", "even multiple"),
     ),
     (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe", "vocabSize": 300}), ("spec.tokenizer", "at least 512")),
-    (P, put("spec.tokenizer.algorithm", "unigram"), ("spec.tokenizer.algorithm", "wordpiece")),
+    (P, put("spec.tokenizer.algorithm", "sentencepiece"), ("spec.tokenizer.algorithm", "wordpiece")),
     (P, optional_base(model={"layers": 2}), ("spec.base", "remove spec.model")),
     (P, optional_base(tokenizer={"vocabSize": 500}), ("spec.base", "remove spec.tokenizer")),
     (P, put("spec.base", {}), ("spec.base", "exactly one of model and uri")),

@@ -225,7 +225,7 @@ def test_a_language_model_that_fails_a_gate_is_not_registered(tmp_path: Path, ti
     }
     run, workload = workload_of(tmp_path, base={"uri": f"file://{tmp_path}/model"}, evaluation=evaluation)
     model = initial_model(workload, 1)
-    judged = worker._judge(run, workload, model, Alone())
+    judged = worker._judge(run, workload, model, Alone(), None)
     assert set(judged.figures) >= {"perplexity", "exposure_code", "exposure", "bias_work", "bias_spread_work"}
     artifact.write(run, workload, model, judged, {})
     with pytest.raises(GateError, match=r"masked_accuracy is .*, and must be at least 1") as refusal:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from cloze_api.manifest import Limits, Lineage, Manifest, write_manifest
 from cloze_api.names import ENV_MLFLOW_URI
@@ -68,7 +67,7 @@ def family(mlflow: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, V
     legal = registered(mlflow, folder, "line-legal", encoder, contracts="b")
     spam = registered(mlflow, folder, "line-spam", legal, mails="c", spam_test="d")
     stranger = registered(mlflow, folder, "line-stranger", contracts2="e")
-    MlflowClient(mlflow).set_registered_model_alias("line-spam", "champion", "1")
+    registry.client(mlflow).set_registered_model_alias("line-spam", "champion", "1")
     return {"encoder": encoder, "legal": legal, "spam": spam, "stranger": stranger}
 
 
@@ -133,7 +132,7 @@ def test_an_answer_that_is_not_whole_is_none(
 ) -> None:
     """A manifest that isn't the one that was registered is named, and the exit code isn't success."""
     lost = registered(mlflow, tmp_path, "line-lost", family["legal"], books2="f")
-    client = MlflowClient(mlflow)
+    client = registry.client(mlflow)
     client.set_model_version_tag("line-lost", lost.number, "cloze.dev/digest", "sha256:" + "0" * 64)
     capsys.readouterr()
     with pytest.raises(TrainerError, match="missing from the answer") as failed:
