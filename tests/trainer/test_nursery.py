@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = """
-import json, multiprocessing, os, sys
+RANK = """
+import os, sys
 from cloze_trainer import nursery
 
 def look(pipe, environment):
@@ -24,22 +24,30 @@ def look(pipe, environment):
         "CUDA is the parent's": torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork(),
     })
 
-if __name__ == "__main__":
-    nursery.open_nursery(3)
-    os.environ["DECIDED_LATER"] = "yes"
-    context = multiprocessing.get_context(nursery.METHOD)
-    ours, theirs = context.Pipe()
-    rank = context.Process(target=look, args=(theirs, dict(os.environ, RANK="7")))
-    rank.start()
-    print(json.dumps(ours.recv() | {"torch here": "torch" in sys.modules}))
-    rank.join()
+"""
+# As an image's `cloze-train` is: without a guard against being run a second time.
+LAUNCHER = """
+import json, multiprocessing, os, sys
+from cloze_trainer import nursery
+from rank import look
+
+nursery.open_nursery(3)
+os.environ["DECIDED_LATER"] = "yes"
+context = multiprocessing.get_context(nursery.METHOD)
+ours, theirs = context.Pipe()
+rank = context.Process(target=look, args=(theirs, dict(os.environ, RANK="7")))
+rank.start()
+theirs.close()
+print(json.dumps(ours.recv() | {"torch here": "torch" in sys.modules}))
+rank.join()
 """
 
 
 def test_a_rank_is_born_warm_and_alone(tmp_path: Path) -> None:
     """What it needs is imported, in a process of one thread that may use a GPU; the launcher has imported nothing."""
-    file = tmp_path / "look.py"
-    file.write_text(PROGRAM, encoding="utf-8")
+    file = tmp_path / "launcher.py"
+    file.write_text(LAUNCHER, encoding="utf-8")
+    (tmp_path / "rank.py").write_text(RANK, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RANK")}
     told = subprocess.run([sys.executable, str(file)], env=environment, check=True, capture_output=True, text=True)
     assert json.loads(told.stdout) == {

@@ -7,6 +7,7 @@ fork of it is as good as a fresh interpreter.
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -23,8 +24,16 @@ def open_nursery(threads: int) -> None:
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     # DDP warns about a flag that is set on purpose: see `parallel.share_out`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _hide_program()
     multiprocessing.get_context(METHOD).set_forkserver_preload(_PRELOADED)
     forkserver.ensure_running()
+
+
+def _hide_program() -> None:
+    """Keep multiprocessing from running the program in each rank: one without a guard would begin a run of its own."""
+    program = sys.modules["__main__"]
+    program.__spec__ = None
+    vars(program).pop("__file__", None)
 
 
 def settle_in(environment: Mapping[str, str]) -> None:
