@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 from cloze_trainer import registry
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
-from cloze_trainer.errors import BaseModelError, InputError, TrainerError
+from cloze_trainer.errors import BaseModelError, InputError, RegistryError, TrainerError
 from cloze_trainer.lineage import command, descent
 from cloze_trainer.lineage.descent import Version
 from cloze_trainer.tracking import JobTags
@@ -153,6 +155,25 @@ def test_unknown_versions_are_told() -> None:
         command.run(command.parse(["line-spam@nobody"]))
     with pytest.raises(InputError, match="name/version or name@alias"):
         command.run(command.parse(["spam"]))
+
+
+def test_a_refusal_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow's, where it doesn't allow the host that it is asked by: a reason, and no trace."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403, "Invalid Host header")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv(ENV_MLFLOW_URI, f"http://127.0.0.1:{server.server_port}")
+        for words in (["spam/1"], ["--data", "b" * 64]):
+            with pytest.raises(RegistryError, match=r"MLflow refused to .* and the hosts that it allows"):
+                command.run(command.parse(words))
+        server.shutdown()
 
 
 def test_a_base_that_is_not_registered_is_told_by_its_digest() -> None:

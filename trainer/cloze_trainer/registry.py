@@ -222,7 +222,7 @@ def register(
         try:
             return persist(what, call, seconds=max(1.0, deadline - time.monotonic()))
         except MlflowException as error:
-            raise _refused(what, error) from error
+            raise refused(what, error) from error
 
     def log_figures() -> None:
         connection.log_batch(run_id, params=[Param(key, value[:500]) for key, value in params.items()])
@@ -267,9 +267,11 @@ def register(
     return registered
 
 
-def _refused(what: str, error: MlflowException) -> RegistryError:
+def refused(what: str, error: MlflowException) -> RegistryError:
+    """What MLflow's refusal is to a run. what: it was to do."""
     return RegistryError(
-        f"MLflow refused to {what} ({error.error_code}): check the trainer's permissions and MLflow's storage"
+        f"MLflow refused to {what} ({error.error_code}): check permissions, MLflow's storage, and the hosts that it "
+        "allows"
     )
 
 
@@ -285,7 +287,7 @@ def version_of_alias(tracking_uri: str, name: str, alias: str) -> str:
         # The tracking server calls an unknown alias an invalid parameter.
         if error.error_code == "RESOURCE_DOES_NOT_EXIST" or ("alias" in str(error) and "not found" in str(error)):
             raise BaseModelError("BaseNotFound", f"{name} has no alias {alias!r} in MLflow: name a version") from error
-        raise _refused("resolve the alias of the base model", error) from error
+        raise refused("resolve the alias of the base model", error) from error
     return str(found.version)
 
 
@@ -318,4 +320,4 @@ def download(tracking_uri: str, name: str, version: str, folder: Path) -> None:
             raise BaseModelError(
                 "BaseNotFound", f"MLflow has no version {version} of {name}: check spec.base.model"
             ) from error
-        raise _refused("give the base model", error) from error
+        raise refused("give the base model", error) from error

@@ -51,9 +51,7 @@ class Reader:
         try:
             item = self._ask("read a version", lambda: self._client.get_model_version(name, number))
             model = self._ask("read a model", lambda: self._client.get_registered_model(name))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        except MlflowException:
             return None
         found = self._version(item, dict(model.aliases))
         return found if found and digest in ("", found.digest) else None
@@ -101,4 +99,10 @@ class Reader:
                 return
 
     def _ask(self, what: str, call: Any, *, seconds: float | None = None) -> Any:
-        return registry.persist(what, call, seconds=registry.budget_seconds() if seconds is None else seconds)
+        """Raises MlflowException for what there isn't, RegistryError for everything else."""
+        try:
+            return registry.persist(what, call, seconds=registry.budget_seconds() if seconds is None else seconds)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise registry.refused(what, error) from error
