@@ -77,7 +77,7 @@ e2e: $(VENV) images ## tests with real pods on the current cluster
 	@$(ON_CLUSTER) .venv/bin/pytest -m "e2e and not full" --durations=10 -q
 
 .PHONY: test-full
-test-full: full-cluster full-statistics full-training full-serving full-chaos full-rollouts full-releases ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
+test-full: full-cluster full-statistics full-training full-serving full-tasks full-chaos full-rollouts full-releases ## the long suites, each part at most 45 minutes; results go to docs/test-full.md
 
 .PHONY: full-cluster
 full-cluster: $(VENV) ## part: life cycles of local clusters, with nothing left behind
@@ -94,6 +94,14 @@ full-training: $(VENV) ## part: training runs killed at any moment, outside a cl
 .PHONY: full-serving
 full-serving: $(VENV) ## part: the inference server under hostile requests, and under load for CLOZE_SOAK_SECONDS (60)
 	@hack/test-full serving tests/server
+
+.PHONY: full-tasks
+full-tasks: $(VENV) ## part: every task on a real cluster, from a signed encoder to answers
+	@$(ON_TEST_CLUSTER) images tasks
+
+.PHONY: tasks
+tasks: $(VENV)
+	@$(ON_CLUSTER) hack/test-full tasks tests/e2e/test_tasks.py
 
 .PHONY: full-chaos
 full-chaos: $(VENV) ## part: trainings, operators and the API server under fire on a real cluster
