@@ -176,7 +176,10 @@ def figures(namespace: str, public_key: Path) -> dict[str, dict[str, float]]:
         finetune(namespace, "topics", "topics", problem="multi-label"),
         finetune(namespace, "rating", "rating", problem="regression"),
         finetune(
-            namespace, "trade", "trade", evaluation={"gates": [{"figure": "worst_slice_accuracy", "minimum": 0.6}]}
+            namespace,
+            "trade",
+            "trade",
+            evaluation={"minSliceExamples": 5, "gates": [{"figure": "worst_slice_accuracy", "minimum": 0.6}]},
         ),
         finetune(
             namespace,
