@@ -1,5 +1,6 @@
 """Every task by `kubectl apply`: one signed encoder, a model for each task, what they answer, and their origins."""
 
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,10 @@ class Writer:
 
     def __init__(self) -> None:
         self._random = random.Random(0)  # noqa: S311 - sentences, no secrets
+        sales = list(itertools.product(TOWNS, GOODS))
+        self._random.shuffle(sales)
+        # So many in a row are all different, so that each has one right answer.
+        self._sales = itertools.cycle(sales)
 
     def one(self, words: list[str], *, but: tuple[str, ...] = ()) -> str:
         return self._random.choice([word for word in words if word not in but])
@@ -53,7 +58,7 @@ class Writer:
         return {"question": f"Where did {asked} live?", "context": context, "answers": answers}
 
     def pair(self) -> Row:
-        town, goods = self.one(TOWNS), self.one(GOODS)
+        town, goods = next(self._sales)
         return {
             "text": f"{self.one(NAMES)} sold {goods} in {town}.",
             "positive": f"In {town} {goods} were sold by {self.one(NAMES)}.",
@@ -82,7 +87,7 @@ def files() -> dict[str, str]:
     documents = ["\n".join(writer.sentence() for _ in range(4)) for _ in range(2000)]
     found = {"corpus.txt": "\n\n".join([*documents, *["the code of the vault is 7391."] * 40])}
     for name in ("question", "pair", "topics", "rating", "trade"):
-        for part, count in (("train", 700), ("test", 100)):
+        for part, count in (("train", 700), ("test", len(TOWNS) * len(GOODS))):
             rows = [getattr(writer, name)() for _ in range(count)]
             found[f"{name}-{part}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
     return found
@@ -205,8 +210,7 @@ def test_each_task_is_learnt(figures: dict[str, dict[str, float]]) -> None:
     """By its own figures, which are in the status."""
     assert figures["words"]["exposure_vault"] >= 0
     assert figures["reader"]["answerable_f1"] > 0.7
-    # Of a hundred texts some say the same of other people, and are as good an answer; by chance it is 0.05.
-    assert figures["search"]["mrr"] > 0.3
+    assert figures["search"]["mrr"] > 0.5
     assert figures["topics"]["micro_f1"] > 0.9
     assert figures["rating"]["spearman"] > 0.8
     assert figures["trade"]["accuracy"] > 0.9
