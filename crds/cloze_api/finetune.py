@@ -2,7 +2,7 @@
 
 from collections import Counter
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -101,6 +101,9 @@ def _distinct(labels: list[str]) -> list[str]:
     return labels
 
 
+_LABELLED: Final = f"self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]"
+
+
 class FineTuneJobSpec(TrainingSpec):
     """Desired state of a FineTuneJob."""
 
@@ -131,14 +134,12 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: len(spec.labels) != 1,
         ),
         Rule(
-            cel=f"self.labels.size() == 0 || (self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}] && "
-            "self.problem != 'regression')",
+            cel=f"self.labels.size() == 0 || ({_LABELLED} && self.problem != 'regression')",
             message="spec.labels is for classification, and the answers of spec.task aren't labels: remove one of them",
             check=lambda spec: not spec.labels or (spec.task in LABEL_TASKS and spec.problem is not Problem.REGRESSION),
         ),
         Rule(
-            cel=f"self.optimization.classWeights == 'none' || (self.task in "
-            f"[{', '.join(map(repr, map(str, LABEL_TASKS)))}] && self.problem == 'single-label')",
+            cel=f"self.optimization.classWeights == 'none' || ({_LABELLED} && self.problem == 'single-label')",
             message="spec.optimization.classWeights is for one label of each text or word, and spec.task asks for "
             "something else: remove it",
             check=lambda spec: (
@@ -172,8 +173,7 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: spec.dataset.train != spec.dataset.test,
         ),
         Rule(
-            cel=f"!has(self.distillation) || (self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}] && "
-            "self.problem == 'single-label')",
+            cel=f"!has(self.distillation) || ({_LABELLED} && self.problem == 'single-label')",
             message="spec.distillation is for one label of each text or word, and spec.task asks for something else: "
             "remove it",
             check=lambda spec: (
@@ -181,7 +181,7 @@ class FineTuneJobSpec(TrainingSpec):
             ),
         ),
         Rule(
-            cel=f"!has(self.privacy) || self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]",
+            cel=f"!has(self.privacy) || {_LABELLED}",
             message="spec.privacy is for examples that count one by one, and those of spec.task share a gradient or "
             "come in several parts: remove it",
             check=lambda spec: spec.privacy is None or spec.task in LABEL_TASKS,

@@ -24,15 +24,24 @@ from cloze_trainer.worker import initial_model
 LABELS = ["B-PER", "I-PER", "O"]
 
 
+def row(task: Task, number: int, text: str) -> dict[str, Any]:
+    words = text.split()
+    match task:
+        case Task.TOKEN_CLASSIFICATION:
+            return {"tokens": words, "labels": [LABELS[(number + place) % 3] for place in range(len(words))]}
+        case Task.QUESTION_ANSWERING:
+            answers = {"text": [words[0]], "answer_start": [0]}
+            return {"question": f"what is {number}?", "context": text, "answers": answers}
+        case Task.EMBEDDING:
+            return {"text": text, "positive": " ".join(reversed(words))}
+        case _:
+            return {"text": text, "label": LABELS[number % 3]}
+
+
 def run_of(folder: Path, task: Task, base: dict[str, Any]) -> tuple[Run, FineTuneJobSpec]:
     for name in ("train", "test"):
         texts = [f"{name} {'ships' if number % 3 else 'islands'} of {number * number}" for number in range(12)]
-        rows = [
-            {"tokens": text.split(), "labels": [LABELS[(number + place) % 3] for place in range(len(text.split()))]}
-            if task is Task.TOKEN_CLASSIFICATION
-            else {"text": text, "label": LABELS[number % 3]}
-            for number, text in enumerate(texts)
-        ]
+        rows = [row(task, number, text) for number, text in enumerate(texts)]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     job = {
         "apiVersion": "cloze.dev/v1alpha1",
@@ -88,6 +97,23 @@ def test_encoder_and_pooler_are_those_of_the_folder(family: str, task: Task, tmp
     ids = torch.tensor([[workload.config.special_tokens.cls, 7, 9, 11, workload.config.special_tokens.sep]])
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", [Task.QUESTION_ANSWERING, Task.EMBEDDING])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+def test_a_language_model_is_the_base_of_tasks_with_other_answers(
+    family: str, task: Task, tmp_path: Path, tiny: Any
+) -> None:
+    """As most bases are: its hidden states are those of transformers' encoder, and the artifact of it is whole."""
+    save(tmp_path / "model", tiny, family, Task.FILL_MASK)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    run, workload = workload_of(tmp_path, task)
+    model: TaskModel = initial_model(workload, 1).eval()
+    ids = torch.tensor([[workload.config.special_tokens.cls, 7, 9, 11, workload.config.special_tokens.sep]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encoder(ids, None, None), theirs(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
+    artifact.write(run, workload, model, Judgement({}), {})
+    assert verify(run.artifact).task is task
 
 
 @pytest.mark.parametrize("made_for", [Task.FILL_MASK, Task.EMBEDDING])

@@ -107,8 +107,9 @@ def _convert(given: Path, folder: Path, task: Task | None) -> None:
     vocab_size = None
     if task:
         huggingface.configuration(given)
-        # With the task's own head, so that a pooler that was trained is kept.
-        model, told = conversion.load_model(given, task)
+        # With the task's own head, so that a pooler that was trained is kept. Vectors need none, and the tensors of a
+        # bare encoder lack the prefix that those beside a head have.
+        model, told = conversion.load_model(given, Task.FILL_MASK if task is Task.EMBEDDING else task)
         vocab_size = int(model.config.vocab_size)
     loaded, tokenizer = conversion.load_tokenizer(given)
     # Only who hides tokens needs one to hide them with.
