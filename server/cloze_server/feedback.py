@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse
 
 from cloze_server import paths
+from cloze_server.exchange import Exchange
 from cloze_server.logs import fields
-from cloze_server.middleware import Exchange
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.segments import Metadata, Segments
 from cloze_server.tasks.handler import Strict

@@ -13,9 +13,9 @@ from starlette.types import Receive, Send
 from cloze_api.precision import Precision
 from cloze_api.task import Task
 from cloze_server import paths
+from cloze_server.exchange import ClientLeftError, Endpoint, Exchange
 from cloze_server.hosting import Hosted, Refusal, Room
 from cloze_server.lifecycle import Lifecycle, Stage, State
-from cloze_server.middleware import ClientLeftError, Endpoint, Exchange
 from cloze_server.problems import ProblemError, ProblemType, checked
 from cloze_server.providers import Provider
 from cloze_server.settings import Settings

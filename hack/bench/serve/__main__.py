@@ -18,6 +18,8 @@ from runtimes import runtimes
 from servers import PEER_SERVERS
 from workload import mails
 
+from cloze_api.precision import Precision
+
 _CONNECTIONS = (1, 4, 16, 64)
 _ALL = 1_000_000
 
@@ -30,13 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python hack/bench/serve", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, dest="command")
     for function in (compare, limit, runtimes, latency, footprint, overhead, precision):
-        command = commands.add_parser(function.__name__, help=str(function.__doc__))
+        command = commands.add_parser(function.__name__, help=str(function.__doc__).splitlines()[0].replace("%", "%%"))
         command.set_defaults(run=function)
         command.add_argument("--rounds", type=int, default=3)
         command.add_argument("--seconds", type=float, default=8, help="measured at a time (default 8)")
         if function is overhead:
             continue
-        what = f"{' or '.join(SIZES)}, or the folder of a text classifier's artifact"
+        what = f"{', '.join(SIZES)} or {SPAM}, or the folder of a text classifier's artifact"
         if function is precision:
             what = f"{SPAM} (the default), or the folder of a text classifier's artifact with int8"
             command.add_argument("artifact", type=_artifact, nargs="?", default=SPAM, help=what)
@@ -47,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--peers", nargs="+", choices=list(PEER_SERVERS), default=list(PEER_SERVERS))
             command.add_argument("--sweep", action="store_true", help="the settings tried for the best of each peer")
             command.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
+            command.add_argument(
+                *("--precision",),
+                type=Precision,
+                choices=[Precision.FP32, Precision.INT8],
+                default=Precision.FP32,
+                help="of the graph that everybody runs (int8: of an artifact that has one, such as spam)",
+            )
     return parser
 
 

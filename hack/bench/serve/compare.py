@@ -8,9 +8,15 @@ from typing import Any
 
 import measure
 import servers
+from artifacts import with_graph
 from measure import Spread
 from servers import DEFAULT_BATCH, PEER_SERVERS, SWEEP
 from workload import Workload
+
+from cloze_api.precision import Precision
+
+# It runs torch's weights, no graph.
+_WITHOUT_GRAPH = "fastapi"
 
 
 def compare(
@@ -23,25 +29,33 @@ def compare(
     rounds: int,
     seconds: float,
     connections: Sequence[int],
+    precision: Precision = Precision.FP32,
 ) -> None:
-    """Our throughput at the p95 that a peer has, over the peer's: where it is fastest, and for each load."""
+    """Our throughput at the p95 that a peer has, over the peer's: where it is fastest, and for each load.
+
+    precision: of the graph that everybody runs.
+    """
+    if precision is not Precision.FP32:
+        peers = [name for name in peers if name != _WITHOUT_GRAPH]
     print(f"{len(work.texts)} texts, {statistics.mean(work.tokens):.0f} tokens on average", file=sys.stderr)
     candidates = [
         PEER_SERVERS[name](batch) for name in peers for batch in (SWEEP[name] if sweep else (DEFAULT_BATCH[name],))
     ]
 
-    def climb(server: servers.Server) -> list[dict[str, Any]]:
-        rungs = measure.ladder(server, artifact, work, seconds=seconds, threads=threads, connections=connections)
+    def climb(server: servers.Server, model: Path) -> list[dict[str, Any]]:
+        rungs = measure.ladder(server, model, work, seconds=seconds, threads=threads, connections=connections)
         return list(rungs.values())
 
-    ours = [servers.ours(threads, parallel=parallel) for parallel in ((1, threads) if sweep else (1,))]
+    flags = ("--precision", precision)
+    ours = [servers.ours(threads, parallel=parallel, flags=flags) for parallel in ((1, threads) if sweep else (1,))]
+    folder = with_graph(artifact, precision)
     rows: dict[str, list[tuple[float, ...]]] = {}
     for number in range(rounds):
         print(f"round {number + 1}", file=sys.stderr)
-        mine = [rung for each in ours for rung in climb(each)]
+        mine = [rung for each in ours for rung in climb(each, artifact)]
         expected = measure.answers(ours[0], {k: v for rung in mine for k, v in rung["replies"].items()})
         for peer in candidates:
-            theirs = climb(peer)
+            theirs = climb(peer, folder)
             replies = {index: reply for rung in theirs for index, reply in rung["replies"].items()}
             wrong = measure.disagreements(expected, measure.answers(peer, replies), 2e-3)
             if wrong:

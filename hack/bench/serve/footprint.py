@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import measure
@@ -13,16 +14,11 @@ from workload import Workload
 
 def resident_mib(process: int) -> float:
     """Memory of a process and of all that it started, as the kernel shares it out among them (PSS)."""
-    pending, total = [process], 0
-    while pending:
-        number = pending.pop()
-        try:
+    total = 0
+    for number in servers.family(process):
+        with suppress(OSError):
             rollup = Path(f"/proc/{number}/smaps_rollup").read_text(encoding="ascii")
-            for task in Path(f"/proc/{number}/task").iterdir():
-                pending += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
-        except OSError:
-            continue
-        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     return total / 1024
 
 

@@ -285,6 +285,8 @@ def running(server: Server, artifact: Path, threads: int) -> Iterator[int]:
             _await(process, server, folder / "log")
             yield process.pid
         finally:
+            # Triton leads a group of its own, outlives what started it, and keeps its port.
+            started = family(process.pid)[1:]
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -292,7 +294,21 @@ def running(server: Server, artifact: Path, threads: int) -> Iterator[int]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            for survivor in started:
+                with suppress(ProcessLookupError):
+                    os.kill(survivor, signal.SIGKILL)
             _await_free()
+
+
+def family(process: int) -> list[int]:
+    """A process and all that it started and that still run."""
+    found, pending = [], [process]
+    while pending:
+        found.append(number := pending.pop())
+        with suppress(OSError):
+            for task in Path(f"/proc/{number}/task").iterdir():
+                pending += [int(child) for child in (task / "children").read_text(encoding="ascii").split()]
+    return found
 
 
 def _await(process: "subprocess.Popen[bytes]", server: Server, log: Path) -> None:
