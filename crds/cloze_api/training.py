@@ -210,7 +210,13 @@ class Arithmetic(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-    """Matrix products in bfloat16: on GPUs, and on processors with AVX512_BF16, AMX or Arm's BF16; else refused."""
+    """Matrix products in bfloat16: on GPUs from Ampere on, and on processors with AVX512_BF16, AMX or Arm's BF16; else
+    refused."""
+    FP16 = "fp16"
+    """Matrix products in 16-bit floats with a loss that is scaled to fit: on GPUs, else refused. For those before
+    Ampere, which have no bfloat16."""
+    AUTO = "auto"
+    """On GPUs bf16 where all have it, else fp16 (with `privacy` fp32); on processors fp32."""
 
 
 class Sharding(StrEnum):

@@ -255,6 +255,11 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     ),
     (
         F,
+        lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, optimization={"arithmetic": "fp16"}),
+        ("spec.privacy cuts", "of which fp16 loses small parts"),
+    ),
+    (
+        F,
         lambda target: target["spec"].update(
             privacy={"epsilon": 1, "delta": 0.1}, distillation={"teacher": {"model": {"name": "t", "version": "1"}}}
         ),

@@ -15,6 +15,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
+from cloze_api.training import Optimization
 from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
@@ -86,7 +87,8 @@ def _load_base(model: TaskModel, base: BaseModel) -> None:
 def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end: Ending) -> None:
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
-    gang.check(run.job.spec.optimization.arithmetic)
+    is_private = not isinstance(run.job.spec, PretrainJobSpec) and run.job.spec.privacy is not None
+    arithmetic = gang.arithmetic(run.job.spec.optimization.arithmetic, scalable=not is_private)
     if gang.leads:
         signing_key(run)
     folder = run.workspace / "checkpoints"
@@ -105,6 +107,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         log(
             "training",
             ranks=gang.world,
+            arithmetic=str(arithmetic),
             steps=workload.total_steps,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             **workload.config.describe(),
@@ -120,7 +123,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
     )
     try:
-        optimization = private.careful(spec.optimization) if private else spec.optimization
+        optimization: Optimization = spec.optimization.model_copy(update={"arithmetic": arithmetic})
+        optimization = private.careful(optimization) if private else optimization
         given = private or lesson or workload
         trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
