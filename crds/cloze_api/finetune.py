@@ -205,6 +205,14 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: spec.privacy is None or spec.optimization.sharding is Sharding.NONE,
         ),
         Rule(
+            cel="!self.optimization.compile || !has(self.distillation) || !has(self.distillation.relation)",
+            message="spec.distillation.relation listens within a layer, of which spec.optimization.compile makes one "
+            "program: remove one of them",
+            check=lambda spec: (
+                not spec.optimization.compile or spec.distillation is None or spec.distillation.relation is None
+            ),
+        ),
+        Rule(
             cel="!has(self.privacy) || self.optimization.arithmetic != 'fp16'",
             message="spec.privacy cuts each example's gradient, of which fp16 loses small parts: use "
             "optimization.arithmetic bf16, fp32 or auto",

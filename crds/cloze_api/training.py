@@ -242,6 +242,9 @@ class Optimization(Schema):
     activation_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: the same weights, in less
     memory, for about a third more work."""
+    compile: bool = False
+    """Have torch.compile fuse the operations within each layer, for any number and length of rows; the first steps take
+    a minute or so longer. The image needs a compiler, which Cloze's own has not: see the how-to; else refused."""
     sharding: Sharding = Sharding.NONE
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0

@@ -268,6 +268,14 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (
         F,
         lambda target: target["spec"].update(
+            distillation={"teacher": {"model": {"name": "t", "version": "1"}}, "relation": {}},
+            optimization={"compile": True},
+        ),
+        ("spec.distillation.relation listens within a layer", "remove one"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
             privacy={"epsilon": 1, "delta": 0.1}, optimization={"classWeights": "balanced"}
         ),
         ("spec.optimization.classWeights tells", "remove one"),

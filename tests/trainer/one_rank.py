@@ -31,7 +31,7 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
-from cloze_trainer import scaling
+from cloze_trainer import compiling, scaling
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -183,6 +183,8 @@ def whole(tensor: Any) -> Tensor:
 
 def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
     gang = Gang(1, 60)
+    # As `inductor` finds the programs, which are then run as they are: machine code would need a compiler.
+    vars(compiling)["BACKEND"] = "eager"
     stop = StopSignal()
     name = f"{gang.world}-{gang.rank}"
     prepared = dataset(folder / f"data-{name}-{scenarios[0]['name']}" / "examples")

@@ -54,6 +54,7 @@ SCENARIOS += [
     {"name": "taught", **TAUGHT},
     {"name": "taught-crashing", **TAUGHT, "crash": [1, 4]},
     {"name": "told", "teacher": {"weight": 1}},
+    {"name": "told-compiled", "teacher": {"weight": 1}, "optimization": {"compile": True}},
     {"name": "private", "noise": 1.0},
     {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
     {"name": "cut", "noise": 0.0},
@@ -68,12 +69,20 @@ SCENARIOS += [
     {"name": "half-nan", **HALF, "nan": [1, 3]},
     {"name": "half-endless", **HALF, "burst": [1, 1000]},
 ]
+COMPILED = {"compile": True, "activationCheckpointing": True}
+SCENARIOS += [
+    {"name": "compiled", "optimization": COMPILED},
+    {"name": "compiled-crashing", "optimization": COMPILED, "crash": [2, 4]},
+    {"name": "after-compiled", "after": "1-compiled", "from": 3},
+]
 # The second rank's memory is the smaller one.
 STABLE = {"algorithm": "stable-adamw", "activationCheckpointing": True}
 SHARDED = {"sharding": "full"}
 PAIR = [
     {"name": "sharded", "optimization": SHARDED},
     {"name": "sharded-crashing", "optimization": SHARDED, "crash": [2, 5]},
+    {"name": "compiled", "optimization": COMPILED},
+    {"name": "compiled-sharded", "optimization": {**SHARDED, **COMPILED}},
     {"name": "half", **HALF},
     {"name": "half-sharded", **HALF, "optimization": {"arithmetic": "fp16", **SHARDED}},
     {"name": "sharded-stable", "optimization": {**SHARDED, **STABLE}},
@@ -279,6 +288,32 @@ def test_a_gradient_that_overflows_at_any_scale_diverges(results: dict[str, dict
     assert max(result["taken"]) == 3 * 3 + 1
     # From 2 ** 24 to 2 at most, anew after each of two rollbacks.
     assert len(result["gradients"]) < 3 * (24 + 3) + 24
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("1-0-compiled", "1-0-steady"),
+        ("1-0-told-compiled", "1-0-told"),
+        ("2-0-compiled", "1-0-steady"),
+        ("2-0-compiled-sharded", "1-0-steady"),
+    ],
+)
+def test_compiled_layers_train_as_others(results: dict[str, dict[str, Any]], name: str, other: str) -> None:
+    """Whole and in parts, with activations computed again, and with a teacher."""
+    compiled, steady = results[name], results[other]
+    assert compiled["losses"] == pytest.approx(steady["losses"], rel=1e-5)
+    assert torch.allclose(compiled["gradients"], steady["gradients"], rtol=1e-3, atol=1e-6)
+    assert torch.allclose(compiled["weights"], steady["weights"], atol=1e-4)
+
+
+def test_checkpoints_of_compiled_layers_are_those_of_others(results: dict[str, dict[str, Any]]) -> None:
+    """A killed run has the same bits, and one that isn't compiled goes on from them."""
+    compiled, crashing, after = (results[f"1-0-{name}"] for name in ("compiled", "compiled-crashing", "after-compiled"))
+    assert torch.equal(crashing["weights"], compiled["weights"])
+    assert len(crashing["taken"]) > len(compiled["taken"])
+    assert after["taken"] == [3, 4, 5]
+    assert torch.allclose(after["weights"], compiled["weights"], atol=1e-4)
 
 
 @pytest.mark.parametrize("world", [1, 2])

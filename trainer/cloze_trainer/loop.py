@@ -19,6 +19,7 @@ from cloze_api.progress import ExitCode
 from cloze_api.training import Optimization
 from cloze_trainer.attendance import Attendance, Part
 from cloze_trainer.checkpoint import Checkpoints, LoopState
+from cloze_trainer.compiling import compiled
 from cloze_trainer.console import log
 from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
@@ -117,6 +118,7 @@ def train(
         Saver(around.checkpoints, gang, progress, resume) as saver,
         attendance,
         around.profiler,
+        compiled(trained.model, wanted=optimization.compile),
     ):
         while True:
             around.profiler.at(state.step)

@@ -16,7 +16,7 @@ from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_api.training import Optimization
-from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
+from cloze_trainer import artifact, card, compiling, finetune, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -89,6 +89,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     # What can't be trained is told before the data are prepared.
     is_private = not isinstance(run.job.spec, PretrainJobSpec) and run.job.spec.privacy is not None
     arithmetic = gang.arithmetic(run.job.spec.optimization.arithmetic, scalable=not is_private)
+    if run.job.spec.optimization.compile:
+        compiling.check(gang.device)
     if gang.leads:
         signing_key(run)
     folder = run.workspace / "checkpoints"
