@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from cloze_api.training import Arithmetic
 from cloze_trainer import arithmetic, flops
+from cloze_trainer.encoders import attention
+from cloze_trainer.encoders.attention import Attention
 
 # A rank that is dead closes its connections, which ends a collective at once; one that hangs is named before this.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -62,6 +64,11 @@ class Gang:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def attention(self, used: Arithmetic, head_width: int) -> Attention:
+        """How this rank's device keeps texts apart best."""
+        capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
+        return attention.chosen(self.device.type, capability, used, head_width)
 
     def peak_flops(self, used: Arithmetic) -> float | None:
         """Operations a second that the devices of all ranks can do at most; None where that isn't known."""

@@ -27,6 +27,7 @@ from cloze_trainer.data.order import generator
 from cloze_trainer.data.remote import credentials
 from cloze_trainer.distillation import lesson as distillation
 from cloze_trainer.distillation.lesson import Distilling
+from cloze_trainer.encoders.attention import Attention
 from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
@@ -98,6 +99,11 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     if gang.leads:
         store.prepare()
     workload, sources = open_workload(run, gang, progress)
+    attention = Attention.MASKED
+    if isinstance(workload, Pretraining):
+        attention = workload.attention = gang.attention(
+            arithmetic, workload.config.hidden_size // workload.config.heads
+        )
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
     lesson, private = distillation.begin(run, workload, gang), privacy.begin(run, workload, gang)
@@ -110,6 +116,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
             "training",
             ranks=gang.world,
             arithmetic=str(arithmetic),
+            attention=str(attention),
             steps=workload.total_steps,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             **workload.config.describe(),
