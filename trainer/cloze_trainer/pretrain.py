@@ -16,7 +16,7 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import DEFAULT_STEPS, Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
-from cloze_trainer import evaluation, flops
+from cloze_trainer import evaluation, flops, tagging
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
@@ -55,11 +55,12 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     progress.stage("data")
     # Before a base: what reads one tells the hub's library to fetch nothing from then on.
     sources = locate_all(run)
+    names = tagging.find(run, spec.cleaning.names) if spec.cleaning.names else None
     base = _base(run, spec.base) if spec.base else None
     taken = base or (_tokenizer(run, spec.tokenizer.reuse) if spec.tokenizer.reuse else None)
     length = base.config.max_length if base else spec.model.max_length
     prepared, reused = shards.prepare(
-        spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken
+        spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken, names=names
     )
     log("corpus prepared", reused=reused, **prepared.report)
     if len(prepared.train_NT) < spec.optimization.batch_sequences:
