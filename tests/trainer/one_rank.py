@@ -31,7 +31,7 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
-from cloze_trainer import compiling, scaling
+from cloze_trainer import compiling, memory, scaling
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -80,7 +80,7 @@ def dataset(folder: Path) -> PreparedDataset:
         0,
         0,
     )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "test"):
         rows.save(folder, name, part)
     (folder / "test-slices.json").write_text("[]")
@@ -149,7 +149,7 @@ class Failing(FineTuning):
         self.sizes.append(chunk.places)
         if chunk.places > self.fits:
             # The last gradient of all, when the others have been added up.
-            deepest: Any = model.get_submodule("module.encoder.embeddings.words").weight
+            deepest: Any = getattr(model, "module", model).get_submodule("encoder.embeddings.words").weight
             handle = deepest.register_hook(lambda _: (handle.remove(), _run_out()))
         if self.here in self.nan:
             return loss * float("nan")
@@ -222,6 +222,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             traces = folder / f"profile-{name}-{scenario['name']}"
             profiler = Profiler(asked, traces, Silent())
             around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance, profiler)
+            around = replace(around, chunk_tokens=memory.recall(folder))
             try:
                 if "unchecked" not in scenario:
                     gang.arithmetic(spec.optimization.arithmetic)
@@ -237,6 +238,9 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 continue
             except TrainerError as failure:
                 error = failure.reason
+                if isinstance(failure, memory.ChunkTooLarge):
+                    memory.keep(folder, failure)
+                    end(folder / f"{name}.json", failure)
             break
         torch.nn.utils.clip_grad_norm_ = clip
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])

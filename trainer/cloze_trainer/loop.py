@@ -31,7 +31,7 @@ from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.scaling import LossScale, overflowed
 from cloze_trainer.stopping import StopSignal
-from cloze_trainer.workload import Workload
+from cloze_trainer.workload import CHUNK_TOKENS, Workload
 
 _TRACK_EVERY_STEPS = 10
 
@@ -45,7 +45,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the loop works with. gradients: makes what computes them."""
+    """What the loop works with. gradients: makes what computes them. chunk_tokens: more are known not to fit."""
 
     gang: Gang
     checkpoints: Checkpoints
@@ -55,6 +55,7 @@ class Surroundings:
     attendance: Attendance
     profiler: Profiler
     gradients: Callable[[Replicated | Sharded, Workload, Optimization, Gang], Gradients] = Gradient
+    chunk_tokens: int = CHUNK_TOKENS
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -105,6 +106,7 @@ def train(
         if gang.leads:
             log("resumed", step=state.step)
 
+    state = replace(state, chunk_tokens=min(state.chunk_tokens, around.chunk_tokens))
     workload.chunk_tokens = state.chunk_tokens
     progress.step(state.step, expected, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False

@@ -16,7 +16,7 @@ from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_api.training import Optimization
-from cloze_trainer import artifact, card, compiling, finetune, outcome, pretrain, tracking
+from cloze_trainer import artifact, card, compiling, finetune, memory, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -130,6 +130,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
         gradients=private.gradient if private else Gradient,
         profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
+        chunk_tokens=gang.from_leader(memory.recall(run.workspace) if gang.leads else None),
     )
     try:
         optimization: Optimization = spec.optimization.model_copy(update={"arithmetic": arithmetic})
@@ -137,6 +138,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         given = private or lesson or workload
         trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
+        if isinstance(error, memory.ChunkTooLarge):
+            memory.keep(run.workspace, error)
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
