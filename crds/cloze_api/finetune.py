@@ -14,7 +14,7 @@ from cloze_api.privacy import Privacy
 from cloze_api.schema import ObjectName, Rule, Schema
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import LABEL_TASKS, Problem, Task
-from cloze_api.training import SPEC_RULES, Optimization, Sharding, TrainingSpec, immutable_after_start
+from cloze_api.training import SPEC_RULES, Arithmetic, Optimization, Sharding, TrainingSpec, immutable_after_start
 
 
 class BaseJob(Schema):
@@ -203,6 +203,20 @@ class FineTuneJobSpec(TrainingSpec):
             message="spec.privacy cuts each example's whole gradient, which no rank has with optimization.sharding: "
             "remove the sharding",
             check=lambda spec: spec.privacy is None or spec.optimization.sharding is Sharding.NONE,
+        ),
+        Rule(
+            cel="!self.optimization.compile || !has(self.distillation) || !has(self.distillation.relation)",
+            message="spec.distillation.relation listens within a layer, of which spec.optimization.compile makes one "
+            "program: remove one of them",
+            check=lambda spec: (
+                not spec.optimization.compile or spec.distillation is None or spec.distillation.relation is None
+            ),
+        ),
+        Rule(
+            cel="!has(self.privacy) || self.optimization.arithmetic != 'fp16'",
+            message="spec.privacy cuts each example's gradient, of which fp16 loses small parts: use "
+            "optimization.arithmetic bf16, fp32 or auto",
+            check=lambda spec: spec.privacy is None or spec.optimization.arithmetic is not Arithmetic.FP16,
         ),
     )
 

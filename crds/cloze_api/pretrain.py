@@ -7,6 +7,7 @@ from pydantic import Field
 
 from cloze_api.audit import Audit
 from cloze_api.evaluation import Gate
+from cloze_api.people import Names
 from cloze_api.pretrained import Pretrained
 from cloze_api.schema import Rule, Schema, undefaulted
 from cloze_api.source import REVISION_PATTERN, Credentials, SourceURI, uri_rule
@@ -93,6 +94,8 @@ class Cleaning(Schema):
     """How sure the language must be; a document whose language isn't is dropped, too."""
     deduplicate: Deduplication = Deduplication.EXACT
     pii: PII = PII.REPLACE
+    names: Names | None = None
+    """Names of people are kept when absent."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -210,7 +210,13 @@ class Arithmetic(StrEnum):
 
     FP32 = "fp32"
     BF16 = "bf16"
-    """Matrix products in bfloat16: on GPUs, and on processors with AVX512_BF16, AMX or Arm's BF16; else refused."""
+    """Matrix products in bfloat16: on GPUs from Ampere on, and on processors with AVX512_BF16, AMX or Arm's BF16; else
+    refused."""
+    FP16 = "fp16"
+    """Matrix products in 16-bit floats with a loss that is scaled to fit: on GPUs, else refused. For those before
+    Ampere, which have no bfloat16."""
+    AUTO = "auto"
+    """On GPUs bf16 where all have it, else fp16 (with `privacy` fp32); on processors fp32."""
 
 
 class Sharding(StrEnum):
@@ -236,6 +242,9 @@ class Optimization(Schema):
     activation_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them: the same weights, in less
     memory, for about a third more work."""
+    compile: bool = False
+    """Have torch.compile fuse the operations within each layer, for any number and length of rows; the first steps take
+    a minute or so longer. The image needs a compiler, which Cloze's own has not: see the how-to; else refused."""
     sharding: Sharding = Sharding.NONE
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0

@@ -90,8 +90,8 @@ class TrainingStatus(Reported):
     last_failure_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """End of the last failure that `restarts` counts."""
     interruptions: int = 0
-    """How often the gang was restarted because a pod was taken away (evicted, preempted, its machine lost), or a peer
-    or the registry was gone; not limited by `maxRestarts`."""
+    """How often the gang was restarted because a pod was taken away (evicted, preempted, deleted, its machine lost), or
+    a peer or the registry was gone; not limited by `maxRestarts`."""
     last_interruption_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """End of the last one that `interruptions` counts."""
     active_seconds: int = 0

@@ -88,6 +88,18 @@ def test_there_are_examples_of_every_kind() -> None:
             "spec.evaluation.gates has a gate without",
         ),
         (
+            with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, optimization={"arithmetic": "fp16"}),
+            "of which fp16 loses small parts",
+        ),
+        (
+            with_spec(
+                "FineTuneJob",
+                distillation={"teacher": {"model": {"name": "t", "version": "1"}}, "relation": {}},
+                optimization={"compile": True},
+            ),
+            "spec.distillation.relation listens within a layer",
+        ),
+        (
             with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
             "remove the sharding",
         ),

@@ -149,6 +149,16 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (P, put("spec.cleaning.languages", ["English"]), ("spec.cleaning.languages[0]",)),
     (P, put("spec.cleaning.languages", ["en", "en"]), ("spec.cleaning.languages[1]", "Duplicate value")),
     (P, put("spec.cleaning", {"minCharacters": 9, "maxCharacters": 8}), ("spec.cleaning", "change one of them")),
+    (P, put("spec.cleaning.names", {}), ("spec.cleaning.names.uri", "Required")),
+    (P, put("spec.cleaning.names", {"uri": "https://a/b"}), ("spec.cleaning.names.uri", "should match")),
+    (P, put("spec.cleaning.names", {"uri": "pvc://a/../b"}), ("spec.cleaning.names.uri has `..`",)),
+    (P, put("spec.cleaning.names", {"uri": "pvc://a/b", "revision": "x"}), ("names.revision is for hf:// alone",)),
+    (
+        P,
+        put("spec.cleaning.names", {"uri": "pvc://a/b", "credentials": {"secretName": "x"}}),
+        ("spec.cleaning.names.credentials are for", "remove them"),
+    ),
+    (P, put("spec.cleaning.names", {"uri": "pvc://a/b", "minProbability": 0}), ("minProbability", "greater than 0")),
     (
         P,
         put("spec.topology.resources", {"limits": {"nvidia.com/gpu": 2}}),
@@ -255,10 +265,23 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     ),
     (
         F,
+        lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, optimization={"arithmetic": "fp16"}),
+        ("spec.privacy cuts", "of which fp16 loses small parts"),
+    ),
+    (
+        F,
         lambda target: target["spec"].update(
             privacy={"epsilon": 1, "delta": 0.1}, distillation={"teacher": {"model": {"name": "t", "version": "1"}}}
         ),
         ("spec.privacy can promise nothing", "remove one"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(
+            distillation={"teacher": {"model": {"name": "t", "version": "1"}}, "relation": {}},
+            optimization={"compile": True},
+        ),
+        ("spec.distillation.relation listens within a layer", "remove one"),
     ),
     (
         F,

@@ -230,6 +230,20 @@ def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
     ]
 
 
+def test_what_finds_names_is_mounted_as_a_source_is(training: Make) -> None:
+    """Its claim, or the Secret that gives access to its store."""
+    named = [{"uri": "pvc://models/ner"}, {"uri": "s3://models/ner", "credentials": {"secretName": "models"}}]
+    volumes = []
+    for names in named:
+        snapshot = training(spec={"corpus": [{"uri": "https://host/a.txt"}], "cleaning": {"names": names}})
+        pod = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)["spec"]["template"]["spec"]
+        volumes.append(pod["volumes"][-1])
+    assert volumes == [
+        {"name": "corpus-0", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "credentials-0", "secret": {"secretName": "models", "defaultMode": 0o440}},
+    ]
+
+
 def test_the_signing_key_is_mounted_alone(training: Make) -> None:
     """Of its Secret the one key, readable by the pod's group; nothing of it is in the environment but its place."""
     registry = {"name": "encoder", "signing": {"secretName": "keys", "key": "cloze.key"}}

@@ -6,7 +6,9 @@ they should learn; `crash`, batches before each of which the process ends once a
 once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
 `asleep`; `profile`, the steps that rank 0 profiles; `tokens`, after how many the training is over; `after`, whose
 checkpoints up to the step `from` it goes on from; `optimization`, which differs; `every`, steps between checkpoints;
-`teacher`, what is learnt from one, a random model of another size; `noise`, of private steps.
+`teacher`, what is learnt from one, a random model of another size; `noise`, of private steps; `scale`, the first one of
+the loss, and `growth`, the steps after which it is doubled; `burst`, a first batch and one after the last, of which the
+gradient isn't finite, and the loss is; `unchecked`, whether arithmetic that the device hasn't is taken all the same.
 """
 
 import json
@@ -29,6 +31,7 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
+from cloze_trainer import compiling, memory, scaling
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -77,7 +80,7 @@ def dataset(folder: Path) -> PreparedDataset:
         0,
         0,
     )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("train", "test"):
         rows.save(folder, name, part)
     (folder / "test-slices.json").write_text("[]")
@@ -115,7 +118,9 @@ class Failing(FineTuning):
         self.sizes: list[int] = []
         self.tokens = scenario.get("tokens", 0)
         self.frozen, self.asleep = scenario.get("freeze"), scenario.get("asleep", False)
-        self.nan, self.ascent, self.empty = (range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty"))
+        self.nan, self.ascent, self.empty, self.burst = (
+            range(*scenario.get(name, (0, 0))) for name in ("nan", "ascent", "empty", "burst")
+        )
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
 
@@ -144,10 +149,12 @@ class Failing(FineTuning):
         self.sizes.append(chunk.places)
         if chunk.places > self.fits:
             # The last gradient of all, when the others have been added up.
-            deepest: Any = model.get_submodule("module.encoder.embeddings.words").weight
+            deepest: Any = getattr(model, "module", model).get_submodule("encoder.embeddings.words").weight
             handle = deepest.register_hook(lambda _: (handle.remove(), _run_out()))
         if self.here in self.nan:
             return loss * float("nan")
+        if self.here in self.burst:
+            return loss + (0 * loss).sqrt()
         # Of the same value, and of a gradient that points the other way.
         return loss - 20 * (loss - loss.detach()) if self.here in self.ascent else loss
 
@@ -176,15 +183,20 @@ def whole(tensor: Any) -> Tensor:
 
 def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
     gang = Gang(1, 60)
+    # As `inductor` finds the programs, which are then run as they are: machine code would need a compiler.
+    vars(compiling)["BACKEND"] = "eager"
     stop = StopSignal()
     name = f"{gang.world}-{gang.rank}"
     prepared = dataset(folder / f"data-{name}-{scenarios[0]['name']}" / "examples")
+    scaled = {"START": scaling.START, "GROWTH_STEPS": scaling.GROWTH_STEPS}
     for scenario in scenarios:
         changed = {**SPEC.optimization.model_dump(by_alias=True), **scenario.get("optimization", {})}
         spec = SPEC.model_copy(update={"optimization": type(SPEC.optimization).model_validate(changed)})
         workload = Failing(spec, prepared, gang.device)
         workload.prepare(scenario, gang.rank)
         Gang.survives_out_of_memory = property(lambda _, these=scenario: "fits" in these)  # type: ignore[assignment, misc]
+        changed = {"START": scenario.get("scale"), "GROWTH_STEPS": scenario.get("growth")}
+        vars(scaling).update({key: changed[key] or usual for key, usual in scaled.items()})
         gradients: list[Tensor] = []
         clip = torch.nn.utils.clip_grad_norm_
 
@@ -210,8 +222,10 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             traces = folder / f"profile-{name}-{scenario['name']}"
             profiler = Profiler(asked, traces, Silent())
             around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance, profiler)
+            around = replace(around, chunk_tokens=memory.recall(folder))
             try:
-                gang.check(spec.optimization.arithmetic)
+                if "unchecked" not in scenario:
+                    gang.arithmetic(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
                 lesson = taught(workload, scenario["teacher"], gang) if "teacher" in scenario else workload
                 if "noise" in scenario:
@@ -224,6 +238,9 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 continue
             except TrainerError as failure:
                 error = failure.reason
+                if isinstance(failure, memory.ChunkTooLarge):
+                    memory.keep(folder, failure)
+                    end(folder / f"{name}.json", failure)
             break
         torch.nn.utils.clip_grad_norm_ = clip
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
 from cloze_api.progress import ExitCode
@@ -79,3 +80,12 @@ def test_details_are_those_of_libraries_and_no_text_of_the_user() -> None:
     assert "Input/output error" in details
     assert "KeyError" in details
     assert "diary" not in details
+
+
+def test_a_compiler_that_fails_would_fail_again() -> None:
+    """A header that is missing, say: it isn't retried, and the sentence names the field."""
+    failed = BackendCompilerFailed("inductor", RuntimeError("fatal error: omp.h: No such file or directory"), None)
+    failure = classify(failed)
+    assert (failure.reason, failure.exit_code) == ("CompilationFailed", ExitCode.INVALID_INPUT)
+    assert "optimization.compile" in failure.message
+    assert "omp.h" in technical(failed)

@@ -48,4 +48,7 @@ def test_what_devices_can_do() -> None:
     assert flops.peak("NVIDIA H100 PCIe", Arithmetic.BF16) == 756e12
     assert flops.peak("NVIDIA A100-SXM4-80GB", Arithmetic.FP32) == 19.5e12
     assert flops.peak("NVIDIA L4", Arithmetic.BF16) == 121e12
+    assert flops.peak("Tesla T4", Arithmetic.FP16) == 65e12
+    assert flops.peak("Tesla V100-SXM2-16GB", Arithmetic.FP16) == 125e12
+    assert flops.peak("Tesla V100-PCIE-32GB", Arithmetic.FP32) == 14e12
     assert flops.peak("NVIDIA GeForce RTX 4090", Arithmetic.BF16) is None

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from cloze_trainer.gang import _has_bf16
+from cloze_api.training import Arithmetic
+from cloze_trainer.arithmetic import offered
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -53,9 +54,26 @@ SCENARIOS += [
     {"name": "taught", **TAUGHT},
     {"name": "taught-crashing", **TAUGHT, "crash": [1, 4]},
     {"name": "told", "teacher": {"weight": 1}},
+    {"name": "told-compiled", "teacher": {"weight": 1}, "optimization": {"compile": True}},
     {"name": "private", "noise": 1.0},
     {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
     {"name": "cut", "noise": 0.0},
+]
+# A scale that grows and falls all the time, on processors that no job would be allowed to do it on.
+HALF: dict[str, Any] = {"unchecked": True, "scale": 2.0**24, "growth": 2, "optimization": {"arithmetic": "fp16"}}
+SCENARIOS += [
+    {"name": "refused", "optimization": {"arithmetic": "fp16"}},
+    {"name": "half", **HALF},
+    {"name": "half-crashing", **HALF, "crash": [1, 2, 4]},
+    {"name": "half-crowded", **HALF, "fits": {"0": 16}},
+    {"name": "half-nan", **HALF, "nan": [1, 3]},
+    {"name": "half-endless", **HALF, "burst": [1, 1000]},
+]
+COMPILED = {"compile": True, "activationCheckpointing": True}
+SCENARIOS += [
+    {"name": "compiled", "optimization": COMPILED},
+    {"name": "compiled-crashing", "optimization": COMPILED, "crash": [2, 4]},
+    {"name": "after-compiled", "after": "1-compiled", "from": 3},
 ]
 # The second rank's memory is the smaller one.
 STABLE = {"algorithm": "stable-adamw", "activationCheckpointing": True}
@@ -63,6 +81,10 @@ SHARDED = {"sharding": "full"}
 PAIR = [
     {"name": "sharded", "optimization": SHARDED},
     {"name": "sharded-crashing", "optimization": SHARDED, "crash": [2, 5]},
+    {"name": "compiled", "optimization": COMPILED},
+    {"name": "compiled-sharded", "optimization": {**SHARDED, **COMPILED}},
+    {"name": "half", **HALF},
+    {"name": "half-sharded", **HALF, "optimization": {"arithmetic": "fp16", **SHARDED}},
     {"name": "sharded-stable", "optimization": {**SHARDED, **STABLE}},
     {"name": "stable", "optimization": STABLE},
     {"name": "replicated-after", "after": "2-sharded", "from": 3},
@@ -204,12 +226,94 @@ def test_ranks_go_back_together(results: dict[str, dict[str, Any]]) -> None:
 def test_products_in_bfloat16_learn_the_same(results: dict[str, dict[str, Any]]) -> None:
     """The weights stay float32, and the losses are nearly the same; where the processor can't, it is refused."""
     result, steady = results["1-0-bf16"], results["1-0-steady"]
-    if not _has_bf16(torch.device("cpu")):
+    if Arithmetic.BF16 not in offered(torch.device("cpu")):
         assert result["error"] == "ArithmeticUnsupported"
         return
     assert result["weights"].dtype == torch.float32
     assert result["losses"] == pytest.approx(steady["losses"], rel=0.02)
     assert not torch.equal(result["weights"], steady["weights"])
+
+
+def test_products_in_16_bits_are_refused_where_they_are_slow(results: dict[str, dict[str, Any]]) -> None:
+    """Processors have none."""
+    assert results["1-0-refused"]["error"] == "ArithmeticUnsupported"
+
+
+@pytest.mark.parametrize("name", ["1-0-half", "1-0-half-crowded", "2-0-half", "2-0-half-sharded"])
+def test_products_in_16_bits_learn_the_same_whatever_overflows(results: dict[str, dict[str, Any]], name: str) -> None:
+    """Also in parts, in more chunks, and by two ranks. A batch whose gradient overflows is tried again at a smaller
+    scale until it doesn't: each is learnt from.
+    """
+    half, steady = results[name], results["1-0-steady"]
+    assert half["error"] == ""
+    finite = torch.isfinite(half["gradients"]).all(dim=1)
+    assert not finite.all()
+    assert half["weights"].dtype == torch.float32
+    assert half["losses"] == pytest.approx(steady["losses"], rel=1e-3)
+    assert torch.allclose(half["gradients"][finite], steady["gradients"], rtol=0.05, atol=2e-3)
+    assert torch.allclose(half["weights"], steady["weights"], atol=2e-3)
+    assert not torch.equal(half["weights"], steady["weights"])
+
+
+@pytest.mark.parametrize("name", ["half", "half-sharded"])
+def test_ranks_have_one_scale(results: dict[str, dict[str, Any]], name: str) -> None:
+    """An overflow on one of them is one of all."""
+    one, other = results[f"2-0-{name}"], results[f"2-1-{name}"]
+    assert len(one["gradients"]) == len(other["gradients"])
+    assert torch.equal(one["weights"], other["weights"])
+
+
+def test_a_scaled_run_that_was_killed_has_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    """The scale, and since when it is the same, are in the checkpoints: it overflows in the same steps."""
+    crashing, steady = results["1-0-half-crashing"], results["1-0-half"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert torch.equal(crashing["weights"], steady["weights"])
+    assert torch.isfinite(crashing["gradients"]).all(1).sum() > torch.isfinite(steady["gradients"]).all(1).sum()
+
+
+def test_a_loss_that_is_not_finite_is_not_the_scales_fault(results: dict[str, dict[str, Any]]) -> None:
+    """It is tried once, and left out within the budget; the scale stays."""
+    result = results["1-0-half-nan"]
+    assert result["error"] == ""
+    assert result["losses"][1:3] == [None, None]
+    finite = torch.isfinite(result["gradients"]).all(1).tolist()
+    first = finite.index(True)
+    assert finite[first : first + 4] == [True, False, False, True]
+
+
+def test_a_gradient_that_overflows_at_any_scale_diverges(results: dict[str, dict[str, Any]]) -> None:
+    """The scale falls to its floor, once; from there on the steps count as those of any other training."""
+    result = results["1-0-half-endless"]
+    assert result["error"] == "Diverged"
+    assert max(result["taken"]) == 3 * 3 + 1
+    # From 2 ** 24 to 2 at most, anew after each of two rollbacks.
+    assert len(result["gradients"]) < 3 * (24 + 3) + 24
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("1-0-compiled", "1-0-steady"),
+        ("1-0-told-compiled", "1-0-told"),
+        ("2-0-compiled", "1-0-steady"),
+        ("2-0-compiled-sharded", "1-0-steady"),
+    ],
+)
+def test_compiled_layers_train_as_others(results: dict[str, dict[str, Any]], name: str, other: str) -> None:
+    """Whole and in parts, with activations computed again, and with a teacher."""
+    compiled, steady = results[name], results[other]
+    assert compiled["losses"] == pytest.approx(steady["losses"], rel=1e-5)
+    assert torch.allclose(compiled["gradients"], steady["gradients"], rtol=1e-3, atol=1e-6)
+    assert torch.allclose(compiled["weights"], steady["weights"], atol=1e-4)
+
+
+def test_checkpoints_of_compiled_layers_are_those_of_others(results: dict[str, dict[str, Any]]) -> None:
+    """A killed run has the same bits, and one that isn't compiled goes on from them."""
+    compiled, crashing, after = (results[f"1-0-{name}"] for name in ("compiled", "compiled-crashing", "after-compiled"))
+    assert torch.equal(crashing["weights"], compiled["weights"])
+    assert len(crashing["taken"]) > len(compiled["taken"])
+    assert after["taken"] == [3, 4, 5]
+    assert torch.allclose(after["weights"], compiled["weights"], atol=1e-4)
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -5,18 +5,19 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cloze_api.manifest import TOKENIZER_FILE, WEIGHTS_FILE, SpecialTokens
 from cloze_api.pretrained import PretrainedFolder
-from cloze_api.source import parse_source
+from cloze_api.source import Credentials, parse_source
 from cloze_api.task import Task
 from cloze_trainer import huggingface
 from cloze_trainer.base import BaseModel, read_config
 from cloze_trainer.console import log
-from cloze_trainer.data.source import locate
+from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
@@ -35,7 +36,7 @@ _FACTS = "facts.json"
 
 def adopt_base(run: Run, pretrained: PretrainedFolder, task: Task = Task.FILL_MASK) -> BaseModel:
     """The base that a folder holds, for a task. Raises InputError, BaseModelError, TrainerError when nobody answers."""
-    tokenizer = _adopted(run, pretrained, _BASE, task)
+    tokenizer = _adopted(run, pretrained, task)
     return BaseModel(
         folder=tokenizer.folder,
         name=tokenizer.name,
@@ -48,41 +49,65 @@ def adopt_base(run: Run, pretrained: PretrainedFolder, task: Task = Task.FILL_MA
 
 def adopt_tokenizer(run: Run, pretrained: PretrainedFolder) -> PretrainedTokenizer:
     """The tokenizer that a folder holds. Raises InputError, TrainerError when nobody answers."""
-    return _adopted(run, pretrained, _TOKENIZER, None)
+    return _adopted(run, pretrained, None)
 
 
-def _adopted(run: Run, pretrained: PretrainedFolder, files: re.Pattern[str], task: Task | None) -> PretrainedTokenizer:
-    """task: what the weights are for; None where there is no need of any."""
-    uri = pretrained.uri
-    assert uri is not None, "a registered version isn't adopted"
-    found = locate(
-        uri,
-        corpus_root=run.corpus_root,
-        downloads=run.workspace / "downloads",
-        revision=pretrained.revision,
-        access=access(pretrained.credentials),
-        wanted=lambda name: files.fullmatch(name) is not None,
-    )
-    remote = parse_source(uri).remote
-    paths = {_NUMBER.sub("", path.name) if remote else path.name: path for path in found.paths}
-    if task and not any(name.endswith(".safetensors") for name in paths):
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A folder's files on this machine, by their own names. digest: of all of them."""
+
+    found: SourceFiles
+    paths: dict[str, Path]
+    digest: str
+
+    def folder(self, workspace: Path) -> AbstractContextManager[Path]:
+        """A folder with these names; what is wrong with it is told of the URI."""
+        return _links(workspace, self.paths, self.found.uri)
+
+
+def find_model(run: Run, uri: str, revision: str | None, credentials: Credentials | None) -> Given:
+    """A folder that holds a model with weights. Raises InputError, TrainerError when nobody answers."""
+    given = _find(run, uri, revision, credentials, _BASE)
+    if not any(name.endswith(".safetensors") for name in given.paths):
         raise InputError(
             "SafetensorsMissing",
             f"{uri} has no weights in safetensors; pickled ones, which could run anything when they are loaded, are "
             "refused: save them as safetensors where they come from",
         )
-    digest = hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest()
-    folder = run.workspace / "base" / digest[:20]
+    return given
+
+
+def _find(run: Run, uri: str, revision: str | None, credentials: Credentials | None, files: re.Pattern[str]) -> Given:
+    found = locate(
+        uri,
+        corpus_root=run.corpus_root,
+        downloads=run.workspace / "downloads",
+        revision=revision,
+        access=access(credentials),
+        wanted=lambda name: files.fullmatch(name) is not None,
+    )
+    remote = parse_source(uri).remote
+    paths = {_NUMBER.sub("", path.name) if remote else path.name: path for path in found.paths}
+    return Given(found, paths, hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest())
+
+
+def _adopted(run: Run, pretrained: PretrainedFolder, task: Task | None) -> PretrainedTokenizer:
+    """task: what the weights are for; None where there is no need of any."""
+    uri = pretrained.uri
+    assert uri is not None, "a registered version isn't adopted"
+    where = (uri, pretrained.revision, pretrained.credentials)
+    given = find_model(run, *where) if task else _find(run, *where, _TOKENIZER)
+    folder = run.workspace / "base" / given.digest[:20]
     if not is_complete(folder):
-        with _links(run.workspace, paths, uri) as given, publish(folder) as staging:
-            _convert(given, staging, task)
-        found.check_unchanged()
+        with given.folder(run.workspace) as linked, publish(folder) as staging:
+            _convert(linked, staging, task)
+        given.found.check_unchanged()
         log("base read" if task else "tokenizer read", uri=uri)
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     return PretrainedTokenizer(
         folder=folder,
         name=uri,
-        digest=f"sha256:{digest}",
+        digest=f"sha256:{given.digest}",
         special_tokens=SpecialTokens(**facts["special_tokens"]),
         lowercase=facts["lowercase"],
     )

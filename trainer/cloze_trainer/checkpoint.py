@@ -30,6 +30,7 @@ from cloze_trainer.errors import TrainerError
 from cloze_trainer.files import write_json
 from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
+from cloze_trainer.scaling import LossScale
 from cloze_trainer.volume import Damaged, Store, Volume, folder_name
 from cloze_trainer.workload import CHUNK_TOKENS
 
@@ -43,6 +44,7 @@ class LoopState:
     step: optimizer steps done. tokens: real tokens trained on, over all ranks. skipped: batches that were passed over.
     rollbacks: how often, the last time to the step `retreat`. health: what the steps so far tell.
     chunk_tokens: how many go through the model at once, which were more before memory was too small for them.
+    scale: of the loss.
     """
 
     step: int
@@ -52,6 +54,7 @@ class LoopState:
     retreat: int | None = None
     health: Health = field(default_factory=Health)
     chunk_tokens: int = CHUNK_TOKENS
+    scale: LossScale = field(default_factory=LossScale)
 
     @property
     def batch(self) -> int:
@@ -81,6 +84,7 @@ class LoopState:
             retreat=document.get("retreat"),
             health=Health(**{**health, "losses": tuple(health.get("losses", ()))}),
             chunk_tokens=document.get("chunk_tokens", CHUNK_TOKENS),
+            scale=LossScale(**document.get("scale", {})),
         )
 
 

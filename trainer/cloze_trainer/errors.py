@@ -94,6 +94,7 @@ _CONNECTION_TYPES = (
     "RendezvousTimeoutError",
     "RendezvousClosedError",
 )
+_COMPILER_TYPES = ("BackendCompilerFailed", "InductorError", "TritonMissing", "GPUTooOldForTriton")
 
 
 STORAGE_ERRORS = frozenset(_FULL | _UNWRITABLE)
@@ -160,6 +161,13 @@ def classify(error: BaseException, *, ranks: int = 1) -> TrainerError:
             return TrainerError(
                 "OutOfMemory",
                 "a rank ran out of memory: raise its memory limit or lower spec.optimization.batchSequences",
+            )
+    for item in chain:
+        if type(item).__name__ in _COMPILER_TYPES:
+            return InputError(
+                "CompilationFailed",
+                "a layer could not be compiled; the log has the compiler's words: remove optimization.compile, or take "
+                "an image whose compiler works (spec.image)",
             )
     return TrainerError(
         "InternalError", f"unexpected {type(error).__name__}: the log has the place; it is retried from a checkpoint"

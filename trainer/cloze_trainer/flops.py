@@ -6,7 +6,7 @@ from cloze_api.pretrain import Architecture
 from cloze_api.training import Arithmetic
 from cloze_trainer.encoders.config import GLOBAL_EVERY, LOCAL_REACH, EncoderConfig
 
-#: Dense matrix products a second in bfloat16 and in float32, by what torch calls the device; NVIDIA's data sheets.
+#: Dense matrix products a second in 16 bits and in float32, by what torch calls the device; NVIDIA's data sheets.
 _PEAKS: Final = {
     "H200": (989.4e12, 66.9e12),
     "H100 PCIe": (756e12, 51.2e12),
@@ -15,6 +15,9 @@ _PEAKS: Final = {
     "L40S": (362e12, 91.6e12),
     "L4": (121e12, 30.3e12),
     "A10": (125e12, 31.2e12),
+    "V100 PCIE": (112e12, 14e12),
+    "V100": (125e12, 15.7e12),
+    "T4": (65e12, 8.1e12),
 }
 
 
@@ -41,5 +44,5 @@ def peak(device: str, arithmetic: Arithmetic) -> float | None:
     words = device.replace("-", " ").split()
     for name, (half, whole) in _PEAKS.items():
         if set(name.split()) <= set(words):
-            return half if arithmetic is Arithmetic.BF16 else whole
+            return whole if arithmetic is Arithmetic.FP32 else half
     return None

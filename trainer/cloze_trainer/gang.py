@@ -4,29 +4,21 @@ import datetime
 import os
 import resource
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cloze_api.training import Arithmetic
-from cloze_trainer import flops
-from cloze_trainer.errors import InputError
+from cloze_trainer import arithmetic, flops
+from cloze_trainer.encoders import attention
+from cloze_trainer.encoders.attention import Attention
 
 # A rank that is dead closes its connections, which ends a collective at once; one that hangs is named before this.
 _COLLECTIVE_TIMEOUT_SECONDS = 300
 # Data preparation, export and registration happen on rank 0 alone and may take hours.
 _PATIENCE = datetime.timedelta(days=3)
 _POLL_SECONDS = 0.05
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there, and not merely emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 class Gang:
@@ -57,18 +49,10 @@ class Gang:
         assert isinstance(group, dist.ProcessGroup)
         self._patient = group
 
-    def check(self, arithmetic: Arithmetic) -> None:
-        """Raise InputError where the device doesn't have this arithmetic."""
-        if arithmetic is Arithmetic.BF16 and not _has_bf16(self.device):
-            raise InputError(
-                "ArithmeticUnsupported",
-                f"optimization.arithmetic is {arithmetic}, and this {self.device.type} has no bfloat16: use fp32, or "
-                "topology.nodeSelector for machines that have it",
-            )
-
-    def multiplying(self, arithmetic: Arithmetic) -> AbstractContextManager[Any]:
-        """Within it, matrix products are of this kind."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=arithmetic is Arithmetic.BF16)
+    def arithmetic(self, asked: Arithmetic, *, scalable: bool = True) -> Arithmetic:
+        """What all ranks multiply in; as `arithmetic.chosen`. All ranks call it."""
+        offers = self.from_all(arithmetic.offered(self.device))
+        return arithmetic.chosen(asked, offers, gpus=self.device.type == "cuda", scalable=scalable)
 
     @property
     def survives_out_of_memory(self) -> bool:
@@ -81,11 +65,16 @@ class Gang:
             return torch.cuda.max_memory_allocated(self.device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    def peak_flops(self, arithmetic: Arithmetic) -> float | None:
+    def attention(self, used: Arithmetic, head_width: int) -> Attention:
+        """How this rank's device keeps texts apart best."""
+        capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else None
+        return attention.chosen(self.device.type, capability, used, head_width)
+
+    def peak_flops(self, used: Arithmetic) -> float | None:
         """Operations a second that the devices of all ranks can do at most; None where that isn't known."""
         if self.device.type != "cuda":
             return None
-        one = flops.peak(torch.cuda.get_device_name(self.device), arithmetic)
+        one = flops.peak(torch.cuda.get_device_name(self.device), used)
         return None if one is None else one * self.world
 
     @property

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from cloze_api.training import Optimization
+from cloze_trainer.arithmetic import multiplying
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
+from cloze_trainer.memory import ChunkTooLarge
 from cloze_trainer.parallel import Replicated, Sharded
 from cloze_trainer.workload import Chunk, Workload
 
@@ -26,7 +28,14 @@ def seed_step(seed: int, batch: int, rank: int) -> None:
 class Gradients(Protocol):
     """What the loop computes gradients with."""
 
-    def add(self, chunks: Sequence[Chunk], again: Callable[[], Sequence[Chunk]], batch: int, weight: float) -> float:
+    def add(
+        self,
+        chunks: Sequence[Chunk],
+        again: Callable[[], Sequence[Chunk]],
+        batch: int,
+        weight: float,
+        scale: float = 1.0,
+    ) -> float:
         """As Gradient's."""
 
 
@@ -43,11 +52,19 @@ class Gradient:
         self._trained, self._workload, self._optimization, self._gang = trained, workload, optimization, gang
         self._places = self._weight = 0
 
-    def add(self, chunks: Sequence[Chunk], again: Callable[[], Sequence[Chunk]], batch: int, weight: float) -> float:
+    def add(
+        self,
+        chunks: Sequence[Chunk],
+        again: Callable[[], Sequence[Chunk]],
+        batch: int,
+        weight: float,
+        scale: float = 1.0,
+    ) -> float:
         """Leave the gradient of the mean loss of a batch in the parameters. Returns the sum of this rank's losses.
 
         chunks: this rank's share. again: the share, with as many tokens at once as the workload has by then. weight: of
-        the whole batch. Raises InputError when a single sequence doesn't fit.
+        the whole batch. scale: by which the loss is multiplied before the backward pass, and its gradient is divided.
+        Raises InputError when a single sequence doesn't fit, and ChunkTooLarge where the others wait in its midst.
         """
         if self._gang.survives_out_of_memory and self._trained.survives_failed_chunks:
             chunks = self._fitting(chunks, again)
@@ -58,11 +75,20 @@ class Gradient:
             # Gradients are averaged over the ranks, so that a rank's sum is scaled to give the mean.
             last = index == len(chunks) - 1
             with nullcontext() if last else self._trained.alone():
-                total += self._backward(chunk, self._gang.world / max(1.0, weight))
+                try:
+                    total += self._backward(chunk, scale * self._gang.world / max(1.0, weight))
+                except torch.OutOfMemoryError as error:
+                    if self._trained.survives_failed_chunks or not self._gang.survives_out_of_memory:
+                        raise
+                    raise ChunkTooLarge(self._gang.rank, chunk.places, self._halved(chunk)) from error
+        if scale != 1.0:
+            for parameter in self._trained.module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
         return float(total)
 
     def _backward(self, chunk: Chunk, scale: float) -> Tensor:
-        with self._gang.multiplying(self._optimization.arithmetic):
+        with multiplying(self._gang.device, self._optimization.arithmetic):
             loss = self._workload.loss_sum(self._trained.module, chunk)
         (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch has no type here
         return loss.detach()
@@ -76,17 +102,21 @@ class Gradient:
                 self._places, self._weight = max(self._places, chunk.places), max(self._weight, chunk.weight)
                 at += 1
                 continue
-            if chunk.sequences == 1:
-                raise InputError(
-                    "SequenceTooLarge",
-                    f"one sequence of {chunk.places} tokens doesn't fit into rank {self._gang.rank}'s memory: "
-                    "set optimization.activationCheckpointing, lower the maximum length, or use a smaller model or a "
-                    "larger GPU",
-                )
-            self._workload.chunk_tokens = chunk.places // 2
+            self._workload.chunk_tokens = self._halved(chunk)
             log("chunks halved", rank=self._gang.rank, tokens=chunk.places, to=self._workload.chunk_tokens)
             chunks, at = again(), 0
         return chunks
+
+    def _halved(self, chunk: Chunk) -> int:
+        """How many tokens to try in place of a chunk that was too large."""
+        if chunk.sequences == 1:
+            raise InputError(
+                "SequenceTooLarge",
+                f"one sequence of {chunk.places} tokens doesn't fit into rank {self._gang.rank}'s memory: "
+                "set optimization.activationCheckpointing, lower the maximum length, or use a smaller model or a "
+                "larger GPU",
+            )
+        return chunk.places // 2
 
     def _fits(self, chunk: Chunk) -> bool:
         """Whether memory is enough for a chunk's gradient, of which nothing is kept."""

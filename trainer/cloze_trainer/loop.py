@@ -19,6 +19,7 @@ from cloze_api.progress import ExitCode
 from cloze_api.training import Optimization
 from cloze_trainer.attendance import Attendance, Part
 from cloze_trainer.checkpoint import Checkpoints, LoopState
+from cloze_trainer.compiling import compiled
 from cloze_trainer.console import log
 from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.gang import Gang
@@ -28,8 +29,9 @@ from cloze_trainer.parallel import Replicated, Sharded, share_out
 from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
+from cloze_trainer.scaling import LossScale, overflowed
 from cloze_trainer.stopping import StopSignal
-from cloze_trainer.workload import Workload
+from cloze_trainer.workload import CHUNK_TOKENS, Workload
 
 _TRACK_EVERY_STEPS = 10
 
@@ -43,7 +45,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the loop works with. gradients: makes what computes them."""
+    """What the loop works with. gradients: makes what computes them. chunk_tokens: more are known not to fit."""
 
     gang: Gang
     checkpoints: Checkpoints
@@ -53,6 +55,7 @@ class Surroundings:
     attendance: Attendance
     profiler: Profiler
     gradients: Callable[[Replicated | Sharded, Workload, Optimization, Gang], Gradients] = Gradient
+    chunk_tokens: int = CHUNK_TOKENS
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -70,6 +73,7 @@ class Surroundings:
                 "checkpoint_blocked_seconds": saver.blocked_seconds,
                 "missed_checkpoints": saver.missed,
                 "chunk_tokens": state.chunk_tokens,
+                "loss_scale": state.scale.value,
                 **figures,
             }
             if (rate := self.progress.tokens_per_second) is not None:
@@ -94,7 +98,7 @@ def train(
     trained = share_out(model, optimization.sharding, gang)
     optimizer = build(trained.module, optimization)
     gradient = around.gradients(trained, workload, optimization, gang)
-    state = LoopState(step=0, tokens=0)
+    state = LoopState(step=0, tokens=0, scale=LossScale.first(optimization.arithmetic))
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
     if resume is not None:
         state = around.checkpoints.load(resume, model, optimizer)
@@ -102,6 +106,7 @@ def train(
         if gang.leads:
             log("resumed", step=state.step)
 
+    state = replace(state, chunk_tokens=min(state.chunk_tokens, around.chunk_tokens))
     workload.chunk_tokens = state.chunk_tokens
     progress.step(state.step, expected, loss=None, tokens=state.tokens)
     own_loss, weight, unseen = 0.0, 1.0, False
@@ -115,6 +120,7 @@ def train(
         Saver(around.checkpoints, gang, progress, resume) as saver,
         attendance,
         around.profiler,
+        compiled(trained.model, wanted=optimization.compile),
     ):
         while True:
             around.profiler.at(state.step)
@@ -186,7 +192,7 @@ def train(
                         kept = f"it could not be saved: the newest checkpoint is that of step {saver.durable or 0}"
                 raise Suspended(f"stopped by a signal after step {step}; {kept}")
 
-            # --- gradient of the mean loss over the global batch
+            # --- gradient of the mean loss over the global batch; once more where a scaled loss was too much for fp16
             rate = learning_rate(
                 optimization,
                 clock,
@@ -196,17 +202,26 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             attendance.at(step, Part.GRADIENT)
-            own_loss, unseen = gradient.add(chunks, share, state.batch, weight), True
+            scale, unseen = state.scale, True
+            while True:
+                own_loss = gradient.add(chunks, share, state.batch, weight, scale.value)
+                norm = trained.clip(optimization.gradient_clip)
+                if math.isfinite(norm) or not overflowed(scale, norm, *gang.sum(own_loss)):
+                    break
+                optimizer.zero_grad()
+                scale = scale.fallen()
+                if gang.leads:
+                    log("loss scale lowered", step=step, to=scale.value)
 
             # --- update; the averaged gradient is the same on all ranks, and so is the decision to leave it out
-            norm = trained.clip(optimization.gradient_clip)
             if finite := math.isfinite(norm):
                 optimizer.step()
+                scale = scale.updated()
             elif gang.leads:
                 log("update left out", step=step, why="the gradient isn't finite")
             optimizer.zero_grad()
             health = state.health.updated(finite=finite)
-            state = replace(state, step=step + 1, tokens=state.tokens + int(tokens), health=health)
+            state = replace(state, step=step + 1, tokens=state.tokens + int(tokens), health=health, scale=scale)
 
             attendance.rest()
 

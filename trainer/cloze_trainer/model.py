@@ -13,6 +13,7 @@ from torch.nn import functional
 from cloze_api.pretrain import Architecture
 from cloze_api.task import Task
 from cloze_trainer.encoders import modern, names, postnorm
+from cloze_trainer.encoders.attention import Texts
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.encoders.dropout import Dropout
 
@@ -60,7 +61,7 @@ class MaskedLanguageModel(_TaskModel):
     def forward(
         self,
         input_ids_BT: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Texts | None = None,
         token_types_BT: Tensor | None = None,
         positions_M: Tensor | None = None,
         places_BT: Tensor | None = None,

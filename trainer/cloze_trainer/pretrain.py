@@ -16,7 +16,7 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import DEFAULT_STEPS, Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
-from cloze_trainer import evaluation, flops
+from cloze_trainer import evaluation, flops, tagging
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
@@ -24,8 +24,10 @@ from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
-from cloze_trainer.data.order import Order
+from cloze_trainer.data.order import Indices, Order
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
+from cloze_trainer.data.unpadded import unpadded
+from cloze_trainer.encoders.attention import Attention, Texts
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
@@ -53,11 +55,12 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     progress.stage("data")
     # Before a base: what reads one tells the hub's library to fetch nothing from then on.
     sources = locate_all(run)
+    names = tagging.find(run, spec.cleaning.names) if spec.cleaning.names else None
     base = _base(run, spec.base) if spec.base else None
     taken = base or (_tokenizer(run, spec.tokenizer.reuse) if spec.tokenizer.reuse else None)
     length = base.config.max_length if base else spec.model.max_length
     prepared, reused = shards.prepare(
-        spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken
+        spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken, names=names
     )
     log("corpus prepared", reused=reused, **prepared.report)
     if len(prepared.train_NT) < spec.optimization.batch_sequences:
@@ -110,11 +113,16 @@ def masking_probability(masking: Masking, share: float) -> float:
 
 
 class Pretraining:
-    """Masked language modelling over packed sequences."""
+    """Masked language modelling over packed sequences.
+
+    attention: of the training; evaluations are in fp32, with masks.
+    """
 
     task = Task.FILL_MASK
     labels: tuple[str, ...] = ()
     chunk_tokens = CHUNK_TOKENS
+
+    attention = Attention.MASKED
 
     def __init__(self, spec: PretrainJobSpec, prepared: PreparedCorpus, device: torch.device) -> None:
         self.spec, self._device = spec, device
@@ -193,10 +201,9 @@ class Pretraining:
         """A rank's part of a global batch."""
         samples_B, epochs_B = self._order.share(batch, rank, world)
         rows, probability = self._rows, masking_probability(self.spec.masking, done)
+        chunk = self._unpadded if self.attention is Attention.UNPADDED else self._chunk
         return [
-            self._chunk(
-                self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows], probability
-            )
+            chunk(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows], probability)
             for at in range(0, len(samples_B), rows)
         ]
 
@@ -204,7 +211,7 @@ class Pretraining:
         self,
         masker: Masker,
         corpus_NT: shards.Tokens,
-        samples_B: shards.Tokens,
+        samples_B: Indices,
         epochs_B: shards.Tokens,
         probability: float | None = None,
     ) -> Chunk:
@@ -212,9 +219,7 @@ class Pretraining:
         masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
         texts_BT, places_BT = shards.texts_of(rows_BT, self.config.special_tokens)
 
-        def moved(values: npt.NDArray[np.integer[Any]]) -> Tensor:
-            return torch.from_numpy(values).to(self._device)
-
+        moved = self._moved
         texts, real_BT = moved(texts_BT), rows_BT != self.config.special_tokens.pad
         # Where each row is one text, without a mask attention takes its fastest path.
         alone = bool(real_BT.all()) and int(texts_BT.max()) == 1
@@ -230,7 +235,40 @@ class Pretraining:
             targets=moved(masked.targets_M),
             weight=len(masked.targets_M),
             tokens=int(real_BT.sum()),
+            rows_B=samples_B,
         )
+
+    def _unpadded(
+        self,
+        masker: Masker,
+        corpus_NT: shards.Tokens,
+        samples_B: Indices,
+        epochs_B: shards.Tokens,
+        probability: float | None = None,
+    ) -> Chunk:
+        """As `_chunk`, with all texts in one row of the input."""
+        rows_BT = corpus_NT[samples_B]
+        masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
+        special = self.config.special_tokens
+        _, places_BT = shards.texts_of(rows_BT, special)
+        flat = unpadded(rows_BT, masked.input_ids_BT, places_BT, masked.positions_M, special)
+        moved = self._moved
+        return Chunk(
+            inputs=(
+                moved(flat.ids_N)[None],
+                Texts(moved(flat.bounds), flat.longest),
+                None,
+                moved(flat.positions_M),
+                moved(flat.places_N)[None],
+            ),
+            targets=moved(masked.targets_M),
+            weight=len(masked.targets_M),
+            tokens=len(flat.ids_N),
+            rows_B=samples_B,
+        )
+
+    def _moved(self, values: npt.NDArray[np.integer[Any]]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Summed cross-entropy (nats) of the hidden tokens."""

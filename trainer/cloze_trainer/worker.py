@@ -15,7 +15,8 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
-from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
+from cloze_api.training import Optimization
+from cloze_trainer import artifact, card, compiling, finetune, memory, outcome, pretrain, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -26,6 +27,7 @@ from cloze_trainer.data.order import generator
 from cloze_trainer.data.remote import credentials
 from cloze_trainer.distillation import lesson as distillation
 from cloze_trainer.distillation.lesson import Distilling
+from cloze_trainer.encoders.attention import Attention
 from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
@@ -86,7 +88,10 @@ def _load_base(model: TaskModel, base: BaseModel) -> None:
 def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end: Ending) -> None:
     """Everything up to the published artifact."""
     # What can't be trained is told before the data are prepared.
-    gang.check(run.job.spec.optimization.arithmetic)
+    is_private = not isinstance(run.job.spec, PretrainJobSpec) and run.job.spec.privacy is not None
+    arithmetic = gang.arithmetic(run.job.spec.optimization.arithmetic, scalable=not is_private)
+    if run.job.spec.optimization.compile:
+        compiling.check(gang.device)
     if gang.leads:
         signing_key(run)
     folder = run.workspace / "checkpoints"
@@ -94,6 +99,11 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     if gang.leads:
         store.prepare()
     workload, sources = open_workload(run, gang, progress)
+    attention = Attention.MASKED
+    if isinstance(workload, Pretraining):
+        attention = workload.attention = gang.attention(
+            arithmetic, workload.config.hidden_size // workload.config.heads
+        )
     spec = run.job.spec
     tracker = _tracker(run, gang, workload.task)
     lesson, private = distillation.begin(run, workload, gang), privacy.begin(run, workload, gang)
@@ -105,6 +115,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         log(
             "training",
             ranks=gang.world,
+            arithmetic=str(arithmetic),
+            attention=str(attention),
             steps=workload.total_steps,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             **workload.config.describe(),
@@ -118,12 +130,16 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
         gradients=private.gradient if private else Gradient,
         profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
+        chunk_tokens=gang.from_leader(memory.recall(run.workspace) if gang.leads else None),
     )
     try:
-        optimization = private.careful(spec.optimization) if private else spec.optimization
+        optimization: Optimization = spec.optimization.model_copy(update={"arithmetic": arithmetic})
+        optimization = private.careful(optimization) if private else optimization
         given = private or lesson or workload
         trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
+        if isinstance(error, memory.ChunkTooLarge):
+            memory.keep(run.workspace, error)
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from cloze_trainer.clock import Clock
+from cloze_trainer.encoders.attention import Texts
 from cloze_trainer.gang import Gang
 
 CHUNK_TOKENS: Final = 16_384
@@ -20,10 +21,11 @@ class Chunk:
     """Input tensors of one forward pass.
 
     targets: classes of what is predicted. weight: how many predictions it counts for; 0 for a stand-in of a rank
-    without a share. tokens: real tokens. rows_B: which rows of the data these are, where that matters.
+    without a share. tokens: real tokens. rows_B: which rows of the data these are, where that matters; all of them are
+    in one row of the input where it has no padding.
     """
 
-    inputs: tuple[Tensor | None, ...]
+    inputs: tuple[Tensor | Texts | None, ...]
     targets: Tensor
     weight: int
     tokens: int
@@ -32,14 +34,17 @@ class Chunk:
     @property
     def places(self) -> int:
         """Tokens and padding."""
-        assert self.inputs[0] is not None
-        return self.inputs[0].numel()
+        return self._ids.numel()
 
     @property
     def sequences(self) -> int:
-        """Rows."""
-        assert self.inputs[0] is not None
-        return self.inputs[0].shape[0]
+        """Rows of the data."""
+        return self._ids.shape[0] if self.rows_B is None else len(self.rows_B)
+
+    @property
+    def _ids(self) -> Tensor:
+        assert isinstance(self.inputs[0], Tensor)
+        return self.inputs[0]
 
 
 class Workload(Protocol):

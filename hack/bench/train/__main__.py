@@ -62,6 +62,7 @@ class Bench:
             "learning_rate": LEARNING_RATE,
             "seed": SEED,
             "bf16": self.arithmetic == "bf16",
+            "fp16": self.arithmetic == "fp16",
             "tokenizer": self.tokenizer,
             "documents": str(self.folder / "documents.jsonl"),
             "cache": str(self.folder / "datasets"),
@@ -204,7 +205,7 @@ def main() -> None:
         command.add_argument("--vocab", type=int, default=30_522)
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--threads", type=int, default=2)
-        command.add_argument("--arithmetic", choices=["fp32", "bf16"], default="fp32")
+        command.add_argument("--arithmetic", choices=["fp32", "bf16", "fp16"], default="fp32")
         command.add_argument("--rounds", type=int, default=rounds)
         if function is utilization:
             command.add_argument("--batch", type=int, default=256, help="rows (256)")

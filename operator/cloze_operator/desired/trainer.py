@@ -53,7 +53,8 @@ def source_uris(job: TrainingJob) -> tuple[str, ...]:
     """URIs of everything the run reads, in the order of the spec."""
     folder = job.spec.pretrained.uri if job.spec.pretrained else None
     if isinstance(job, PretrainJob):
-        data = tuple(corpus.uri for corpus in job.spec.corpus)
+        names = job.spec.cleaning.names
+        data = (*(corpus.uri for corpus in job.spec.corpus), *([names.uri] if names else []))
     else:
         data = (job.spec.dataset.train, job.spec.dataset.test)
     return (*data, *([folder] if folder else []))
@@ -71,6 +72,7 @@ def store_secrets(job: TrainingJob) -> tuple[str, ...]:
     secrets = [job.spec.checkpoint.credentials]
     if isinstance(job, PretrainJob):
         secrets += [corpus.credentials for corpus in job.spec.corpus]
+        secrets += [job.spec.cleaning.names.credentials] if job.spec.cleaning.names else []
     secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
     return tuple(sorted({secret.secret_name for secret in secrets if secret}))
 

@@ -11,6 +11,7 @@ from cloze_api.source import SourceKind, parse_source
 from cloze_operator.cluster import Cluster
 from cloze_operator.decide.answers import Answer
 from cloze_operator.decide.base import frozen_base
+from cloze_operator.decide.deletions import witnessed
 from cloze_operator.decide.fields import Object, dig, is_going, is_true
 from cloze_operator.decide.pods import registered
 from cloze_operator.decide.snapshot import TrainingSnapshot
@@ -61,7 +62,8 @@ class TrainingObserver:
         }
         children = await read_children(self._cluster, namespace, names)
         live = children.get("Job")
-        pods = await read_pods(self._cluster, resource, live["metadata"]["uid"]) if live else ()
+        found = await read_pods(self._cluster, resource, live["metadata"]["uid"]) if live else ()
+        pods = witnessed(found, live)
         bare = self._snapshot(resource, job, children=children)
         base, base_job = await self._base(bare, job)
         outcome = registered(pods)

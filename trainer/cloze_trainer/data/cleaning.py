@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from cloze_api.pretrain import PII, Cleaning, Deduplication
 from cloze_trainer.data import pii
 from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.languages import Languages
+from cloze_trainer.data.names import NameFilter
 from cloze_trainer.data.spool import Chosen, Digesting, Digests, Mask, Spool, first_of_each
 
 
@@ -43,13 +44,8 @@ class Cleaned:
     report: CleaningReport
 
 
-def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned:
-    """Spool the documents of the right length and language, and tell which of them are kept.
-
-    No more than a document and about a hundred bytes for each are in memory; near-duplicates take some kilobytes each.
-    """
-    report = CleaningReport()
-    digests, keys = Digesting(), Digesting()
+def _fitting(documents: Iterable[str], settings: Cleaning, report: CleaningReport) -> Iterator[str]:
+    """Documents of the right length and language, without personal data that has a pattern."""
     languages = Languages(settings.languages, settings.min_language_probability) if settings.languages else None
     for document in documents:
         report.documents_in += 1
@@ -69,6 +65,19 @@ def clean(documents: Iterable[str], settings: Cleaning, spool: Spool) -> Cleaned
             if not languages.wants(language):
                 report.dropped["language"] += 1
                 continue
+        yield text
+
+
+def clean(documents: Iterable[str], settings: Cleaning, spool: Spool, names: NameFilter | None = None) -> Cleaned:
+    """Spool the documents that fit, and tell which of them are kept. names: what finds them, where they are to go.
+
+    No more than a document and about a hundred bytes for each are in memory; near-duplicates take some kilobytes each,
+    and names are searched in some documents at once.
+    """
+    report = CleaningReport()
+    digests, keys = Digesting(), Digesting()
+    texts = _fitting(documents, settings, report)
+    for text in names.filtered(texts, report.replaced, report.dropped) if names else texts:
         spool.append(text)
         digests.add(text)
         if settings.deduplicate is not Deduplication.NONE:

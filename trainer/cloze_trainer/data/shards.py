@@ -19,6 +19,7 @@ from cloze_api.pretrain import Tokenizer as TokenizerSpec
 from cloze_trainer.data import cleaning, tokenizer
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import BrokenLines
+from cloze_trainer.data.names import NameModel
 from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.data.splitting import part, split
 from cloze_trainer.data.spool import Chosen, Spool
@@ -61,18 +62,24 @@ class Shards:
 
 
 def content_key(
-    sources: Sequence[SourceFiles], spec: PretrainJobSpec, max_length: int, reused: PretrainedTokenizer | None
+    sources: Sequence[SourceFiles],
+    spec: PretrainJobSpec,
+    max_length: int,
+    reused: PretrainedTokenizer | None,
+    names: NameModel | None = None,
 ) -> str:
     """Name of the folder: a digest of everything that decides its content."""
-    parts = {
+    parts: dict[str, Any] = {
         "edition": EDITION,
         "sources": [source.digest for source in sources],
         "corpus": [corpus.model_dump(mode="json", exclude=_UNDECIDING) for corpus in spec.corpus],
-        "cleaning": spec.cleaning.model_dump(mode="json"),
+        "cleaning": spec.cleaning.model_dump(mode="json", exclude={"names"}),
         "tokenizer": reused.content if reused else spec.tokenizer.model_dump(mode="json"),
         "max_length": max_length,
         "held_out_fraction": spec.evaluation.held_out_fraction,
     }
+    if spec.cleaning.names and names:
+        parts["names"] = [names.digest, spec.cleaning.names.model_dump(mode="json", exclude=_UNDECIDING)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -231,15 +238,17 @@ def prepare(
     *,
     max_length: int | None = None,
     reused: PretrainedTokenizer | None = None,
+    names: NameModel | None = None,
 ) -> tuple[Shards, bool]:
     """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before.
 
     stage: told what begins, `data` or `tokenizer`. max_length: tokens of a row; the spec's when absent. reused: the
-    tokenizer, where none is trained. Returns the shards and whether they were there already.
+    tokenizer, where none is trained. names: the model that finds people's, where they are to go. Returns the shards and
+    whether they were there already.
     """
     length = max_length or spec.model.max_length
     special: SpecialTokens = reused.special_tokens if reused else tokenizer.SPECIAL_IDS
-    folder = root / content_key(sources, spec, length, reused)
+    folder = root / content_key(sources, spec, length, reused, names)
     if is_complete(folder):
         return read(folder), True
     stage("data")
@@ -253,6 +262,7 @@ def prepare(
             ),
             spec.cleaning,
             spool,
+            names.load() if names else None,
         )
         report = cleaned.report
         for source in sources:
@@ -294,6 +304,7 @@ def prepare(
             "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
             "dropped": dict(report.dropped),
             "replaced": dict(report.replaced),
+            **({"names_model": names.digest} if names else {}),
             "languages": dict(report.languages),
             "characters": report.characters_out,
             "tokens": tokens,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_api.distillation import Relation
+from cloze_trainer.encoders.attention import Texts
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 
@@ -98,11 +99,12 @@ class RelationLoss:
         """Within it, the student's passes are heard. model: the student, maybe within a wrapper."""
         return hearing(_layers(getattr(model, "module", model))[self._own])
 
-    def losses(self, heard: Heard, inputs: tuple[Tensor | None, ...]) -> Tensor:
+    def losses(self, heard: Heard, inputs: tuple[Tensor | Texts | None, ...]) -> Tensor:
         """(B,), of each sequence of the pass that was heard: the sum of three divergences."""
         with torch.no_grad(), hearing(_layers(self._teacher)[self._theirs]) as teacher:
             self._teacher(*inputs)
         visible_BT = inputs[1]
+        assert not isinstance(visible_BT, Texts), "a fine-tuning's rows have padding"
         device = heard.parts[0].device.type
         with torch.autocast(device, enabled=False):
             divergences = [

@@ -19,7 +19,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """Values of the same shape, of which some are 0 and the others larger, while training."""
-        if not self.training or not self.p or input.device.type != "cpu":
+        # A compiler knows torch's own, and makes it part of what is around it.
+        if not self.training or not self.p or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
         # One number of torch's, so that whatever keeps and restores its state has the same noise.
         seed = int(torch.randint(1 << 62, ()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_trainer.encoders import layers
-from cloze_trainer.encoders.attention import attend, visible
+from cloze_trainer.encoders.attention import Seen, Texts, attend, visible
 from cloze_trainer.encoders.config import (
     GLOBAL_EVERY,
     GLOBAL_THETA,
@@ -75,8 +75,8 @@ class Layer(nn.Module):
         self.projection = nn.Linear(config.intermediate_size, width, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden_BTD: Tensor, seen: Tensor | None, rotation: Rotation) -> Tensor:
-        """States (B, T, D). seen: as `attention.attend` takes it."""
+    def forward(self, hidden_BTD: Tensor, seen: Seen, rotation: Rotation) -> Tensor:
+        """States (B, T, D)."""
         batch, length, width = hidden_BTD.shape
         joint = self.query_key_value(self.attention_norm(hidden_BTD))
         query_BHTE, key_BHTE, value_BHTE = (
@@ -104,7 +104,7 @@ class ModernEncoder(nn.Module):
     def forward(
         self,
         input_ids_BT: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Texts | None,
         token_types_BT: Tensor | None,
         places_BT: Tensor | None = None,
     ) -> Tensor:
@@ -113,15 +113,20 @@ class ModernEncoder(nn.Module):
         length = input_ids_BT.shape[1]
         columns_T = torch.arange(length, device=input_ids_BT.device)
         places = columns_T if places_BT is None else places_BT
-        anywhere, near = visible(attention_mask), None
-        if torch.onnx.is_in_onnx_export() or length > LOCAL_REACH + 1:
+        anywhere = visible(attention_mask)
+        nearby: Seen
+        if isinstance(anywhere, Texts):
+            nearby = anywhere._replace(reach=LOCAL_REACH)
+        elif torch.onnx.is_in_onnx_export() or length > LOCAL_REACH + 1:
             # Where texts share a row each is in one piece, so that columns are as far apart as places.
             distance_TT = (columns_T[:, None] - columns_T[None, :]).abs()
             near = distance_TT <= LOCAL_REACH
             if anywhere is not None:
                 # Padding far from any text would see nothing, not even itself, and its states wouldn't be numbers.
                 near = (anywhere & near) | (distance_TT == 0)
-        nearby = anywhere if near is None else near
+            nearby = near
+        else:
+            nearby = anywhere
         far_turn = Rotation(places, GLOBAL_THETA, self._head_width)
         near_turn = Rotation(places, LOCAL_THETA, self._head_width)
         hidden_BTD = self.embeddings(input_ids_BT)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_trainer.encoders import layers
-from cloze_trainer.encoders.attention import attend, visible
+from cloze_trainer.encoders.attention import Seen, Texts, attend, visible
 from cloze_trainer.encoders.config import INITIALIZER_RANGE, EncoderConfig
 from cloze_trainer.encoders.dropout import Dropout
 
@@ -54,8 +54,8 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.epsilon)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden_BTD: Tensor, seen: Tensor | None) -> Tensor:
-        """States (B, T, D). seen: as `attention.visible` gives it."""
+    def forward(self, hidden_BTD: Tensor, seen: Seen) -> Tensor:
+        """States (B, T, D)."""
         batch, length, width = hidden_BTD.shape
 
         def split(projected_BTD: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class PostNormEncoder(nn.Module):
     def forward(
         self,
         input_ids_BT: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Texts | None,
         token_types_BT: Tensor | None,
         places_BT: Tensor | None = None,
     ) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze_api.training import Optimization
+from cloze_trainer.arithmetic import multiplying
 from cloze_trainer.gang import Gang
 from cloze_trainer.gradient import seed_step
 from cloze_trainer.parallel import Replicated, Sharded
@@ -39,15 +40,23 @@ class PrivateGradient:
         self._budget, self._key, self._expected = budget, key, expected
         self._parameters = list(trained.model.parameters())
 
-    def add(self, chunks: Sequence[Chunk], again: Callable[[], Sequence[Chunk]], batch: int, weight: float) -> float:  # noqa: ARG002 - as Gradient's
+    def add(
+        self,
+        chunks: Sequence[Chunk],
+        again: Callable[[], Sequence[Chunk]],  # noqa: ARG002 - as Gradient's
+        batch: int,
+        weight: float,  # noqa: ARG002 - as Gradient's
+        scale: float = 1.0,
+    ) -> float:
         """As Gradient's: leave the gradient in the parameters. Returns the sum of this rank's losses."""
+        assert scale == 1.0, "fp16 was refused before"
         gang, most = self._gang, self._budget.asked.max_grad_norm
         losses: list[float] = []
 
         def each() -> Iterator[Tensor]:
             for chunk in chunks:
                 if chunk.weight:
-                    with gang.multiplying(self._optimization.arithmetic):
+                    with multiplying(gang.device, self._optimization.arithmetic):
                         loss = self._workload.loss_sum(self._trained.module, chunk)
                     losses.append(float(loss.detach()))
                     # Of an example's words the mean: long ones would be cut more than short ones.

@@ -85,6 +85,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         weight_decay=0.01,
         use_cpu=True,
         bf16=plan["bf16"],
+        fp16=plan["fp16"],
         save_strategy="no",
         report_to="none",
         logging_steps=1_000_000,
