@@ -50,9 +50,10 @@ class Dataset(Schema):
     Sequence classification: `{"text": …, "label": …}`; multi-label `{"text": …, "labels": […]}`, of which there may be
     none; regression `{"text": …, "score": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
     label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
-    "answer_start": […]}}`, with empty lists where the context has no answer. Embedding: `{"text": …, "positive": …}`,
-    with or without `"negative"`; test examples have either this form or `{"text": …, "other": …, "score": …}`. Test
-    examples may have `"metadata": {"language": "de"}`, of few values: the evaluation tells the groups apart.
+    "answer_start": […]}}`, with empty lists where the context has no answer, or SQuAD's own files, which are a document
+    each. Embedding: `{"text": …, "positive": …}`, with or without `"negative"`; test examples have either this form or
+    `{"text": …, "other": …, "score": …}`. Test examples may have `"metadata": {"language": "de"}`, of few values: the
+    evaluation tells the groups apart.
     """
 
     train: SourceURI
