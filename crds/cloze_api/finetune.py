@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, Field
 
 from cloze_api.distillation import Distillation
+from cloze_api.early_stopping import EarlyStopping
 from cloze_api.evaluation import Evaluation
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
@@ -59,8 +60,33 @@ class Dataset(Schema):
     train: SourceURI
     test: SourceURI
     """Examples for the evaluation; none of them is trained on."""
+    validation: SourceURI | None = None
+    """Examples by which a step is chosen (`optimization.earlyStopping`), of the form that test examples have."""
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of the training examples that is kept for that instead, at most: by their content, one of each label is
+    trained on, and none is nearly one that is."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.dataset.train"), uri_rule("spec.dataset.test"))
+    rules: ClassVar[tuple[Rule, ...]] = (
+        uri_rule("spec.dataset.train"),
+        uri_rule("spec.dataset.test"),
+        uri_rule("spec.dataset.validation", optional=True),
+        Rule(
+            cel="!has(self.validation) || !has(self.validationFraction)",
+            message="spec.dataset has validation and validationFraction, of which one is enough: remove the other",
+            check=lambda dataset: dataset.validation is None or dataset.validation_fraction is None,
+        ),
+        Rule(
+            cel="!has(self.validation) || (self.validation != self.train && self.validation != self.test)",
+            message="spec.dataset.validation is the same as train or test: a step is chosen by examples that are "
+            "neither trained nor tested on, so name others, or set spec.dataset.validationFraction",
+            check=lambda dataset: dataset.validation not in (dataset.train, dataset.test),
+        ),
+    )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """URIs of all of it: training, test, and what a step is chosen by."""
+        return (self.train, self.test, *([self.validation] if self.validation else []))
 
 
 class ClassWeights(StrEnum):
@@ -79,6 +105,8 @@ class FineTuneOptimization(Optimization):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     class_weights: ClassWeights = ClassWeights.NONE
     """Of classification with one label for a text, or for a word."""
+    early_stopping: EarlyStopping | None = None
+    """The last step is taken when absent."""
 
 
 class Export(Schema):
@@ -167,6 +195,22 @@ class FineTuneJobSpec(TrainingSpec):
             message="spec.optimization.batchSequences is 1, and embeddings learn to tell the texts of a batch apart: "
             "raise it",
             check=lambda spec: spec.task is not Task.EMBEDDING or spec.optimization.batch_sequences > 1,
+        ),
+        Rule(
+            cel="has(self.optimization.earlyStopping) == (has(self.dataset.validation) || "
+            "has(self.dataset.validationFraction))",
+            message="spec.optimization.earlyStopping chooses a step by spec.dataset.validation, or by "
+            "validationFraction of the training examples: set it and one of these, or none of them",
+            check=lambda spec: (
+                (spec.optimization.early_stopping is not None)
+                == (spec.dataset.validation is not None or spec.dataset.validation_fraction is not None)
+            ),
+        ),
+        Rule(
+            cel="!has(self.privacy) || !has(self.optimization.earlyStopping)",
+            message="spec.optimization.earlyStopping looks at examples for which spec.privacy doesn't account: remove "
+            "one",
+            check=lambda spec: spec.privacy is None or spec.optimization.early_stopping is None,
         ),
         Rule(
             cel="self.dataset.train != self.dataset.test",

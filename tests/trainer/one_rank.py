@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,10 @@ def dataset(folder: Path) -> PreparedDataset:
         0,
     )
     folder.mkdir(parents=True)
-    for name in ("train", "test"):
+    for name in ("train", "test", "validation"):
         rows.save(folder, name, part)
+        (folder / f"{name}-key.json").write_text("null")
     (folder / "test-slices.json").write_text("[]")
-    (folder / "test-key.json").write_text("null")
     (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
     base = BaseModel(
         folder=folder, name="x/1", digest="sha256:x", special_tokens=SPECIAL_IDS, lowercase=True, config=CONFIG
@@ -202,14 +202,16 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 if int(path.name[5:]) > scenario["from"]:
                     shutil.rmtree(path)
         gang.from_leader()
-        error = ""
+        error, choice = "", None
         while True:
             model = initial_model_of(workload)
             attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
             asked = Profile.model_validate(scenario["profile"]) if gang.leads and "profile" in scenario else None
             traces = folder / f"profile-{name}-{scenario['name']}"
             profiler = Profiler(asked, traces, Silent())
-            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance, profiler)
+            around = Surroundings(
+                *(gang, checkpoints, progress, Silent(), stop, attendance, profiler), selection=workload.selection
+            )
             try:
                 gang.check(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
@@ -219,12 +221,14 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                     budget = Budget(asked, 4 / EXAMPLES, workload.total_steps, scenario["noise"])
                     lesson = FailingInPrivate(workload, budget, bytes(range(16)))
                     around = replace(around, gradients=lesson.gradient)
-                model = train(model, lesson, spec.optimization, scenario.get("every", 1), around)[0]
+                model, state = train(model, lesson, spec.optimization, scenario.get("every", 1), around)
+                choice = asdict(state.choice) if state.choice else None
             except Crash:
                 continue
             except TrainerError as failure:
                 error = failure.reason
             break
+        measured = workload.evaluate(model, gang) if not error else {}
         torch.nn.utils.clip_grad_norm_ = clip
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
@@ -233,6 +237,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "losses": progress.losses,
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,
+            "choice": choice,
+            "measured": measured,
             "taken": workload.taken,
             "sizes": workload.sizes,
             "seen": progress.seen,

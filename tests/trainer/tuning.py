@@ -76,9 +76,7 @@ class Tuned:
         model = BaseModel(
             folder=base, name="x/1", digest="sha256:0", special_tokens=SPECIAL_IDS, lowercase=True, config=config
         )
-        finetune._publish(
-            folder / "data", self.spec, train_paths=paths[:1], test_paths=paths[1:], base=model, max_length=max_length
-        )
+        finetune._publish(folder / "data", self.spec, [[path] for path in paths], base=model, max_length=max_length)
         self.folder = folder
         self.reader = Reader(tokenizer.read(base), SPECIAL_IDS, max_length)
         self.workload = FineTuning(self.spec, PreparedDataset(folder / "data", model, {}), torch.device("cpu"))

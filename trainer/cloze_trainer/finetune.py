@@ -13,15 +13,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cloze_api.evaluation import Evaluation
 from cloze_api.finetune import ClassWeights, FineTuneJobSpec
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
-from cloze_trainer import flops, tasks
+from cloze_trainer import flops, selection, tasks
 from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
-from cloze_trainer.data import leakage, tokenizer
+from cloze_trainer.data import leakage, tokenizer, validation
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.data.order import Order
 from cloze_trainer.data.remote import redacted
@@ -33,6 +34,7 @@ from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement
 from cloze_trainer.run import Run
+from cloze_trainer.selection import Selection
 from cloze_trainer.tasks import rows, scoring
 from cloze_trainer.tasks.classification import balanced
 from cloze_trainer.tasks.kind import Reader, Scored
@@ -43,8 +45,10 @@ from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 EDITION = 5
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
-_KEY_FILE = "test-key.json"
+_KEY_END = "-key.json"
 _SEEN_FILE = "test-seen.json"
+# Figures while a model is trained, by its probabilities as they are.
+_UNCALIBRATED = Evaluation(calibrate=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,18 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             "MaxLengthTooLarge",
             f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
         )
-    train, test = locate_all(run)
+    train, test, *others = locate_all(run)
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
+    if spec.optimization.early_stopping is not None:
+        key |= {"validation": [each.digest for each in others] or spec.dataset.validation_fraction}
+        validation.refuse_same(train.digest, test.digest, others[0].digest if others else None)
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
         # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
         champion.find(run, spec)
-        _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
+        paths = [train.paths, test.paths, *(each.paths for each in others)]
+        _publish(folder, spec, paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
@@ -93,15 +101,18 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             f"{redacted(train.uri)} holds {meta['examples']} examples, fewer than optimization.batchSequences "
             f"({spec.optimization.batch_sequences}): lower it or add examples",
         )
-    return PreparedDataset(folder, base, digests([train, test]))
+    return PreparedDataset(folder, base, digests([train, test, *others]))
 
 
 def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
-    """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
+    """Raise InputError for a gate on, or a choice by, a figure that there won't be: told before the training."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
     counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
     known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
+    if spec.optimization.early_stopping is not None:
+        told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
+        selection.check(spec.optimization.early_stopping, [*told, *others])
     if missing := gates.unknown(spec.evaluation.gates, known):
         near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
         raise InputError(
@@ -114,17 +125,23 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
 def _publish(
     folder: Path,
     spec: FineTuneJobSpec,
+    paths: Sequence[Sequence[Path]],
     *,
-    train_paths: Sequence[Path],
-    test_paths: Sequence[Path],
     base: BaseModel,
     max_length: int,
 ) -> None:
+    """paths: of the files of training, test and, where these are examples of their own, validation."""
     kind = tasks.of(spec.task, spec.problem)
-    train, test = kind.read(train_paths), kind.read(test_paths)
+    train, test, *others = (kind.read(each) for each in paths)
     labels = kind.labels(train, test, spec.labels)
+    if others:
+        kind.labels(train, others[0], spec.labels)
+    elif spec.dataset.validation_fraction is not None:
+        chosen = validation.split(train, kind.needed, spec.dataset.validation_fraction)
+        train, others = chosen.train, [chosen.kept]
     reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length)
-    parts = {name: kind.tokenize(examples, labels, reader) for name, examples in (("train", train), ("test", test))}
+    scored = {"test": test, **({"validation": others[0]} if others else {})}
+    parts = {name: kind.tokenize(examples, labels, reader) for name, examples in {"train": train, **scored}.items()}
     tokens = int(parts["train"].lengths.sum())
     slices = [example.slices for example in test]
     if (count := len({each for own in slices for each in own})) > VALUES_MAX:
@@ -133,12 +150,15 @@ def _publish(
             f"the metadata of the test examples has {count} different values, at most {VALUES_MAX} are told apart: "
             "leave out what isn't a group of examples",
         )
-    seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (train, test)))
+    # What a step is chosen by is seen, too.
+    seen_by_then = [*train, *(others[0] if others else [])]
+    seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (seen_by_then, test)))
     with publish(folder) as staging:
         for name, part in parts.items():
             rows.save(staging, name, part)
+        for name, examples in scored.items():
+            write_json(staging / f"{name}{_KEY_END}", kind.key(examples))
         write_json(staging / _SLICES_FILE, slices)
-        write_json(staging / _KEY_FILE, kind.key(test))
         write_json(staging / _SEEN_FILE, asdict(seen))
         write_json(
             staging / _META_FILE,
@@ -146,10 +166,10 @@ def _publish(
                 "labels": labels,
                 "max_length": max_length,
                 "examples": len(train),
-                "examples_test": len(test),
+                **{f"examples_{name}": len(examples) for name, examples in scored.items()},
                 "tokens": tokens,
                 "truncated": parts["train"].truncated,
-                "truncated_test": parts["test"].truncated,
+                **{f"truncated_{name}": parts[name].truncated for name in scored},
                 "unknown_share": parts["train"].unknown / max(1, tokens),
                 "test_seen_share": seen.share,
             },
@@ -181,11 +201,15 @@ class FineTuning:
         self.max_length: int = meta["max_length"]
         self.report = {key: float(value) for key, value in meta.items() if isinstance(value, int | float)}
         self._slices: list[list[str]] = json.loads((prepared.folder / _SLICES_FILE).read_text(encoding="utf-8"))
-        self._key = json.loads((prepared.folder / _KEY_FILE).read_text(encoding="utf-8"))
-        pad = self.base.special_tokens.pad
-        self.train, self.test = (
-            Rows.load(prepared.folder, name, per_token=self._kind.per_token, pad=pad) for name in ("train", "test")
-        )
+        early = spec.optimization.early_stopping
+        self.selection = Selection(early, self._kind.main) if early else None
+        # What models are scored on, while they are trained and in the end.
+        scored = ("test", *(["validation"] if early else []))
+        keys = {name: (prepared.folder / f"{name}{_KEY_END}").read_text(encoding="utf-8") for name in scored}
+        self._keys: dict[str, Any] = {name: json.loads(key) for name, key in keys.items()}
+        pad, per_token = self.base.special_tokens.pad, self._kind.per_token
+        parts = {name: Rows.load(prepared.folder, name, per_token=per_token, pad=pad) for name in ("train", *scored)}
+        self.train, self.test, self.validation = parts["train"], parts["test"], parts.get("validation")
         optimization, lengths = spec.optimization, self.train.lengths
         self._weights_C: Tensor | None = None
         if optimization.class_weights is ClassWeights.BALANCED:
@@ -269,14 +293,22 @@ class FineTuning:
         return self._kind.loss_sum(model(*chunk.inputs).float(), chunk, self._weights_C)
 
     def evaluate_after(self, step: int) -> bool:
-        """Whether an epoch ended with this step."""
-        return step % self._order.steps_per_epoch == 0
+        """Whether an epoch ended with this step, or the steps between evaluations."""
+        early = self.spec.optimization.early_stopping
+        return step % ((early and early.every_steps) or self._order.steps_per_epoch) == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """The task's figures on the test examples, without their intervals."""
-        scores = self.score(model, gang)
+        """The task's figures on the validation examples, as `validation_…`; without any on the test examples."""
+        if self.validation is None:
+            scores = self.score(model, gang)
+            further: Mapping[str, float] = self._kind.details(scores, self.labels)
+        else:
+            outputs_NK = self.outputs(model, self.validation, gang)
+            scores = self._kind.scored(outputs_NK, self.validation, self._keys["validation"], ())
+            further = self._kind.further(scores, self.labels, _UNCALIBRATED).figures
         figures = {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
-        return {**figures, **self._kind.details(scores, self.labels)}
+        prefix = "" if self.validation is None else selection.PREFIX
+        return {f"{prefix}{name}": value for name, value in {**figures, **further}.items()}
 
     def score(self, model: nn.Module, gang: Gang) -> Scored:
         """The model's answers to the test examples; of all ranks' shares on each of them.
@@ -287,7 +319,7 @@ class FineTuning:
 
     def scores_of(self, outputs_NK: npt.NDArray[np.float32]) -> Scored:
         """What any model's outputs of the test rows' items come to."""
-        scored: Scored = self._kind.scored(outputs_NK, self.test, self._key, self._slices)
+        scored: Scored = self._kind.scored(outputs_NK, self.test, self._keys["test"], self._slices)
         return scored
 
     def outputs(self, model: nn.Module, rows: Rows, gang: Gang) -> npt.NDArray[np.float32]:

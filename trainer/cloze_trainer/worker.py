@@ -15,7 +15,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
-from cloze_trainer import artifact, card, finetune, outcome, pretrain, tracking
+from cloze_trainer import artifact, card, finetune, outcome, pretrain, selection, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -118,11 +118,12 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
         gradients=private.gradient if private else Gradient,
         profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
+        selection=workload.selection if isinstance(workload, FineTuning) else None,
     )
     try:
         optimization = private.careful(spec.optimization) if private else spec.optimization
         given = private or lesson or workload
-        trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
+        trained, state = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
@@ -130,8 +131,10 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     progress.stage("evaluation")
     judged = _judge(run, workload, trained, gang, lesson)
     if private is not None and gang.leads:
-        judged = judged.beside("privacy", {}, private.figures(steps))
-    tracker.metrics(steps, judged.figures)
+        judged = judged.beside("privacy", {}, private.figures(state.step))
+    if state.choice is not None and gang.leads:
+        judged = judged.beside("selection", *selection.told(state.choice, state.step, workload.total_steps))
+    tracker.metrics(state.step, judged.figures)
     if gang.leads:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:
@@ -243,7 +246,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     result = Outcome(
         reason="Completed",
         message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
-        + artifact.left_out(run, manifest),
+        + artifact.remarks(run, manifest),
         model_digest=digest,
         metrics=manifest.evaluation,
     )
@@ -266,7 +269,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
                 "reason": "Registered",
                 "message": f"registered {registered.name} version {registered.version}"
                 + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts")
-                + artifact.left_out(run, manifest),
+                + artifact.remarks(run, manifest),
                 "model_digest": registered.digest,
                 "model_name": registered.name,
                 "model_version": registered.version,

@@ -52,10 +52,7 @@ class Gang:
 def source_uris(job: TrainingJob) -> tuple[str, ...]:
     """URIs of everything the run reads, in the order of the spec."""
     folder = job.spec.pretrained.uri if job.spec.pretrained else None
-    if isinstance(job, PretrainJob):
-        data = tuple(corpus.uri for corpus in job.spec.corpus)
-    else:
-        data = (job.spec.dataset.train, job.spec.dataset.test)
+    data = tuple(corpus.uri for corpus in job.spec.corpus) if isinstance(job, PretrainJob) else job.spec.dataset.sources
     return (*data, *([folder] if folder else []))
 
 

@@ -82,7 +82,7 @@ def compare(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[st
     found = find(run, spec)
     if found is None or spec.evaluation.champion is None:
         return None
-    _, test = locate_all(run)
+    _, test, *_ = locate_all(run)
     theirs = assess(found.folder, found.manifest, tasks.of(spec.task, spec.problem).read(test.paths), labels)
     return judgement.compare(
         *(scores, theirs, labels),

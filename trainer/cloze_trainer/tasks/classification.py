@@ -1,6 +1,6 @@
 """Classes: one for a text, or one for each word."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +40,10 @@ class _Classification(Kind[Example, Scores]):
     def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
         """As `labelled.schema`."""
         return labelled.schema(train, test, declared)
+
+    def needed(self, line: Example) -> Collection[str]:
+        """Its labels."""
+        return line.labels
 
     def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
         """As `labelled.check`."""

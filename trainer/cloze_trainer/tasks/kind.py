@@ -5,7 +5,7 @@ of an item.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -109,6 +109,10 @@ class Kind(ABC, Generic[LineT, ScoredT]):
 
     def check(self, lines: Sequence[LineT], labels: Sequence[str]) -> None:
         """Whether a model with these labels can be judged by the examples. Raises InputError with file and line."""
+
+    def needed(self, line: LineT) -> Collection[str]:  # noqa: ARG002 - for tasks with labels
+        """What must be trained on at least once if it is to be known: a line's labels."""
+        return ()
 
     @abstractmethod
     def tokenize(self, lines: Sequence[LineT], labels: Sequence[str], reader: Reader) -> Labelled:

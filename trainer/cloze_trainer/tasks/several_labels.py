@@ -1,6 +1,6 @@
 """Several labels for a text, or none: each is a yes or no of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +61,10 @@ class SeveralLabels(Kind[Example, Marked]):
     def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
         """As `labelled.schema`."""
         return labelled.schema(train, test, declared)
+
+    def needed(self, line: Example) -> Collection[str]:
+        """Its labels."""
+        return line.labels
 
     def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
         """As `labelled.check`."""
