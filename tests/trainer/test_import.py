@@ -16,8 +16,9 @@ import torch
 import transformers
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify
+from cloze_api.precision import Precision
 from cloze_api.progress import ExitCode
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_server.model import load_artifact
 from cloze_server.paths import TASK_PATHS
 from cloze_server.service import Service
@@ -27,6 +28,7 @@ from cloze_server.telemetry import Telemetry
 from cloze_trainer import importing
 from cloze_trainer.base import open_base
 from cloze_trainer.errors import BaseModelError, InputError
+from cloze_trainer.huggingface import PROBLEM_TYPES
 
 TEXTS = ["Ada Lovelace lived in London.", "hello"]
 QUESTION = "who?"
@@ -159,6 +161,45 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     assert manifest.labels == (LABELS if "classification" in task else [])
     assert manifest.lineage.data["model.safetensors"]
     assert manifest.lowercase == (family in ("bert", "distilbert"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("problem", "labels", "told"),
+    [
+        (Problem.MULTI_LABEL, ["sea", "land", "air"], False),
+        (Problem.MULTI_LABEL, ["relevant"], True),
+        (Problem.REGRESSION, ["LABEL_0"], False),
+    ],
+)
+def test_labels_by_themselves_and_numbers_are_served_as_transformers_pipeline_has_them(
+    tmp_path: Path, tiny: Any, family: str, problem: Problem, labels: list[str], told: bool
+) -> None:
+    """Where the folder says what they are, and where only the command line does; int8 is held to fp32 by texts."""
+    type_of = PROBLEM_TYPES[problem]
+    settings = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    model, tokenizer = tiny.save(
+        *(tmp_path / "model", family, Task.SEQUENCE_CLASSIFICATION), **settings, problem_type=None if told else type_of
+    )
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    options = {"precision": (Precision.INT8,), "examples": tmp_path / "examples.jsonl", "max_accuracy_loss": 1}
+    manifest = convert(
+        *(tmp_path / "model", tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION),
+        **options,
+        problem=problem if told else None,
+    )
+    assert (manifest.problem, manifest.labels) == (problem, labels)
+    assert manifest.precisions["int8"].metric == ("correlation" if problem is Problem.REGRESSION else "agreement")
+    model.config.problem_type = type_of
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    theirs = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")
+    results = ask(tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION, inputs=TEXTS)["results"]
+    for result, expected in zip(results, theirs(TEXTS), strict=True):
+        given = {each["label"]: each["score"] for each in result["predictions"]}
+        assert given == pytest.approx({each["label"]: each["score"] for each in expected}, rel=1e-3, abs=1e-4)
+        assert result["abstained"] is False
+    again = transformers.AutoConfig.from_pretrained(tmp_path / "artifact")
+    assert again.problem_type == type_of
 
 
 def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any) -> None:
@@ -295,9 +336,25 @@ def modules(*kinds: str) -> Callable[[Path], None]:
             Task.SEQUENCE_CLASSIFICATION,
             change("config.json", problem_type="regression"),
             {},
-            "ProblemUnsupported",
-            "exclude",
+            "LabelsInvalid",
+            "3 numbers",
         ),
+        (
+            Task.SEQUENCE_CLASSIFICATION,
+            change("config.json", problem_type="ranking"),
+            {},
+            "ConfigInvalid",
+            "regression",
+        ),
+        (Task.SEQUENCE_CLASSIFICATION, change("config.json", id2label={"0": "a"}), {}, "ProblemUnknown", "--problem"),
+        (
+            Task.SEQUENCE_CLASSIFICATION,
+            change("config.json", problem_type="multi_label_classification"),
+            {"problem": Problem.REGRESSION},
+            "ProblemKnown",
+            "leave --problem out",
+        ),
+        (Task.TOKEN_CLASSIFICATION, lambda _: None, {"problem": Problem.REGRESSION}, "ProblemUnsuitable", "token"),
         (
             Task.SEQUENCE_CLASSIFICATION,
             change("config.json", id2label={"0": "a", "2": "b"}),

@@ -30,7 +30,7 @@ from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY
 from cloze_api.precision import Measured, Precision
 from cloze_api.progress import Outcome
 from cloze_api.schema import ModelName
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer import card, huggingface
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
     """The command line.
 
     matryoshka: numbers of dimensions that vectors may be cut to. precision: those besides fp32. examples: what they are
-    tried on.
+    tried on. problem: what a text's labels are.
     """
 
     folder: Path
@@ -64,6 +64,7 @@ class Asked(NamedTuple):
     examples: Path | None = None
     max_accuracy_loss: float = Export().max_accuracy_loss
     license: str | None = None
+    problem: Problem | None = None
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -111,6 +112,13 @@ def parse(arguments: Sequence[str]) -> Asked:
         help="how far they may fall below fp32 there (default %(default)s: half a point)",
     )
     parser.add_argument(
+        "--problem",
+        type=Problem,
+        choices=list(Problem),
+        metavar="PROBLEM",
+        help=f"of sequence classification, without problem_type in config.json: {', '.join(Problem)}",
+    )
+    parser.add_argument(
         "--license", metavar="NAME", help="for the model card, such as apache-2.0; by default that of its README.md"
     )
     return Asked(**vars(parser.parse_args(arguments)))
@@ -136,7 +144,9 @@ def run(asked: Asked) -> Outcome:
         raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
     _check_precisions(asked)
     key, stated = SigningKey.find(), _stated(asked)
-    checkpoint = huggingface.read(asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize)
+    checkpoint = huggingface.read(
+        asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize, problem=asked.problem
+    )
     sources = _sources(asked.folder)
     identity = _identity(asked, sources)
     done = _finished(asked.output, identity)
@@ -197,8 +207,7 @@ def _identity(asked: Asked, sources: dict[str, str]) -> str:
     if asked.precision:
         examples = file_sha256(asked.examples) if asked.examples else None
         options += [sorted(asked.precision), examples, asked.max_accuracy_loss]
-    if asked.license:
-        options.append(asked.license)
+    options += [given for given in (asked.license, asked.problem) if given]
     return "import-" + hashlib.sha256(json.dumps([options, sources], sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -249,6 +258,7 @@ def _import(
             task=asked.task,
             architecture=checkpoint.class_name,
             labels=list(checkpoint.labels),
+            problem=checkpoint.problem,
             embedding=Embedding(
                 dimensions=facts.dimensions,
                 pooling=vectors.pooling,
@@ -295,6 +305,7 @@ def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder
         rows = examples.read(
             asked.examples,
             asked.task,
+            checkpoint.problem,
             Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
             special=facts.special_tokens,
             labels=checkpoint.labels,
@@ -302,6 +313,7 @@ def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder
         )
     trial = Trial(
         task=asked.task,
+        problem=checkpoint.problem,
         inputs=facts.inputs,
         output=facts.output,
         labels=checkpoint.labels,
