@@ -89,6 +89,15 @@ class Dataset(Schema):
         return (self.train, self.test, *([self.validation] if self.validation else []))
 
 
+class Truncation(StrEnum):
+    """What is read of a text with more tokens than there is room for, as requests to a server say it, too."""
+
+    RIGHT = "right"
+    """Its beginning."""
+    WINDOW = "window"
+    """All of it, in overlapping windows."""
+
+
 class ClassWeights(StrEnum):
     """How much the loss of each class counts."""
 
@@ -149,6 +158,9 @@ class FineTuneJobSpec(TrainingSpec):
     """The label schema of a classification, in order. When empty: the sorted labels of the training examples."""
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
+    truncate: Truncation = Truncation.RIGHT
+    """Of sequence classification. In the training each window is a sequence with its text's label; in the evaluation
+    the mean of their outputs, weighted by their tokens, answers for the text, as servers have it."""
     optimization: FineTuneOptimization = FineTuneOptimization()
     distillation: Distillation | None = None
     privacy: Privacy | None = None
@@ -175,6 +187,12 @@ class FineTuneJobSpec(TrainingSpec):
                 spec.optimization.class_weights is ClassWeights.NONE
                 or (spec.task in LABEL_TASKS and spec.problem is Problem.SINGLE_LABEL)
             ),
+        ),
+        Rule(
+            cel="self.truncate == 'right' || self.task == 'sequence-classification'",
+            message="spec.truncate is for sequence-classification; question answering reads all of a context anyhow: "
+            "remove it",
+            check=lambda spec: spec.truncate is Truncation.RIGHT or spec.task is Task.SEQUENCE_CLASSIFICATION,
         ),
         Rule(
             cel="self.problem == 'single-label' || self.task == 'sequence-classification'",
@@ -226,6 +244,12 @@ class FineTuneJobSpec(TrainingSpec):
             ),
         ),
         Rule(
+            cel="!has(self.privacy) || self.truncate == 'right'",
+            message="spec.truncate makes several sequences of a text, and spec.privacy is for examples that count one "
+            "by one: remove one",
+            check=lambda spec: spec.privacy is None or spec.truncate is Truncation.RIGHT,
+        ),
+        Rule(
             cel=f"!has(self.privacy) || {_LABELLED}",
             message="spec.privacy is for examples that count one by one, and those of spec.task share a gradient or "
             "come in several parts: remove it",
@@ -266,6 +290,7 @@ FINE_TUNE_RULES = immutable_after_start(
         "dataset",
         "labels",
         "maxLength",
+        "truncate",
         "optimization",
         "distillation",
         "privacy",

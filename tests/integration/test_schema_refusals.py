@@ -331,6 +331,12 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         ("validationFraction", "remove the other"),
     ),
     (F, put("spec.dataset.validationFraction", 0.1), ("earlyStopping", "or none of them")),
+    (F, both(put("spec.truncate", "window"), put("spec.task", "embedding")), ("spec.truncate", "remove it")),
+    (
+        F,
+        both(put("spec.truncate", "window"), put("spec.privacy", {"epsilon": 1, "delta": 0.1})),
+        ("spec.truncate", "one by one"),
+    ),
     (F, put("spec.optimization.earlyStopping", {}), ("earlyStopping", "or none of them")),
     (F, put("spec.optimization.earlyStopping", {"patience": 0}), ("spec.optimization.earlyStopping.patience",)),
     (F, put("spec.optimization.earlyStopping", {"figure": " "}), ("spec.optimization.earlyStopping.figure",)),

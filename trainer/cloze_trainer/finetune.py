@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cloze_api.evaluation import Evaluation
-from cloze_api.finetune import ClassWeights, FineTuneJobSpec
+from cloze_api.finetune import ClassWeights, FineTuneJobSpec, Truncation
 from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
 from cloze_trainer import flops, selection, tasks
@@ -82,6 +82,8 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     if spec.optimization.early_stopping is not None:
         key |= {"validation": [each.digest for each in others] or spec.dataset.validation_fraction}
         validation.refuse_same(train.digest, test.digest, others[0].digest if others else None)
+    if spec.truncate is Truncation.WINDOW:
+        key |= {"truncate": spec.truncate}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not is_complete(folder):
         # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
@@ -139,7 +141,7 @@ def _publish(
     elif spec.dataset.validation_fraction is not None:
         chosen = validation.split(train, kind.needed, spec.dataset.validation_fraction)
         train, others = chosen.train, [chosen.kept]
-    reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length)
+    reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length, spec.truncate is Truncation.WINDOW)
     scored = {"test": test, **({"validation": others[0]} if others else {})}
     parts = {name: kind.tokenize(examples, labels, reader) for name, examples in {"train": train, **scored}.items()}
     tokens = int(parts["train"].lengths.sum())

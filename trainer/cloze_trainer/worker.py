@@ -218,6 +218,7 @@ def _params(job: TrainingJob) -> dict[str, str]:
         "topology",
         "task",
         "max_length",
+        "truncate",
         "base",
         "distillation",
         "privacy",

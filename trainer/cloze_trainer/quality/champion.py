@@ -83,7 +83,8 @@ def compare(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[st
     if found is None or spec.evaluation.champion is None:
         return None
     _, test, *_ = locate_all(run)
-    theirs = assess(found.folder, found.manifest, tasks.of(spec.task, spec.problem).read(test.paths), labels)
+    examples = tasks.of(spec.task, spec.problem).read(test.paths)
+    theirs = assess(found.folder, found.manifest, examples, labels, spec.truncate)
     return judgement.compare(
         *(scores, theirs, labels),
         task=spec.task,

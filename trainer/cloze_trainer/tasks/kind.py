@@ -56,11 +56,12 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How texts become tokens, at most `max_length` of them in a row."""
+    """How texts become tokens, at most `max_length` of them in a row. whole: all of longer ones, in windows."""
 
     tokenizer: Tokenizer
     special: SpecialTokens
     max_length: int
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

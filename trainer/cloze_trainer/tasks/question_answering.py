@@ -19,6 +19,7 @@ from torch import Tensor
 from cloze_api.task import Task
 from cloze_trainer.data.labelled import IGNORED, Labelled, slices_of
 from cloze_trainer.data.squad import questions
+from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import squad
 from cloze_trainer.quality.scores import Statistic, mean
@@ -29,8 +30,7 @@ from cloze_trainer.workload import Chunk
 
 # Targets of the context's tokens and of [CLS], as bits.
 _BEGINS, _ENDS = 1, 2
-# As servers do: of a window's room, what neighbours share, and of a row's length, what a question leaves at least.
-_OVERLAP: Final = 4
+# As servers do: of a row's length, what a question leaves at least.
 _ROOM: Final = 4
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TOGETHER = 1000
@@ -256,13 +256,10 @@ def _tokens_of_answer(line: Question, context: Encoding) -> range | None:
 
 def _windows(line: Question, length: int, room: int, max_length: int) -> list[range]:
     """The context's tokens of each row. Raises InputError where the question leaves no room for parts that say much."""
-    if length <= room:
-        return [range(length)]
-    if room < max_length // _ROOM:
+    if room < min(length, max_length // _ROOM):
         raise InputError(
             "QuestionTooLong",
             f"{line.place} has a question that leaves {max(0, room)} of {max_length} tokens for its context: "
             "shorten it, or raise spec.maxLength",
         )
-    overlap = room // _OVERLAP
-    return [range(start, min(start + room, length)) for start in range(0, length - overlap, room - overlap)]
+    return windows(length, room)
