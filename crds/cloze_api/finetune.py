@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from cloze_api.distillation import Distillation
 from cloze_api.early_stopping import EarlyStopping
 from cloze_api.evaluation import Evaluation
+from cloze_api.lora import Lora
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.privacy import Privacy
@@ -116,6 +117,8 @@ class FineTuneOptimization(Optimization):
     """Of classification with one label for a text, or for a word."""
     early_stopping: EarlyStopping | None = None
     """The last step is taken when absent."""
+    lora: Lora | None = None
+    """All weights are trained when absent."""
 
 
 class Export(Schema):
@@ -222,6 +225,16 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: (
                 (spec.optimization.early_stopping is not None)
                 == (spec.dataset.validation is not None or spec.dataset.validation_fraction is not None)
+            ),
+        ),
+        Rule(
+            cel="!has(self.optimization.lora) || (!has(self.privacy) && !has(self.distillation) && "
+            "self.optimization.sharding == 'none')",
+            message="spec.optimization.lora trains a part of the weights, and spec.privacy, spec.distillation and "
+            "optimization.sharding are for all of them: remove one",
+            check=lambda spec: (
+                spec.optimization.lora is None
+                or (spec.privacy is None and spec.distillation is None and spec.optimization.sharding is Sharding.NONE)
             ),
         ),
         Rule(

@@ -331,6 +331,21 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         ("validationFraction", "remove the other"),
     ),
     (F, put("spec.dataset.validationFraction", 0.1), ("earlyStopping", "or none of them")),
+    (F, put("spec.optimization", {"lora": {"rank": 0}}), ("spec.optimization.lora.rank",)),
+    (F, put("spec.optimization", {"lora": {"targets": "query"}}), ("spec.optimization.lora.targets",)),
+    (F, put("spec.optimization", {"lora": {}, "sharding": "full"}), ("spec.optimization.lora", "remove one")),
+    (
+        F,
+        lambda target: target["spec"].update(
+            optimization={"lora": {}}, distillation={"teacher": {"model": {"name": "t", "version": "1"}}}
+        ),
+        ("spec.optimization.lora", "remove one"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(optimization={"lora": {}}, privacy={"epsilon": 1, "delta": 0.1}),
+        ("spec.optimization.lora", "remove one"),
+    ),
     (F, both(put("spec.truncate", "window"), put("spec.task", "embedding")), ("spec.truncate", "remove it")),
     (
         F,

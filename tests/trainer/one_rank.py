@@ -29,6 +29,7 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
+from cloze_trainer import lora
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -190,7 +191,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
 
         def record(parameters: Any, bound: float, clip: Any = clip, gradients: list[Tensor] = gradients) -> Any:
             parameters = list(parameters)
-            gradients.append(torch.cat([whole(parameter.grad).flatten() for parameter in parameters]))
+            present = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            gradients.append(torch.cat([whole(gradient).flatten() for gradient in present]))
             return clip(parameters, bound)
 
         torch.nn.utils.clip_grad_norm_ = record
@@ -205,6 +207,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         error, choice = "", None
         while True:
             model = initial_model_of(workload)
+            adapters = lora.begin(spec.optimization, model)
             attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
             asked = Profile.model_validate(scenario["profile"]) if gang.leads and "profile" in scenario else None
             traces = folder / f"profile-{name}-{scenario['name']}"
@@ -222,6 +225,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                     lesson = FailingInPrivate(workload, budget, bytes(range(16)))
                     around = replace(around, gradients=lesson.gradient)
                 model, state = train(model, lesson, spec.optimization, scenario.get("every", 1), around)
+                if adapters is not None:
+                    adapters.merge()
                 choice = asdict(state.choice) if state.choice else None
             except Crash:
                 continue

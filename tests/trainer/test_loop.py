@@ -72,6 +72,9 @@ SCENARIOS += [
     {"name": "taught", **TAUGHT},
     {"name": "taught-crashing", **TAUGHT, "crash": [1, 4]},
     {"name": "told", "teacher": {"weight": 1}},
+    {"name": "lora", "optimization": {"lora": {"rank": 2, "dropout": 0.1}}},
+    {"name": "lora-crashing", "optimization": {"lora": {"rank": 2, "dropout": 0.1}}, "crash": [1, 4]},
+    {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
     {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
     {"name": "cut", "noise": 0.0},
@@ -91,6 +94,7 @@ PAIR = [
     {"name": "ascent", **ASCENT},
     {"name": "crowded", "fits": {"1": 16}},
     {"name": "taught", **TAUGHT},
+    {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
     {"name": "taught-sharded", **TAUGHT, "optimization": SHARDED},
     {"name": "stopping", **STOPPING},
@@ -376,3 +380,17 @@ def test_the_best_step_of_a_model_in_parts_is_taken(results: dict[str, dict[str,
     assert torch.allclose(parts["weights"], whole["weights"], atol=1e-4)
     assert parts["measured"]["validation_log_loss"] == pytest.approx(parts["choice"]["value"], rel=1e-6)
     assert torch.equal(parts["weights"], results["2-1-stopping-sharded"]["weights"])
+
+
+def test_small_matrices_are_the_same_for_any_number_of_ranks_and_after_any_death(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    """Losses and merged weights of two ranks, and the same bits after two deaths; not those of training all weights."""
+    one, two = results["1-0-lora-whole"], results["2-0-lora-whole"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert torch.allclose(two["weights"], one["weights"], atol=1e-4)
+    assert torch.equal(two["weights"], results["2-1-lora-whole"]["weights"])
+    assert torch.equal(results["1-0-lora-crashing"]["weights"], results["1-0-lora"]["weights"])
+    assert len(results["1-0-lora-crashing"]["taken"]) > len(results["1-0-lora"]["taken"])
+    assert one["gradients"].shape[1] < results["1-0-steady"]["gradients"].shape[1] / 2
+    assert one["weights"].shape == results["1-0-steady"]["weights"].shape

@@ -82,9 +82,10 @@ class Tuned:
         self.workload = FineTuning(self.spec, PreparedDataset(folder / "data", model, {}), torch.device("cpu"))
         torch.manual_seed(1)
         self.model = build(task, config, len(self.workload.labels))
-        self._train(steps)
+        self.train(steps)
 
-    def _train(self, steps: int) -> None:
+    def train(self, steps: int) -> None:
+        """Go on for so many steps."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=4e-3)
         for step in range(steps):
             chunks = self.workload.share(step, 0, 1, 0.0)

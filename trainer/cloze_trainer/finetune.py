@@ -231,7 +231,9 @@ class FineTuning:
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations of training on a token; the head's are nothing beside it."""
-        return flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
+        whole = flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
+        # Without the gradients of weights that stay as they are.
+        return whole if self.spec.optimization.lora is None else whole * 2 / 3
 
     @property
     def clock(self) -> Clock:

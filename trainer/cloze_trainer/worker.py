@@ -15,7 +15,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
-from cloze_trainer import artifact, card, finetune, outcome, pretrain, selection, tracking
+from cloze_trainer import artifact, card, finetune, lora, outcome, pretrain, selection, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -100,6 +100,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     model = initial_model(workload, spec.optimization.seed)
     if lesson is not None:
         lesson.start(model)
+    adapters = lora.begin(spec.optimization, model)
     model.encoder.recompute = spec.optimization.activation_checkpointing
     if gang.leads:
         log(
@@ -107,6 +108,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
             ranks=gang.world,
             steps=workload.total_steps,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
             **workload.config.describe(),
         )
     around = Surroundings(
@@ -128,6 +130,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
+    if adapters is not None:
+        adapters.merge()
     progress.stage("evaluation")
     judged = _judge(run, workload, trained, gang, lesson)
     if private is not None and gang.leads:
