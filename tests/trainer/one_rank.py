@@ -40,10 +40,11 @@ from cloze_trainer.distillation.lesson import Distilling, SoftTargets
 from cloze_trainer.distillation.relation import RelationLoss
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import build
+from cloze_trainer.preparation import PreparedDataset
 from cloze_trainer.privacy.budget import Budget
 from cloze_trainer.privacy.workload import Private
 from cloze_trainer.profiling import Profiler

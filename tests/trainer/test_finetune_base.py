@@ -13,7 +13,7 @@ from small_runs import finetune_of
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import tokenizer_fingerprint, verify
 from cloze_api.task import Task
-from cloze_trainer import artifact, finetune
+from cloze_trainer import artifact, preparation
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import TaskModel
@@ -50,7 +50,7 @@ def run_of(folder: Path, task: Task) -> tuple[Run, FineTuneJobSpec]:
 def workload_of(folder: Path, task: Task) -> tuple[Run, FineTuning]:
     run, spec = run_of(folder, task)
     # As the other ranks get it.
-    prepared = pickle.loads(pickle.dumps(finetune.prepare(run, spec, ProgressFile(None))))  # noqa: S301 - made here
+    prepared = pickle.loads(pickle.dumps(preparation.prepare(run, spec, ProgressFile(None))))  # noqa: S301 - made here
     return run, FineTuning(spec, prepared, torch.device("cpu"))
 
 
@@ -134,7 +134,7 @@ def test_no_mask_token_is_needed(tmp_path: Path, tiny: Any) -> None:
 def refused(folder: Path) -> InputError | BaseModelError:
     run, spec = run_of(folder, Task.SEQUENCE_CLASSIFICATION)
     with pytest.raises((InputError, BaseModelError)) as refusal:
-        finetune.prepare(run, spec, ProgressFile(None))
+        preparation.prepare(run, spec, ProgressFile(None))
     assert isinstance(refusal.value, InputError | BaseModelError)
     assert f"file://{folder}/model" in refusal.value.message
     return refusal.value

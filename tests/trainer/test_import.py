@@ -25,7 +25,7 @@ from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.telemetry import Telemetry
-from cloze_trainer import importing
+from cloze_trainer import import_options, importing
 from cloze_trainer.base import open_base
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.huggingface import PROBLEM_TYPES
@@ -50,10 +50,10 @@ def convert(folder: Path, output: Path, task: Task, **options: Any) -> Manifest:
     return verify(output)
 
 
-def asked(folder: Path, output: Path, task: Task, **options: Any) -> importing.Asked:
+def asked(folder: Path, output: Path, task: Task, **options: Any) -> import_options.Asked:
     """A command line."""
     given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []} | options
-    return importing.Asked(folder=folder, output=output, task=task, **given)
+    return import_options.Asked(folder=folder, output=output, task=task, **given)
 
 
 def run_graph(folder: Path, manifest: Manifest, encoded: Any) -> Any:
@@ -463,7 +463,7 @@ def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny:
 
 def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow: str) -> None:
     """With the digest that the server will ask for; the same command again finds it."""
-    from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
+    from cloze_trainer import connection, registry  # noqa: PLC0415 - MLflow takes seconds to import
 
     tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
     command = [
@@ -483,7 +483,7 @@ def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow:
             command, check=False, env=os.environ | {"MLFLOW_TRACKING_URI": mlflow}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-    versions = registry.client(mlflow).search_model_versions("name = 'imported'")
+    versions = connection.client(mlflow).search_model_versions("name = 'imported'")
     assert [(version.version, version.tags["cloze.dev/task"]) for version in versions] == [
         ("1", "sequence-classification")
     ]

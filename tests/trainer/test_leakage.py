@@ -7,7 +7,7 @@ import pytest
 from small_runs import finetune_of
 
 from cloze_api.progress import ExitCode
-from cloze_trainer import finetune
+from cloze_trainer import preparation
 from cloze_trainer.data import leakage
 from cloze_trainer.errors import InputError
 from cloze_trainer.progress import ProgressFile
@@ -42,7 +42,7 @@ def prepared(folder: Path, **evaluation: Any) -> Path:
         for name, texts in (("train", TRAIN), ("test", TEST))
     }
     run, spec = finetune_of(folder, examples, evaluation=evaluation)
-    return finetune.prepare(run, spec, ProgressFile(None)).folder
+    return preparation.prepare(run, spec, ProgressFile(None)).folder
 
 
 def test_too_many_are_refused_before_the_training(tmp_path: Path, tiny: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from tuning import ALONE
 
 from cloze_api.early_stopping import EarlyStopping
 from cloze_api.task import Problem, Task
-from cloze_trainer import finetune
+from cloze_trainer import preparation
 from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.labelled import Example
 from cloze_trainer.data.validation import split
@@ -197,11 +197,11 @@ def test_examples_to_choose_by_that_are_the_tests_are_refused(tmp_path: Path, ti
         "validation": rows("something else", "one more text of a test"),
     }
 
-    def prepared(validation: str, **early: Any) -> finetune.PreparedDataset:
+    def prepared(validation: str, **early: Any) -> preparation.PreparedDataset:
         chosen = {**given, "validation": given[validation]}
         asked = {"batchSequences": 2, "earlyStopping": early}
         run, spec = finetune_of(tmp_path, chosen, optimization=asked)
-        return finetune.prepare(run, spec, ProgressFile(None))
+        return preparation.prepare(run, spec, ProgressFile(None))
 
     for name in ("train", "test"):
         with pytest.raises(InputError, match=f"holds the same as spec.dataset.{name}") as refused:

@@ -18,13 +18,14 @@ from cloze_server.app import create_app
 from cloze_server.lifecycle import Lifecycle, State
 from cloze_server.model import load_artifact
 from cloze_server.settings import Settings
-from cloze_trainer import artifact, finetune
+from cloze_trainer import artifact, preparation
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data import tokenizer
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
-from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import build
+from cloze_trainer.preparation import PreparedDataset
 from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.tasks.kind import Reader
 
@@ -76,7 +77,9 @@ class Tuned:
         model = BaseModel(
             folder=base, name="x/1", digest="sha256:0", special_tokens=SPECIAL_IDS, lowercase=True, config=config
         )
-        finetune._publish(folder / "data", self.spec, [[path] for path in paths], base=model, max_length=max_length)
+        preparation.publish_examples(
+            folder / "data", self.spec, [[path] for path in paths], base=model, max_length=max_length
+        )
         self.folder = folder
         self.reader = Reader(tokenizer.read(base), SPECIAL_IDS, max_length)
         self.workload = FineTuning(self.spec, PreparedDataset(folder / "data", model, {}), torch.device("cpu"))

@@ -15,7 +15,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
-from cloze_trainer import artifact, card, finetune, lora, outcome, pretrain, selection, tracking
+from cloze_trainer import artifact, card, lora, outcome, preparation, pretrain, selection, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -59,7 +59,7 @@ def open_workload(run: Run, gang: Gang, progress: ProgressFile) -> tuple[Workloa
     if isinstance(spec, PretrainJobSpec):
         corpus = gang.from_leader(pretrain.prepare(run, spec, progress) if gang.leads else None)
         return Pretraining(spec, corpus, gang.device), corpus.sources
-    dataset = gang.from_leader(finetune.prepare(run, spec, progress) if gang.leads else None)
+    dataset = gang.from_leader(preparation.prepare(run, spec, progress) if gang.leads else None)
     return FineTuning(spec, dataset, gang.device), dataset.sources
 
 
