@@ -7,7 +7,9 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, Field
 
 from cloze_api.distillation import Distillation
+from cloze_api.early_stopping import EarlyStopping
 from cloze_api.evaluation import Evaluation
+from cloze_api.lora import Lora
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.privacy import Privacy
@@ -50,16 +52,51 @@ class Dataset(Schema):
     Sequence classification: `{"text": …, "label": …}`; multi-label `{"text": …, "labels": […]}`, of which there may be
     none; regression `{"text": …, "score": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
     label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
-    "answer_start": […]}}`, with empty lists where the context has no answer. Embedding: `{"text": …, "positive": …}`,
-    with or without `"negative"`; test examples have either this form or `{"text": …, "other": …, "score": …}`. Test
-    examples may have `"metadata": {"language": "de"}`, of few values: the evaluation tells the groups apart.
+    "answer_start": […]}}`, with empty lists where the context has no answer, or SQuAD's own files, which are a document
+    each. Embedding: `{"text": …, "positive": …}`, with or without `"negative"`; test examples have either this form or
+    `{"text": …, "other": …, "score": …}`. Test examples may have `"metadata": {"language": "de"}`, of few values: the
+    evaluation tells the groups apart.
     """
 
     train: SourceURI
     test: SourceURI
     """Examples for the evaluation; none of them is trained on."""
+    validation: SourceURI | None = None
+    """Examples by which a step is chosen (`optimization.earlyStopping`), of the form that test examples have."""
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Share of the training examples that is kept for that instead, at most: by their content, one of each label is
+    trained on, and none is nearly one that is."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (uri_rule("spec.dataset.train"), uri_rule("spec.dataset.test"))
+    rules: ClassVar[tuple[Rule, ...]] = (
+        uri_rule("spec.dataset.train"),
+        uri_rule("spec.dataset.test"),
+        uri_rule("spec.dataset.validation", optional=True),
+        Rule(
+            cel="!has(self.validation) || !has(self.validationFraction)",
+            message="spec.dataset has validation and validationFraction, of which one is enough: remove the other",
+            check=lambda dataset: dataset.validation is None or dataset.validation_fraction is None,
+        ),
+        Rule(
+            cel="!has(self.validation) || (self.validation != self.train && self.validation != self.test)",
+            message="spec.dataset.validation is the same as train or test: a step is chosen by examples that are "
+            "neither trained nor tested on, so name others, or set spec.dataset.validationFraction",
+            check=lambda dataset: dataset.validation not in (dataset.train, dataset.test),
+        ),
+    )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """URIs of all of it: training, test, and what a step is chosen by."""
+        return (self.train, self.test, *([self.validation] if self.validation else []))
+
+
+class Truncation(StrEnum):
+    """What is read of a text with more tokens than there is room for, as requests to a server say it, too."""
+
+    RIGHT = "right"
+    """Its beginning."""
+    WINDOW = "window"
+    """All of it, in overlapping windows."""
 
 
 class ClassWeights(StrEnum):
@@ -78,6 +115,10 @@ class FineTuneOptimization(Optimization):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     class_weights: ClassWeights = ClassWeights.NONE
     """Of classification with one label for a text, or for a word."""
+    early_stopping: EarlyStopping | None = None
+    """The last step is taken when absent."""
+    lora: Lora | None = None
+    """All weights are trained when absent."""
 
 
 class Export(Schema):
@@ -120,6 +161,9 @@ class FineTuneJobSpec(TrainingSpec):
     """The label schema of a classification, in order. When empty: the sorted labels of the training examples."""
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
+    truncate: Truncation = Truncation.RIGHT
+    """Of sequence classification. In the training each window is a sequence with its text's label; in the evaluation
+    the mean of their outputs, weighted by their tokens, answers for the text, as servers have it."""
     optimization: FineTuneOptimization = FineTuneOptimization()
     distillation: Distillation | None = None
     privacy: Privacy | None = None
@@ -148,6 +192,12 @@ class FineTuneJobSpec(TrainingSpec):
             ),
         ),
         Rule(
+            cel="self.truncate == 'right' || self.task == 'sequence-classification'",
+            message="spec.truncate is for sequence-classification; question answering reads all of a context anyhow: "
+            "remove it",
+            check=lambda spec: spec.truncate is Truncation.RIGHT or spec.task is Task.SEQUENCE_CLASSIFICATION,
+        ),
+        Rule(
             cel="self.problem == 'single-label' || self.task == 'sequence-classification'",
             message="spec.problem is for sequence-classification: remove it",
             check=lambda spec: spec.problem is Problem.SINGLE_LABEL or spec.task is Task.SEQUENCE_CLASSIFICATION,
@@ -168,6 +218,32 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: spec.task is not Task.EMBEDDING or spec.optimization.batch_sequences > 1,
         ),
         Rule(
+            cel="has(self.optimization.earlyStopping) == (has(self.dataset.validation) || "
+            "has(self.dataset.validationFraction))",
+            message="spec.optimization.earlyStopping chooses a step by spec.dataset.validation, or by "
+            "validationFraction of the training examples: set it and one of these, or none of them",
+            check=lambda spec: (
+                (spec.optimization.early_stopping is not None)
+                == (spec.dataset.validation is not None or spec.dataset.validation_fraction is not None)
+            ),
+        ),
+        Rule(
+            cel="!has(self.optimization.lora) || (!has(self.privacy) && !has(self.distillation) && "
+            "self.optimization.sharding == 'none')",
+            message="spec.optimization.lora trains a part of the weights, and spec.privacy, spec.distillation and "
+            "optimization.sharding are for all of them: remove one",
+            check=lambda spec: (
+                spec.optimization.lora is None
+                or (spec.privacy is None and spec.distillation is None and spec.optimization.sharding is Sharding.NONE)
+            ),
+        ),
+        Rule(
+            cel="!has(self.privacy) || !has(self.optimization.earlyStopping)",
+            message="spec.optimization.earlyStopping looks at examples for which spec.privacy doesn't account: remove "
+            "one",
+            check=lambda spec: spec.privacy is None or spec.optimization.early_stopping is None,
+        ),
+        Rule(
             cel="self.dataset.train != self.dataset.test",
             message="spec.dataset.test is the same as spec.dataset.train: name examples that are not trained on",
             check=lambda spec: spec.dataset.train != spec.dataset.test,
@@ -179,6 +255,12 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: (
                 spec.distillation is None or (spec.task in LABEL_TASKS and spec.problem is Problem.SINGLE_LABEL)
             ),
+        ),
+        Rule(
+            cel="!has(self.privacy) || self.truncate == 'right'",
+            message="spec.truncate makes several sequences of a text, and spec.privacy is for examples that count one "
+            "by one: remove one",
+            check=lambda spec: spec.privacy is None or spec.truncate is Truncation.RIGHT,
         ),
         Rule(
             cel=f"!has(self.privacy) || {_LABELLED}",
@@ -235,6 +317,7 @@ FINE_TUNE_RULES = immutable_after_start(
         "dataset",
         "labels",
         "maxLength",
+        "truncate",
         "optimization",
         "distillation",
         "privacy",

@@ -345,6 +345,48 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.base", {"model": {"name": "encoder", "alias": "v1"}}), ("spec.base.model.alias", "choose another")),
     (F, put("spec.dataset.train", "pvc://data/../x"), ("spec.dataset.train", "claim's own root")),
     (F, put("spec.dataset.test", "pvc://data/../x"), ("spec.dataset.test", "claim's own root")),
+    (F, put("spec.dataset.validation", "pvc://data/../x"), ("spec.dataset.validation", "claim's own root")),
+    (F, put("spec.dataset.validation", "pvc://data/test.jsonl"), ("spec.dataset.validation", "name others")),
+    (F, put("spec.dataset.validation", "pvc://data/train.jsonl"), ("spec.dataset.validation", "name others")),
+    (
+        F,
+        both(put("spec.dataset.validation", "pvc://data/x"), put("spec.dataset.validationFraction", 0.1)),
+        ("validationFraction", "remove the other"),
+    ),
+    (F, put("spec.dataset.validationFraction", 0.1), ("earlyStopping", "or none of them")),
+    (F, put("spec.optimization", {"lora": {"rank": 0}}), ("spec.optimization.lora.rank",)),
+    (F, put("spec.optimization", {"lora": {"targets": "query"}}), ("spec.optimization.lora.targets",)),
+    (F, put("spec.optimization", {"lora": {}, "sharding": "full"}), ("spec.optimization.lora", "remove one")),
+    (
+        F,
+        lambda target: target["spec"].update(
+            optimization={"lora": {}}, distillation={"teacher": {"model": {"name": "t", "version": "1"}}}
+        ),
+        ("spec.optimization.lora", "remove one"),
+    ),
+    (
+        F,
+        lambda target: target["spec"].update(optimization={"lora": {}}, privacy={"epsilon": 1, "delta": 0.1}),
+        ("spec.optimization.lora", "remove one"),
+    ),
+    (F, both(put("spec.truncate", "window"), put("spec.task", "embedding")), ("spec.truncate", "remove it")),
+    (
+        F,
+        both(put("spec.truncate", "window"), put("spec.privacy", {"epsilon": 1, "delta": 0.1})),
+        ("spec.truncate", "one by one"),
+    ),
+    (F, put("spec.optimization.earlyStopping", {}), ("earlyStopping", "or none of them")),
+    (F, put("spec.optimization.earlyStopping", {"patience": 0}), ("spec.optimization.earlyStopping.patience",)),
+    (F, put("spec.optimization.earlyStopping", {"figure": " "}), ("spec.optimization.earlyStopping.figure",)),
+    (
+        F,
+        both(
+            put("spec.dataset.validationFraction", 0.1),
+            put("spec.optimization.earlyStopping", {}),
+            put("spec.privacy", {"epsilon": 1, "delta": 0.1}),
+        ),
+        ("earlyStopping", "doesn't account"),
+    ),
     (F, put("spec.registry.alias", "latest"), ("spec.registry.alias", "choose another")),
     (P, audit(canaries=[{"name": "a", "template": "no place", "secret": "123"}]), ("audit.canaries[0].template",)),
     (P, audit(canaries=[{"name": "a", "template": "{}", "secret": "a-b"}]), ("audit.canaries[0].secret",)),

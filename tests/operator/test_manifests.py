@@ -288,6 +288,16 @@ def test_fine_tuning_pod_knows_its_bases_digest(training: Make) -> None:
     assert read_base(manifest) == BASE
 
 
+def test_examples_to_choose_a_step_by_are_mounted(training: Make) -> None:
+    """As those of the training and the test are."""
+    dataset = {name: f"pvc://{name}-data/{name}.jsonl" for name in ("train", "test", "validation")}
+    snapshot = training("FineTuneJob", spec={"dataset": dataset, "optimization": {"earlyStopping": {}}})
+    manifest = indexed_job(snapshot.resource, snapshot.job, BASE, snapshot.platform)
+    volumes = manifest["spec"]["template"]["spec"]["volumes"]
+    claims = {each["persistentVolumeClaim"]["claimName"] for each in volumes if "persistentVolumeClaim" in each}
+    assert {"train-data", "test-data", "validation-data"} <= claims
+
+
 def test_digest_ignores_what_may_change(training: Make) -> None:
     """Suspending a Job doesn't make it another one; another model does."""
 

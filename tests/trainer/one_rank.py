@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
-from cloze_trainer import compiling, memory, scaling
+from cloze_trainer import compiling, lora, memory, scaling
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -42,10 +42,11 @@ from cloze_trainer.distillation.lesson import Distilling, SoftTargets
 from cloze_trainer.distillation.relation import RelationLoss
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.model import build
+from cloze_trainer.preparation import PreparedDataset
 from cloze_trainer.privacy.budget import Budget
 from cloze_trainer.privacy.workload import Private
 from cloze_trainer.profiling import Profiler
@@ -81,10 +82,10 @@ def dataset(folder: Path) -> PreparedDataset:
         0,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("train", "test"):
+    for name in ("train", "test", "validation"):
         rows.save(folder, name, part)
+        (folder / f"{name}-key.json").write_text("null")
     (folder / "test-slices.json").write_text("[]")
-    (folder / "test-key.json").write_text("null")
     (folder / "dataset.json").write_text(json.dumps({"labels": ["a", "b", "c"], "max_length": 16}))
     base = BaseModel(
         folder=folder, name="x/1", digest="sha256:x", special_tokens=SPECIAL_IDS, lowercase=True, config=CONFIG
@@ -202,7 +203,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
 
         def record(parameters: Any, bound: float, clip: Any = clip, gradients: list[Tensor] = gradients) -> Any:
             parameters = list(parameters)
-            gradients.append(torch.cat([whole(parameter.grad).flatten() for parameter in parameters]))
+            present = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            gradients.append(torch.cat([whole(gradient).flatten() for gradient in present]))
             return clip(parameters, bound)
 
         torch.nn.utils.clip_grad_norm_ = record
@@ -214,14 +216,17 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 if int(path.name[5:]) > scenario["from"]:
                     shutil.rmtree(path)
         gang.from_leader()
-        error = ""
+        error, choice = "", None
         while True:
             model = initial_model_of(workload)
+            adapters = lora.begin(spec.optimization, model)
             attendance = Attendance(gang, 1.0 if "freeze" in scenario else 60.0, partial(end, folder / f"{name}.json"))
             asked = Profile.model_validate(scenario["profile"]) if gang.leads and "profile" in scenario else None
             traces = folder / f"profile-{name}-{scenario['name']}"
             profiler = Profiler(asked, traces, Silent())
-            around = Surroundings(gang, checkpoints, progress, Silent(), stop, attendance, profiler)
+            around = Surroundings(
+                *(gang, checkpoints, progress, Silent(), stop, attendance, profiler), selection=workload.selection
+            )
             around = replace(around, chunk_tokens=memory.recall(folder))
             try:
                 if "unchecked" not in scenario:
@@ -233,7 +238,10 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                     budget = Budget(asked, 4 / EXAMPLES, workload.total_steps, scenario["noise"])
                     lesson = FailingInPrivate(workload, budget, bytes(range(16)))
                     around = replace(around, gradients=lesson.gradient)
-                model = train(model, lesson, spec.optimization, scenario.get("every", 1), around)[0]
+                model, state = train(model, lesson, spec.optimization, scenario.get("every", 1), around)
+                if adapters is not None:
+                    adapters.merge()
+                choice = asdict(state.choice) if state.choice else None
             except Crash:
                 continue
             except TrainerError as failure:
@@ -242,6 +250,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                     memory.keep(folder, failure)
                     end(folder / f"{name}.json", failure)
             break
+        measured = workload.evaluate(model, gang) if not error else {}
         torch.nn.utils.clip_grad_norm_ = clip
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
@@ -250,6 +259,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "losses": progress.losses,
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,
+            "choice": choice,
+            "measured": measured,
             "taken": workload.taken,
             "sizes": workload.sizes,
             "seen": progress.seen,

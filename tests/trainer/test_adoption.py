@@ -243,12 +243,12 @@ def test_a_language_model_that_fails_a_gate_is_not_registered(tmp_path: Path, ti
 
 def test_continuing_from_a_registered_version(tmp_path: Path, tiny: Any, mlflow: str) -> None:
     """An imported model that was registered goes on with its own ids; its name and digest are recorded."""
-    from cloze_trainer import importing, registry  # noqa: PLC0415 - MLflow takes seconds to import
+    from cloze_trainer import import_options, importing, registry  # noqa: PLC0415 - MLflow takes seconds to import
     from cloze_trainer.tracking import JobTags  # noqa: PLC0415
 
     save(tmp_path / "model", tiny, "roberta")
     given = ["--task", "fill-mask", "--name", "adopted", "--output", str(tmp_path / "imported")]
-    done = importing.run(importing.parse([str(tmp_path / "model"), *given]))
+    done = importing.run(import_options.parse([str(tmp_path / "model"), *given]))
     assert done.model_digest is not None
     tags = JobTags(uid="u", job="ns/j", task="fill-mask", experiment="adopted", repeatable=True)
     found = registry.register(mlflow, tags, tmp_path / "imported", done.model_digest, facts={}, params={}, figures={})

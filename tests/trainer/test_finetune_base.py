@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from small_runs import finetune_of
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import tokenizer_fingerprint, verify
 from cloze_api.task import Task
-from cloze_trainer import artifact, finetune
+from cloze_trainer import artifact, preparation
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import TaskModel
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality.judgement import Judgement
-from cloze_trainer.run import Run, open_run
+from cloze_trainer.run import Run
 from cloze_trainer.worker import initial_model
 
 LABELS = ["B-PER", "I-PER", "O"]
@@ -38,34 +39,18 @@ def row(task: Task, number: int, text: str) -> dict[str, Any]:
             return {"text": text, "label": LABELS[number % 3]}
 
 
-def run_of(folder: Path, task: Task, base: dict[str, Any]) -> tuple[Run, FineTuneJobSpec]:
+def run_of(folder: Path, task: Task) -> tuple[Run, FineTuneJobSpec]:
+    examples = {}
     for name in ("train", "test"):
         texts = [f"{name} {'ships' if number % 3 else 'islands'} of {number * number}" for number in range(12)]
-        rows = [row(task, number, text) for number, text in enumerate(texts)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    job = {
-        "apiVersion": "cloze.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": "small"},
-        "spec": {
-            "base": base,
-            "task": task,
-            "dataset": {"train": f"file://{folder}/train.jsonl", "test": f"file://{folder}/test.jsonl"},
-            "optimization": {"batchSequences": 4},
-            "registry": {"name": "small"},
-        },
-    }
-    (folder / "job.json").write_text(json.dumps(job))
-    run = open_run(folder / "job.json")
-    assert isinstance(run.job.spec, FineTuneJobSpec)
-    (folder / "workspace").mkdir(exist_ok=True)
-    return Run(run.job, "uid", folder / "workspace", folder, None), run.job.spec
+        examples[name] = [row(task, number, text) for number, text in enumerate(texts)]
+    return finetune_of(folder, examples, task=task, optimization={"batchSequences": 4})
 
 
 def workload_of(folder: Path, task: Task) -> tuple[Run, FineTuning]:
-    run, spec = run_of(folder, task, {"uri": f"file://{folder}/model"})
+    run, spec = run_of(folder, task)
     # As the other ranks get it.
-    prepared = pickle.loads(pickle.dumps(finetune.prepare(run, spec, ProgressFile(None))))  # noqa: S301 - made here
+    prepared = pickle.loads(pickle.dumps(preparation.prepare(run, spec, ProgressFile(None))))  # noqa: S301 - made here
     return run, FineTuning(spec, prepared, torch.device("cpu"))
 
 
@@ -147,9 +132,9 @@ def test_no_mask_token_is_needed(tmp_path: Path, tiny: Any) -> None:
 
 
 def refused(folder: Path) -> InputError | BaseModelError:
-    run, spec = run_of(folder, Task.SEQUENCE_CLASSIFICATION, {"uri": f"file://{folder}/model"})
+    run, spec = run_of(folder, Task.SEQUENCE_CLASSIFICATION)
     with pytest.raises((InputError, BaseModelError)) as refusal:
-        finetune.prepare(run, spec, ProgressFile(None))
+        preparation.prepare(run, spec, ProgressFile(None))
     assert isinstance(refusal.value, InputError | BaseModelError)
     assert f"file://{folder}/model" in refusal.value.message
     return refusal.value

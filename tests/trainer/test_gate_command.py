@@ -15,7 +15,7 @@ import torch
 from cloze_api.manifest import verify
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
-from cloze_trainer import importing
+from cloze_trainer import import_options, importing
 from cloze_trainer.data import labelled
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import command
@@ -34,7 +34,7 @@ def model(request: pytest.FixtureRequest, tiny: Any, tmp_path_factory: pytest.Te
 def _made(folder: Path, tiny: Any, family: str, task: Task) -> Any:
     made, tokenizer = tiny.save(folder / "source", family, task)
     importing.run(
-        importing.Asked(
+        import_options.Asked(
             folder=folder / "source",
             output=folder / "artifact",
             task=task,

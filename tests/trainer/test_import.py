@@ -16,17 +16,19 @@ import torch
 import transformers
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify
+from cloze_api.precision import Precision
 from cloze_api.progress import ExitCode
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_server.model import load_artifact
 from cloze_server.paths import TASK_PATHS
 from cloze_server.service import Service
 from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.telemetry import Telemetry
-from cloze_trainer import importing
+from cloze_trainer import import_options, importing
 from cloze_trainer.base import open_base
 from cloze_trainer.errors import BaseModelError, InputError
+from cloze_trainer.huggingface import PROBLEM_TYPES
 
 TEXTS = ["Ada Lovelace lived in London.", "hello"]
 QUESTION = "who?"
@@ -48,10 +50,10 @@ def convert(folder: Path, output: Path, task: Task, **options: Any) -> Manifest:
     return verify(output)
 
 
-def asked(folder: Path, output: Path, task: Task, **options: Any) -> importing.Asked:
+def asked(folder: Path, output: Path, task: Task, **options: Any) -> import_options.Asked:
     """A command line."""
     given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []} | options
-    return importing.Asked(folder=folder, output=output, task=task, **given)
+    return import_options.Asked(folder=folder, output=output, task=task, **given)
 
 
 def run_graph(folder: Path, manifest: Manifest, encoded: Any) -> Any:
@@ -159,6 +161,45 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     assert manifest.labels == (LABELS if "classification" in task else [])
     assert manifest.lineage.data["model.safetensors"]
     assert manifest.lowercase == (family in ("bert", "distilbert"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("problem", "labels", "told"),
+    [
+        (Problem.MULTI_LABEL, ["sea", "land", "air"], False),
+        (Problem.MULTI_LABEL, ["relevant"], True),
+        (Problem.REGRESSION, ["LABEL_0"], False),
+    ],
+)
+def test_labels_by_themselves_and_numbers_are_served_as_transformers_pipeline_has_them(
+    tmp_path: Path, tiny: Any, family: str, problem: Problem, labels: list[str], told: bool
+) -> None:
+    """Where the folder says what they are, and where only the command line does; int8 is held to fp32 by texts."""
+    type_of = PROBLEM_TYPES[problem]
+    settings = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    model, tokenizer = tiny.save(
+        *(tmp_path / "model", family, Task.SEQUENCE_CLASSIFICATION), **settings, problem_type=None if told else type_of
+    )
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    options = {"precision": (Precision.INT8,), "examples": tmp_path / "examples.jsonl", "max_accuracy_loss": 1}
+    manifest = convert(
+        *(tmp_path / "model", tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION),
+        **options,
+        problem=problem if told else None,
+    )
+    assert (manifest.problem, manifest.labels) == (problem, labels)
+    assert manifest.precisions["int8"].metric == ("correlation" if problem is Problem.REGRESSION else "agreement")
+    model.config.problem_type = type_of
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    theirs = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")
+    results = ask(tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION, inputs=TEXTS)["results"]
+    for result, expected in zip(results, theirs(TEXTS), strict=True):
+        given = {each["label"]: each["score"] for each in result["predictions"]}
+        assert given == pytest.approx({each["label"]: each["score"] for each in expected}, rel=1e-3, abs=1e-4)
+        assert result["abstained"] is False
+    again = transformers.AutoConfig.from_pretrained(tmp_path / "artifact")
+    assert again.problem_type == type_of
 
 
 def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any) -> None:
@@ -295,9 +336,25 @@ def modules(*kinds: str) -> Callable[[Path], None]:
             Task.SEQUENCE_CLASSIFICATION,
             change("config.json", problem_type="regression"),
             {},
-            "ProblemUnsupported",
-            "exclude",
+            "LabelsInvalid",
+            "3 numbers",
         ),
+        (
+            Task.SEQUENCE_CLASSIFICATION,
+            change("config.json", problem_type="ranking"),
+            {},
+            "ConfigInvalid",
+            "regression",
+        ),
+        (Task.SEQUENCE_CLASSIFICATION, change("config.json", id2label={"0": "a"}), {}, "ProblemUnknown", "--problem"),
+        (
+            Task.SEQUENCE_CLASSIFICATION,
+            change("config.json", problem_type="multi_label_classification"),
+            {"problem": Problem.REGRESSION},
+            "ProblemKnown",
+            "leave --problem out",
+        ),
+        (Task.TOKEN_CLASSIFICATION, lambda _: None, {"problem": Problem.REGRESSION}, "ProblemUnsuitable", "token"),
         (
             Task.SEQUENCE_CLASSIFICATION,
             change("config.json", id2label={"0": "a", "2": "b"}),
@@ -406,7 +463,7 @@ def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny:
 
 def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow: str) -> None:
     """With the digest that the server will ask for; the same command again finds it."""
-    from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
+    from cloze_trainer import connection, registry  # noqa: PLC0415 - MLflow takes seconds to import
 
     tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
     command = [
@@ -426,7 +483,7 @@ def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow:
             command, check=False, env=os.environ | {"MLFLOW_TRACKING_URI": mlflow}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-    versions = registry.client(mlflow).search_model_versions("name = 'imported'")
+    versions = connection.client(mlflow).search_model_versions("name = 'imported'")
     assert [(version.version, version.tags["cloze.dev/task"]) for version in versions] == [
         ("1", "sequence-classification")
     ]

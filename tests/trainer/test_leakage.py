@@ -1,18 +1,16 @@
 """What was trained on isn't scored: test examples that are nearly training ones are found, told and refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import finetune_of
 
-from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.progress import ExitCode
-from cloze_trainer import finetune
+from cloze_trainer import preparation
 from cloze_trainer.data import leakage
 from cloze_trainer.errors import InputError
 from cloze_trainer.progress import ProgressFile
-from cloze_trainer.run import Run, open_run
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark forest before night"
 TRAIN = ["win a free prize now by answering this one question", SENTENCE, "dinner at eight with the whole family"]
@@ -39,28 +37,12 @@ def test_few_of_many_are_shown() -> None:
 
 def prepared(folder: Path, **evaluation: Any) -> Path:
     """The folder of prepared data of a run; what it trains on and is tested with overlaps by a half."""
-    for name, texts in (("train", TRAIN), ("test", TEST)):
-        rows = [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    job = {
-        "apiVersion": "cloze.dev/v1alpha1",
-        "kind": "FineTuneJob",
-        "metadata": {"name": "small"},
-        "spec": {
-            "base": {"uri": f"file://{folder}/model"},
-            "task": "sequence-classification",
-            "dataset": {"train": f"file://{folder}/train.jsonl", "test": f"file://{folder}/test.jsonl"},
-            "optimization": {"batchSequences": 2},
-            "evaluation": evaluation,
-            "registry": {"name": "small"},
-        },
+    examples = {
+        name: [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
+        for name, texts in (("train", TRAIN), ("test", TEST))
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    run = open_run(folder / "job.json")
-    assert isinstance(run.job.spec, FineTuneJobSpec)
-    (folder / "workspace").mkdir(exist_ok=True)
-    run = Run(run.job, "uid", folder / "workspace", folder, None)
-    return finetune.prepare(run, run.job.spec, ProgressFile(None)).folder
+    run, spec = finetune_of(folder, examples, evaluation=evaluation)
+    return preparation.prepare(run, spec, ProgressFile(None)).folder
 
 
 def test_too_many_are_refused_before_the_training(tmp_path: Path, tiny: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from cloze_api.manifest import Limits, Lineage, Manifest, write_manifest
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
-from cloze_trainer import registry
+from cloze_trainer import connection, registry
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.errors import BaseModelError, InputError, RegistryError, TrainerError
 from cloze_trainer.lineage import command, descent
@@ -69,13 +69,13 @@ def family(mlflow: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, V
     legal = registered(mlflow, folder, "line-legal", encoder, contracts="b")
     spam = registered(mlflow, folder, "line-spam", legal, mails="c", spam_test="d")
     stranger = registered(mlflow, folder, "line-stranger", contracts2="e")
-    registry.client(mlflow).set_registered_model_alias("line-spam", "champion", "1")
+    connection.client(mlflow).set_registered_model_alias("line-spam", "champion", "1")
     return {"encoder": encoder, "legal": legal, "spam": spam, "stranger": stranger}
 
 
 @pytest.fixture(autouse=True)
 def short_budget(mlflow: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(registry.ENV_BUDGET, "2")
+    monkeypatch.setenv(connection.ENV_BUDGET, "2")
     monkeypatch.setenv(ENV_MLFLOW_URI, mlflow)
 
 
@@ -134,7 +134,7 @@ def test_an_answer_that_is_not_whole_is_none(
 ) -> None:
     """A manifest that isn't the one that was registered is named, and the exit code isn't success."""
     lost = registered(mlflow, tmp_path, "line-lost", family["legal"], books2="f")
-    client = registry.client(mlflow)
+    client = connection.client(mlflow)
     client.set_model_version_tag("line-lost", lost.number, "cloze.dev/digest", "sha256:" + "0" * 64)
     capsys.readouterr()
     with pytest.raises(TrainerError, match="missing from the answer") as failed:

@@ -49,12 +49,34 @@ SCENARIOS = [
     # Before it is noticed, and after the first and the second rollback.
     {"name": "crashing", **ASCENT, "crash": [41, 66, 82]},
 ]
+# From the batch on of which the training unlearns, no evaluation is better.
+STOPPING: dict[str, Any] = {
+    "ascent": [30, 1000],
+    "every": 2,
+    "optimization": {
+        "epochs": 40,
+        "learningRate": 3e-3,
+        "maxLossRise": 1000,
+        "earlyStopping": {"figure": "log_loss", "patience": 3},
+    },
+}
+CHOOSING = {**ASCENT, "optimization": {**ASCENT["optimization"], "earlyStopping": {"patience": 100, "everySteps": 4}}}
+SCENARIOS += [
+    {"name": "stopping", **STOPPING},
+    # After the best step, once with a checkpoint between.
+    {"name": "stopping-crashing", **STOPPING, "crash": [7, 31, 37]},
+    {"name": "choosing", **CHOOSING},
+    {"name": "choosing-crashing", **CHOOSING, "crash": [41, 66, 82]},
+]
 TAUGHT = {"teacher": {"weight": 0.7, "temperature": 3, "relation": {"weight": 2}}}
 SCENARIOS += [
     {"name": "taught", **TAUGHT},
     {"name": "taught-crashing", **TAUGHT, "crash": [1, 4]},
     {"name": "told", "teacher": {"weight": 1}},
     {"name": "told-compiled", "teacher": {"weight": 1}, "optimization": {"compile": True}},
+    {"name": "lora", "optimization": {"lora": {"rank": 2, "dropout": 0.1}}},
+    {"name": "lora-crashing", "optimization": {"lora": {"rank": 2, "dropout": 0.1}}, "crash": [1, 4]},
+    {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
     {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
     {"name": "cut", "noise": 0.0},
@@ -94,8 +116,17 @@ PAIR = [
     {"name": "ascent", **ASCENT},
     {"name": "crowded", "fits": {"1": 16}},
     {"name": "taught", **TAUGHT},
+    {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
     {"name": "taught-sharded", **TAUGHT, "optimization": SHARDED},
+    {"name": "stopping", **STOPPING},
+    {"name": "stopping-crashing", **STOPPING, "crash": [7, 31, 37]},
+    {
+        "name": "stopping-sharded",
+        **STOPPING,
+        "optimization": {**STOPPING["optimization"], **SHARDED},
+        "crash": [31, 37],
+    },
 ]
 
 
@@ -420,3 +451,50 @@ def test_private_steps_are_the_same_for_any_number_of_ranks_and_after_any_death(
     assert all(float(gradient.norm()) <= 0.1 * 9 / 4 for gradient in cut["gradients"])
     noise = one["gradients"][0] - cut["gradients"][0]
     assert float(noise.std()) == pytest.approx(0.1 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_best_step_is_taken_and_the_training_ends_once_none_is_better(
+    results: dict[str, dict[str, Any]], world: int
+) -> None:
+    """After three epochs without one; the weights are those that gave the best figure, on all ranks."""
+    result = results[f"{world}-0-stopping"]
+    best = result["choice"]["step"]
+    # Momentum goes on for a little.
+    assert 30 <= best < 37
+    assert result["choice"]["waited"] == 3
+    assert result["taken"] == list(range(best + 9))
+    assert result["measured"]["validation_log_loss"] == pytest.approx(result["choice"]["value"], rel=1e-6)
+    assert torch.equal(results[f"{world}-{world - 1}-stopping"]["weights"], result["weights"])
+
+
+@pytest.mark.parametrize("name", ["1-0-stopping", "2-0-stopping", "1-0-choosing"])
+def test_a_run_that_was_killed_takes_the_same_step(results: dict[str, dict[str, Any]], name: str) -> None:
+    """What was decided, and the best weights, are in its checkpoints, also where it went back to one."""
+    steady, crashing = results[name], results[f"{name}-crashing"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert crashing["choice"] == steady["choice"]
+    assert torch.equal(crashing["weights"], steady["weights"])
+
+
+def test_the_best_step_of_a_model_in_parts_is_taken(results: dict[str, dict[str, Any]]) -> None:
+    """After two deaths, too."""
+    whole, parts = results["2-0-stopping"], results["2-0-stopping-sharded"]
+    assert parts["choice"]["step"] == whole["choice"]["step"]
+    assert torch.allclose(parts["weights"], whole["weights"], atol=1e-4)
+    assert parts["measured"]["validation_log_loss"] == pytest.approx(parts["choice"]["value"], rel=1e-6)
+    assert torch.equal(parts["weights"], results["2-1-stopping-sharded"]["weights"])
+
+
+def test_small_matrices_are_the_same_for_any_number_of_ranks_and_after_any_death(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    """Losses and merged weights of two ranks, and the same bits after two deaths; not those of training all weights."""
+    one, two = results["1-0-lora-whole"], results["2-0-lora-whole"]
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    assert torch.allclose(two["weights"], one["weights"], atol=1e-4)
+    assert torch.equal(two["weights"], results["2-1-lora-whole"]["weights"])
+    assert torch.equal(results["1-0-lora-crashing"]["weights"], results["1-0-lora"]["weights"])
+    assert len(results["1-0-lora-crashing"]["taken"]) > len(results["1-0-lora"]["taken"])
+    assert one["gradients"].shape[1] < results["1-0-steady"]["gradients"].shape[1] / 2
+    assert one["weights"].shape == results["1-0-steady"]["weights"].shape

@@ -16,14 +16,15 @@ from cloze_api.manifest import Manifest, verify, version_tags
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.task import Task
-from cloze_trainer import artifact, importing, precisions
+from cloze_trainer import artifact, import_options, importing, precisions
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data.labelled import Labelled
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
-from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import build
+from cloze_trainer.preparation import PreparedDataset
 from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.tasks import rows
 
@@ -57,7 +58,7 @@ def convert(tmp_path: Path, task: Task, **options: Any) -> Manifest:
     """Import the folder `model`; the verified manifest."""
     given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []}
     given |= {"max_accuracy_loss": 1.0} | options
-    importing.run(importing.Asked(folder=tmp_path / "model", output=tmp_path / "artifact", task=task, **given))
+    importing.run(import_options.Asked(folder=tmp_path / "model", output=tmp_path / "artifact", task=task, **given))
     return verify(tmp_path / "artifact")
 
 
@@ -258,9 +259,9 @@ def test_the_gate_is_the_loss_of_the_metric(value: float, allowed: float, kept: 
 def test_the_command_line_says_what_precisions_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     """And reads several."""
     given = ["model", "--task", "fill-mask", "--name", "x", "--output", "y"]
-    assert importing.parse([*given, "--precision", "int8,fp16"]).precision == BOTH
+    assert import_options.parse([*given, "--precision", "int8,fp16"]).precision == BOTH
     with pytest.raises(SystemExit):
-        importing.parse([*given, "--precision", "int4"])
+        import_options.parse([*given, "--precision", "int4"])
     assert "'int4' is none of int8, fp16" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 from cloze_api.evaluation import Champion, Evaluation, Gate
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.task import Task
-from cloze_trainer import finetune
+from cloze_trainer import preparation
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration, gates, intervals, judgement
 from cloze_trainer.quality.entities import is_scheme, spans
@@ -264,7 +264,7 @@ def test_a_gate_without_its_figure_is_refused_before_the_training(
     )
     meta = {"labels": ["ham", "spam"], "test_seen_share": 0.5}
     if not words:
-        finetune._check_gates(spec, meta, slices)
+        preparation._check_gates(spec, meta, slices)
         return
     with pytest.raises(InputError, match=words):
-        finetune._check_gates(spec, meta, slices)
+        preparation._check_gates(spec, meta, slices)

@@ -10,14 +10,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
 from cloze_api.manifest import MANIFEST_FILE
-from cloze_trainer import registry
+from cloze_trainer import connection, registry
 from cloze_trainer.errors import BaseModelError, RegistryError
 from cloze_trainer.tracking import JobTags, MlflowTracker
 
 
 @pytest.fixture(autouse=True)
 def short_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(registry.ENV_BUDGET, "2")
+    monkeypatch.setenv(connection.ENV_BUDGET, "2")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_run_that_failed_for_good_is_marked(mlflow: str, tags: JobTags) -> None:
     tracker = MlflowTracker(mlflow, tags)
     tracker.metrics(1, {"loss": 3.0})
     tracker.close(failed=True)
-    run_id = registry.find_or_create_run(registry.client(mlflow), tags)
+    run_id = registry.find_or_create_run(connection.client(mlflow), tags)
     assert run_status(mlflow, run_id) == "FAILED"
     assert MlflowClient(mlflow).get_run(run_id).data.metrics == {"loss": 3.0}
 

@@ -27,7 +27,7 @@ from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.loading import load_model
 from cloze_server.settings import Settings
-from cloze_trainer import importing, worker
+from cloze_trainer import import_options, importing, worker
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run, open_run
@@ -106,13 +106,13 @@ def test_an_imported_model_is_signed_and_keys_are_changed(
     tiny.save(tmp_path / "given", "bert", Task.SEQUENCE_CLASSIFICATION)
     folder = tmp_path / "model"
     words = ["--task", "sequence-classification", "--name", "tiny", "--output", str(folder)]
-    done = importing.run(importing.parse([str(tmp_path / "given"), *words]))
+    done = importing.run(import_options.parse([str(tmp_path / "given"), *words]))
     new = Keys(tmp_path, "new")
     load(folder, keys)
     load(folder, keys, new)
     assert refused(folder, new) == "SignatureInvalid"
     monkeypatch.setenv(ENV_SIGNING_KEY, str(new.private))
-    again = importing.run(importing.parse([str(tmp_path / "given"), *words]))
+    again = importing.run(import_options.parse([str(tmp_path / "given"), *words]))
     assert again.model_digest == done.model_digest
     load(folder, new)
     assert refused(folder, keys) == "SignatureInvalid"

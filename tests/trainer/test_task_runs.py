@@ -15,7 +15,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
-from whole_runs import HAM, SPAM, Trainer, finetune, kill_after, pretrain, versions
+from whole_runs import HAM, SPAM, Trainer, finetune, kill_after, pretrain, versions, weights
 
 from cloze_api.manifest import verify
 from cloze_api.progress import ExitCode
@@ -260,6 +260,35 @@ def test_a_model_of_elsewhere_is_continued_and_fine_tuned(mlflow: str, tmp_path:
             expected = auto.from_pretrained(trainer.artifact).eval()(**inputs).logits.numpy()
         real = inputs["attention_mask"].numpy().astype(bool) if actual.ndim > 2 else slice(None)
         assert np.allclose(actual[real], expected[real], atol=1e-4)
+
+
+@pytest.mark.full
+def test_a_killed_run_takes_the_same_step(tmp_path: Path, tiny: Any) -> None:
+    """By two ranks: the best step's weights are in the artifact, and the outcome says which one it was and why."""
+    tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+    early = {"figure": "log_loss", "patience": 2}
+    job = finetune(
+        tmp_path,
+        base={"uri": f"file://{tmp_path}/model"},
+        optimization={"epochs": 40, "batchSequences": 4, "learningRate": 2e-2, "earlyStopping": early},
+        topology={"processesPerNode": 2},
+        checkpoint={"everySteps": 5},
+    )
+    job["spec"]["dataset"]["validationFraction"] = 0.3
+    steady, killed = (Trainer(tmp_path / name, {}) for name in ("steady", "killed"))
+    assert steady.run(job) == 0, steady.log
+    kill_after(killed, job, 10)
+    assert killed.run(job) == 0, killed.log
+    assert killed.resumed() >= 10
+    assert weights(killed) == weights(steady)
+    manifest = verify(steady.artifact)
+    best, last = (int(manifest.evaluation[name]) for name in ("best_step", "last_step"))
+    assert 0 < best < last < 240
+    assert steady.outcome["metrics"]["best_step"] == killed.outcome["metrics"]["best_step"] == best
+    assert f"step {best} is taken, of the best validation log_loss" in steady.outcome["message"]
+    assert f"the training ended at step {last} of 240" in steady.outcome["message"]
+    assert manifest.evaluation["validation_log_loss"] > 0
+    assert json.loads((steady.artifact / "evaluation.json").read_text())["selection"]["step"] == best
 
 
 def test_base_with_another_digest_is_refused(base: Trainer, mlflow: str, tmp_path: Path) -> None:

@@ -118,12 +118,14 @@ HEADS = {
 }
 
 
-def save(folder: Path, family: str, task: Task) -> tuple[Any, Any]:
-    """Write a tiny random model in Hugging Face's format; the model and its tokenizer."""
+def save(folder: Path, family: str, task: Task, **settings: Any) -> tuple[Any, Any]:
+    """Write a tiny random model, configured so, in Hugging Face's format; the model and its tokenizer."""
     tokenizer = FAMILIES[family].tokenizer()
     config = FAMILIES[family].config(len(tokenizer))
     if task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
         config.id2label, config.label2id = LABELS, {name: number for number, name in LABELS.items()}
+    for name, value in settings.items():
+        setattr(config, name, value)
     torch.manual_seed(3)
     model = HEADS[task].from_config(config).eval()
     model.save_pretrained(folder)

@@ -18,13 +18,14 @@ from cloze_server.app import create_app
 from cloze_server.lifecycle import Lifecycle, State
 from cloze_server.model import load_artifact
 from cloze_server.settings import Settings
-from cloze_trainer import artifact, finetune
+from cloze_trainer import artifact, preparation
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data import tokenizer
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
-from cloze_trainer.finetune import FineTuning, PreparedDataset
+from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import build
+from cloze_trainer.preparation import PreparedDataset
 from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.tasks.kind import Reader
 
@@ -76,17 +77,18 @@ class Tuned:
         model = BaseModel(
             folder=base, name="x/1", digest="sha256:0", special_tokens=SPECIAL_IDS, lowercase=True, config=config
         )
-        finetune._publish(
-            folder / "data", self.spec, train_paths=paths[:1], test_paths=paths[1:], base=model, max_length=max_length
+        preparation.publish_examples(
+            folder / "data", self.spec, [[path] for path in paths], base=model, max_length=max_length
         )
         self.folder = folder
         self.reader = Reader(tokenizer.read(base), SPECIAL_IDS, max_length)
         self.workload = FineTuning(self.spec, PreparedDataset(folder / "data", model, {}), torch.device("cpu"))
         torch.manual_seed(1)
         self.model = build(task, config, len(self.workload.labels))
-        self._train(steps)
+        self.train(steps)
 
-    def _train(self, steps: int) -> None:
+    def train(self, steps: int) -> None:
+        """Go on for so many steps."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=4e-3)
         for step in range(steps):
             chunks = self.workload.share(step, 0, 1, 0.0)

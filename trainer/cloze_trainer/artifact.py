@@ -149,14 +149,23 @@ def data_figures(workload: Pretraining | FineTuning) -> dict[str, float]:
 
 def refusal(run: Run) -> str:
     """Why the artifact may not be registered; empty when it may."""
+    return str(_report(run).get("refusal", ""))
+
+
+def _report(run: Run) -> dict[str, Any]:
     path = run.artifact / EVALUATION_FILE
-    if not path.is_file():
-        return ""
-    return str(json.loads(path.read_text(encoding="utf-8"))["refusal"])
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return report
+
+
+def remarks(run: Run, manifest: Manifest) -> str:
+    """For the outcome: which step was taken, and which precisions were asked for and are not there; often nothing."""
+    chosen = _report(run).get("selection")
+    return (f"; {chosen['told']}" if chosen else "") + left_out(run, manifest)
 
 
 def left_out(run: Run, manifest: Manifest) -> str:
-    """For the outcome: which precisions were asked for and are not there, and why; empty when all are."""
+    """Which precisions were asked for and are not there, and why; empty when all are."""
     spec = run.job.spec
     missing = [] if isinstance(spec, PretrainJobSpec) else [*{*spec.export.precisions} - {*manifest.precisions}]
     if not missing:

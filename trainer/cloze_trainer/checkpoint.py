@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -31,10 +32,13 @@ from cloze_trainer.files import write_json
 from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
 from cloze_trainer.scaling import LossScale
+from cloze_trainer.selection import Choice
 from cloze_trainer.volume import Damaged, Store, Volume, folder_name
 from cloze_trainer.workload import CHUNK_TOKENS
 
 _STATE = "state.json"
+BEST = "best"
+"""Of the best step's weights, in what is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class LoopState:
     step: optimizer steps done. tokens: real tokens trained on, over all ranks. skipped: batches that were passed over.
     rollbacks: how often, the last time to the step `retreat`. health: what the steps so far tell.
     chunk_tokens: how many go through the model at once, which were more before memory was too small for them.
-    scale: of the loss.
+    scale: of the loss. choice: the best step so far, where one is selected; its weights lie beside the last step's.
     """
 
     step: int
@@ -55,6 +59,7 @@ class LoopState:
     health: Health = field(default_factory=Health)
     chunk_tokens: int = CHUNK_TOKENS
     scale: LossScale = field(default_factory=LossScale)
+    choice: Choice | None = None
 
     @property
     def batch(self) -> int:
@@ -85,6 +90,7 @@ class LoopState:
             health=Health(**{**health, "losses": tuple(health.get("losses", ()))}),
             chunk_tokens=document.get("chunk_tokens", CHUNK_TOKENS),
             scale=LossScale(**document.get("scale", {})),
+            choice=Choice(**document["choice"]) if document.get("choice") else None,
         )
 
 
@@ -250,6 +256,19 @@ class Checkpoints:
             options=StateDictOptions(full_state_dict=is_sharded(model)),
         )
         return LoopState.read(document)
+
+    def best(self, state: LoopState) -> dict[str, Tensor]:
+        """The best step's weights, which the checkpoint of this state has; none where none was selected."""
+        if state.choice is None:
+            return {}
+        reader = FileSystemReader(self._store.open(state.step))
+        found = {
+            name.removeprefix(f"{BEST}."): torch.empty(stored.size, dtype=stored.properties.dtype)
+            for name, stored in reader.read_metadata().state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata) and name.startswith(f"{BEST}.")
+        }
+        load({BEST: found}, storage_reader=reader, no_dist=True)
+        return found
 
     def go_back(self, max_rise: float, tried: int | None) -> int | None:
         """Find the newest intact checkpoint of a sound training, or else the oldest; the newer ones are removed.

@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, SpecialTokens
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS, OUTPUT, Graph, export_graph
 from cloze_trainer.heads import Classes, Embedding, Span
-from cloze_trainer.huggingface import Checkpoint
+from cloze_trainer.huggingface import PROBLEM_TYPES, Checkpoint
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -65,6 +65,9 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
         max_length=max_length,
         pad=special_tokens.pad,
     )
+    if checkpoint.problem is not Problem.SINGLE_LABEL:
+        # So that transformers' pipelines know it, too, where it had to be told.
+        model.config.problem_type = PROBLEM_TYPES[checkpoint.problem]
     model.save_pretrained(folder)
     loaded.save_pretrained(folder)
     tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)

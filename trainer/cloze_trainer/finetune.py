@@ -1,159 +1,33 @@
 """Fine-tuning: an encoder and labelled examples to a model of a task, whichever it is."""
 
-import difflib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cloze_api.evaluation import Evaluation
 from cloze_api.finetune import ClassWeights, FineTuneJobSpec
-from cloze_api.segments import VALUES_MAX
 from cloze_api.task import Task
-from cloze_trainer import flops, tasks
-from cloze_trainer.adoption import adopt_base
-from cloze_trainer.base import BaseModel, fetch, open_base
+from cloze_trainer import flops, selection, tasks
 from cloze_trainer.clock import Clock
-from cloze_trainer.console import log
-from cloze_trainer.data import leakage, tokenizer
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.data.order import Order
-from cloze_trainer.data.remote import redacted
-from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
-from cloze_trainer.origin import Origin, digests, locate_all
-from cloze_trainer.progress import ProgressFile
-from cloze_trainer.quality import champion, gates, judgement
-from cloze_trainer.run import Run
-from cloze_trainer.tasks import rows, scoring
+from cloze_trainer.origin import Origin
+from cloze_trainer.preparation import PreparedDataset
+from cloze_trainer.selection import Selection
+from cloze_trainer.tasks import scoring
 from cloze_trainer.tasks.classification import balanced
-from cloze_trainer.tasks.kind import Reader, Scored
+from cloze_trainer.tasks.kind import Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
-# Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 5
-_META_FILE = "dataset.json"
-_SLICES_FILE = "test-slices.json"
-_KEY_FILE = "test-key.json"
-_SEEN_FILE = "test-seen.json"
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedDataset:
-    """What rank 0 made of the base and the examples.
-
-    sources: SHA-256 of each source, keyed by its URI without secrets.
-    """
-
-    folder: Path
-    base: BaseModel
-    sources: dict[str, str]
-
-
-def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> PreparedDataset:
-    """Fetch the base, check and tokenize the examples into the workspace, once.
-
-    Raises BaseModelError, InputError with file and line, or RegistryError.
-    """
-    progress.stage("data")
-    base = adopt_base(run, spec.base, spec.task) if spec.base.uri else fetch(run, spec.base.model, open_base)
-    max_length = spec.max_length or base.config.max_length
-    if max_length > base.config.max_length:
-        raise InputError(
-            "MaxLengthTooLarge",
-            f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
-        )
-    train, test = locate_all(run)
-    key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
-    key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
-    folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
-    if not is_complete(folder):
-        # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
-        champion.find(run, spec)
-        _publish(folder, spec, train_paths=train.paths, test_paths=test.paths, base=base, max_length=max_length)
-    meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
-    log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
-    _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
-    seen = leakage.Seen(**json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")))
-    if seen.count:
-        log("test examples seen in training", share=seen.share, what=seen.told())
-    leakage.refuse(seen, spec.evaluation.max_seen_share)
-    if meta["examples"] < spec.optimization.batch_sequences:
-        raise InputError(
-            "BatchTooLarge",
-            f"{redacted(train.uri)} holds {meta['examples']} examples, fewer than optimization.batchSequences "
-            f"({spec.optimization.batch_sequences}): lower it or add examples",
-        )
-    return PreparedDataset(folder, base, digests([train, test]))
-
-
-def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
-    """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
-    counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
-    counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
-    sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
-    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
-    if missing := gates.unknown(spec.evaluation.gates, known):
-        near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
-        raise InputError(
-            "GateFigureUnknown",
-            f"spec.evaluation.gates names {missing[0]!r}, which the evaluation doesn't give: there are "
-            f"{', '.join(near)} and others, see the reference",
-        )
-
-
-def _publish(
-    folder: Path,
-    spec: FineTuneJobSpec,
-    *,
-    train_paths: Sequence[Path],
-    test_paths: Sequence[Path],
-    base: BaseModel,
-    max_length: int,
-) -> None:
-    kind = tasks.of(spec.task, spec.problem)
-    train, test = kind.read(train_paths), kind.read(test_paths)
-    labels = kind.labels(train, test, spec.labels)
-    reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length)
-    parts = {name: kind.tokenize(examples, labels, reader) for name, examples in (("train", train), ("test", test))}
-    tokens = int(parts["train"].lengths.sum())
-    slices = [example.slices for example in test]
-    if (count := len({each for own in slices for each in own})) > VALUES_MAX:
-        raise InputError(
-            "SlicesTooMany",
-            f"the metadata of the test examples has {count} different values, at most {VALUES_MAX} are told apart: "
-            "leave out what isn't a group of examples",
-        )
-    seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (train, test)))
-    with publish(folder) as staging:
-        for name, part in parts.items():
-            rows.save(staging, name, part)
-        write_json(staging / _SLICES_FILE, slices)
-        write_json(staging / _KEY_FILE, kind.key(test))
-        write_json(staging / _SEEN_FILE, asdict(seen))
-        write_json(
-            staging / _META_FILE,
-            {
-                "labels": labels,
-                "max_length": max_length,
-                "examples": len(train),
-                "examples_test": len(test),
-                "tokens": tokens,
-                "truncated": parts["train"].truncated,
-                "truncated_test": parts["test"].truncated,
-                "unknown_share": parts["train"].unknown / max(1, tokens),
-                "test_seen_share": seen.share,
-            },
-        )
+# Figures while a model is trained, by its probabilities as they are.
+_UNCALIBRATED = Evaluation(calibrate=False)
 
 
 def _stand_in(chunk: Chunk) -> Chunk:
@@ -176,16 +50,14 @@ class FineTuning:
         self.tokenizer_folder = prepared.base.folder
         self.origin = Origin(data=prepared.folder.name, base=prepared.base.digest)
         self.lowercase = prepared.base.lowercase
-        meta: dict[str, Any] = json.loads((prepared.folder / _META_FILE).read_text(encoding="utf-8"))
-        self.labels: tuple[str, ...] = tuple(meta["labels"])
-        self.max_length: int = meta["max_length"]
-        self.report = {key: float(value) for key, value in meta.items() if isinstance(value, int | float)}
-        self._slices: list[list[str]] = json.loads((prepared.folder / _SLICES_FILE).read_text(encoding="utf-8"))
-        self._key = json.loads((prepared.folder / _KEY_FILE).read_text(encoding="utf-8"))
-        pad = self.base.special_tokens.pad
-        self.train, self.test = (
-            Rows.load(prepared.folder, name, per_token=self._kind.per_token, pad=pad) for name in ("train", "test")
-        )
+        early = spec.optimization.early_stopping
+        self.selection = Selection(early, self._kind.main) if early else None
+        # What models are scored on: in the end, and while they are trained.
+        parts = ("train", "test", *(["validation"] if early else []))
+        self._examples = examples = prepared.open(parts, per_token=self._kind.per_token)
+        self.labels, self.max_length, self.report = examples.labels, examples.max_length, examples.report
+        self.train, self.test = examples.rows["train"], examples.rows["test"]
+        self.validation = examples.rows.get("validation")
         optimization, lengths = spec.optimization, self.train.lengths
         self._weights_C: Tensor | None = None
         if optimization.class_weights is ClassWeights.BALANCED:
@@ -205,7 +77,9 @@ class FineTuning:
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations of training on a token; the head's are nothing beside it."""
-        return flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
+        whole = flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
+        # Without the gradients of weights that stay as they are.
+        return whole if self.spec.optimization.lora is None else whole * 2 / 3
 
     @property
     def clock(self) -> Clock:
@@ -269,14 +143,22 @@ class FineTuning:
         return self._kind.loss_sum(model(*chunk.inputs).float(), chunk, self._weights_C)
 
     def evaluate_after(self, step: int) -> bool:
-        """Whether an epoch ended with this step."""
-        return step % self._order.steps_per_epoch == 0
+        """Whether an epoch ended with this step, or the steps between evaluations."""
+        early = self.spec.optimization.early_stopping
+        return step % ((early and early.every_steps) or self._order.steps_per_epoch) == 0
 
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """The task's figures on the test examples, without their intervals."""
-        scores = self.score(model, gang)
+        """The task's figures on the validation examples, as `validation_…`; without any on the test examples."""
+        if self.validation is None:
+            scores = self.score(model, gang)
+            further: Mapping[str, float] = self._kind.details(scores, self.labels)
+        else:
+            outputs_NK = self.outputs(model, self.validation, gang)
+            scores = self._kind.scored(outputs_NK, self.validation, self._examples.keys["validation"], ())
+            further = self._kind.further(scores, self.labels, _UNCALIBRATED).figures
         figures = {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
-        return {**figures, **self._kind.details(scores, self.labels)}
+        prefix = "" if self.validation is None else selection.PREFIX
+        return {f"{prefix}{name}": value for name, value in {**figures, **further}.items()}
 
     def score(self, model: nn.Module, gang: Gang) -> Scored:
         """The model's answers to the test examples; of all ranks' shares on each of them.
@@ -287,7 +169,7 @@ class FineTuning:
 
     def scores_of(self, outputs_NK: npt.NDArray[np.float32]) -> Scored:
         """What any model's outputs of the test rows' items come to."""
-        scored: Scored = self._kind.scored(outputs_NK, self.test, self._key, self._slices)
+        scored: Scored = self._kind.scored(outputs_NK, self.test, self._examples.keys["test"], self._examples.slices)
         return scored
 
     def outputs(self, model: nn.Module, rows: Rows, gang: Gang) -> npt.NDArray[np.float32]:

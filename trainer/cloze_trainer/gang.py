@@ -104,6 +104,10 @@ class Gang:
         dist.all_reduce(total)
         return total.cpu()
 
+    def spread(self, values: torch.Tensor) -> None:
+        """Fill a tensor of each rank with rank 0's."""
+        dist.broadcast(values, src=0)
+
     def from_leader(self, value: Any = None) -> Any:
         """Rank 0's value on every rank; the others wait for it however long it takes.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -23,6 +23,12 @@ HEADS = {
     Task.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
     Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
     Task.QUESTION_ANSWERING: "ForQuestionAnswering",
+}
+#: `problem_type` of `config.json`.
+PROBLEM_TYPES = {
+    Problem.SINGLE_LABEL: "single_label_classification",
+    Problem.MULTI_LABEL: "multi_label_classification",
+    Problem.REGRESSION: "regression",
 }
 #: Tasks that a folder can be imported for.
 TASKS = (*HEADS, Task.EMBEDDING)
@@ -62,9 +68,9 @@ class Vectors:
 class Checkpoint:
     """A folder that can be imported for a task.
 
-    labels: by class id, for the tasks that have some. positions: most tokens that the model takes. declared: most that
-    its folder says it should be given; None where it says nothing. files: what else describes it, to be kept, with its
-    name in the artifact.
+    labels: by class id, for the tasks that have some. problem: of sequence classification. positions: most tokens that
+    the model takes. declared: most that its folder says it should be given; None where it says nothing. files: what
+    else describes it, to be kept, with its name in the artifact.
     """
 
     folder: Path
@@ -72,6 +78,7 @@ class Checkpoint:
     architecture: Architecture
     class_name: str
     labels: tuple[str, ...]
+    problem: Problem
     vocab_size: int
     positions: int
     declared: int | None
@@ -79,12 +86,24 @@ class Checkpoint:
     files: dict[str, str]
 
 
-def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize: bool = False) -> Checkpoint:
+def read(
+    folder: Path,
+    task: Task,
+    *,
+    pooling: Pooling | None = None,
+    normalize: bool = False,
+    problem: Problem | None = None,
+) -> Checkpoint:
     """Read a folder. Raises InputError that says why it can't be imported.
 
-    pooling, normalize: how vectors are made, for an encoder whose folder doesn't say.
+    pooling, normalize: how vectors are made, problem: what a text's labels are, for a folder that doesn't say.
     """
     config, architecture = configuration(folder)
+    labelled = task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
+    labels = _labels(folder, config) if labelled else ()
+    known = _problem(folder, config, task, problem, len(labels))
+    if labelled:
+        _check_labels(folder, labels, known)
     try:
         positions = int(config["max_position_embeddings"])
         vocab_size = int(config["vocab_size"])
@@ -99,7 +118,8 @@ def read(folder: Path, task: Task, *, pooling: Pooling | None = None, normalize:
         task=task,
         architecture=architecture,
         class_name=_head(folder, classes, task),
-        labels=_labels(folder, config) if task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION) else (),
+        labels=labels,
+        problem=known,
         vocab_size=vocab_size,
         positions=positions,
         declared=sentence.get("max_seq_length"),
@@ -145,20 +165,52 @@ def _head(folder: Path, classes: Sequence[str], task: Task) -> str:
 
 
 def _labels(folder: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """Label names by class id. Raises InputError for classes that aren't exclusive, or unnamed ones."""
-    if config.get("problem_type") in ("multi_label_classification", "regression"):
-        message = f"{folder} is for {config['problem_type']}: the labels of a text must exclude each other"
-        raise InputError("ProblemUnsupported", message)
+    """Label names by class id. Raises InputError for unnamed ones."""
     named = config.get("id2label")
     # What transformers assumes where a configuration doesn't say.
     named = {"0": "LABEL_0", "1": "LABEL_1"} if named is None else named
     try:
-        labels = tuple(str(named[str(number)]) for number in range(len(named)))
+        return tuple(str(named[str(number)]) for number in range(len(named)))
     except (KeyError, TypeError) as error:
         raise InputError("ConfigInvalid", f"id2label in {CONFIG_FILE} of {folder} has gaps") from error
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise InputError("LabelsInvalid", f"{folder} has the labels {', '.join(labels)}: at least two different ones")
-    return labels
+
+
+def _problem(folder: Path, config: dict[str, Any], task: Task, told: Problem | None, labels: int) -> Problem:
+    """What the labels of a text are, from the folder or as told. Raises InputError where neither says it."""
+    if task is not Task.SEQUENCE_CLASSIFICATION:
+        if told is not None:
+            raise InputError("ProblemUnsuitable", f"--problem is for sequence-classification, not for {task}")
+        return Problem.SINGLE_LABEL
+    if (named := config.get("problem_type")) is not None:
+        known = next((problem for problem, name in PROBLEM_TYPES.items() if name == named), None)
+        if known is None:
+            raise InputError(
+                "ConfigInvalid",
+                f"problem_type in {CONFIG_FILE} of {folder} is none of {', '.join(PROBLEM_TYPES.values())}",
+            )
+        if told not in (None, known):
+            raise InputError("ProblemKnown", f"{CONFIG_FILE} of {folder} says {named}: leave --problem out")
+        return known
+    if told is None and labels == 1:
+        raise InputError(
+            "ProblemUnknown",
+            f"{folder} has one output and no problem_type to say whether it is a number or a label that a text has or "
+            "hasn't: give --problem regression or --problem multi-label, as the model was trained",
+        )
+    return told or Problem.SINGLE_LABEL
+
+
+def _check_labels(folder: Path, labels: tuple[str, ...], problem: Problem) -> None:
+    """Raise InputError for labels that aren't those of the problem."""
+    if problem is Problem.REGRESSION:
+        if len(labels) != 1:
+            raise InputError("LabelsInvalid", f"{folder} gives {len(labels)} numbers of a text: one is supported")
+        return
+    least = 1 if problem is Problem.MULTI_LABEL else 2
+    if len(labels) < least or len(set(labels)) < len(labels):
+        raise InputError(
+            "LabelsInvalid", f"{folder} has the labels {', '.join(labels)}: at least {least} needed, all different"
+        )
 
 
 def _vectors(folder: Path, pooling: Pooling | None, normalize: bool) -> Vectors:

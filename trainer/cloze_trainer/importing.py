@@ -1,19 +1,16 @@
 """`cloze-train import`: from a folder in Hugging Face's format to a verified artifact."""
 
-import argparse
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from cloze_api.card import Card
-from cloze_api.finetune import Export
 from cloze_api.manifest import (
     TOKENIZER_FILE,
     ArtifactError,
@@ -26,16 +23,16 @@ from cloze_api.manifest import (
     verify_with_digest,
     version_tags,
 )
-from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY
+from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.precision import Measured, Precision
 from cloze_api.progress import Outcome
-from cloze_api.schema import ModelName
 from cloze_api.task import Task
 from cloze_trainer import card, huggingface
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish
-from cloze_trainer.huggingface import ARCHITECTURES, TASKS, Checkpoint
+from cloze_trainer.huggingface import Checkpoint
+from cloze_trainer.import_options import Asked, check
 from cloze_trainer.signing import SigningKey
 from cloze_trainer.tracking import JobTags
 
@@ -45,98 +42,16 @@ if TYPE_CHECKING:
 KIND = "Import"
 
 
-class Asked(NamedTuple):
-    """The command line.
-
-    matryoshka: numbers of dimensions that vectors may be cut to. precision: those besides fp32. examples: what they are
-    tried on.
-    """
-
-    folder: Path
-    task: Task
-    name: str
-    output: Path
-    register: bool
-    pooling: huggingface.Pooling | None
-    normalize: bool
-    matryoshka: list[int]
-    precision: tuple[Precision, ...] = ()
-    examples: Path | None = None
-    max_accuracy_loss: float = Export().max_accuracy_loss
-    license: str | None = None
-
-
-def parse(arguments: Sequence[str]) -> Asked:
-    """Read the command line; ends the process with usage for one that can't be read."""
-    parser = argparse.ArgumentParser(
-        prog="cloze-train import",
-        description="Make a verified artifact (weights, tokenizer, ONNX graph) of a folder in Hugging "
-        f"Face's format. Architectures: {', '.join(ARCHITECTURES)}. Embedding models may be sentence-transformers' "
-        "folders. Serve it with cloze-server --model DIR.",
-        epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written. "
-        f"With {ENV_SIGNING_KEY} the artifact is signed by the private key in that file.",
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, weights, tokenizer")
-    parser.add_argument("--task", type=Task, choices=TASKS, required=True, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("--name", required=True, help="the model's name, also in the registry")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for the artifact")
-    parser.add_argument("--register", action="store_true", help="also make a version in MLflow")
-    parser.add_argument("--pooling", choices=["mean", "cls"], help="of an encoder without modules.json")
-    parser.add_argument("--normalize", action="store_true", help="give vectors length 1; without modules.json")
-    parser.add_argument(
-        "--matryoshka",
-        type=lambda text: [int(part) for part in text.split(",")],
-        default=[],
-        metavar="N,N",
-        help="numbers of leading dimensions that the model was trained to be cut to",
-    )
-    parser.add_argument(
-        "--precision",
-        type=_precisions,
-        default=(),
-        metavar="int8,fp16",
-        help="graphs in these besides fp32: int8 for CPUs, fp16 for GPUs",
-    )
-    parser.add_argument(
-        "--examples",
-        type=Path,
-        metavar="FILE",
-        help="JSON lines on which they are held to fp32, with text, label, tokens and labels, or question and context",
-    )
-    parser.add_argument(
-        "--max-accuracy-loss",
-        type=float,
-        default=Export().max_accuracy_loss,
-        metavar="SHARE",
-        help="how far they may fall below fp32 there (default %(default)s: half a point)",
-    )
-    parser.add_argument(
-        "--license", metavar="NAME", help="for the model card, such as apache-2.0; by default that of its README.md"
-    )
-    return Asked(**vars(parser.parse_args(arguments)))
-
-
-def _precisions(text: str) -> tuple[Precision, ...]:
-    """Raises ArgumentTypeError for what is none, or is there anyhow."""
-    besides = [each.value for each in Precision if each is not Precision.FP32]
-    if strange := [part for part in text.split(",") if part not in besides]:
-        raise argparse.ArgumentTypeError(f"{strange[0]!r} is none of {', '.join(besides)}; fp32 is always there")
-    return tuple(dict.fromkeys(Precision(part) for part in text.split(",")))
-
-
 def run(asked: Asked) -> Outcome:
     """Import and, where asked, register. Raises InputError, TrainerError, OSError."""
-    try:
-        TypeAdapter(ModelName).validate_python(asked.name)
-    except ValidationError as error:
-        message = f"--name: {error.errors(include_url=False, include_input=False)[0]['msg']}"
-        raise InputError("NameInvalid", message) from error
+    check(asked)
     tracking_uri = os.environ.get(ENV_MLFLOW_URI) or None
     if asked.register and tracking_uri is None:
         raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
-    _check_precisions(asked)
     key, stated = SigningKey.find(), _stated(asked)
-    checkpoint = huggingface.read(asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize)
+    checkpoint = huggingface.read(
+        asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize, problem=asked.problem
+    )
     sources = _sources(asked.folder)
     identity = _identity(asked, sources)
     done = _finished(asked.output, identity)
@@ -169,19 +84,6 @@ def run(asked: Asked) -> Outcome:
     )
 
 
-def _check_precisions(asked: Asked) -> None:
-    """Raises InputError."""
-    if asked.examples is not None and not asked.examples.is_file():
-        raise InputError("ExamplesMissing", f"--examples: {asked.examples} isn't a file")
-    if asked.examples is not None and not asked.precision:
-        raise InputError("ExamplesUnused", "--examples are for a precision besides fp32: give --precision int8, too")
-    if Precision.INT8 in asked.precision and asked.examples is None:
-        message = "--precision int8 needs --examples, on which its answers are held to those of fp32: name a file"
-        raise InputError("ExamplesMissing", message)
-    if not 0 <= asked.max_accuracy_loss <= 1:
-        raise InputError("LossInvalid", f"--max-accuracy-loss is {asked.max_accuracy_loss}: give a share from 0 to 1")
-
-
 def _sources(folder: Path) -> dict[str, str]:
     """SHA-256 of the folder's files, by name."""
     return {
@@ -197,8 +99,7 @@ def _identity(asked: Asked, sources: dict[str, str]) -> str:
     if asked.precision:
         examples = file_sha256(asked.examples) if asked.examples else None
         options += [sorted(asked.precision), examples, asked.max_accuracy_loss]
-    if asked.license:
-        options.append(asked.license)
+    options += [given for given in (asked.license, asked.problem) if given]
     return "import-" + hashlib.sha256(json.dumps([options, sources], sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -249,6 +150,7 @@ def _import(
             task=asked.task,
             architecture=checkpoint.class_name,
             labels=list(checkpoint.labels),
+            problem=checkpoint.problem,
             embedding=Embedding(
                 dimensions=facts.dimensions,
                 pooling=vectors.pooling,
@@ -295,6 +197,7 @@ def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder
         rows = examples.read(
             asked.examples,
             asked.task,
+            checkpoint.problem,
             Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
             special=facts.special_tokens,
             labels=checkpoint.labels,
@@ -302,6 +205,7 @@ def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder
         )
     trial = Trial(
         task=asked.task,
+        problem=checkpoint.problem,
         inputs=facts.inputs,
         output=facts.output,
         labels=checkpoint.labels,

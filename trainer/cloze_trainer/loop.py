@@ -18,6 +18,7 @@ from torch import nn
 from cloze_api.progress import ExitCode
 from cloze_api.training import Optimization
 from cloze_trainer.attendance import Attendance, Part
+from cloze_trainer.best import Best
 from cloze_trainer.checkpoint import Checkpoints, LoopState
 from cloze_trainer.compiling import compiled
 from cloze_trainer.console import log
@@ -30,6 +31,7 @@ from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 from cloze_trainer.scaling import LossScale, overflowed
+from cloze_trainer.selection import Selection
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.workload import CHUNK_TOKENS, Workload
 
@@ -45,7 +47,11 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the loop works with. gradients: makes what computes them. chunk_tokens: more are known not to fit."""
+    """What the loop works with.
+
+    gradients: makes what computes them. chunk_tokens: more are known not to fit. selection: how a step is chosen, if
+    one is.
+    """
 
     gang: Gang
     checkpoints: Checkpoints
@@ -56,6 +62,7 @@ class Surroundings:
     profiler: Profiler
     gradients: Callable[[Replicated | Sharded, Workload, Optimization, Gang], Gradients] = Gradient
     chunk_tokens: int = CHUNK_TOKENS
+    selection: Selection | None = None
 
     def report(self, state: LoopState, total: int, loss: float, saver: Saver, figures: Mapping[str, float]) -> None:
         """Tell the launcher, and every few steps the tracker, what the last step gave.
@@ -83,8 +90,8 @@ class Surroundings:
 
 def train(
     model: nn.Module, workload: Workload, optimization: Optimization, every_steps: int, around: Surroundings
-) -> tuple[nn.Module, int]:
-    """Train to the end, from the newest checkpoint when there is one. Returns the model, trained, and the steps done.
+) -> tuple[nn.Module, LoopState]:
+    """Train to the end, from the newest checkpoint when there is one. Returns the model, trained, and where that was.
 
     every_steps: how often the state is saved. A training that diverges goes back to a checkpoint and passes over the
     batches since. Raises Suspended after a checkpoint when the stop signal came, TrainerError `Diverged` when going
@@ -99,9 +106,11 @@ def train(
     optimizer = build(trained.module, optimization)
     gradient = around.gradients(trained, workload, optimization, gang)
     state = LoopState(step=0, tokens=0, scale=LossScale.first(optimization.arithmetic))
+    best = Best(around.selection, gang)
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
     if resume is not None:
         state = around.checkpoints.load(resume, model, optimizer)
+        best.load(around.checkpoints, state)
         progress.checkpoint(state.step)
         if gang.leads:
             log("resumed", step=state.step)
@@ -126,7 +135,8 @@ def train(
             around.profiler.at(state.step)
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
-            over, done = clock.over(step, state.tokens), clock.share(step, state.tokens)
+            over = clock.over(step, state.tokens) or best.over(state.choice)
+            done = clock.share(step, state.tokens)
             share = partial(workload.share, state.batch, gang.rank, gang.world, done)
             began = time.monotonic()
             attendance.at(step, Part.DATA)
@@ -175,15 +185,16 @@ def train(
                 if gang.leads:
                     log("rolled back", step=step, to=back, why=trouble, skipped=step - back)
                 state = state.rolled_back(around.checkpoints.load(back, model, optimizer))
+                best.load(around.checkpoints, state)
                 workload.chunk_tokens = state.chunk_tokens
                 progress.checkpoint(back)
                 continue
             if over:
                 break
             if step and step % every_steps == 0 and not state.health.left_out:
-                saver.save(state, model, optimizer)
+                saver.save(state, model, optimizer, best.weights)
             if stop:
-                saver.save(state, model, optimizer)
+                saver.save(state, model, optimizer, best.weights)
                 saver.settle()
                 kept = "rank 0 saves the checkpoint"
                 if gang.leads:
@@ -225,17 +236,22 @@ def train(
 
             attendance.rest()
 
-            # --- now and then: evaluate
-            if workload.evaluate_after(state.step) and not clock.over(state.step, state.tokens):
-                around.tracker.metrics(state.step, workload.evaluate(trained.whole(), gang))
+            # --- now and then: evaluate; the last step is, too, where it may not be the one that is taken
+            last = clock.over(state.step, state.tokens)
+            if (last and around.selection) or (not last and workload.evaluate_after(state.step)):
+                whole = trained.whole()
+                measured = workload.evaluate(whole, gang)
+                around.tracker.metrics(state.step, measured)
+                state = replace(state, choice=best.after(state.choice, state.step, measured, whole))
                 trained.module.train()
 
         whole = trained.whole()
         if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in whole.parameters()))):
             raise _diverged("the trained weights are not finite", state)
-        saver.save(state, model, optimizer)
+        saver.save(state, model, optimizer, best.weights)
         saver.settle()
-    return whole, state.step
+    best.put_into(whole, state.choice)
+    return whole, state
 
 
 def _diverged(why: str, state: LoopState) -> TrainerError:

@@ -18,7 +18,7 @@ from cloze_api.names import (
     PROGRESS_PORT,
 )
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer import importing, outcome
+from cloze_trainer import import_options, importing, outcome
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 def _import(arguments: list[str]) -> Outcome:
     """Import a model; nothing is left behind by a failure."""
     try:
-        return importing.run(importing.parse(arguments))
+        return importing.run(import_options.parse(arguments))
     except (TrainerError, OSError) as error:
         return outcome.failed(classify(error))
 

@@ -32,9 +32,10 @@ def _factor(settings: Optimization, share: float) -> float:
 
 
 def build(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """The optimizer of a model, without decay on biases and normalisation."""
-    decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    rest = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    """The optimizer of what is trained of a model, without decay on biases and normalisation."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.dim() > 1]
+    rest = [parameter for parameter in trained if parameter.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     options: dict[str, Any] = {
         "lr": settings.learning_rate,

@@ -36,7 +36,7 @@ def access(secret: Credentials | None) -> dict[str, str]:
 
 
 def locate_all(run: Run) -> list[SourceFiles]:
-    """The files behind every source of the spec, in its order: a corpus' parts, or the training and test examples."""
+    """The files behind every source of the spec, in its order: a corpus' parts, or the examples of a task."""
     spec = run.job.spec
     downloads = run.workspace / "downloads"
     if isinstance(spec, PretrainJobSpec):
@@ -50,9 +50,7 @@ def locate_all(run: Run) -> list[SourceFiles]:
             )
             for corpus in spec.corpus
         ]
-    return [
-        locate(uri, corpus_root=run.corpus_root, downloads=downloads) for uri in (spec.dataset.train, spec.dataset.test)
-    ]
+    return [locate(uri, corpus_root=run.corpus_root, downloads=downloads) for uri in spec.dataset.sources]
 
 
 def digests(sources: Iterable[SourceFiles]) -> dict[str, str]:

@@ -16,7 +16,13 @@ Curve = Sequence[tuple[int, float]]
 """A figure by step, in the order in which it was measured."""
 
 _LOSSES = {"loss": "training", "masked_loss": "held out"}
-_QUALITY = {"masked_accuracy": "masked accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
+_QUALITY = {
+    "masked_accuracy": "masked accuracy",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "validation_accuracy": "accuracy, validation",
+    "validation_macro_f1": "macro F1, validation",
+}
 CURVES = (*_LOSSES, *_QUALITY, "learning_rate")
 """What `training` draws, where it was measured."""
 

@@ -2,14 +2,15 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cloze_trainer.checkpoint import Checkpoints, LoopState, captured, is_sharded
+from cloze_trainer.checkpoint import BEST, Checkpoints, LoopState, captured, is_sharded
 from cloze_trainer.console import log
 from cloze_trainer.errors import PeerLost, classify
 from cloze_trainer.gang import Gang
@@ -53,10 +54,16 @@ class Saver:
         self._collect(wait=False)
         return self._error is not None
 
-    def save(self, state: LoopState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self,
+        state: LoopState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        best: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """Copy the state and begin to write it, after the write before has ended. Nothing when it is durable already.
 
-        All ranks call it. Model and optimizer may change as soon as this returns.
+        All ranks call it. Model and optimizer may change as soon as this returns; the best step's weights may not.
         """
         began = time.monotonic()
         # What is to be saved now is worth more than what a store hasn't taken so far.
@@ -71,7 +78,8 @@ class Saver:
         if due:
             assert self._buffers is not None
             self._give_up = threading.Event()
-            self._flight = (state.step, self._thread.submit(self._write, state, self._buffers, self._give_up))
+            tensors = {**self._buffers, BEST: best} if best else self._buffers
+            self._flight = (state.step, self._thread.submit(self._write, state, tensors, self._give_up))
         self._waited(began)
 
     def wait(self) -> None:

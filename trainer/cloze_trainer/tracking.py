@@ -83,6 +83,7 @@ class MlflowTracker:
     def _work(self) -> None:
         # Imported here: it takes seconds, which the data preparation hides.
         from cloze_trainer import registry  # noqa: PLC0415
+        from cloze_trainer.connection import client  # noqa: PLC0415
 
         backlog: list[tuple[int, str, float, int]] = []
         run_id = ""
@@ -96,7 +97,7 @@ class MlflowTracker:
             failed = closing and self._failed
             if backlog or failed:
                 try:
-                    connection = registry.client(self._uri)
+                    connection = client(self._uri)
                     run_id = run_id or registry.find_or_create_run(connection, self._tags)
                     registry.log_metrics(connection, run_id, backlog)
                     backlog.clear()
@@ -114,10 +115,10 @@ class MlflowTracker:
 
     def _draw(self, run_id: str) -> None:
         """Log files, and plots of what MLflow was told, also by the run's earlier starts, and of the evaluation."""
-        from cloze_trainer import registry  # noqa: PLC0415
+        from cloze_trainer.connection import client  # noqa: PLC0415
 
         try:
-            connection = registry.client(self._uri)
+            connection = client(self._uri)
             for path in self._files:
                 connection.log_artifact(run_id, str(path), path.parent.name)
             # The import takes a second, and a run that is suspended never needs it.

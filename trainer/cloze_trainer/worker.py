@@ -16,7 +16,7 @@ from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_api.training import Optimization
-from cloze_trainer import artifact, card, compiling, finetune, memory, outcome, pretrain, tracking
+from cloze_trainer import artifact, card, compiling, lora, memory, outcome, preparation, pretrain, selection, tracking
 from cloze_trainer.artifact import EVALUATION_FILE
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
@@ -61,7 +61,7 @@ def open_workload(run: Run, gang: Gang, progress: ProgressFile) -> tuple[Workloa
     if isinstance(spec, PretrainJobSpec):
         corpus = gang.from_leader(pretrain.prepare(run, spec, progress) if gang.leads else None)
         return Pretraining(spec, corpus, gang.device), corpus.sources
-    dataset = gang.from_leader(finetune.prepare(run, spec, progress) if gang.leads else None)
+    dataset = gang.from_leader(preparation.prepare(run, spec, progress) if gang.leads else None)
     return FineTuning(spec, dataset, gang.device), dataset.sources
 
 
@@ -110,6 +110,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     model = initial_model(workload, spec.optimization.seed)
     if lesson is not None:
         lesson.start(model)
+    adapters = lora.begin(spec.optimization, model)
     model.encoder.recompute = spec.optimization.activation_checkpointing
     if gang.leads:
         log(
@@ -119,6 +120,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
             attention=str(attention),
             steps=workload.total_steps,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
+            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
             **workload.config.describe(),
         )
     around = Surroundings(
@@ -131,23 +133,28 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         gradients=private.gradient if private else Gradient,
         profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
         chunk_tokens=gang.from_leader(memory.recall(run.workspace) if gang.leads else None),
+        selection=workload.selection if isinstance(workload, FineTuning) else None,
     )
     try:
         optimization: Optimization = spec.optimization.model_copy(update={"arithmetic": arithmetic})
         optimization = private.careful(optimization) if private else optimization
         given = private or lesson or workload
-        trained, steps = train(model, given, optimization, spec.checkpoint.every_steps, around)
+        trained, state = train(model, given, optimization, spec.checkpoint.every_steps, around)
     except TrainerError as error:
         if isinstance(error, memory.ChunkTooLarge):
             memory.keep(run.workspace, error)
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
+    if adapters is not None:
+        adapters.merge()
     progress.stage("evaluation")
     judged = _judge(run, workload, trained, gang, lesson)
     if private is not None and gang.leads:
-        judged = judged.beside("privacy", {}, private.figures(steps))
-    tracker.metrics(steps, judged.figures)
+        judged = judged.beside("privacy", {}, private.figures(state.step))
+    if state.choice is not None and gang.leads:
+        judged = judged.beside("selection", *selection.told(state.choice, state.step, workload.total_steps))
+    tracker.metrics(state.step, judged.figures)
     if gang.leads:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:
@@ -231,6 +238,7 @@ def _params(job: TrainingJob) -> dict[str, str]:
         "topology",
         "task",
         "max_length",
+        "truncate",
         "base",
         "distillation",
         "privacy",
@@ -259,7 +267,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     result = Outcome(
         reason="Completed",
         message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
-        + artifact.left_out(run, manifest),
+        + artifact.remarks(run, manifest),
         model_digest=digest,
         metrics=manifest.evaluation,
     )
@@ -282,7 +290,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
                 "reason": "Registered",
                 "message": f"registered {registered.name} version {registered.version}"
                 + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts")
-                + artifact.left_out(run, manifest),
+                + artifact.remarks(run, manifest),
                 "model_digest": registered.digest,
                 "model_name": registered.name,
                 "model_version": registered.version,

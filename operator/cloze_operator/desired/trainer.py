@@ -56,7 +56,7 @@ def source_uris(job: TrainingJob) -> tuple[str, ...]:
         names = job.spec.cleaning.names
         data = (*(corpus.uri for corpus in job.spec.corpus), *([names.uri] if names else []))
     else:
-        data = (job.spec.dataset.train, job.spec.dataset.test)
+        data = job.spec.dataset.sources
     return (*data, *([folder] if folder else []))
 
 

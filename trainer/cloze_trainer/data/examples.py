@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from cloze_api.manifest import SpecialTokens
-from cloze_api.task import Task
+from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.labelled import IGNORED, pad
@@ -45,14 +45,21 @@ class Batch:
 
 
 def read(
-    path: Path, task: Task, tokenizer: Tokenizer, *, special: SpecialTokens, labels: Sequence[str], max_length: int
+    path: Path,
+    task: Task,
+    problem: Problem,
+    tokenizer: Tokenizer,
+    *,
+    special: SpecialTokens,
+    labels: Sequence[str],
+    max_length: int,
 ) -> list[Row]:
     """Examples of a JSON-lines file. Raises InputError with file and line.
 
-    Classification: as `labelled.read` takes them. Question answering: `{"question": …, "context": …}`. Other tasks:
-    `{"text": …}`; for fill-mask every seventh token is hidden.
+    Classification with one label: as `labelled.read` takes them. Question answering: `{"question": …, "context": …}`.
+    Others: `{"text": …}`; for fill-mask every seventh token is hidden.
     """
-    if task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
+    if task in LABEL_TASKS and problem is Problem.SINGLE_LABEL:
         examples = labelled.read([path], task)
         for example in examples:
             if not set(labels).issuperset(example.labels):

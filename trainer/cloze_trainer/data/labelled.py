@@ -1,7 +1,7 @@
 """Labelled examples, tokenized, with their classes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.lines import objects
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.windows import parts
 from cloze_trainer.errors import InputError
 
 IGNORED = -100
 """Target of a token that isn't scored: special tokens, padding and all but a word's first piece."""
 LONGEST_LABEL = 128
+_TOGETHER = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,37 +176,36 @@ def tokenize(
     task: Task,
     max_length: int,
     special: SpecialTokens = SPECIAL_IDS,
+    whole: bool = False,
 ) -> Labelled:
     """Ids of at most `max_length` tokens and the classes. `[SEP]` and the like within a text are ordinary text.
 
     A word that the tokenizer leaves no piece of (a lone control character, say) becomes `[UNK]`, so that it keeps its
-    place and its label.
+    place and its label. whole: whether a longer text has a row for each of its windows, each of the text's class.
     """
     tokenizer.encode_special_tokens = True
     index = {label: number for number, label in enumerate(labels)}
-    words = task is Task.TOKEN_CLASSIFICATION
+    encoded = _pieces(examples, tokenizer, special.unk)
+    if task is not Task.TOKEN_CLASSIFICATION:
+        classes = [np.array([index[example.labels[0]]], dtype=np.int64) for example in examples]
+        return _framed((text for (text,) in encoded), classes, max_length=max_length, special=special, whole=whole)
     ids: list[npt.NDArray[np.int64]] = []
     targets: list[npt.NDArray[np.int64]] = []
     truncated = unknown = 0
-    for start in range(0, len(examples), 1000):
-        chunk = examples[start : start + 1000]
-        for example, pieces in zip(chunk, _pieces(chunk, tokenizer, special.unk), strict=True):
-            flat = [piece for word in pieces for piece in word]
-            truncated += len(flat) > max_length - 2
-            flat = flat[: max_length - 2]
-            unknown += sum(piece == special.unk for piece in flat)
-            ids.append(np.array([special.cls, *flat, special.sep], dtype=np.int64))
-            if not words:
-                targets.append(np.array([index[example.labels[0]]], dtype=np.int64))
-                continue
-            target = np.full(len(flat) + 2, IGNORED, dtype=np.int64)
-            at = 1
-            for word, label in zip(pieces, example.labels, strict=True):
-                if at > len(flat):
-                    break
-                target[at] = index[label]
-                at += len(word)
-            targets.append(target)
+    for example, pieces in zip(examples, encoded, strict=True):
+        flat = [piece for word in pieces for piece in word]
+        truncated += len(flat) > max_length - 2
+        flat = flat[: max_length - 2]
+        unknown += sum(piece == special.unk for piece in flat)
+        ids.append(np.array([special.cls, *flat, special.sep], dtype=np.int64))
+        target = np.full(len(flat) + 2, IGNORED, dtype=np.int64)
+        at = 1
+        for word, label in zip(pieces, example.labels, strict=True):
+            if at > len(flat):
+                break
+            target[at] = index[label]
+            at += len(word)
+        targets.append(target)
     lengths = np.array([len(item) for item in ids], dtype=np.int64)
     return Labelled(tuple(ids), tuple(targets), lengths, truncated, unknown)
 
@@ -216,30 +217,56 @@ def tokenize_texts(
     *,
     max_length: int,
     special: SpecialTokens,
+    whole: bool = False,
 ) -> Labelled:
-    """A row for each text, of at most `max_length` tokens, with the target that is given for it."""
+    """A row for each text, of at most `max_length` tokens, with the target that is given for it.
+
+    whole: as of `tokenize`.
+    """
     tokenizer.encode_special_tokens = True
-    room = max_length - 2
-    pieces = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-    kept = [own[:room] for own in pieces]
+    pieces = (encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+    return _framed(pieces, targets, max_length=max_length, special=special, whole=whole)
+
+
+def _framed(
+    texts: Iterable[Sequence[int]],
+    targets: Sequence[npt.NDArray[Any]],
+    *,
+    max_length: int,
+    special: SpecialTokens,
+    whole: bool,
+) -> Labelled:
+    """Rows of texts' tokens between special ones."""
+    ids: list[npt.NDArray[np.int64]] = []
+    places: list[tuple[int, int, int]] = []
+    truncated = unknown = 0
+    for number, pieces in enumerate(texts):
+        read = parts(len(pieces), max_length - 2, whole=whole)
+        truncated += read[-1].stop < len(pieces)
+        for part in read:
+            own = pieces[part.start : part.stop]
+            ids.append(np.array([special.cls, *own, special.sep], dtype=np.int64))
+            places.append((number, 0, part.start))
+            unknown += sum(piece == special.unk for piece in own)
     return Labelled(
-        tuple(np.array([special.cls, *own, special.sep], dtype=np.int64) for own in kept),
-        tuple(targets),
-        np.array([len(own) + 2 for own in kept], dtype=np.int64),
-        truncated=sum(len(own) > room for own in pieces),
-        unknown=sum(piece == special.unk for own in kept for piece in own),
+        tuple(ids),
+        tuple(targets[number] for number, _, _ in places),
+        np.array([len(row) for row in ids], dtype=np.int64),
+        truncated,
+        unknown,
+        places=np.array(places, dtype=np.int64) if whole else None,
     )
 
 
-def _pieces(examples: Sequence[Example], tokenizer: Tokenizer, unknown: int | None) -> list[list[list[int]]]:
+def _pieces(examples: Sequence[Example], tokenizer: Tokenizer, unknown: int | None) -> Iterator[list[list[int]]]:
     """For each example, for each word, its ids: at least one, where the tokenizer has one for what it doesn't know."""
-    # Words are encoded one by one, so that none joins its neighbour and each is found again.
-    encodings = tokenizer.encode_batch_fast(
-        [word for example in examples for word in example.words], add_special_tokens=False
-    )
-    flat = iter(encodings)
     instead = [] if unknown is None else [unknown]
-    return [[next(flat).ids or instead for _ in example.words] for example in examples]
+    for start in range(0, len(examples), _TOGETHER):
+        chunk = examples[start : start + _TOGETHER]
+        # Words are encoded one by one, so that none joins its neighbour and each is found again.
+        words = [word for example in chunk for word in example.words]
+        flat = iter(tokenizer.encode_batch_fast(words, add_special_tokens=False))
+        yield from ([next(flat).ids or instead for _ in example.words] for example in chunk)
 
 
 def pad(rows: Sequence[npt.NDArray[np.int64]], filler: int) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import Architecture
 from cloze_api.task import Problem, Task
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.huggingface import PROBLEM_TYPES
 
 INITIALIZER_RANGE: Final = 0.02
 
@@ -25,10 +26,6 @@ _HEADS: Final = {
     Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
     Task.QUESTION_ANSWERING: "ForQuestionAnswering",
     Task.EMBEDDING: "Model",
-}
-_PROBLEMS: Final = {
-    Problem.MULTI_LABEL: "multi_label_classification",
-    Problem.REGRESSION: "regression",
 }
 _EPSILONS: Final = {
     Architecture.BERT: 1e-12,
@@ -147,7 +144,7 @@ class EncoderConfig:
         if labels:
             document["id2label"] = {str(index): label for index, label in enumerate(labels)}
             if problem is not Problem.SINGLE_LABEL:
-                document["problem_type"] = _PROBLEMS[problem]
+                document["problem_type"] = PROBLEM_TYPES[problem]
             document["label2id"] = {label: index for index, label in enumerate(labels)}
         return document
 

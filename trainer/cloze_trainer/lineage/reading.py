@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cloze_api.manifest import MANIFEST_FILE, Lineage
 from cloze_api.names import TAG_DIGEST
-from cloze_trainer import registry
+from cloze_trainer import connection
 from cloze_trainer.errors import InputError, RegistryError
 from cloze_trainer.lineage.descent import Version
 
@@ -33,7 +33,7 @@ class Reader:
 
     @property
     def _client(self) -> MlflowClient:
-        return registry.client(self.tracking_uri)
+        return connection.client(self.tracking_uri)
 
     def named(self, name: str, version: str) -> Version:
         """Raises InputError when there is none that Cloze has made, RegistryError."""
@@ -101,8 +101,8 @@ class Reader:
     def _ask(self, what: str, call: Any, *, seconds: float | None = None) -> Any:
         """Raises MlflowException for what there isn't, RegistryError for everything else."""
         try:
-            return registry.persist(what, call, seconds=registry.budget_seconds() if seconds is None else seconds)
+            return connection.persist(what, call, seconds=connection.budget_seconds() if seconds is None else seconds)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise registry.refused(what, error) from error
+            raise connection.refused(what, error) from error

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from cloze_api.finetune import Truncation
 from cloze_api.manifest import ONNX_FILE, Manifest
 from cloze_trainer import tasks
 from cloze_trainer.data import tokenizer
@@ -28,8 +29,16 @@ def kind_of(manifest: Manifest) -> AnyKind:
     return kind
 
 
-def assess(folder: Path, manifest: Manifest, examples: Sequence[Line], labels: Sequence[str]) -> Scored:
+def assess(
+    folder: Path,
+    manifest: Manifest,
+    examples: Sequence[Line],
+    labels: Sequence[str],
+    truncation: Truncation = Truncation.RIGHT,
+) -> Scored:
     """The model's answers to the examples, with its classes in the order of `labels`.
+
+    truncation: of texts that are too long, in sequence classification.
 
     Raises InputError when it isn't a model of such a task with just these labels.
     """
@@ -40,7 +49,8 @@ def assess(folder: Path, manifest: Manifest, examples: Sequence[Line], labels: S
             f"{manifest.name} has the labels {', '.join(sorted(manifest.labels))}, and the examples "
             f"{', '.join(sorted(labels))}: only models with the same labels can be compared",
         )
-    reader = Reader(tokenizer.read(folder), manifest.special_tokens, manifest.limits.max_length)
+    whole = truncation is Truncation.WINDOW
+    reader = Reader(tokenizer.read(folder), manifest.special_tokens, manifest.limits.max_length, whole)
     part = kind.tokenize(examples, labels, reader)
     rows = Rows.of(part, per_token=kind.per_token, pad=manifest.special_tokens.pad)
     order = [manifest.labels.index(label) for label in labels] or slice(None)

@@ -82,8 +82,9 @@ def compare(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[st
     found = find(run, spec)
     if found is None or spec.evaluation.champion is None:
         return None
-    _, test = locate_all(run)
-    theirs = assess(found.folder, found.manifest, tasks.of(spec.task, spec.problem).read(test.paths), labels)
+    _, test, *_ = locate_all(run)
+    examples = tasks.of(spec.task, spec.problem).read(test.paths)
+    theirs = assess(found.folder, found.manifest, examples, labels, spec.truncate)
     return judgement.compare(
         *(scores, theirs, labels),
         task=spec.task,

@@ -14,9 +14,11 @@ from xml.etree import ElementTree
 from pydantic import ValidationError
 
 from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.finetune import Truncation
 from cloze_api.manifest import ArtifactError, Manifest, verify_with_digest
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
+from cloze_api.task import Task
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of
@@ -34,6 +36,7 @@ class Asked(NamedTuple):
     evaluation: Evaluation
     against: str | None
     junit: Path | None
+    truncation: Truncation = Truncation.RIGHT
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -54,6 +57,14 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument("--max-loss", type=float, default=Champion().max_loss, metavar="SHARE", help="%(default)s")
     parser.add_argument("--confidence", type=float, default=Evaluation().confidence, metavar="SHARE")
     parser.add_argument("--min-slice-examples", type=int, default=Evaluation().min_slice_examples, metavar="N")
+    parser.add_argument(
+        "--truncate",
+        type=Truncation,
+        choices=list(Truncation),
+        default=Truncation.RIGHT,
+        metavar="HOW",
+        help="what is read of longer texts, in sequence classification: right, their beginning, or all by window",
+    )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write what came of each gate as JUnit's XML")
     parsed = parser.parse_args(arguments)
     try:
@@ -71,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     except (ValidationError, ValueError) as error:
         lines = [each["msg"] for each in error.errors()] if isinstance(error, ValidationError) else [str(error)]
         parser.error("; ".join(lines))
-    return Asked(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit)
+    return Asked(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit, parsed.truncate)
 
 
 def _pair(text: str) -> tuple[str, float]:
@@ -100,19 +111,21 @@ def run(asked: Asked) -> Outcome:
 def _judge(asked: Asked, scratch: Path) -> Judgement:
     folder, manifest = _artifact(asked.model, scratch / "model")
     kind, labels = kind_of(manifest), manifest.labels
+    if asked.truncation is Truncation.WINDOW and kind.task is not Task.SEQUENCE_CLASSIFICATION:
+        raise InputError("TruncationUnsuitable", f"--truncate is for sequence-classification, not for {kind.task}")
     examples = kind.read([asked.data])
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
     known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem)
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
     kind.check(examples, labels)
-    scores = assess(folder, manifest, examples, labels)
+    scores = assess(folder, manifest, examples, labels, asked.truncation)
     if manifest.calibration is not None and isinstance(scores, Scores):
         scores = scores.cooled(manifest.calibration.temperature)
     comparison = None
     if asked.against is not None and asked.evaluation.champion is not None:
         other, its = _artifact(asked.against, scratch / "against")
-        theirs = assess(other, its, examples, labels)
+        theirs = assess(other, its, examples, labels, asked.truncation)
         comparison = judgement.compare(
             *(scores, theirs, labels),
             task=manifest.task,

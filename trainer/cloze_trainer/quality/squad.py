@@ -27,11 +27,6 @@ def f1(answer: str, right: Sequence[str]) -> float:
     return max(_overlap(normal(answer).split(), normal(each).split()) for each in _right(right))
 
 
-def answerable(right: Sequence[str]) -> bool:
-    """Whether there is a right answer that says something."""
-    return any(map(normal, right))
-
-
 def _right(answers: Sequence[str]) -> list[str]:
     return [answer for answer in answers if normal(answer)] or [""]
 

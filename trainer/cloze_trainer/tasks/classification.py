@@ -1,6 +1,6 @@
 """Classes: one for a text, or one for each word."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from cloze_trainer.quality import calibration
 from cloze_trainer.quality.entities import is_scheme
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
+from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Rows
 from cloze_trainer.workload import Chunk
 
@@ -41,6 +42,10 @@ class _Classification(Kind[Example, Scores]):
         """As `labelled.schema`."""
         return labelled.schema(train, test, declared)
 
+    def needed(self, line: Example) -> Collection[str]:
+        """Its labels."""
+        return line.labels
+
     def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
         """As `labelled.check`."""
         labelled.check(lines, labels)
@@ -54,6 +59,7 @@ class _Classification(Kind[Example, Scores]):
             task=self.task,
             max_length=reader.max_length,
             special=reader.special,
+            whole=reader.whole,
         )
 
     def width(self, labels: Sequence[str], hidden: int) -> int:  # noqa: ARG002 - as in Kind
@@ -78,6 +84,9 @@ class _Classification(Kind[Example, Scores]):
         slices: Sequence[Sequence[str]],
     ) -> Scores:
         """Logits beside the true classes. A word beyond the length limit isn't predicted and doesn't count."""
+        if not self.per_token:
+            logits_EK, truth_E = pooled(outputs_NK, rows)
+            return Scores(logits_EK, truth_E, np.arange(len(truth_E)), len(truth_E), slices)
         starts, truth_N = rows.items()
         return Scores(outputs_NK, truth_N, np.repeat(np.arange(len(rows)), np.diff(starts)), len(rows), slices)
 

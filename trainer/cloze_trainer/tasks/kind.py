@@ -5,7 +5,7 @@ of an item.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -56,11 +56,12 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How texts become tokens, at most `max_length` of them in a row."""
+    """How texts become tokens, at most `max_length` of them in a row. whole: all of longer ones, in windows."""
 
     tokenizer: Tokenizer
     special: SpecialTokens
     max_length: int
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,10 @@ class Kind(ABC, Generic[LineT, ScoredT]):
 
     def check(self, lines: Sequence[LineT], labels: Sequence[str]) -> None:
         """Whether a model with these labels can be judged by the examples. Raises InputError with file and line."""
+
+    def needed(self, line: LineT) -> Collection[str]:  # noqa: ARG002 - for tasks with labels
+        """What must be trained on at least once if it is to be known: a line's labels."""
+        return ()
 
     @abstractmethod
     def tokenize(self, lines: Sequence[LineT], labels: Sequence[str], reader: Reader) -> Labelled:

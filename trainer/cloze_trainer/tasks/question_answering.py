@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cloze_api.task import Task
 from cloze_trainer.data.labelled import IGNORED, Labelled, slices_of
-from cloze_trainer.data.lines import objects
+from cloze_trainer.data.squad import questions
+from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import squad
 from cloze_trainer.quality.scores import Statistic, mean
@@ -29,8 +30,7 @@ from cloze_trainer.workload import Chunk
 
 # Targets of the context's tokens and of [CLS], as bits.
 _BEGINS, _ENDS = 1, 2
-# As servers do: of a window's room, what neighbours share, and of a row's length, what a question leaves at least.
-_OVERLAP: Final = 4
+# As servers do: of a row's length, what a question leaves at least.
 _ROOM: Final = 4
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TOGETHER = 1000
@@ -60,8 +60,8 @@ class QuestionAnswering(Kind[Question, Answers]):
     per_token: ClassVar[bool] = True
 
     def read(self, paths: Sequence[Path]) -> list[Question]:
-        """`{"question": …, "context": …, "answers": {"text": […], "answer_start": […]}}`, as SQuAD 2 in JSON lines."""
-        found = [_question(f"{path}:{number}", row) for path in paths for number, row in objects(path)]
+        """As `data.squad` has them: `{"question": …, "context": …, "answers": {"text": […], "answer_start": […]}}`."""
+        found = [_question(place, row) for path in paths for place, row in questions(path)]
         if not found:
             raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
         return found
@@ -137,7 +137,7 @@ class QuestionAnswering(Kind[Question, Answers]):
                 for answer, (_, right) in zip(predicted(outputs_NK, rows, key), key, strict=True)
             ]
         )
-        there_E = np.array([squad.answerable(right) for _, right in key])
+        there_E = np.array([bool(right) for _, right in key])
         found = {"exact_match": mean(scores_E2[:, 0]), "f1": mean(scores_E2[:, 1])}
         if there_E.any():
             found["answerable_exact_match"] = mean(scores_E2[:, 0], there_E)
@@ -179,8 +179,6 @@ def predicted(outputs_NK: Outputs, rows: Rows, key: Any) -> list[str]:
 
 
 def _question(place: str, row: dict[str, Any]) -> Question:
-    if "data" in row and "context" not in row:
-        raise InputError("QuestionNested", f"{place} is SQuAD's nested form: give a line for each question")
     texts = []
     for name in ("question", "context"):
         text = row.get(name)
@@ -258,13 +256,10 @@ def _tokens_of_answer(line: Question, context: Encoding) -> range | None:
 
 def _windows(line: Question, length: int, room: int, max_length: int) -> list[range]:
     """The context's tokens of each row. Raises InputError where the question leaves no room for parts that say much."""
-    if length <= room:
-        return [range(length)]
-    if room < max_length // _ROOM:
+    if room < min(length, max_length // _ROOM):
         raise InputError(
             "QuestionTooLong",
             f"{line.place} has a question that leaves {max(0, room)} of {max_length} tokens for its context: "
             "shorten it, or raise spec.maxLength",
         )
-    overlap = room // _OVERLAP
-    return [range(start, min(start + room, length)) for start in range(0, length - overlap, room - overlap)]
+    return windows(length, room)

@@ -16,6 +16,7 @@ from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality.scores import Statistic, correlation, rank_correlation, root_mean_square
 from cloze_trainer.tasks.kind import Answers, Kind, Outputs, Reader
+from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import Chunk
 
@@ -61,6 +62,7 @@ class Regression(Kind[Rated, Answers]):
             reader.tokenizer,
             max_length=reader.max_length,
             special=reader.special,
+            whole=reader.whole,
         )
 
     def width(self, labels: Sequence[str], hidden: int) -> int:  # noqa: ARG002 - as in Kind
@@ -79,7 +81,8 @@ class Regression(Kind[Rated, Answers]):
 
     def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> Answers:  # noqa: ARG002
         """`spearman` and `pearson`, and `rmse`, the root of the mean squared error."""
-        given_E, true_E = outputs_NK[:, 0].astype(np.float64), rows.items()[1].astype(np.float64)
+        outputs_E1, true_E = pooled(outputs_NK, rows)
+        given_E, true_E = outputs_E1[:, 0].astype(np.float64), true_E.astype(np.float64)
         found = {
             "spearman": rank_correlation(given_E, true_E),
             "pearson": correlation(given_E, true_E),

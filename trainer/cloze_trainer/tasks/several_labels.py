@@ -1,6 +1,6 @@
 """Several labels for a text, or none: each is a yes or no of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.scores import Floats, Statistic, f1_of, macro_f1_of, mean
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
+from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import Chunk
 
@@ -62,6 +63,10 @@ class SeveralLabels(Kind[Example, Marked]):
         """As `labelled.schema`."""
         return labelled.schema(train, test, declared)
 
+    def needed(self, line: Example) -> Collection[str]:
+        """Its labels."""
+        return line.labels
+
     def check(self, lines: Sequence[Example], labels: Sequence[str]) -> None:
         """As `labelled.check`."""
         labelled.check(lines, labels)
@@ -74,6 +79,7 @@ class SeveralLabels(Kind[Example, Marked]):
             reader.tokenizer,
             max_length=reader.max_length,
             special=reader.special,
+            whole=reader.whole,
         )
 
     def width(self, labels: Sequence[str], hidden: int) -> int:  # noqa: ARG002 - as in Kind
@@ -95,7 +101,8 @@ class SeveralLabels(Kind[Example, Marked]):
 
     def scored(self, outputs_NK: Outputs, rows: Rows, key: Any, slices: Sequence[Sequence[str]]) -> Marked:  # noqa: ARG002
         """Logits beside what is there."""
-        return Marked(outputs_NK, rows.items()[1].astype(bool), slices)
+        logits_EC, truth_EC = pooled(outputs_NK, rows)
+        return Marked(logits_EC, truth_EC.astype(bool), slices)
 
     def statistics(self, scores: Marked, labels: Sequence[str]) -> Mapping[str, Statistic]:  # noqa: ARG002 - as in Kind
         """`micro_f1` over all labels of all texts, `macro_f1` over the labels that occur, and `exact_match`: how often

@@ -1,0 +1,114 @@
+"""Texts that are longer than the model: read in windows, trained on, scored and answered as a server answers them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tuning import ALONE
+
+from cloze_api.finetune import Truncation
+from cloze_api.manifest import verify
+from cloze_api.task import Problem, Task
+from cloze_server import windows as served
+from cloze_trainer import tasks
+from cloze_trainer.data.windows import windows
+from cloze_trainer.quality import command
+from cloze_trainer.quality.assessment import assess
+from cloze_trainer.tasks.pooling import pooled
+from cloze_trainer.tasks.rows import Rows
+
+TEXTS = Task.SEQUENCE_CLASSIFICATION
+TOWNS = ["london", "paris", "rome", "oslo"]
+
+
+@given(st.integers(0, 3000), st.integers(1, 600))
+def test_windows_are_the_servers(length: int, room: int) -> None:
+    """Where a request says nothing of their overlap."""
+    planned = served.plan(length, room, "window", served.default_stride(room))
+    assert [(part.start, part.stop) for part in windows(length, room)] == [(each.start, each.stop) for each in planned]
+
+
+def text(number: int) -> str:
+    """Of thirty words, of which those in the last third tell where it is about."""
+    return " ".join(["a", "letter"] * 10 + [TOWNS[number % 4]] * 10)
+
+
+LINES: dict[Problem, list[dict[str, Any]]] = {
+    Problem.SINGLE_LABEL: [{"text": text(number), "label": "ab"[number % 2]} for number in range(8)],
+    Problem.MULTI_LABEL: [
+        {"text": text(number), "labels": [["a"], ["a", "b"], [], ["b"]][number % 4]} for number in range(8)
+    ],
+    Problem.REGRESSION: [{"text": text(number), "score": number % 4 / 2} for number in range(8)],
+}
+SHORT: dict[str, Any] = {"text": "a letter", "label": "a", "labels": [], "score": 0.5}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("problem", Problem)
+async def test_a_long_text_is_scored_as_a_server_answers_it(
+    tuned: Callable[..., Any], tmp_path: Path, problem: Problem
+) -> None:
+    """By the mean of its windows' outputs; so are the artifact's graph, and the gates of the command line."""
+    rows = [*LINES[problem], SHORT]
+    made = tuned(TEXTS, rows, rows, max_length=16, steps=100, problem=problem, truncate="window")
+    workload = made.workload
+    assert workload.report["truncated"] == workload.report["truncated_test"] == 0
+    assert len(workload.train) == 8 * 3 + 1
+    assert workload.report["examples"] == len(rows)
+    judged = made.judge()
+    artifact = made.publish(judged)
+    manifest = verify(artifact)
+    outputs_RK = workload.outputs(made.model, workload.test, ALONE)
+    expected_EK, _ = pooled(outputs_RK, workload.test)
+    async with made.serving(artifact) as client:
+        body = {"inputs": [row["text"] for row in rows], "truncate": "window"}
+        reply = (await client.post("/v1/classify", json=body)).json()
+    assert reply["windows"] == len(workload.test)
+    answers_EK = [
+        [{each["label"]: each["score"] for each in result["predictions"]}[label] for label in manifest.labels]
+        for result in reply["results"]
+    ]
+    if problem is Problem.SINGLE_LABEL:
+        assert manifest.calibration is not None
+        powers_EK = np.exp(expected_EK / manifest.calibration.temperature)
+        expected_EK = powers_EK / powers_EK.sum(-1, keepdims=True)
+    if problem is Problem.MULTI_LABEL:
+        expected_EK = 1 / (1 + np.exp(-expected_EK))
+    np.testing.assert_allclose(answers_EK, expected_EK, atol=1e-4)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    kind = tasks.of(TEXTS, problem)
+    found = {}
+    for truncation in Truncation:
+        scores = assess(artifact, manifest, kind.read([data]), manifest.labels, truncation)
+        found[truncation] = {name: each.figure for name, each in kind.statistics(scores, manifest.labels).items()}
+    assert found[Truncation.WINDOW] == pytest.approx({n: judged.figures[n] for n in found[Truncation.WINDOW]}, abs=1e-4)
+    main = kind.main[0]
+    # Nothing of what tells the texts apart is in their beginnings.
+    assert found[Truncation.RIGHT][main] < 0.8 < found[Truncation.WINDOW][main]
+    bound = ["--minimum", f"{main}={found[Truncation.WINDOW][main] - 0.01}"]
+    judging = command.parse([str(artifact), str(data), "--truncate", "window", *bound])
+    assert command.run(judging).message == "1 gates pass"
+
+
+def test_a_text_without_tokens_has_an_answer_of_its_own() -> None:
+    """And one of a single window has that window's, to the bit."""
+    lengths = np.array([2, 10, 12, 12, 5])
+    ids = [np.arange(length) for length in lengths]
+    places = np.array([(0, 0, 0), (1, 0, 0), (2, 0, 0), (2, 0, 8), (2, 0, 16)])
+    arrays = {
+        "ids": np.concatenate(ids),
+        "lengths": lengths,
+        "targets": np.array([0, 1, 1, 1, 1]),
+        "places": places,
+    }
+    outputs_RK = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    outputs_EK, truth_E = pooled(outputs_RK, Rows(arrays, per_token=False, pad=0))
+    assert truth_E.tolist() == [0, 1, 1]
+    assert np.array_equal(outputs_EK[:2], outputs_RK[:2])
+    np.testing.assert_allclose(outputs_EK[2], np.average(outputs_RK[2:], axis=0, weights=[10, 10, 3]), rtol=1e-6)

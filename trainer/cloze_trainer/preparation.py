@@ -1,0 +1,194 @@
+"""What a fine-tuning is made from: a base, and labelled examples as rows of tokens in a folder, made once."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cloze_api.finetune import FineTuneJobSpec, Truncation
+from cloze_api.segments import VALUES_MAX
+from cloze_trainer import selection, tasks
+from cloze_trainer.adoption import adopt_base
+from cloze_trainer.base import BaseModel, fetch, open_base
+from cloze_trainer.console import log
+from cloze_trainer.data import leakage, tokenizer, validation
+from cloze_trainer.data.remote import redacted
+from cloze_trainer.distillation import beside
+from cloze_trainer.errors import InputError
+from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.origin import digests, locate_all
+from cloze_trainer.progress import ProgressFile
+from cloze_trainer.quality import champion, gates, judgement
+from cloze_trainer.run import Run
+from cloze_trainer.tasks import rows
+from cloze_trainer.tasks.kind import Reader
+from cloze_trainer.tasks.rows import Rows
+
+# Part of the data folder's key: raise it when the same input would give other arrays.
+EDITION = 5
+_META_FILE = "dataset.json"
+_SLICES_FILE = "test-slices.json"
+_KEY_END = "-key.json"
+_SEEN_FILE = "test-seen.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Examples in a folder.
+
+    report: what the preparation counted. rows: by part. keys: what answers to a part are scored by besides targets.
+    slices: of each test example.
+    """
+
+    labels: tuple[str, ...]
+    max_length: int
+    report: Mapping[str, float]
+    rows: Mapping[str, Rows]
+    keys: Mapping[str, Any]
+    slices: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedDataset:
+    """What rank 0 made of the base and the examples.
+
+    sources: SHA-256 of each source, keyed by its URI without secrets.
+    """
+
+    folder: Path
+    base: BaseModel
+    sources: dict[str, str]
+
+    def open(self, parts: Sequence[str], *, per_token: bool) -> Examples:
+        """These parts of the examples; `train` and `test` there are always. per_token: as of Rows."""
+        meta = self._read(_META_FILE)
+        pad = self.base.special_tokens.pad
+        return Examples(
+            labels=tuple(meta["labels"]),
+            max_length=meta["max_length"],
+            report={key: float(value) for key, value in meta.items() if isinstance(value, int | float)},
+            rows={name: Rows.load(self.folder, name, per_token=per_token, pad=pad) for name in parts},
+            keys={name: self._read(f"{name}{_KEY_END}") for name in parts if name != "train"},
+            slices=self._read(_SLICES_FILE),
+        )
+
+    def _read(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> PreparedDataset:
+    """Fetch the base, check and tokenize the examples into the workspace, once.
+
+    Raises BaseModelError, InputError with file and line, or RegistryError.
+    """
+    progress.stage("data")
+    base = adopt_base(run, spec.base, spec.task) if spec.base.uri else fetch(run, spec.base.model, open_base)
+    max_length = spec.max_length or base.config.max_length
+    if max_length > base.config.max_length:
+        raise InputError(
+            "MaxLengthTooLarge",
+            f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
+        )
+    train, test, *others = locate_all(run)
+    key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
+    key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
+    if spec.optimization.early_stopping is not None:
+        key |= {"validation": [each.digest for each in others] or spec.dataset.validation_fraction}
+        validation.refuse_same(train.digest, test.digest, others[0].digest if others else None)
+    if spec.truncate is Truncation.WINDOW:
+        key |= {"truncate": spec.truncate}
+    folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+    if not is_complete(folder):
+        # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
+        champion.find(run, spec)
+        paths = [train.paths, test.paths, *(each.paths for each in others)]
+        publish_examples(folder, spec, paths, base=base, max_length=max_length)
+    meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
+    log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
+    _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
+    seen = leakage.Seen(**json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")))
+    if seen.count:
+        log("test examples seen in training", share=seen.share, what=seen.told())
+    leakage.refuse(seen, spec.evaluation.max_seen_share)
+    if meta["examples"] < spec.optimization.batch_sequences:
+        raise InputError(
+            "BatchTooLarge",
+            f"{redacted(train.uri)} holds {meta['examples']} examples, fewer than optimization.batchSequences "
+            f"({spec.optimization.batch_sequences}): lower it or add examples",
+        )
+    return PreparedDataset(folder, base, digests([train, test, *others]))
+
+
+def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
+    """Raise InputError for a gate on, or a choice by, a figure that there won't be: told before the training."""
+    counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
+    counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
+    sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
+    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
+    if spec.optimization.early_stopping is not None:
+        told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
+        selection.check(spec.optimization.early_stopping, [*told, *others])
+    if missing := gates.unknown(spec.evaluation.gates, known):
+        near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
+        raise InputError(
+            "GateFigureUnknown",
+            f"spec.evaluation.gates names {missing[0]!r}, which the evaluation doesn't give: there are "
+            f"{', '.join(near)} and others, see the reference",
+        )
+
+
+def publish_examples(
+    folder: Path,
+    spec: FineTuneJobSpec,
+    paths: Sequence[Sequence[Path]],
+    *,
+    base: BaseModel,
+    max_length: int,
+) -> None:
+    """paths: of the files of training, test and, where these are examples of their own, validation."""
+    kind = tasks.of(spec.task, spec.problem)
+    train, test, *others = (kind.read(each) for each in paths)
+    labels = kind.labels(train, test, spec.labels)
+    if others:
+        kind.labels(train, others[0], spec.labels)
+    elif spec.dataset.validation_fraction is not None:
+        chosen = validation.split(train, kind.needed, spec.dataset.validation_fraction)
+        train, others = chosen.train, [chosen.kept]
+    reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length, spec.truncate is Truncation.WINDOW)
+    scored = {"test": test, **({"validation": others[0]} if others else {})}
+    parts = {name: kind.tokenize(examples, labels, reader) for name, examples in {"train": train, **scored}.items()}
+    tokens = int(parts["train"].lengths.sum())
+    slices = [example.slices for example in test]
+    if (count := len({each for own in slices for each in own})) > VALUES_MAX:
+        raise InputError(
+            "SlicesTooMany",
+            f"the metadata of the test examples has {count} different values, at most {VALUES_MAX} are told apart: "
+            "leave out what isn't a group of examples",
+        )
+    # What a step is chosen by is seen, too.
+    seen_by_then = [*train, *(others[0] if others else [])]
+    seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (seen_by_then, test)))
+    with publish(folder) as staging:
+        for name, part in parts.items():
+            rows.save(staging, name, part)
+        for name, examples in scored.items():
+            write_json(staging / f"{name}{_KEY_END}", kind.key(examples))
+        write_json(staging / _SLICES_FILE, slices)
+        write_json(staging / _SEEN_FILE, asdict(seen))
+        write_json(
+            staging / _META_FILE,
+            {
+                "labels": labels,
+                "max_length": max_length,
+                "examples": len(train),
+                **{f"examples_{name}": len(examples) for name, examples in scored.items()},
+                "tokens": tokens,
+                "truncated": parts["train"].truncated,
+                **{f"truncated_{name}": parts[name].truncated for name in scored},
+                "unknown_share": parts["train"].unknown / max(1, tokens),
+                "test_seen_share": seen.share,
+            },
+        )
