@@ -1,6 +1,7 @@
 """Training jobs against a real API server, Job controller and scheduler; a test plays the kubelet."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def fine_tune_job(name: str, kubelet: Any, base: Document) -> Document:
             "topology": {"nodeSelector": kubelet.NOWHERE},
         },
     }
+
+
+def eventually(check: Callable[[], Any]) -> Any:
+    """What `check` answers in the end."""
+    end = time.monotonic() + 30
+    while not (answer := check()) and time.monotonic() < end:
+        time.sleep(0.3)
+    return answer
 
 
 def succeed(registry: Any, kubelet: Any, name: str, *, version: str = "1", nodes: int = 1) -> None:
@@ -361,10 +370,29 @@ def test_resolution_is_frozen(objects: Any, registry: Any, kubelet: Any) -> None
     objects.wait_for_reason("FineTuneJob", "alias", "Running", "Unschedulable")
     registry.aliases["hub", "champion"] = "3"
     objects.delete("Job", "alias-finetune")
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not objects.get("Job", "alias-finetune"):
-        time.sleep(0.3)
+    assert eventually(lambda: objects.get("Job", "alias-finetune"))
     assert "version 2" in objects.condition("FineTuneJob", "alias", "BaseReady")["message"]
+
+
+def test_distillation_waits_for_its_teacher(objects: Any, registry: Any, kubelet: Any) -> None:
+    """No pod is asked for before the teacher is registered; after the start its alias may move, or the registry go."""
+    registry.register("hub", "2", digest=DIGEST)
+    student = fine_tune_job("student", kubelet, {"model": {"name": "hub", "version": "2"}})
+    student["spec"]["distillation"] = {"teacher": {"model": {"name": "large", "alias": "champion"}}}
+    objects.create(student)
+    objects.wait_for_reason("FineTuneJob", "student", "TeacherReady", "ModelNotFound")
+    assert objects.get("Job", "student-finetune") is None
+    assert eventually(lambda: "ModelNotFound" in {event["reason"] for event in objects.list("Event")})
+    registry.register("large", "4", digest=DIGEST)
+    registry.register("large", "5", digest=DIGEST)
+    registry.aliases["large", "champion"] = "4"
+    objects.wait_for_reason("FineTuneJob", "student", "Running", "Unschedulable")
+    registry.aliases["large", "champion"] = "5"
+    objects.delete("Job", "student-finetune")
+    assert eventually(lambda: objects.get("Job", "student-finetune"))
+    assert "version 4" in objects.condition("FineTuneJob", "student", "TeacherReady")["message"]
+    document = yaml.safe_load(objects.get("ConfigMap", "student-finetune-spec")["data"]["job.yaml"])
+    assert document["spec"]["distillation"]["teacher"] == {"model": {"name": "large", "version": "4"}}
 
 
 def test_foreign_service_is_left_alone(objects: Any, kubelet: Any) -> None:

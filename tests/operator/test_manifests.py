@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from cloze_operator.desired.base import ResolvedBase, read_base
 from cloze_operator.desired.metadata import sealed
+from cloze_operator.desired.origins import Origins, ResolvedModel, read_origins
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.revision import ServedVersion, revision_of
 from cloze_operator.desired.serving import server_deployment
@@ -17,7 +17,8 @@ Document = dict[str, Any]
 Make = Callable[..., Any]
 
 DIGEST = "sha256:" + "a" * 64
-BASE = ResolvedBase("encoder", "4", DIGEST)
+BASE = Origins(base=ResolvedModel("encoder", "4", DIGEST))
+NOTHING = Origins()
 
 
 def labels(kind: str) -> Document:
@@ -95,7 +96,7 @@ def test_config_map_has_an_exact_base(training: Make) -> None:
     snapshot = training("FineTuneJob", spec=spec)
     manifest = config_map(snapshot.resource, snapshot.job, BASE)
     assert manifest["metadata"]["name"] == "run-finetune-spec"
-    assert read_base(manifest) == BASE
+    assert read_origins(manifest) == BASE
     assert yaml.safe_load(manifest["data"]["job.yaml"]) == {
         "apiVersion": "cloze.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -120,7 +121,7 @@ def test_indexed_job(training: Make) -> None:
     }
     snapshot = training(spec={"topology": topology, "activeDeadlineSeconds": 60})
     selector = {"cloze.dev/kind": "PretrainJob", "cloze.dev/owner": "run"}
-    manifest = bare(indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform))
+    manifest = bare(indexed_job(snapshot.resource, snapshot.job, NOTHING, snapshot.platform))
     assert manifest["metadata"] == metadata("PretrainJob", "run-pretrain")
     template = manifest["spec"].pop("template")
     assert manifest["spec"] == {
@@ -219,7 +220,7 @@ def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
         for number, name in enumerate(("theirs", "ours", "theirs"))
     ]
     snapshot = training(spec={"corpus": [*corpus, {"uri": "https://host/a.txt"}]})
-    pod = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)["spec"]["template"]["spec"]
+    pod = indexed_job(snapshot.resource, snapshot.job, NOTHING, snapshot.platform)["spec"]["template"]["spec"]
     assert [volume for volume in pod["volumes"] if "secret" in volume] == [
         {"name": "credentials-0", "secret": {"secretName": "ours", "defaultMode": 0o440}},
         {"name": "credentials-1", "secret": {"secretName": "theirs", "defaultMode": 0o440}},
@@ -247,9 +248,9 @@ def test_what_finds_names_is_mounted_as_a_source_is(training: Make) -> None:
 def test_the_signing_key_is_mounted_alone(training: Make) -> None:
     """Of its Secret the one key, readable by the pod's group; nothing of it is in the environment but its place."""
     registry = {"name": "encoder", "signing": {"secretName": "keys", "key": "cloze.key"}}
-    for kind, base in (("PretrainJob", None), ("FineTuneJob", BASE)):
+    for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
         snapshot = training(kind, spec={"registry": registry})
-        pod = indexed_job(snapshot.resource, snapshot.job, base, snapshot.platform)["spec"]["template"]["spec"]
+        pod = indexed_job(snapshot.resource, snapshot.job, origins, snapshot.platform)["spec"]["template"]["spec"]
         items = [{"key": "cloze.key", "path": "cloze.key"}]
         secret = {"secretName": "keys", "items": items, "defaultMode": 0o440}
         assert pod["volumes"][-1] == {"name": "signing", "secret": secret}
@@ -285,7 +286,7 @@ def test_fine_tuning_pod_knows_its_bases_digest(training: Make) -> None:
     assert {"name": "CLOZE_BASE_DIGEST", "value": DIGEST} in container["env"]
     assert container["image"] == "mine:2"
     assert "affinity" not in manifest["spec"]["template"]["spec"]
-    assert read_base(manifest) == BASE
+    assert read_origins(manifest) == BASE
 
 
 def test_examples_to_choose_a_step_by_are_mounted(training: Make) -> None:
@@ -303,7 +304,7 @@ def test_digest_ignores_what_may_change(training: Make) -> None:
 
     def digest(**spec: Any) -> str:
         snapshot = training(spec=spec)
-        manifest = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)
+        manifest = indexed_job(snapshot.resource, snapshot.job, NOTHING, snapshot.platform)
         return str(manifest["metadata"]["annotations"]["cloze.dev/content-digest"])
 
     assert (
@@ -316,9 +317,9 @@ def test_every_pod_meets_the_restricted_standard(training: Make, serving: Make) 
     """No container of any template asks for more than the `restricted` Pod Security Standard allows."""
 
     def templates() -> Iterator[Document]:
-        for kind, base in (("PretrainJob", None), ("FineTuneJob", BASE)):
+        for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
             snapshot = training(kind)
-            yield indexed_job(snapshot.resource, snapshot.job, base, snapshot.platform)["spec"]["template"]["spec"]
+            yield indexed_job(snapshot.resource, snapshot.job, origins, snapshot.platform)["spec"]["template"]["spec"]
         one = serving()
         yield _server(one, one.platform)["spec"]["template"]["spec"]
 
@@ -343,7 +344,7 @@ def test_images_are_pulled_as_the_installation_says(training: Make, serving: Mak
     """Pull policy and secrets of the installation reach training and serving pods."""
     platform = replace(training().platform, pull_policy="Always", pull_secrets=("one", "two"))
     job, one = training(), serving()
-    for manifest in (indexed_job(job.resource, job.job, None, platform), _server(one, platform)):
+    for manifest in (indexed_job(job.resource, job.job, NOTHING, platform), _server(one, platform)):
         spec = manifest["spec"]["template"]["spec"]
         assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
         assert [container["imagePullPolicy"] for container in spec["containers"]] == ["Always"]

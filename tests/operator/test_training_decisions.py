@@ -13,7 +13,7 @@ from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
 from cloze_operator.decide.run import progress_status
 from cloze_operator.decide.training import decide_training, expire
 from cloze_operator.decide.verdict import AliasMove, Finding, Verdict, event_of, render_status, transition_events
-from cloze_operator.desired.base import ResolvedBase
+from cloze_operator.desired.origins import Origins, ResolvedModel
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.training import claim, config_map, indexed_job, service
 
@@ -21,6 +21,7 @@ Document = dict[str, Any]
 Make = Callable[..., Any]
 
 DIGEST = "sha256:" + "a" * 64
+OTHER_DIGEST = "sha256:" + "b" * 64
 STARTED = {"startTime": "2026-03-01T11:30:00Z"}
 ALIAS_MOVE = AliasMove("encoder", "challenger", "4", None, "Registered")
 
@@ -52,14 +53,12 @@ def children(training: Make, live: Make) -> Make:
     def make(kind: str = "PretrainJob", spec: Document | None = None, job_status: Document | None = None) -> Document:
         snapshot = training(kind, spec=spec)
         owner, job, platform = snapshot.resource, snapshot.job, snapshot.platform
-        base = None
-        if kind == "FineTuneJob":
-            base = ResolvedBase("encoder", "4", DIGEST)
+        origins = Origins(base=ResolvedModel("encoder", "4", DIGEST) if kind == "FineTuneJob" else None)
         made = [
             claim(owner, job),
-            config_map(owner, job, base),
+            config_map(owner, job, origins),
             service(owner, job),
-            indexed_job(owner, job, base, platform),
+            indexed_job(owner, job, origins, platform),
         ]
         statuses = {"Job": job_status or {}}
         return {manifest["kind"]: live(manifest, status=statuses.get(manifest["kind"])) for manifest in made}
@@ -286,6 +285,79 @@ def test_changed_base_is_resolved_anew_before_the_start(training: Make, children
     spec = {"suspend": True, "base": {"pretrainJob": {"name": "other"}}}
     verdict, _ = decide_training(training("FineTuneJob", children=made, spec=spec))
     assert findings(verdict)["BaseReady"] == ("False", "PretrainJobNotFound")
+
+
+def test_a_base_that_is_no_longer_asked_for_is_not_waited_for(training: Make) -> None:
+    """A condition of a former spec doesn't hold up the one of now."""
+    status = {"conditions": [condition(kind, "False", "ModelNotFound") for kind in ("BaseReady", "TeacherReady")]}
+    verdict, _ = decide_training(training("PretrainJob", status=status))
+    assert not {"BaseReady", "TeacherReady"} & verdict.findings.keys()
+    assert "Job" in applied(verdict)
+
+
+# ---------------------------------------------------------------- teacher
+
+DISTILLED = {
+    "base": {"model": {"name": "hub", "version": "1"}},
+    "distillation": {"teacher": {"model": {"name": "large", "alias": "champion"}}, "weight": 0.7},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason"),
+    [
+        (Version("large", "6", OTHER_DIGEST), "True", "TeacherResolved"),
+        (Version("large", "6", ""), "False", "DigestMissing"),
+        (NotFound("no such alias"), "False", "ModelNotFound"),
+        (Unavailable("down"), "False", "RegistryUnavailable"),
+    ],
+)
+def test_distillation_waits_for_its_teacher(training: Make, answer: Answer, status: str, reason: str) -> None:
+    """There is no pod before there is a teacher; then all pods read the one version behind its alias."""
+    verdict, state = decide_training(
+        training("FineTuneJob", spec=DISTILLED, base=Version("hub", "1", DIGEST), teacher=answer)
+    )
+    assert findings(verdict)["TeacherReady"] == (status, reason)
+    assert findings(verdict)["BaseReady"] == ("True", "BaseResolved")
+    if status == "False":
+        assert findings(verdict)["Succeeded"] == ("Unknown", "WaitingForTeacher")
+        assert (verdict.apply, state, verdict.requeue) == ((), "Waiting", 10.0)
+        return
+    made = {manifest["kind"]: manifest for manifest in verdict.apply}
+    read = yaml.safe_load(made["ConfigMap"]["data"]["job.yaml"])["spec"]
+    assert read["distillation"] == {"teacher": {"model": {"name": "large", "version": "6"}}, "weight": 0.7}
+    assert read["base"] == {"model": {"name": "hub", "version": "1"}}
+    (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "CLOZE_TEACHER_DIGEST", "value": OTHER_DIGEST} in container["env"]
+    assert {"name": "CLOZE_BASE_DIGEST", "value": DIGEST} in container["env"]
+
+
+def test_both_the_base_and_the_teacher_are_told_of_while_either_is_waited_for(training: Make) -> None:
+    """Who has to register two models hears of both at once."""
+    verdict, _ = decide_training(
+        training("FineTuneJob", spec=DISTILLED, base=NotFound("no base"), teacher=NotFound("no teacher"))
+    )
+    told = {kind: verdict.findings[kind].message for kind in ("BaseReady", "TeacherReady")}
+    assert told == {
+        "BaseReady": "no base: register it, or name another base",
+        "TeacherReady": "no teacher: register it, or name another teacher",
+    }
+    assert findings(verdict)["Running"] == ("False", "WaitingForBase")
+
+
+def test_a_teachers_alias_counts_no_longer_after_the_start(training: Make, live: Make) -> None:
+    """The run keeps to the version that it has started with, also when its Job has to be made again."""
+    new = training("FineTuneJob", spec=DISTILLED)
+    origins = Origins(base=ResolvedModel("hub", "1", DIGEST), teacher=ResolvedModel("large", "6", OTHER_DIGEST))
+    kept = {"ConfigMap": live(config_map(new.resource, new.job, origins))}
+    moved = Version("large", "7", DIGEST)
+    verdict, _ = decide_training(
+        training("FineTuneJob", spec=DISTILLED, children=kept, status=STARTED, base=None, teacher=moved)
+    )
+    assert "version 6" in verdict.findings["TeacherReady"].message
+    (job,) = [manifest for manifest in verdict.apply if manifest["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert {"name": "CLOZE_TEACHER_DIGEST", "value": OTHER_DIGEST} in container["env"]
 
 
 # ---------------------------------------------------------------- children
@@ -754,6 +826,9 @@ def test_end_stands_at_every_generation(training: Make, now: Any) -> None:
         ("Running", "False", "WaitingForRegistry", "Normal"),
         ("BaseReady", "False", "WaitingForPretrainJob", "Normal"),
         ("BaseReady", "False", "PretrainJobFailed", "Warning"),
+        ("TeacherReady", "False", "ModelNotFound", "Normal"),
+        ("TeacherReady", "False", "DigestMissing", "Warning"),
+        ("Running", "False", "WaitingForTeacher", None),
         ("SourcesReady", "False", "SourceNotFound", "Normal"),
         ("ModelResolved", "False", "ModelNotFound", "Normal"),
         ("ModelResolved", "False", "DigestMissing", "Warning"),

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from cloze_api.manifest import Manifest, tokenizer_fingerprint, verify
 from cloze_api.task import Task
-from cloze_trainer import artifact, worker
+from cloze_trainer import artifact, conclusion, worker
 from cloze_trainer.base import open_base
 from cloze_trainer.errors import BaseModelError, GateError, InputError
 from cloze_trainer.gang import Gang
@@ -229,7 +229,7 @@ def test_a_language_model_that_fails_a_gate_is_not_registered(tmp_path: Path, ti
     assert set(judged.figures) >= {"perplexity", "exposure_code", "exposure", "bias_work", "bias_spread_work"}
     artifact.write(run, workload, model, judged, {})
     with pytest.raises(GateError, match=r"masked_accuracy is .*, and must be at least 1") as refusal:
-        worker.conclude(run, ProgressFile(None))
+        conclusion.conclude(run, ProgressFile(None))
     assert refusal.value.figures["exposure"] == judged.figures["exposure"]
     report = json.loads((run.artifact / "evaluation.json").read_text())
     assert [(each["gate"], each["passed"]) for each in report["gates"]] == [

@@ -27,7 +27,7 @@ from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.loading import load_model
 from cloze_server.settings import Settings
-from cloze_trainer import import_options, importing, worker
+from cloze_trainer import conclusion, import_options, importing
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run, open_run
@@ -151,7 +151,7 @@ def test_what_is_registered_was_signed_before(tmp_path: Path, keys: Keys, mlflow
 
     run = run_of(tmp_path, mlflow, signing={"secretName": "keys"})
     trained(run)
-    done = worker.conclude(run, ProgressFile(None))
+    done = conclusion.conclude(run, ProgressFile(None))
     assert done.model_digest == f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
     assert done.model_version is not None
     registry.download(mlflow, "signed", done.model_version, tmp_path / "fetched")
@@ -172,7 +172,7 @@ def test_what_fails_a_gate_is_not_signed(tmp_path: Path, keys: Keys) -> None:
     (run.artifact / MANIFEST_FILE).write_text(json.dumps(manifest))
     assert keys.private.is_file()
     with pytest.raises(GateError):
-        worker.conclude(run, ProgressFile(None))
+        conclusion.conclude(run, ProgressFile(None))
     assert not (run.artifact / SIGNATURE_FILE).exists()
 
 
@@ -199,7 +199,7 @@ def test_unusable_keys_are_told_without_what_is_in_them(tmp_path: Path, monkeypa
 def test_a_key_that_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
     """Outside a cluster nobody mounts a Secret: the job says what to do instead of leaving the artifact unsigned."""
     assert ENV_SIGNING_KEY not in os.environ
-    assert worker.signing_key(run_of(tmp_path, None)) is None
+    assert conclusion.signing_key(run_of(tmp_path, None)) is None
     with pytest.raises(InputError, match=ENV_SIGNING_KEY) as refusal:
-        worker.signing_key(run_of(tmp_path, None, signing={"secretName": "keys"}))
+        conclusion.signing_key(run_of(tmp_path, None, signing={"secretName": "keys"}))
     assert refusal.value.reason == "SigningKeyMissing"

@@ -102,7 +102,7 @@ def fetch(
     run: Run,
     model: PretrainedVersion | None,
     opening: Callable[[Path, str, str | None], Opened],
-    expected_from: str | None = ENV_BASE_DIGEST,
+    expected_from: str = ENV_BASE_DIGEST,
 ) -> Opened:
     """Download a version from the registry into the workspace, once, and verify it by `opening` it.
 
@@ -124,7 +124,7 @@ def fetch(
     version = model.version or registry.version_of_alias(run.tracking_uri, model.name, model.alias or "")
     name = f"{model.name}/{version}"
     folder = run.workspace / "base" / name.replace("/", "-")
-    expected = os.environ.get(expected_from) or None if expected_from else None
+    expected = os.environ.get(expected_from) or None
     if (folder / MANIFEST_FILE).is_file():
         try:
             return opening(folder, name, expected)

@@ -9,26 +9,25 @@ from typing import NoReturn, cast
 import torch
 from torch import nn
 
-from cloze_api.manifest import MANIFEST_FILE, WEIGHTS_FILE, file_sha256, version_tags
+from cloze_api.manifest import WEIGHTS_FILE
 from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
-from cloze_api.resources import TrainingJob
 from cloze_api.task import Task
 from cloze_api.training import Optimization
-from cloze_trainer import artifact, card, compiling, lora, memory, outcome, preparation, pretrain, selection, tracking
-from cloze_trainer.artifact import EVALUATION_FILE
+from cloze_trainer import artifact, compiling, lora, memory, outcome, preparation, pretrain, selection
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.conclusion import conclude, params, signing_key, tracker_of
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
 from cloze_trainer.data.remote import credentials
 from cloze_trainer.distillation import lesson as distillation
 from cloze_trainer.distillation.lesson import Distilling
 from cloze_trainer.encoders.attention import Attention
-from cloze_trainer.errors import BaseModelError, GateError, TrainerError, classify, technical, trace
+from cloze_trainer.errors import BaseModelError, TrainerError, classify, technical, trace
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.gradient import Gradient
@@ -42,7 +41,6 @@ from cloze_trainer.progress import ProgressFile, own_file
 from cloze_trainer.quality import champion
 from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.run import Run, open_run
-from cloze_trainer.signing import SigningKey
 from cloze_trainer.stopping import StopSignal
 from cloze_trainer.volume import Store, Volume
 
@@ -105,7 +103,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
             arithmetic, workload.config.hidden_size // workload.config.heads
         )
     spec = run.job.spec
-    tracker = _tracker(run, gang, workload.task)
+    tracker = tracker_of(run, gang, workload.task)
     lesson, private = distillation.begin(run, workload, gang), privacy.begin(run, workload, gang)
     model = initial_model(workload, spec.optimization.seed)
     if lesson is not None:
@@ -160,7 +158,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
         progress.stage("export")
-        settings = _params(run.job)
+        settings = params(run.job)
         artifact.write(*(run, workload, cast(TaskModel, trained), judged, sources), settings=settings, lesson=lesson)
         tracker.close(failed=bool(judged.refusal), report=judged.report)
     gang.from_leader()
@@ -201,107 +199,6 @@ def store_of(run: Run, folder: Path) -> Store:
 
     secret = Path(SECRETS_MOUNT) / asked.credentials.secret_name if asked.credentials else None
     return Bucket(asked.uri, f"{run.label}/{run.identity}", folder, lambda: credentials(secret))
-
-
-def signing_key(run: Run) -> SigningKey | None:
-    """What the artifact is signed by, if it is. Raises InputError."""
-    return SigningKey.find(asked=run.job.spec.registry.signing is not None)
-
-
-def _tracker(run: Run, gang: Gang, task: Task) -> tracking.MlflowTracker | tracking.Silent:
-    if run.tracking_uri is None or not gang.leads:
-        return tracking.Silent()
-    return tracking.MlflowTracker(run.tracking_uri, _tags(run, task))
-
-
-def _tags(run: Run, task: Task) -> tracking.JobTags:
-    return tracking.JobTags(run.identity, run.label, str(task), run.job.spec.registry.name, repeatable=run.local)
-
-
-def _params(job: TrainingJob) -> dict[str, str]:
-    """The spec as flat parameters, `optimization.learningRate` and so on."""
-    flat: dict[str, str] = {"kind": job.kind}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        elif value not in (None, [], {}):
-            flat[prefix] = str(value)
-
-    parts = {
-        "optimization",
-        "model",
-        "masking",
-        "tokenizer",
-        "cleaning",
-        "topology",
-        "task",
-        "max_length",
-        "truncate",
-        "base",
-        "distillation",
-        "privacy",
-    }
-    parts &= set(type(job.spec).model_fields)
-    if isinstance(job.spec, PretrainJobSpec) and job.spec.pretrained:
-        # The defaults of what isn't trained here say nothing.
-        parts -= {"model", "tokenizer"} if job.spec.base else {"tokenizer"}
-    walk("", job.spec.model_dump(mode="json", by_alias=True, include=parts))
-    return flat
-
-
-def conclude(run: Run, progress: ProgressFile) -> Outcome:
-    """Register the artifact, once, and mark the run as done. Rank 0 alone."""
-    manifest = artifact.finished(run)
-    assert manifest is not None, "the artifact was published before"
-    digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
-    privacy.forget(run)
-    if why := artifact.refusal(run):
-        raise GateError(
-            f"the model is not registered: {why}; it is in {run.artifact}, and figures are in its {EVALUATION_FILE}",
-            manifest.evaluation,
-        )
-    if key := signing_key(run):
-        key.sign(run.artifact, manifest)
-    result = Outcome(
-        reason="Completed",
-        message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
-        + artifact.remarks(run, manifest),
-        model_digest=digest,
-        metrics=manifest.evaluation,
-    )
-    if run.tracking_uri is not None:
-        progress.stage("registration")
-        from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
-
-        registered = registry.register(
-            run.tracking_uri,
-            _tags(run, manifest.task),
-            run.artifact,
-            digest,
-            facts=version_tags(manifest),
-            params=_params(run.job),
-            figures=manifest.evaluation,
-            description=card.describe(run.artifact),
-        )
-        result = result.model_copy(
-            update={
-                "reason": "Registered",
-                "message": f"registered {registered.name} version {registered.version}"
-                + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts")
-                + artifact.remarks(run, manifest),
-                "model_digest": registered.digest,
-                "model_name": registered.name,
-                "model_version": registered.version,
-                "run_id": registered.run_id,
-            }
-        )
-    outcome.finish(
-        run.workspace, run.identity, result, sources=manifest.lineage.data, base=manifest.lineage.base_digest
-    )
-    progress.stage("done")
-    return result
 
 
 def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:

@@ -23,6 +23,7 @@ class TrainingSnapshot:
     pods: those of the live Job alone.
     missing: a sentence for each source that isn't there.
     base: the registry's answer about the base model; base_job: the PretrainJob that it is to come from.
+    teacher: the registry's answer about the model that this one is distilled by.
     registered: the registry's answer to which version carries this job's uid.
     alias: the registry's answer to where the alias points.
     """
@@ -37,6 +38,7 @@ class TrainingSnapshot:
     missing: tuple[str, ...] = ()
     base: Answer = None
     base_job: Object | None = None
+    teacher: Answer = None
     progress: Progress | None = None
     registered: Answer = None
     alias: Answer = None

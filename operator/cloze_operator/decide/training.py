@@ -5,10 +5,10 @@ from datetime import timedelta
 
 from cloze_api.training_status import TrainingStatus
 from cloze_operator.decide.admission import is_held, queue_of
-from cloze_operator.decide.base import resolve_base, resolved_base
 from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.nodes import report_nodes
+from cloze_operator.decide.origins import resolve_base, resolve_teacher, resolved_origins
 from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.registration import name_version, point_alias
 from cloze_operator.decide.renewal import renew_job
@@ -89,13 +89,14 @@ def _waiting(verdict: Verdict, reason: str, message: str) -> Verdict:
     return verdict.find("Running", "False", reason, message).find("Succeeded", "Unknown", reason, message)
 
 
-def wait_for_base(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """A run with a base starts from an exact version; until it has one, it waits."""
-    verdict = resolve_base(snapshot, verdict)
-    ready = verdict.findings.get("BaseReady")
-    if ready is None or ready.status == "True":
-        return verdict
-    return _waiting(verdict, "WaitingForBase", ready.message).again(snapshot.platform.wait_seconds).settle()
+def wait_for_origins(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """A run starts from exact versions of its base and its teacher; until it has them, it waits."""
+    verdict = resolve_teacher(snapshot, resolve_base(snapshot, verdict))
+    for kind, reason in (("BaseReady", "WaitingForBase"), ("TeacherReady", "WaitingForTeacher")):
+        ready = verdict.findings.get(kind)
+        if ready and ready.status != "True":
+            return _waiting(verdict, reason, ready.message).again(snapshot.platform.wait_seconds).settle()
+    return verdict
 
 
 def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
@@ -104,13 +105,13 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     The start is written into the status right before the Job: from then on the API server refuses changes of what
     defines the result, so no pod can run with another spec than the one that is shown.
     """
-    job, owner, base = snapshot.parsed, snapshot.resource, resolved_base(snapshot)
+    job, owner, origins = snapshot.parsed, snapshot.resource, resolved_origins(snapshot)
     ephemeral = job.spec.storage.ephemeral
     manifests = (
         *(() if ephemeral else (claim(owner, job),)),
-        config_map(owner, job, base),
+        config_map(owner, job, origins),
         service(owner, job),
-        *(() if is_held(snapshot) else (indexed_job(owner, job, base, snapshot.platform),)),
+        *(() if is_held(snapshot) else (indexed_job(owner, job, origins, snapshot.platform),)),
     )
     outdated = [manifest for manifest in manifests if not _is_settled(snapshot, manifest)]
     replaced = [manifest["kind"] for manifest in outdated if _must_go(snapshot, manifest)]
@@ -191,7 +192,7 @@ TRAINING = Steps(
         expire,
         rest_when_finished,
         accept,
-        wait_for_base,
+        wait_for_origins,
         find_sources,
         provide_children,
         keep_job_in_step,

@@ -20,6 +20,7 @@ _MOVING: Final = "MovingAlias"
 _EVENTS: Final[Mapping[tuple[str, str], str]] = {
     ("Accepted", "False"): "Warning",
     ("BaseReady", "False"): "Warning",
+    ("TeacherReady", "False"): "Warning",
     ("SourcesReady", "False"): "Warning",
     ("Running", "True"): "Normal",
     ("Running", "False"): "Warning",
@@ -58,7 +59,7 @@ _UNTOLD: Final = frozenset(
     {
         *(("Running", reason) for reason in ("PodsPending", "ReplacingChildren", "WaitingForCleanup")),
         *(("Running", reason) for reason in ("Suspended", "Completed", "Failed")),
-        *(("Running", reason) for reason in ("WaitingForBase", "WaitingForSources")),
+        *(("Running", reason) for reason in ("WaitingForBase", "WaitingForTeacher", "WaitingForSources")),
         *(("Ready", reason) for reason in ("RollingOut", "NoReplicas", "WaitingForCleanup")),
         *(
             ("Ready", reason)

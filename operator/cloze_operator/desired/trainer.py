@@ -12,6 +12,7 @@ from cloze_api.names import (
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
     ENV_SIGNING_KEY,
+    ENV_TEACHER_DIGEST,
     ENV_WORKSPACE,
     JOB_FILE,
     PROGRESS_PORT,
@@ -24,8 +25,8 @@ from cloze_api.names import (
 from cloze_api.resources import PretrainJob, TrainingJob
 from cloze_api.source import Source, SourceKind, parse_source
 from cloze_api.training import AccessMode
-from cloze_operator.desired.base import ResolvedBase
 from cloze_operator.desired.metadata import container_security, labels, pod_security, selector
+from cloze_operator.desired.origins import Origins
 from cloze_operator.desired.platform import Platform
 
 TRAINER: Final = "trainer"
@@ -46,7 +47,7 @@ class Gang:
     service: str
     claim: str
     config_map: str
-    base: ResolvedBase | None
+    origins: Origins
 
 
 def source_uris(job: TrainingJob) -> tuple[str, ...]:
@@ -136,8 +137,10 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
         # The root is read-only; what libraries keep in a home folder goes to memory of the pod's own.
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
     }
-    if gang.base:
-        environment[ENV_BASE_DIGEST] = gang.base.digest
+    if gang.origins.base:
+        environment[ENV_BASE_DIGEST] = gang.origins.base.digest
+    if gang.origins.teacher:
+        environment[ENV_TEACHER_DIGEST] = gang.origins.teacher.digest
     signing = job.spec.registry.signing
     if signing:
         environment[ENV_SIGNING_KEY] = f"{SIGNING_MOUNT}/{signing.key}"

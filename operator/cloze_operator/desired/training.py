@@ -8,8 +8,8 @@ import yaml
 from cloze_api.names import API_VERSION, JOB_FILE, LABEL_QUEUE, QUEUE_PREFIX, RENDEZVOUS_PORT
 from cloze_api.progress import BLAMELESS_EXIT_CODES, FINAL_EXIT_CODES, ExitCode
 from cloze_api.resources import PretrainJob, TrainingJob
-from cloze_operator.desired.base import ANNOTATION_BASE, ResolvedBase, with_base
 from cloze_operator.desired.metadata import Manifest, child_metadata, sealed, selector
+from cloze_operator.desired.origins import Origins, with_origins
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.trainer import TRAINER, Gang, pod_template
 
@@ -43,10 +43,6 @@ def queue_labels(owner: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in sorted(found.items()) if key.startswith(QUEUE_PREFIX)}
 
 
-def _annotations(base: ResolvedBase | None) -> dict[str, str]:
-    return {ANNOTATION_BASE: base.annotation()} if base else {}
-
-
 def claim(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
     """The run's volume: it outlives pods, suspension and restarts, not the resource."""
     storage = job.spec.storage
@@ -66,22 +62,20 @@ def claim(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
     )
 
 
-def config_map(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | None) -> Manifest:
-    """The resource as the training pods read it, with an exact base."""
+def config_map(owner: Mapping[str, Any], job: TrainingJob, origins: Origins) -> Manifest:
+    """The resource as the training pods read it, with exact versions."""
     spec = {key: value for key, value in owner["spec"].items() if key not in _OPERATIONAL}
-    if base:
-        spec = with_base(spec, base)
     document = {
         "apiVersion": API_VERSION,
         "kind": owner["kind"],
         "metadata": {key: owner["metadata"][key] for key in ("name", "namespace", "uid")},
-        "spec": spec,
+        "spec": with_origins(spec, origins),
     }
     return sealed(
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": child_metadata(owner, spec_name(job), _annotations(base)),
+            "metadata": child_metadata(owner, spec_name(job), origins.annotations()),
             "data": {JOB_KEY: yaml.safe_dump(document, sort_keys=True, allow_unicode=True)},
         }
     )
@@ -151,7 +145,7 @@ def mutable_job_fields(job: TrainingJob, spent: int) -> dict[str, Any]:
     }
 
 
-def indexed_job(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase | None, platform: Platform) -> Manifest:
+def indexed_job(owner: Mapping[str, Any], job: TrainingJob, origins: Origins, platform: Platform) -> Manifest:
     """One pod per node, with stable names. No TTL here: a Job that vanishes would be taken for one to start again.
 
     One that goes to a queue is born suspended, so that no pod is made before the queue has looked at it; as there is
@@ -159,11 +153,15 @@ def indexed_job(owner: Mapping[str, Any], job: TrainingJob, base: ResolvedBase |
     """
     nodes = job.spec.topology.nodes
     gang = Gang(
-        job_name=run_name(job), service=run_name(job), claim=claim_name(job), config_map=spec_name(job), base=base
+        job_name=run_name(job),
+        service=run_name(job),
+        claim=claim_name(job),
+        config_map=spec_name(job),
+        origins=origins,
     )
     spent = int((owner.get("status") or {}).get("activeSeconds") or 0)
     mutable = {key: value for key, value in mutable_job_fields(job, spent).items() if value is not None}
-    queue, metadata = queue_labels(owner), child_metadata(owner, run_name(job), _annotations(base))
+    queue, metadata = queue_labels(owner), child_metadata(owner, run_name(job), origins.annotations())
     if LABEL_QUEUE in queue:
         mutable["suspend"] = True
     return sealed(

@@ -10,12 +10,12 @@ from cloze_api.resources import FineTuneJob, TrainingJob, parse_job
 from cloze_api.source import SourceKind, parse_source
 from cloze_operator.cluster import Cluster
 from cloze_operator.decide.answers import Answer
-from cloze_operator.decide.base import frozen_base
 from cloze_operator.decide.deletions import witnessed
 from cloze_operator.decide.fields import Object, dig, is_going, is_true
+from cloze_operator.decide.origins import frozen_origins
 from cloze_operator.decide.pods import registered
 from cloze_operator.decide.snapshot import TrainingSnapshot
-from cloze_operator.desired.base import registered_base
+from cloze_operator.desired.origins import registered_base, registered_teacher
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.trainer import source_uris
 from cloze_operator.desired.training import claim_name, run_name, spec_name
@@ -65,7 +65,8 @@ class TrainingObserver:
         found = await read_pods(self._cluster, resource, live["metadata"]["uid"]) if live else ()
         pods = witnessed(found, live)
         bare = self._snapshot(resource, job, children=children)
-        base, base_job = await self._base(bare, job)
+        frozen = frozen_origins(bare)
+        base, base_job = (None, None) if frozen.base else await self._base(job)
         outcome = registered(pods)
         return self._snapshot(
             resource,
@@ -75,6 +76,7 @@ class TrainingObserver:
             missing=() if live else await self._missing(namespace, job),
             base=base,
             base_job=base_job,
+            teacher=None if frozen.teacher else await self._named(registered_teacher(job)),
             progress=await self._reports.progress(pods),
             registered=await self._registered(job) if is_true(live, "Complete") and not outcome else None,
         )
@@ -100,16 +102,15 @@ class TrainingObserver:
     async def _registered(self, job: TrainingJob) -> Answer:
         return await self._registry.of_job(job.spec.registry.name, job.metadata.uid)
 
-    async def _base(self, snapshot: TrainingSnapshot, job: TrainingJob) -> tuple[Answer, Object | None]:
-        if frozen_base(snapshot):
-            return None, None
+    async def _base(self, job: TrainingJob) -> tuple[Answer, Object | None]:
         if isinstance(job, FineTuneJob) and job.spec.base.pretrain_job is not None:
             awaited = job.spec.base.pretrain_job.name
             return None, await self._cluster.get("PretrainJob", job.metadata.namespace, awaited)
-        model = registered_base(job)
-        return (await self._registered_base(model) if model else None), None
+        return await self._named(registered_base(job)), None
 
-    async def _registered_base(self, model: PretrainedVersion) -> Answer:
+    async def _named(self, model: PretrainedVersion | None) -> Answer:
+        if model is None:
+            return None
         if model.version is not None:
             return await self._registry.version(model.name, model.version)
         assert model.alias is not None, "the model has neither version nor alias"

@@ -23,6 +23,7 @@ from cloze_api.manifest import (
     file_sha256,
     tokenizer_fingerprint,
 )
+from cloze_api.names import ENV_TEACHER_DIGEST
 from cloze_api.pretrain import Architecture
 from cloze_api.pretrained import PretrainedVersion
 from cloze_api.task import Task
@@ -68,7 +69,7 @@ def find(run: Run, asked: PretrainedVersion) -> Teacher:
     try:
         if asked.alias is not None:
             asked = PretrainedVersion(name=asked.name, version=_resolved(run, pinned, mark))
-        return fetch(run, asked, open_teacher, expected_from=None)
+        return fetch(run, asked, open_teacher, expected_from=ENV_TEACHER_DIGEST)
     except BaseModelError as error:
         reason = f"Teacher{error.reason.removeprefix('Base')}"
         raise BaseModelError(reason, f"spec.distillation.teacher: {error.message}") from error
