@@ -92,8 +92,8 @@ def reference(
 
 def workload_of(folder: Path, architecture: Architecture) -> Pretraining:
     """Texts of which some are longer than local layers reach, and rows that hold several."""
-    words = [f"word{number}" for number in range(60)]
-    documents = [" ".join(words[number % 50 :][: 3 + 7 * (number % 8)]) for number in range(60)]
+    words = [f"word{number}" for number in range(160)]
+    documents = [" ".join(words[number % 40 :][: 3 + 17 * (number % 8)]) for number in range(24)]
     run, spec = run_of(
         folder,
         [f"{text} {number}" for number, text in enumerate(documents)],
@@ -124,8 +124,8 @@ def test_texts_without_padding_are_learnt_from_as_with_masks(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    saved = 0
-    for batch in range(3):
+    saved = longest = texts = rows = 0
+    for batch in range(workload._order.steps_per_epoch):
         masked = workload.share(batch, 0, 1, 0.0)
         workload.attention = Attention.UNPADDED
         flat = workload.share(batch, 0, 1, 0.0)
@@ -135,11 +135,15 @@ def test_texts_without_padding_are_learnt_from_as_with_masks(
             assert torch.equal(one.targets, other.targets)
             assert isinstance(other.inputs[1], Texts)
             assert other.places == other.tokens
-            assert len(other.inputs[1].bounds) - 1 > one.sequences
+            longest = max(longest, other.inputs[1].longest)
+            texts += len(other.inputs[1].bounds) - 1
+            rows += one.sequences
             saved += one.places - other.places
             for found, expected in zip(learnt(workload, model, other), learnt(workload, model, one), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
     assert saved > 0
+    assert longest > 3 * LOCAL_REACH // 2
+    assert texts > rows
 
 
 def test_torchs_kernel_takes_what_it_is_given(tmp_path: Path) -> None:
