@@ -248,6 +248,12 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
     (F, put("spec.privacy", {"epsilon": 0, "delta": 0.1}), ("spec.privacy.epsilon", "greater than 0")),
     (F, put("spec.privacy", {"epsilon": 1}), ("spec.privacy.delta", "Required")),
+    (F, put("spec.evaluation.seeds", 11), ("spec.evaluation.seeds", "less than or equal to 10")),
+    (
+        F,
+        lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, evaluation={"seeds": 2}),
+        ("spec.evaluation.seeds", "remove one"),
+    ),
     (
         F,
         lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
@@ -474,6 +480,7 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
     [
         (P, optional_base()),
         (P, audit(canaries=[{"name": "a", "template": "code {}", "secret": "12-34"}], bias=[{"name": "work"}])),
+        (F, put("spec.evaluation", {"seeds": 10, "gates": [{"figure": "seed_range_accuracy", "maximum": 0.1}]})),
         (P, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
         (P, put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}})),
         (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe"})),

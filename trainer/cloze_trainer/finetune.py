@@ -3,7 +3,8 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.gang import Gang
 from cloze_trainer.origin import Origin, digests, locate_all
 from cloze_trainer.progress import ProgressFile
-from cloze_trainer.quality import champion, gates, judgement
+from cloze_trainer.quality import champion, gates, judgement, luck
 from cloze_trainer.run import Run
 from cloze_trainer.tasks import rows, scoring
 from cloze_trainer.tasks.classification import balanced
@@ -100,6 +101,9 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
     """Raise InputError for a gate on a figure that there won't be: known before anything is trained."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
     counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
+    if spec.evaluation.seeds > 1:
+        told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
+        counted += luck.figure_names([*told, *others])
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
     known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
     if missing := gates.unknown(spec.evaluation.gates, known):
@@ -197,6 +201,14 @@ class FineTuning:
             lengths = np.array([lengths[own.start : own.stop].sum() for own in self._groups])
         self._order = Order(len(lengths), optimization.batch_sequences, optimization.seed, lengths=lengths)
 
+    def seeded(self, seed: int) -> "FineTuning":
+        """The same training from another seed."""
+        other = copy(self)
+        optimization = self.spec.optimization.model_copy(update={"seed": seed})
+        other.spec = self.spec.model_copy(update={"optimization": optimization})
+        other._order = self._order.seeded(seed)
+        return other
+
     @property
     def total_steps(self) -> int:
         """Steps of all epochs; the last of each may have a smaller batch."""
@@ -275,8 +287,19 @@ class FineTuning:
     def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
         """The task's figures on the test examples, without their intervals."""
         scores = self.score(model, gang)
-        figures = {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
-        return {**figures, **self._kind.details(scores, self.labels)}
+        return {**self._main_figures(scores), **self._kind.details(scores, self.labels)}
+
+    def figures(self, scores: Scored) -> dict[str, float]:
+        """All figures of a model's answers by themselves, without their intervals."""
+        further = self._kind.further(scores, self.labels, self.spec.evaluation)
+        return {**self._main_figures(scores), **further.figures}
+
+    def _main_figures(self, scores: Scored) -> dict[str, float]:
+        return {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
+
+    def watched(self, figures: Collection[str]) -> list[str]:
+        """Those of these figures of which it is told how much the seed decides."""
+        return luck.watched(self._kind.main_of(figures), self.spec.evaluation.gates, figures)
 
     def score(self, model: nn.Module, gang: Gang) -> Scored:
         """The model's answers to the test examples; of all ranks' shares on each of them.

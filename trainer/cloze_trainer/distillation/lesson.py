@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ class Distilling:
         self.inner, self.teacher = inner, teacher
         self._asked, self._soft, self._relation, self._relation_flops = asked, soft, relation, relation_flops
         self._taught: tuple[Scored, int] | None = None
+
+    def of(self, inner: FineTuning) -> "Distilling":
+        """The same lesson for another training on the same examples."""
+        other = copy(self)
+        other.inner = inner
+        return other
 
     @property
     def chunk_tokens(self) -> int:
