@@ -93,6 +93,10 @@ def test_there_are_examples_of_every_kind() -> None:
             "spec.evaluation.seeds trains several models",
         ),
         (
+            with_spec("PretrainJob", evaluation={"audit": {"personalData": {}}}),
+            "spec.cleaning.pii takes out",
+        ),
+        (
             with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
             "remove the sharding",
         ),

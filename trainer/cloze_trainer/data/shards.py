@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.pretrain import Tokenizer as TokenizerSpec
-from cloze_trainer.data import cleaning, tokenizer
+from cloze_trainer.data import cleaning, personal, tokenizer
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import BrokenLines
 from cloze_trainer.data.packing import Seen, Tokens, write_rows
@@ -63,6 +63,8 @@ def content_key(
         "max_length": max_length,
         "held_out_fraction": spec.evaluation.held_out_fraction,
     }
+    if probe := spec.evaluation.audit.personal_data:
+        parts["personal_data"] = probe.sample
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -139,6 +141,9 @@ def prepare(
             name: write_rows(staging / name, model, texts, length, special)
             for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
         }
+        if probe := spec.evaluation.audit.personal_data:
+            texts = train_texts, held_out_texts
+            personal.write(staging, model, *texts, most=probe.sample, special=special, max_length=length)
         train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
         for name, counts in (("training", train), ("held-out", held_out)):
             if not counts.rows:
