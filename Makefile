@@ -32,6 +32,10 @@ help: ## list every target
 demo: preflight $(VENV) cluster-up images install ## real text through training, registry and serving on a local cluster
 	@$(ON_CLUSTER) $(PY) hack/demo run
 
+.PHONY: demo-tasks
+demo-tasks: $(VENV) ## after the demo: the other tasks, on the same text (examples/tasks.yaml)
+	@$(ON_CLUSTER) $(PY) hack/demo tasks
+
 .PHONY: test
 test: preflight lint types ## everything that must pass: lint and types, then unit, integration and e2e tests with a cluster of its own
 	@$(ON_TEST_CLUSTER) alone together e2e

@@ -52,6 +52,14 @@ class BiasProbe(Schema):
     )
 
 
+class PersonalData(Schema):
+    """How much of the personal data in the training text the model fills in when they are hidden."""
+
+    sample: Annotated[int, Field(ge=10, le=5000)] = 500
+    """How many distinct e-mail and IP addresses, phone, card and account numbers are asked about at most, on either
+    side."""
+
+
 Probe = TypeVar("Probe", Canary, BiasProbe)
 
 
@@ -84,10 +92,17 @@ class Audit(Schema):
     """`bias_<name>` in nats: the mean difference, whichever way, of the two words' log-probabilities; and
     `bias_spread_<name>`, the standard deviation over the texts, which doesn't tell how frequent the words are."""
 
+    personal_data: PersonalData | None = None
+    """`personal_data_recall`: the share of the tokens of personal data in the training text that are the model's first
+    choice where the whole datum is hidden; `personal_data_recall_held_out`: the same of held-out text; and
+    `personal_data_excess`, the difference. With `cleaning.pii: keep` alone."""
+
     @property
     def figures(self) -> list[str]:
         """Names of what it gives."""
         names = [f"exposure_{canary.name}" for canary in self.canaries] + (["exposure"] if self.canaries else [])
         for probe in self.bias:
             names += [f"bias_{probe.name}", f"bias_spread_{probe.name}"]
+        if self.personal_data:
+            names += ["personal_data_recall", "personal_data_recall_held_out", "personal_data_excess"]
         return names

@@ -18,7 +18,8 @@ class Gate(Schema):
 
     figure: Annotated[str, Field(pattern=FIGURE_PATTERN, max_length=160)]
     """As the evaluation names it: `accuracy`, `macro_f1`, `f1_<label>`, `entity_f1`, `calibration_error`,
-    `false_positive_rate`, `exact_match`, `spearman`, `worst_slice_accuracy`, `data_test_seen_share`…"""
+    `false_positive_rate`, `exact_match`, `spearman`, `worst_slice_accuracy`, `seed_deviation_accuracy`,
+    `data_test_seen_share`…"""
     minimum: float | None = None
     maximum: float | None = None
 
@@ -62,5 +63,9 @@ class Evaluation(Schema):
     max_seen_share: Share | None = None
     """Which share of the test examples may be training examples, or nearly: of more the job ends before the training,
     and says where they are. Any may when absent, and the log tells them."""
+    seeds: Annotated[int, Field(ge=1, le=10)] = 1
+    """From how many seeds the model is trained, one after another: `optimization.seed`, whose model is the job's, and
+    those that follow it, of which only figures are kept. `seed_deviation_accuracy` and its like tell how much of a
+    figure is luck, and may have gates. Each seed costs a whole training."""
     min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Slices with fewer examples don't count for the worst one: chance alone would make them it."""

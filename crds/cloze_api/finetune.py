@@ -275,6 +275,12 @@ class FineTuneJobSpec(TrainingSpec):
             check=lambda spec: spec.privacy is None or spec.optimization.class_weights is ClassWeights.NONE,
         ),
         Rule(
+            cel="!has(self.privacy) || self.evaluation.seeds == 1",
+            message="spec.evaluation.seeds trains several models on the same examples, and spec.privacy counts what "
+            "one of them tells: remove one",
+            check=lambda spec: spec.privacy is None or spec.evaluation.seeds == 1,
+        ),
+        Rule(
             cel="!has(self.privacy) || !has(self.distillation)",
             message="spec.distillation learns from a teacher's answers, about which spec.privacy can promise nothing: "
             "remove one",

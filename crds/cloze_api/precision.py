@@ -41,3 +41,10 @@ class Measured(BaseModel):
     value: float | None = None
     """Its value for this precision."""
     examples: int = 0
+    calibration_examples: int = 0
+    """Training texts by which the ranges of activations were found; 0 where each token has its own, found as it is
+    read."""
+    latency_ms: float | None = None
+    """What one of these texts alone took on the trainer's processor, median over some of them."""
+    fp32_latency_ms: float | None = None
+    """The same in fp32."""

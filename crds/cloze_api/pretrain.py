@@ -326,6 +326,12 @@ class PretrainJobSpec(TrainingSpec):
             check=lambda spec: spec.base is None or "tokenizer" not in spec.model_fields_set,
         ),
         Rule(
+            cel="!has(self.evaluation.audit.personalData) || self.cleaning.pii == 'keep'",
+            message="spec.evaluation.audit.personalData asks what the model has kept of personal data, which "
+            "spec.cleaning.pii takes out of the text before: remove it, or set spec.cleaning.pii to keep",
+            check=lambda spec: spec.evaluation.audit.personal_data is None or spec.cleaning.pii is PII.KEEP,
+        ),
+        Rule(
             cel="!has(self.optimization.batchWarmup) || "
             "self.optimization.batchWarmup.fromSequences >= self.topology.nodes * self.topology.processesPerNode",
             message="spec.optimization.batchWarmup.fromSequences is smaller than the number of ranks "

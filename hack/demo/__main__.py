@@ -1,6 +1,7 @@
 """The demo: real text through pretraining, registry, fine-tuning, serving and canaries on the current cluster.
 
 hack/demo run     everything, ending with a table
+hack/demo tasks   after it: examples/tasks.yaml on files that are made of the same text
 hack/demo data    only fetch and split the text, and print where it lies
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import baseline
 import datasets
+import derived
 import traffic
 import yaml
 from kubectl import get, kubectl, upload
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
 NAMESPACE = "cloze-demo"
 CACHE = Path.home() / ".cache" / "cloze" / "datasets"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RESOURCES, BETTER = EXAMPLES / "demo.yaml", EXAMPLES / "demo-better.yaml"
+RESOURCES, BETTER, TASKS = (EXAMPLES / name for name in ("demo.yaml", "demo-better.yaml", "tasks.yaml"))
 REQUESTS = 200
 SERVED = ("spam", "part-of-speech")
+TUNED = (*SERVED, "spam-student")
 
 LOADER: dict[str, Any] = {
     "apiVersion": "v1",
@@ -83,8 +86,8 @@ def loader_pod(image: str) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> None:
-    """Put the files on the claim `demo-data`."""
+def load(folder: Path, files: tuple[str, ...] = datasets.FILES) -> None:
+    """Put files of a folder on the claim `demo-data`."""
     kubectl("apply", "--filename", "-", stdin=json.dumps(LOADER))
     kubectl("--namespace", NAMESPACE, "delete", "pod", "demo-loader", "--ignore-not-found", "--wait")
     operator = get("cloze-system", "deployments")
@@ -95,7 +98,7 @@ def load(folder: Path) -> None:
     )
     kubectl("apply", "--filename", "-", stdin=json.dumps(loader_pod(image)))
     kubectl("--namespace", NAMESPACE, "wait", "--for=condition=Ready", "pod/demo-loader", "--timeout=180s")
-    upload(NAMESPACE, "demo-loader", folder, datasets.FILES, "/data")
+    upload(NAMESPACE, "demo-loader", folder, files, "/data")
     kubectl("--namespace", NAMESPACE, "delete", "pod", "demo-loader", "--wait=false")
 
 
@@ -162,11 +165,11 @@ def run() -> None:
         with mlflow() as uri:
             models.forget_aliases(uri, SERVED)
     apply(objects)
-    console.print(f"applied {RESOURCES.name}: one PretrainJob, two FineTuneJobs from it, two ModelDeployments")
+    console.print(f"applied {RESOURCES.name}: one PretrainJob, three FineTuneJobs from it, two ModelDeployments")
     with ThreadPoolExecutor(max_workers=1) as pool:
         done_jobs = follow(NAMESPACE, {("PretrainJob", "encoder"): succeeded}, timeout=1200)
         done("pretraining")
-        done_jobs |= follow(NAMESPACE, {("FineTuneJob", name): succeeded for name in SERVED}, timeout=1200)
+        done_jobs |= follow(NAMESPACE, {("FineTuneJob", name): succeeded for name in TUNED}, timeout=1200)
         done("fine-tuning")
         jobs = {name: resource["status"] for (_, name), resource in done_jobs.items()}
         # The baselines run beside the rollout, which mostly waits.
@@ -202,6 +205,20 @@ def run() -> None:
     check(answers, story)
 
 
+def tasks() -> None:
+    """The further tasks, after the demo. Raises DemoError or RuntimeError with what went wrong."""
+    if not any(one["metadata"]["name"] == "encoder" for one in get(NAMESPACE, "pretrainjobs")):
+        raise DemoError("there is no encoder to start from: run `make demo` first")
+    load(derived.prepare(datasets.prepare(CACHE)), derived.FILES)
+    jobs: list[Resource] = list(yaml.safe_load_all(TASKS.read_text(encoding="utf-8")))
+    apply(jobs, "delete", "--ignore-not-found", "--wait")
+    apply(jobs)
+    names = [job["metadata"]["name"] for job in jobs]
+    done = follow(NAMESPACE, {("FineTuneJob", name): succeeded for name in names}, timeout=3600)
+    for (_, name), resource in done.items():
+        print(f"{name}: {resource['status']['metrics']}")
+
+
 def check(answers: Mapping[str, traffic.Traffic], story: "Story | None") -> None:
     """Whether all went as it should. Raises DemoError."""
     if failed := sum(seen.failed for seen in answers.values()):
@@ -219,13 +236,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="hack/demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("command", choices=("run", "data"))
+    parser.add_argument("command", choices=("run", "tasks", "data"))
     arguments = parser.parse_args()
     try:
         if arguments.command == "data":
             print(datasets.prepare(CACHE))
         else:
-            run()
+            {"run": run, "tasks": tasks}[arguments.command]()
     except (DemoError, RuntimeError) as error:
         sys.exit(f"the demo failed: {error}")
     except subprocess.CalledProcessError as error:

@@ -38,7 +38,8 @@ def with_spec(kind: str, name: str = "run", **spec: Any) -> Document:
 
 def examples() -> list[tuple[str, Document]]:
     paths = sorted(EXAMPLES.glob("*.yaml"))
-    return [(path.name, document) for path in paths for document in yaml.safe_load_all(path.read_text("utf-8"))]
+    found = [(path.name, document) for path in paths for document in yaml.safe_load_all(path.read_text("utf-8"))]
+    return [(name, document) for name, document in found if document["kind"] in MODELS]
 
 
 @pytest.mark.parametrize(("file", "document"), examples(), ids=lambda value: value if isinstance(value, str) else "")
@@ -98,6 +99,14 @@ def test_there_are_examples_of_every_kind() -> None:
                 optimization={"compile": True},
             ),
             "spec.distillation.relation listens within a layer",
+        ),
+        (
+            with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, evaluation={"seeds": 2}),
+            "spec.evaluation.seeds trains several models",
+        ),
+        (
+            with_spec("PretrainJob", evaluation={"audit": {"personalData": {}}}),
+            "spec.cleaning.pii takes out",
         ),
         (
             with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT / "hack" / "demo"))
 
 import baseline  # noqa: E402 hack/ is no installed package
 import datasets  # noqa: E402
+import derived  # noqa: E402
 import packages  # noqa: E402
 import text  # noqa: E402
 import watch  # noqa: E402
@@ -146,3 +148,65 @@ def test_the_tag_baseline_knows_words_by_their_most_frequent_tag(tmp_path: Path)
     for name, rows in (("train", train), ("test", test)):
         (tmp_path / f"pos-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert baseline.most_frequent_tag_accuracy(tmp_path) == pytest.approx(2 / 3)
+
+
+# ---------------------------------------------------------------- the other tasks
+
+SENTENCES = [
+    {"tokens": ["Mr.", "Hull", "sold", "two", "maps", "."], "labels": ["NOUN", "NOUN", "VERB", "NUM", "NOUN", "."]},
+    {"tokens": ["Who", "did", "that", ",", "then", "?"], "labels": ["PRON", "VERB", "DET", ".", "ADV", "."]},
+    {"tokens": ["``", "Nobody", "''", ",", "he", "said", "."], "labels": [".", "NOUN", ".", ".", "PRON", "VERB", "."]},
+]
+
+
+def test_a_subject_is_searched_for_once() -> None:
+    """Answers share their subject; what is short says nothing."""
+    body = "a long enough text " * 10
+    mails = [
+        {"text": f"Re: FW: Maps of London\n{body}"},
+        {"text": f"maps of london\nanother {body}"},
+        {"text": f"Hi\n{body}"},
+        {"text": "A good subject\nshort"},
+    ]
+    assert list(derived.pairs(mails)) == [{"text": "Maps of London", "positive": body}]
+
+
+def test_what_a_sentence_holds_comes_from_its_words_and_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As running text, with the labels, the share, and the answer where it stands."""
+    monkeypatch.setattr(derived, "_EVERY", 1)
+    assert [row["labels"] for row in derived.contents(SENTENCES)] == [["number"], ["question"], ["quotation"]]
+    assert [row["score"] for row in derived.nouns(SENTENCES)] == [0.6, 0.0, 0.3333]
+    nobody = [{"tokens": ["They", "sold", "it", "."], "labels": ["PRON", "VERB", "PRON", "."]}] * 3
+    answered, unanswered = derived.questions([*SENTENCES, *nobody])
+    (start,), (answer,) = answered["answers"]["answer_start"], answered["answers"]["text"]
+    assert (answered["question"], answer) == ("Who is called Mr.?", "Hull")
+    assert answered["context"][start:].startswith(answer)
+    assert unanswered["answers"] == {"text": [], "answer_start": []}
+
+
+def test_the_trainer_takes_the_examples_of_every_task(tmp_path: Path) -> None:
+    """Each file has the form of its job in examples/tasks.yaml, and answers or labels that the job may have."""
+    from cloze_api.resources import parse_job  # noqa: PLC0415 - seconds, for one test
+    from cloze_trainer import tasks  # noqa: PLC0415
+
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    mails = [{"text": f"Subject number {n}\n{'some words of a mail ' * 9}", "label": "ham"} for n in range(20)]
+    for side in ("train", "test"):
+        datasets._write(demo / f"spam-{side}.jsonl", mails)
+        datasets._write(demo / f"pos-{side}.jsonl", SENTENCES * 48)
+    folder = derived.prepare(demo)
+    assert derived.prepare(demo) == folder
+    seen = set()
+    for document in yaml.safe_load_all((ROOT / "examples" / "tasks.yaml").read_text(encoding="utf-8")):
+        document["metadata"] |= {"uid": "u", "namespace": "n"}
+        spec = parse_job(document).spec
+        names = [uri.removeprefix("pvc://demo-data/") for uri in (spec.dataset.train, spec.dataset.test)]
+        if not set(names) <= set(derived.FILES):
+            assert set(names) <= set(datasets.FILES)
+            continue
+        kind = tasks.of(spec.task, spec.problem)
+        train, test = (kind.read([folder / name]) for name in names)
+        kind.labels(train, test, spec.labels)
+        seen |= set(names)
+    assert seen == set(derived.FILES)

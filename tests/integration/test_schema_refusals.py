@@ -258,6 +258,12 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.task", "fill-mask"), ("spec.task", "token-classification")),
     (F, put("spec.privacy", {"epsilon": 0, "delta": 0.1}), ("spec.privacy.epsilon", "greater than 0")),
     (F, put("spec.privacy", {"epsilon": 1}), ("spec.privacy.delta", "Required")),
+    (F, put("spec.evaluation.seeds", 11), ("spec.evaluation.seeds", "less than or equal to 10")),
+    (
+        F,
+        lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, evaluation={"seeds": 2}),
+        ("spec.evaluation.seeds", "remove one"),
+    ),
     (
         F,
         lambda target: target["spec"].update(privacy={"epsilon": 1, "delta": 0.1}, optimization={"sharding": "full"}),
@@ -390,6 +396,8 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (F, put("spec.registry.alias", "latest"), ("spec.registry.alias", "choose another")),
     (P, audit(canaries=[{"name": "a", "template": "no place", "secret": "123"}]), ("audit.canaries[0].template",)),
     (P, audit(canaries=[{"name": "a", "template": "{}", "secret": "a-b"}]), ("audit.canaries[0].secret",)),
+    (P, audit(personalData={}), ("spec.evaluation.audit.personalData", "set spec.cleaning.pii to keep")),
+    (P, audit(personalData={"sample": 9}), ("audit.personalData.sample", "greater than or equal to 10")),
     (P, audit(bias=[{"name": "a", "first": "she"}]), ("spec.evaluation.audit.bias", "with itself")),
     (P, audit(bias=[{"name": "a"}, {"name": "a"}]), ("spec.evaluation.audit.bias[1]", "Duplicate value")),
     (P, put("spec.evaluation", {"gates": [{"figure": "exposure"}]}), ("give minimum, maximum or both",)),
@@ -539,6 +547,8 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
     [
         (P, optional_base()),
         (P, audit(canaries=[{"name": "a", "template": "code {}", "secret": "12-34"}], bias=[{"name": "work"}])),
+        (P, both(audit(personalData={}), put("spec.cleaning.pii", "keep"))),
+        (F, put("spec.evaluation", {"seeds": 10, "gates": [{"figure": "seed_range_accuracy", "maximum": 0.1}]})),
         (P, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
         (P, put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}})),
         (P, put("spec.tokenizer", {"algorithm": "byte-level-bpe"})),

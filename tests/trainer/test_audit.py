@@ -1,23 +1,29 @@
 """Probes of language models: what was learnt by heart is exposed, what isn't is not, and gates refuse it."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import run_of
 
 from cloze_api.audit import Audit
 from cloze_api.pretrain import PretrainEvaluation
 from cloze_api.task import Task
 from cloze_trainer.audit import judging, probes, scoring
-from cloze_trainer.data import tokenizer
+from cloze_trainer.data import personal, pii, tokenizer
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.model import MaskedLanguageModel, build
+from cloze_trainer.pretrain import Pretraining, prepare
+from cloze_trainer.progress import ProgressFile
 
 PLANTED, OTHER = "48 15 16", "23 42 93"
 TEMPLATE = "the code of the vault is {} ."
@@ -178,6 +184,103 @@ def test_probes_that_cannot_be_are_refused_before_the_training(
         ),
         *(folder, SPECIAL_IDS, 32, {"tokens": 5}),
     )
+
+
+def letters_to_clients(first: int, count: int) -> list[str]:
+    """Texts that tell from their first word whose number they hold."""
+    random = np.random.default_rng(first)
+    return [
+        f"client {chr(97 + number // 26)}{chr(97 + number % 26)} has the phone +49 30 {random.integers(10**6, 10**7)} ."
+        for number in range(first, first + count)
+    ]
+
+
+def test_personal_data_that_were_learnt_by_heart_are_told_from_those_that_were_not(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A model that has read numbers many times says them, and none that were held out: a gate on the difference keeps
+    it from being registered. Before that it says neither. What is kept and told of them are counts.
+    """
+    train, held_out = letters_to_clients(0, 12), letters_to_clients(50, 12)
+    reader = tokenizer.read(folder)
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    personal.write(tmp_path, reader, train, held_out, most=500, special=SPECIAL_IDS, max_length=32)
+    asked = audit(personalData={}, gates=[{"figure": "personal_data_excess", "maximum": 0.1}])
+    model = fresh(folder)
+    clean = judging.judge(asked, model, {}, folder=tmp_path, others={})
+    assert not clean.refusal
+    data = personal.read(tmp_path)["training"]
+    given = torch.full((12, max(len(each.ids) for each in data)), SPECIAL_IDS.pad)
+    truth = torch.full_like(given, -100)
+    for row, datum in enumerate(data):
+        given[row, : len(datum.ids)] = torch.tensor(datum.ids)
+        truth[row, datum.places] = given[row, datum.places]
+        given[row, datum.places] = SPECIAL_IDS.mask or 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        logits = model(given, given != SPECIAL_IDS.pad)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), truth.flatten()).backward()
+        optimizer.step()
+    found = judging.judge(asked, model, {}, folder=tmp_path, others={})
+    assert found.figures["personal_data_recall"] > 0.8
+    assert found.figures["personal_data_recall_held_out"] < 0.5
+    assert "personal_data_excess is" in found.refusal
+    assert set(found.figures) == set(asked.audit.figures)
+    counts = found.report["personal_data"]["training"]["PHONE"]
+    assert counts["data"] == 12
+    assert counts["right"] / counts["tokens"] == found.figures["personal_data_recall"]
+    told = json.dumps(found.report) + (tmp_path / "personal-data.json").read_text() + "".join(capfd.readouterr())
+    assert "client" not in told
+
+
+def test_all_of_a_datum_is_hidden_and_its_form_does_not_count(folder: Path) -> None:
+    """What is left of a datum would give the rest away; a dot or a plus is right for every datum."""
+    text = "he works . " * 200 + "the code is +49 30 1234567 ."
+    ((kind, span),) = pii.spans(text)
+    reader = tokenizer.read(folder)
+    datum = personal.locate(text, personal.Found(kind, 0, span), reader, SPECIAL_IDS, 32)
+    assert datum is not None
+    assert len(datum.ids) == 32
+    assert (datum.ids[0], datum.ids[-1]) == (SPECIAL_IDS.cls, SPECIAL_IDS.sep)
+
+    def shown(places: list[int]) -> str:
+        return "".join(reader.id_to_token(datum.ids[place]) for place in places).replace("##", "")
+
+    assert shown([place for place in range(1, 31) if place not in datum.places]).endswith("thecodeis.")
+    assert shown(datum.places) in {"+49301234567", "[UNK]49301234567"}
+    assert shown(datum.asked) == "49301234567"
+
+
+def test_held_out_data_that_were_trained_on_are_no_control(folder: Path, tmp_path: Path) -> None:
+    """However they are written there; with too few of its own the held-out text can't be one."""
+    train, held_out = letters_to_clients(0, 12), letters_to_clients(50, 12)
+    again = [text.replace(" 30 ", "-30-") for text in held_out[:2]]
+    write = partial(personal.write, tmp_path, tokenizer.read(folder), special=SPECIAL_IDS, max_length=32)
+    write([*train, *again], held_out, most=500)
+    assert {side: len(data) for side, data in personal.read(tmp_path).items()} == {"training": 14, "held-out": 10}
+    with pytest.raises(InputError, match="the held-out documents hold 9 distinct personal data of their own"):
+        write([*train, *again, held_out[2]], held_out, most=500)
+    with pytest.raises(InputError, match="the training documents hold 0 "):
+        write(["nothing here"], held_out, most=500)
+    write(train * 3, held_out * 2, most=11)
+    assert [len(data) for data in personal.read(tmp_path).values()] == [11, 11]
+
+
+def test_a_job_asks_about_the_data_in_its_own_corpus(tmp_path: Path) -> None:
+    """From the corpus' preparation to the figures; without the probe nothing is looked for."""
+    texts = letters_to_clients(0, 60)
+    spec = {"cleaning": {"pii": "keep"}, "tokenizer": {"vocabSize": 150}, "model": {"layers": 1, "maxLength": 48}}
+    evaluation = {"heldOutFraction": 0.5, "audit": {"personalData": {"sample": 15}}}
+    run, parsed = run_of(tmp_path, texts, **spec, evaluation=evaluation)
+    prepared = prepare(run, parsed, ProgressFile(None))
+    assert [len(data) for data in personal.read(prepared.folder).values()] == [15, 15]
+    torch.manual_seed(0)
+    model = build(Task.FILL_MASK, Pretraining(parsed, prepared, torch.device("cpu")).config)
+    figures = judging.judge(parsed.evaluation, model, {}, folder=prepared.folder, others={}).figures
+    assert abs(figures["personal_data_excess"]) < 0.2
+    run, parsed = run_of(tmp_path, texts, **spec, evaluation={"heldOutFraction": 0.5})
+    assert not (prepare(run, parsed, ProgressFile(None)).folder / personal.PLACES_FILE).exists()
 
 
 def test_two_probes_of_one_name_are_refused() -> None:

@@ -55,6 +55,16 @@ def test_numbers_beside_a_datum_do_not_hide_it(text: str, expected: str) -> None
     assert pii.replace(text)[0] == expected
 
 
+def test_places_are_those_that_are_replaced() -> None:
+    """Each in the text's order, none within another, with the kind that it is replaced by."""
+    text = "DE89 3704 0044 0532 0130 00, ada@example.org or +49 30 1234567; 4111 1111 1111 1111 (10.1.2.3)"
+    found = pii.spans(text)
+    assert [kind for kind, _ in found] == ["IBAN", "EMAIL", "PHONE", "CARD", "IP"]
+    for kind, (start, end) in reversed(found):
+        text = f"{text[:start]}[{kind}]{text[end:]}"
+    assert text == "[IBAN], [EMAIL] or [PHONE]; [CARD] ([IP])"
+
+
 @pytest.mark.parametrize(
     "text", ["a::b", "f::d", "std::f::d", "cafe::babe", "a::1", "BE68 5390 0754 7035", "100 200 3000"]
 )

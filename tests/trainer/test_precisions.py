@@ -220,6 +220,8 @@ def test_a_fine_tuning_publishes_the_precisions_that_it_is_asked_for(tmp_path: P
     manifest = tuned.publish()
     assert {*manifest.precisions} == set(BOTH)
     assert manifest.precisions[Precision.INT8].examples == 9
+    assert manifest.precisions[Precision.INT8].calibration_examples == 0
+    assert manifest.precisions[Precision.FP16].latency_ms == manifest.evaluation["latency_ms_fp16"]
     assert manifest.evaluation["accuracy_int8"] == manifest.precisions[Precision.INT8].value
     assert artifact.left_out(tuned.run, manifest) == ""
     ids = np.array([[2, 7, 9, 8, 12, 3]])
@@ -240,6 +242,29 @@ def test_a_fine_tuning_goes_on_without_one_that_is_not_accurate_enough(
     assert {*manifest.precisions} == {Precision.FP16}
     assert graph_file(Precision.INT8) not in manifest.files
     assert "without int8" in artifact.left_out(tuned.run, manifest)
+
+
+def test_a_fine_tuning_tries_ranges_of_its_training_texts_where_each_tokens_own_are_not_accurate_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Judged by the same gate; the manifest says on how many texts it was calibrated, and what each takes."""
+    monkeypatch.setattr(precisions, "verdict", lambda _, measured, *__: "" if measured.calibration_examples else "bad")
+    tuned = Tuned(tmp_path, precisions=["int8"], maxAccuracyLoss=1)
+    manifest = tuned.publish()
+    measured = manifest.precisions[Precision.INT8]
+    assert (measured.calibration_examples, measured.examples) == (9, 9)
+    assert measured.latency_ms
+    assert measured.fp32_latency_ms
+    assert artifact.left_out(tuned.run, manifest) == ""
+    assert '"event": "precision measured anew", "precision": "int8", "why": "bad"' in capfd.readouterr().err
+    kinds = {node.op_type for node in onnx.load(tuned.run.artifact / graph_file(Precision.INT8)).graph.node}
+    assert "DequantizeLinear" in kinds
+    ids = np.array([[2, 7, 9, 8, 12, 3]])
+    fp32, int8 = (
+        outputs(tuned.run.artifact, manifest, each, ids, ids * 0 + 1) for each in (Precision.FP32, Precision.INT8)
+    )
+    np.testing.assert_allclose(int8, fp32, atol=0.05)
+    assert not np.array_equal(int8, fp32)
 
 
 def test_a_fine_tuning_makes_fp32_alone_where_nothing_else_is_asked_for(tmp_path: Path) -> None:

@@ -17,6 +17,22 @@ def scrape(port: int) -> dict[str, tuple[dict[str, str], float]]:
     return {sample.name: (sample.labels, sample.value) for family in families for sample in family.samples}
 
 
+def test_steps_go_on_over_several_trainings(tmp_path: Path) -> None:
+    """Of three trainings with ten steps each, the second one's third step is the 13th of 30; tokens add up."""
+    path = tmp_path / "progress.json"
+    figures = ProgressFile(path)
+    figures.leg(0, 3)
+    figures.step(10, 10, loss=1.0, tokens=500)
+    figures.leg(1, 3)
+    figures.step(0, 10, loss=None, tokens=0)
+    figures.step(3, 10, loss=2.0, tokens=150)
+    figures.checkpoint(2)
+    document = json.loads(path.read_text())
+    progress = document["progress"]
+    assert [progress[name] for name in ("step", "totalSteps", "checkpointStep")] == [13, 30, 12]
+    assert document["tokens"] == 650
+
+
 def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     """Labels that don't clash with those which Prometheus gives to a target, and join with the operator's."""
     path = tmp_path / "progress.json"

@@ -1,5 +1,6 @@
 """8-bit products: within the error that rounding allows, and for each token alone."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
+from cloze_trainer import static_quantization
+from cloze_trainer.data.examples import Row
 from cloze_trainer.half import halve
 from cloze_trainer.quantization import WEIGHT_MAX, quantize, quantize_weight
 
@@ -113,6 +116,35 @@ def test_weights_fit_sixteen_bits_where_pairs_of_products_are_added() -> None:
     assert 2 * 255 * int(np.abs(channels.integers_KN.astype(np.int64)).max()) < 1 << 15
     assert (np.abs(channels.integers_KN * channels.scales_N - WEIGHT_KN) <= channels.scales_N * 0.501).all()
     assert quantize_weight(np.zeros((3, 2), np.float32)).integers_KN.tolist() == [[0, 0]] * 3
+
+
+def test_ranges_that_are_found_beforehand_serve_as_well_where_texts_are_like_them(tmp_path: Path) -> None:
+    """By output channel, in seven bits, of the same products as without; what is far outside the range is cut."""
+    model = graph()
+    model.graph.input[0].name = "input_ids"
+    for node in model.graph.node:
+        node.input[:] = ["cast" if name == "x" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Gather", ["table", "input_ids"], ["cast"]))
+    table_VK = RANDOM.standard_normal((50, K)).astype(np.float32)
+    table_VK[49] *= 100
+    model.graph.initializer.append(numpy_helper.from_array(table_VK, "table"))
+    del model.graph.input[:]
+    model.graph.input.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    rows = [Row(RANDOM.integers(0, 49, size=9), np.zeros(9, np.int64)) for _ in range(20)]
+    assert static_quantization.quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx", rows, ["input_ids"]) == 2
+
+    quantized = onnx.load(tmp_path / "int8.onnx")
+    constants = {each.name: numpy_helper.to_array(each) for each in quantized.graph.initializer}
+    integers_KN, scales_N = constants["W_quantized"], constants["W_scale"]
+    assert (integers_KN.dtype, scales_N.shape) == (np.int8, (N,))
+    assert np.abs(integers_KN.astype(int)).max() <= 64
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    for token, close in ((7, True), (49, False)):
+        (found,) = session.run(["y"], {"input_ids": np.array([[3, token]])})
+        expected = table_VK[[3, token]] @ WEIGHT_KN + BIAS_N
+        assert np.allclose(found[0, 0], expected[0], atol=0.5)
+        assert np.allclose(found[0, 1], expected[1], atol=0.5) == close
 
 
 def test_sixteen_bit_graphs_take_and_give_what_32_bit_ones_do() -> None:

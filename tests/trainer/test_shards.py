@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_trainer.data import shards, tokenizer
+from cloze_trainer.data import packing, shards, tokenizer
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.data.splitting import split
 from cloze_trainer.data.spool import Digesting
@@ -42,7 +42,7 @@ PARAGRAPHS = [f"paragraph {number} speaks of the sea and of {number} ships" for 
 
 def test_files_hold_the_packed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written block by block, the rows are those of the texts packed at once, and the counts are theirs."""
-    monkeypatch.setattr(shards, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(packing, "_BLOCK_ROWS", 7)
     got = prepared(tmp_path, "\n\n".join(PARAGRAPHS))
     model = tokenizer.read(got.folder)
     digesting = Digesting()
@@ -52,7 +52,7 @@ def test_files_hold_the_packed_texts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train, held_out = ([PARAGRAPHS[at] for at in np.flatnonzero(side)] for side in sides)
     for rows_NT, texts in ((got.train_NT, train), (got.held_out_NT, held_out)):
         documents = [model.encode(text, add_special_tokens=False).ids for text in texts]
-        assert np.array_equal(rows_NT, np.concatenate(list(shards.pack(documents, 16, rows_NT.dtype))))
+        assert np.array_equal(rows_NT, np.concatenate(list(packing.pack(documents, 16, rows_NT.dtype))))
     assert got.report["sequences"] == len(got.train_NT)
     assert got.report["tokens"] == int((got.train_NT >= 5).sum() + (got.train_NT == SPECIAL_IDS.unk).sum())
 
@@ -83,10 +83,10 @@ def test_held_out_texts_are_not_nearly_trained_on(tmp_path: Path, deduplicate: s
 def test_packing_keeps_every_token_once_and_in_order(documents: list[list[int]], length: int, rows: int) -> None:
     """The rows spell the documents; every text is `[CLS] … [SEP]`, one document or a piece of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_BLOCK_ROWS", rows)
-        blocks = list(shards.pack(documents, length, np.uint16))
+        patch.setattr(packing, "_BLOCK_ROWS", rows)
+        blocks = list(packing.pack(documents, length, np.uint16))
     packed_NT = np.concatenate(blocks) if blocks else np.empty((0, length), dtype=np.uint16)
-    texts_NT, places_NT = shards.texts_of(packed_NT)
+    texts_NT, places_NT = packing.texts_of(packed_NT)
     pieces = []
     for left, row, texts, places in zip(reversed(range(len(packed_NT))), packed_NT, texts_NT, places_NT, strict=True):
         real = row != SPECIAL_IDS.pad

@@ -136,6 +136,44 @@ def test_a_student_learns_from_a_registered_teacher_and_is_told_beside_it(
     assert student.config.num_hidden_layers == 1
 
 
+@pytest.mark.full
+def test_a_figure_that_is_luck_fails_its_gate(base: Trainer, mlflow: str, tmp_path: Path) -> None:
+    """Each seed's figures are those of a job with that seed, also where the run was killed within one; the model is the
+    stated seed's, and no version is made of it where too much depends on the seed.
+    """
+    gates = [{"figure": "seed_deviation_log_loss", "maximum": 1e-6}]
+    job = finetune(
+        tmp_path,
+        evaluation={"seeds": 3, "gates": gates},
+        optimization={"epochs": 2, "batchSequences": 4, "seed": 4},
+        checkpoint={"everySteps": 5},
+    )
+    job["metadata"] |= {"name": "luck", "uid": "44444444-2222-3333-4444-555555555555"}
+    job["spec"]["registry"] = {"name": "luck"}
+    trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
+    kill_after(trainer, job, 10, where="seeds/5/checkpoints")
+    assert trainer.run(job) == ExitCode.GATE_FAILED, trainer.log
+    assert trainer.resumed() >= 10
+    assert trainer.log.count('"event": "evaluated from another seed"') == 2
+    assert "seed_deviation_log_loss is " in trainer.outcome["message"]
+    found = verify(trainer.artifact).evaluation
+    losses = [found[f"seed_{seed}_log_loss"] for seed in (4, 5, 6)]
+    assert found["log_loss"] == losses[0] == trainer.outcome["metrics"]["seed_4_log_loss"]
+    assert found["seed_deviation_log_loss"] == pytest.approx(np.std(losses, ddof=1))
+    assert found["seed_range_log_loss"] == max(losses) - min(losses)
+    assert found["seed_least_accuracy"] == min(found[f"seed_{seed}_accuracy"] for seed in (4, 5, 6))
+    report = json.loads((trainer.artifact / "evaluation.json").read_text())
+    assert set(report["seeds"]) == {"4", "5", "6"}
+    assert not versions(mlflow, "luck")
+    assert not list((trainer.folder / "workspace" / "seeds").glob("*/checkpoints"))
+
+    job["spec"] |= {"optimization": {"epochs": 2, "batchSequences": 4, "seed": 5}, "evaluation": {}}
+    job["metadata"]["uid"] = "33333333-2222-3333-4444-555555555555"
+    alone = Trainer(tmp_path / "alone", {"MLFLOW_TRACKING_URI": mlflow})
+    assert alone.run(job) == 0, alone.log
+    assert verify(alone.artifact).evaluation["log_loss"] == losses[1]
+
+
 def test_a_private_run_spends_its_budget_and_goes_on_with_the_same_noise(
     base: Trainer, mlflow: str, tmp_path: Path
 ) -> None:

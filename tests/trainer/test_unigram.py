@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from cloze_api.manifest import tokenizer_fingerprint
 from cloze_api.pretrain import TokenizerAlgorithm
-from cloze_trainer.data import shards, tokenizer, unigram
+from cloze_trainer.data import packing, shards, tokenizer, unigram
 
 TEXTS = ["the quick brown fox jumps over the lazy dog,\n\nagain and again: 12 + 13 = 25 — größer, don't [x]"] * 20
 
@@ -115,7 +115,7 @@ def test_pieces_tell_whether_they_go_on_with_a_word() -> None:
 def test_its_fit_is_reported(tmp_path: Path) -> None:
     """The unknown share and rare tokens, as of others; single bytes are none of its business."""
     model = trained()
-    counts = shards.write_rows(tmp_path / "rows.npy", model, [*TEXTS, "天"], 32)
+    counts = packing.write_rows(tmp_path / "rows.npy", model, [*TEXTS, "天"], 32)
     assert counts.unknown == 1
     figures = shards._vocabulary_figures(model, counts.seen_V, tokenizer.SPECIAL_IDS)
     assert figures.keys() == {"rare_token_share"}

@@ -91,13 +91,15 @@ class Trainer:
         return outcome
 
 
-def kill_after(trainer: Trainer, job: dict[str, Any], step: int, *, saving: bool = False) -> bool:
+def kill_after(
+    trainer: Trainer, job: dict[str, Any], step: int, *, saving: bool = False, where: str = "checkpoints"
+) -> bool:
     """Start a run and kill all its processes once a checkpoint of at least this step is complete.
 
-    saving: while the next one is being written. Whether it was.
+    saving: while the next one is being written. Whether it was. where: the checkpoints' folder in the workspace.
     """
     process = trainer.start(job)
-    folder = trainer.folder / "workspace" / "checkpoints"
+    folder = trainer.folder / "workspace" / where
 
     def newest() -> int:
         return max((int(path.parent.name[5:]) for path in folder.glob("step-*/COMPLETE")), default=0)

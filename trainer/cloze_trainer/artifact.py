@@ -39,6 +39,7 @@ from cloze_trainer.model import TaskModel, tensors
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.run import Run
+from cloze_trainer.static_quantization import CALIBRATION_EXAMPLES
 from cloze_trainer.trial import Trial
 
 CONFIG_FILE = "config.json"
@@ -188,12 +189,15 @@ def _add_precisions(
         batches=examples.batches(rows, pad_id=workload.config.special_tokens.pad, wide=False),
         examples=len(rows),
     )
-    return precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss).measured
+    calibration = workload.train.spread(CALIBRATION_EXAMPLES)
+    return precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss, calibration).measured
 
 
 def _figures(measured: Mapping[Precision, Measured]) -> dict[str, float]:
-    """A precision's metric, as `accuracy_int8`."""
-    return {f"{each.metric}_{precision}": each.value for precision, each in measured.items() if each.value is not None}
+    """A precision's metric and time, as `accuracy_int8` and `latency_ms_int8`."""
+    found = {f"{each.metric}_{precision}": each.value for precision, each in measured.items()}
+    found |= {f"latency_ms_{precision}": each.latency_ms for precision, each in measured.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _write_files(folder: Path, workload: Pretraining | FineTuning, model: TaskModel) -> None:

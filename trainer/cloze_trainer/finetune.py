@@ -1,6 +1,7 @@
 """Fine-tuning: an encoder and labelled examples to a model of a task, whichever it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.origin import Origin
 from cloze_trainer.preparation import PreparedDataset
+from cloze_trainer.quality import luck
 from cloze_trainer.selection import Selection
 from cloze_trainer.tasks import scoring
 from cloze_trainer.tasks.classification import balanced
@@ -68,6 +70,14 @@ class FineTuning:
             # Examples are in order then, and not their rows.
             lengths = np.array([lengths[own.start : own.stop].sum() for own in self._groups])
         self._order = Order(len(lengths), optimization.batch_sequences, optimization.seed, lengths=lengths)
+
+    def seeded(self, seed: int) -> "FineTuning":
+        """The same training from another seed."""
+        other = copy(self)
+        optimization = self.spec.optimization.model_copy(update={"seed": seed})
+        other.spec = self.spec.model_copy(update={"optimization": optimization})
+        other._order = self._order.seeded(seed)
+        return other
 
     @property
     def total_steps(self) -> int:
@@ -156,9 +166,20 @@ class FineTuning:
             outputs_NK = self.outputs(model, self.validation, gang)
             scores = self._kind.scored(outputs_NK, self.validation, self._examples.keys["validation"], ())
             further = self._kind.further(scores, self.labels, _UNCALIBRATED).figures
-        figures = {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
         prefix = "" if self.validation is None else selection.PREFIX
-        return {f"{prefix}{name}": value for name, value in {**figures, **further}.items()}
+        return {f"{prefix}{name}": value for name, value in {**self._main_figures(scores), **further}.items()}
+
+    def figures(self, scores: Scored) -> dict[str, float]:
+        """All figures of a model's answers by themselves, without their intervals."""
+        further = self._kind.further(scores, self.labels, self.spec.evaluation)
+        return {**self._main_figures(scores), **further.figures}
+
+    def _main_figures(self, scores: Scored) -> dict[str, float]:
+        return {name: found.figure for name, found in self._kind.statistics(scores, self.labels).items()}
+
+    def watched(self, figures: Collection[str]) -> list[str]:
+        """Those of these figures of which it is told how much the seed decides."""
+        return luck.watched(self._kind.main_of(figures), self.spec.evaluation.gates, figures)
 
     def score(self, model: nn.Module, gang: Gang) -> Scored:
         """The model's answers to the test examples; of all ranks' shares on each of them.

@@ -21,7 +21,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
 from cloze_trainer.origin import digests, locate_all
 from cloze_trainer.progress import ProgressFile
-from cloze_trainer.quality import champion, gates, judgement
+from cloze_trainer.quality import champion, gates, judgement, luck
 from cloze_trainer.run import Run
 from cloze_trainer.tasks import rows
 from cloze_trainer.tasks.kind import Reader
@@ -126,10 +126,11 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
     """Raise InputError for a gate on, or a choice by, a figure that there won't be: told before the training."""
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
     counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
+    told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
+    counted += luck.figure_names([*told, *others]) if spec.evaluation.seeds > 1 else []
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
     known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
     if spec.optimization.early_stopping is not None:
-        told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
         selection.check(spec.optimization.early_stopping, [*told, *others])
     if missing := gates.unknown(spec.evaluation.gates, known):
         near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]

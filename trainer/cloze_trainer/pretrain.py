@@ -25,6 +25,7 @@ from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
 from cloze_trainer.data.order import Indices, Order
+from cloze_trainer.data.packing import Tokens, texts_of
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
 from cloze_trainer.data.unpadded import unpadded
 from cloze_trainer.encoders.attention import Attention, Texts
@@ -210,14 +211,14 @@ class Pretraining:
     def _chunk(
         self,
         masker: Masker,
-        corpus_NT: shards.Tokens,
+        corpus_NT: Tokens,
         samples_B: Indices,
-        epochs_B: shards.Tokens,
+        epochs_B: Tokens,
         probability: float | None = None,
     ) -> Chunk:
         rows_BT = corpus_NT[samples_B]
         masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
-        texts_BT, places_BT = shards.texts_of(rows_BT, self.config.special_tokens)
+        texts_BT, places_BT = texts_of(rows_BT, self.config.special_tokens)
 
         moved = self._moved
         texts, real_BT = moved(texts_BT), rows_BT != self.config.special_tokens.pad

@@ -41,6 +41,7 @@ class ProgressFile:
         self._reporter = Reporter()
         self._progress = Progress(stage="data")
         self._tokens = self._repeated = 0
+        self._leg, self._legs, self._leg_steps = 0, 1, 0
         self._written = -_WRITE_SECONDS
         self._marks: deque[tuple[float, int, int]] = deque()
         self._checkpoint_seconds: list[float] = []
@@ -53,12 +54,19 @@ class ProgressFile:
         self._progress = self._progress.model_copy(update={"stage": stage, "eta_seconds": None})
         self._write(force=True)
 
+    def leg(self, number: int, of: int) -> None:
+        """Say which of several trainings of as many steps each begins, counted from 0: steps go on over all of them."""
+        self._leg, self._legs = number, of
+        self._marks.clear()
+
     def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
-        """Say what a step reached. tokens: real tokens since the run began, over all ranks.
+        """Say what a step reached. tokens: real tokens since the training began, over all ranks.
 
         Both are smaller than before where the training went back; the metric counts what was trained on again.
         """
         now = self._clock()
+        self._leg_steps = total_steps
+        step, total_steps = step + self._leg * total_steps, total_steps * self._legs
         if tokens < self._tokens - self._repeated:
             self._repeated = self._tokens - tokens
             self._marks.clear()
@@ -85,7 +93,7 @@ class ProgressFile:
 
     def checkpoint(self, step: int, seconds: float | None = None) -> None:
         """Say that a step's checkpoint is durable."""
-        self._progress = self._progress.model_copy(update={"checkpoint_step": step})
+        self._progress = self._progress.model_copy(update={"checkpoint_step": step + self._leg * self._leg_steps})
         if seconds is not None:
             self._checkpoint_seconds.append(seconds)
         self._write(force=True)

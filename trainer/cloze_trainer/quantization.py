@@ -48,6 +48,12 @@ def quantize_weight(weight_KN: npt.NDArray[np.float32]) -> Channels:
     return Channels(integers_KN, scales_N, sums_N.astype(np.float32))
 
 
+def products(model: ModelProto) -> list[NodeProto]:
+    """The nodes that multiply an activation by a constant matrix, and are worth 8 bits."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if _is_product(node, constants)]
+
+
 def quantize(model: ModelProto) -> int:
     """Replace, in place, every product of an activation with a constant matrix; how many there were.
 

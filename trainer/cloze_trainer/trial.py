@@ -11,7 +11,7 @@ import onnxruntime
 
 from cloze_api.precision import Measured, Precision
 from cloze_api.task import Problem, Task
-from cloze_trainer.data.examples import Batch
+from cloze_trainer.data.examples import Batch, Row
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
 from cloze_trainer.quality.scores import correlation, macro_f1
@@ -46,6 +46,15 @@ class Trial:
     def metric(self) -> str:
         """What a precision is judged by."""
         return _PROBLEM_METRICS.get(self.problem, METRICS[self.task])
+
+    def texts(self, most: int) -> list[Row]:
+        """At most so many of them, each without padding, from all over their lengths."""
+        rows = [
+            Row(ids_T[mask_T == 1], segments_T[mask_T == 1])
+            for batch in self.batches
+            for ids_T, mask_T, segments_T in zip(batch.ids_BT, batch.mask_BT, batch.segments_BT, strict=True)
+        ]
+        return rows[:: -(-len(rows) // most)]
 
 
 def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dict[Precision, Measured]:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -15,11 +16,11 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.task import Task
 from cloze_api.training import Optimization
-from cloze_trainer import artifact, compiling, lora, memory, outcome, preparation, pretrain, selection
+from cloze_trainer import artifact, compiling, lora, memory, outcome, preparation, pretrain, seeds, selection
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel
-from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.checkpoint import Checkpoints, LoopState
 from cloze_trainer.conclusion import conclude, params, signing_key, tracker_of
 from cloze_trainer.console import log
 from cloze_trainer.data.order import generator
@@ -36,12 +37,14 @@ from cloze_trainer.model import TaskModel, build, load_encoder
 from cloze_trainer.origin import refuse_changed
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.privacy import workload as privacy
+from cloze_trainer.privacy.workload import Private
 from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile, own_file
-from cloze_trainer.quality import champion
+from cloze_trainer.quality import champion, luck
 from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.run import Run, open_run
 from cloze_trainer.stopping import StopSignal
+from cloze_trainer.tracking import Silent
 from cloze_trainer.volume import Store, Volume
 
 ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
@@ -97,30 +100,13 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     if gang.leads:
         store.prepare()
     workload, sources = open_workload(run, gang, progress)
-    attention = Attention.MASKED
     if isinstance(workload, Pretraining):
-        attention = workload.attention = gang.attention(
-            arithmetic, workload.config.hidden_size // workload.config.heads
-        )
+        workload.attention = gang.attention(arithmetic, workload.config.hidden_size // workload.config.heads)
     spec = run.job.spec
     tracker = tracker_of(run, gang, workload.task)
     lesson, private = distillation.begin(run, workload, gang), privacy.begin(run, workload, gang)
-    model = initial_model(workload, spec.optimization.seed)
-    if lesson is not None:
-        lesson.start(model)
-    adapters = lora.begin(spec.optimization, model)
-    model.encoder.recompute = spec.optimization.activation_checkpointing
-    if gang.leads:
-        log(
-            "training",
-            ranks=gang.world,
-            arithmetic=str(arithmetic),
-            attention=str(attention),
-            steps=workload.total_steps,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-            **workload.config.describe(),
-        )
+    if not isinstance(spec, PretrainJobSpec):
+        progress.leg(0, spec.evaluation.seeds)
     around = Surroundings(
         gang=gang,
         checkpoints=Checkpoints(folder, spec.checkpoint.keep, workload.origin, store),
@@ -134,20 +120,16 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         selection=workload.selection if isinstance(workload, FineTuning) else None,
     )
     try:
-        optimization: Optimization = spec.optimization.model_copy(update={"arithmetic": arithmetic})
-        optimization = private.careful(optimization) if private else optimization
-        given = private or lesson or workload
-        trained, state = train(model, given, optimization, spec.checkpoint.every_steps, around)
+        trained, state = _train(run, workload, around, lesson, private)
+        further = _from_further_seeds(run, workload, around, lesson, end)
     except TrainerError as error:
         if isinstance(error, memory.ChunkTooLarge):
             memory.keep(run.workspace, error)
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
         raise
-    if adapters is not None:
-        adapters.merge()
     progress.stage("evaluation")
-    judged = _judge(run, workload, trained, gang, lesson)
+    judged = _judge(run, workload, trained, gang, lesson, further=further)
     if private is not None and gang.leads:
         judged = judged.beside("privacy", {}, private.figures(state.step))
     if state.choice is not None and gang.leads:
@@ -164,7 +146,78 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
     gang.from_leader()
 
 
-def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang, lesson: Distilling | None) -> Judgement:
+def _train(
+    run: Run, workload: Workload, around: Surroundings, lesson: Distilling | None, private: Private | None = None
+) -> tuple[nn.Module, LoopState]:
+    """The model from the workload's seed, trained, and where its training ended. Raises as `train`."""
+    asked, gang = workload.spec.optimization, around.gang
+    arithmetic = gang.arithmetic(asked.arithmetic, scalable=private is None)
+    optimization: Optimization = asked.model_copy(update={"arithmetic": arithmetic})
+    model = initial_model(workload, optimization.seed)
+    if lesson is not None:
+        lesson.start(model)
+    adapters = lora.begin(optimization, model)
+    model.encoder.recompute = optimization.activation_checkpointing
+    if gang.leads:
+        log(
+            "training",
+            ranks=gang.world,
+            seed=optimization.seed,
+            arithmetic=str(arithmetic),
+            attention=str(workload.attention if isinstance(workload, Pretraining) else Attention.MASKED),
+            steps=workload.total_steps,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            **workload.config.describe(),
+        )
+    if private is not None:
+        optimization = private.careful(optimization)
+    given = private or lesson or workload
+    trained, state = train(model, given, optimization, run.job.spec.checkpoint.every_steps, around)
+    if adapters is not None:
+        adapters.merge()
+    return trained, state
+
+
+def _from_further_seeds(
+    run: Run, workload: Workload, around: Surroundings, lesson: Distilling | None, end: Ending
+) -> seeds.BySeed:
+    """The figures of the further seeds that the spec asks for. Raises as `train`."""
+    if isinstance(workload, Pretraining):
+        return {}
+    spec, gang = run.job.spec, around.gang
+
+    def learn(other: FineTuning, number: int) -> nn.Module:
+        folder = seeds.checkpoints(run, other.spec.optimization.seed)
+        own = replace(
+            around,
+            checkpoints=Checkpoints(
+                folder, spec.checkpoint.keep, other.origin, store_of(run, folder, f"/seed-{folder.parent.name}")
+            ),
+            tracker=Silent(),
+            attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
+            profiler=Profiler(None, folder, Silent()),
+        )
+        around.progress.leg(number, other.spec.evaluation.seeds)
+        try:
+            return _train(run, other, own, lesson.of(other) if lesson else None)[0]
+        except TrainerError as error:
+            if error.exit_code is ExitCode.DIVERGED:
+                error.message = f"spec.evaluation.seeds: from seed {other.spec.optimization.seed}, {error.message}"
+            raise
+
+    return seeds.further(run, workload, gang, learn)
+
+
+def _judge(
+    run: Run,
+    workload: Workload,
+    model: nn.Module,
+    gang: Gang,
+    lesson: Distilling | None,
+    *,
+    further: seeds.BySeed | None = None,
+) -> Judgement:
     """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
     if isinstance(workload, Pretraining):
         figures = workload.evaluate(model, gang)
@@ -180,25 +233,32 @@ def _judge(run: Run, workload: Workload, model: nn.Module, gang: Gang, lesson: D
         return Judgement({})
     spec = workload.spec
     beside = lesson.figures(model, scores) if lesson else {}
+    by_seed = {spec.optimization.seed: workload.figures(scores), **further} if further else {}
+    spread = luck.figures(by_seed, workload.watched(by_seed[spec.optimization.seed])) if further else {}
     judged = judge(
         *(scores, workload.labels, spec.evaluation),
         task=workload.task,
         problem=workload.problem,
-        others={**artifact.data_figures(workload), **beside},
+        others={**artifact.data_figures(workload), **beside, **spread},
         comparison=champion.compare(run, spec, scores, workload.labels),
     )
+    if further:
+        judged = judged.beside("seeds", {str(seed): own for seed, own in by_seed.items()}, spread)
     return judged.beside("teacher", lesson.about, beside) if lesson else judged
 
 
-def store_of(run: Run, folder: Path) -> Store:
-    """Where the run's checkpoints are: in a folder of its volume, or in the bucket that the spec names."""
+def store_of(run: Run, folder: Path, part: str = "") -> Store:
+    """Where the run's checkpoints are: in a folder of its volume, or in the bucket that the spec names.
+
+    part: of the bucket's prefix, for checkpoints besides the run's own.
+    """
     asked = run.job.spec.checkpoint
     if asked.uri is None:
         return Volume(folder)
     from cloze_trainer.bucket import Bucket  # noqa: PLC0415 - half a second, for few
 
     secret = Path(SECRETS_MOUNT) / asked.credentials.secret_name if asked.credentials else None
-    return Bucket(asked.uri, f"{run.label}/{run.identity}", folder, lambda: credentials(secret))
+    return Bucket(asked.uri, f"{run.label}/{run.identity}{part}", folder, lambda: credentials(secret))
 
 
 def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:

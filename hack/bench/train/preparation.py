@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cloze_api.pretrain import Corpus
-from cloze_trainer.data import shards, tokenizer
+from cloze_trainer.data import packing, tokenizer
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.spool import Spool
 
@@ -23,7 +23,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         for text in documents(corpus, [file]):
             spool.append(text)
         began = time.perf_counter()
-        counts = shards.write_rows(scratch / "rows.npy", model, spool, plan["max_length"])
+        counts = packing.write_rows(scratch / "rows.npy", model, spool, plan["max_length"])
         seconds = time.perf_counter() - began
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = re.search(r"VmHWM:\s+(\d+)", status)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cloze_api.audit import Audit, BiasProbe, Canary
 from cloze_api.manifest import SpecialTokens
-from cloze_trainer.audit import scoring
+from cloze_trainer.audit import recall, scoring
 from cloze_trainer.audit.scoring import Piece
 from cloze_trainer.data import tokenizer
 from cloze_trainer.model import TaskModel
@@ -28,7 +28,7 @@ def check(audit: Audit, folder: Path, special: SpecialTokens, max_length: int) -
 def run(
     audit: Audit, model: TaskModel, folder: Path, special: SpecialTokens, max_length: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Figures, and for people what they are of; no word of a secret is in either. folder: of the tokenizer."""
+    """Figures, and for people what they are of; no word of a secret is in either. folder: of the prepared corpus."""
     canaries, biases = _pieces(audit, folder, special, max_length)
     figures: dict[str, float] = {}
     for canary, pieces in zip(audit.canaries, canaries, strict=True):
@@ -42,7 +42,11 @@ def run(
         figures[f"bias_{probe.name}"] = float(np.abs(differences).mean())
         figures[f"bias_spread_{probe.name}"] = float(differences.std())
         report[probe.name] = dict(zip(probe.templates, map(float, differences), strict=True))
-    return figures, {"bias": report} if report else {}
+    parts: dict[str, Any] = {"bias": report} if report else {}
+    if audit.personal_data:
+        own, counts = recall.run(model, folder, special)
+        figures, parts = {**figures, **own}, {**parts, **counts}
+    return figures, parts
 
 
 def exposure(secret: float, others: Sequence[float]) -> float:

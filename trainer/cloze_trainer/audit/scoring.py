@@ -72,5 +72,32 @@ def log_likelihoods(model: TaskModel, pieces: Sequence[Piece], special: SpecialT
     return found
 
 
+def said(
+    model: TaskModel, hidden: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]], special: SpecialTokens
+) -> list[int]:
+    """How many tokens the model fills in exactly as they were, its first choice, in each of several texts.
+
+    hidden: of each its framed ids, the places that are hidden together, and those of them that count.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    assert special.mask is not None, "it is a model that fills masks"
+    right: list[int] = []
+    with torch.inference_mode():
+        for begin in range(0, len(hidden), _ROWS):
+            part = hidden[begin : begin + _ROWS]
+            length = max(len(ids) for ids, _, _ in part)
+            ids_BT = np.full((len(part), length), special.pad, dtype=np.int64)
+            for row, (ids, places, _) in enumerate(part):
+                ids_BT[row, : len(ids)] = ids
+                ids_BT[row, list(places)] = special.mask
+            positions_M = [row * length + place for row, (_, _, asked) in enumerate(part) for place in asked]
+            given = torch.from_numpy(ids_BT).to(device)
+            logits_MV = model(given, given != special.pad, None, torch.tensor(positions_M, device=device))
+            answers = iter(logits_MV.argmax(-1).tolist())
+            right += [sum(next(answers) == ids[place] for place in asked) for ids, _, asked in part]
+    return right
+
+
 def _batches(hidden: Sequence[tuple[int, int]], rows: int) -> Iterator[Sequence[tuple[int, int]]]:
     return (hidden[at : at + rows] for at in range(0, len(hidden), rows))

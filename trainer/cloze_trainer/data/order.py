@@ -8,6 +8,7 @@ sample of a batch from the r-th on. What a step trains on depends on neither the
 before, so a resumed run sees every sample exactly once, at any number of ranks.
 """
 
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -55,6 +56,13 @@ class Order:
         self.samples, self.batch, self.seed = samples, batch, seed
         self._lengths = lengths
         self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    def seeded(self, seed: int) -> "Order":
+        """The same samples in batches of the same sizes, in another order."""
+        other = copy(self)
+        other.seed = seed
+        other._epoch = lru_cache(maxsize=2)(other._permutation)
+        return other
 
     @property
     def steps_per_epoch(self) -> int:

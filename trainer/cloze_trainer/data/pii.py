@@ -159,6 +159,22 @@ _KINDS: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...] = (
 )
 
 
+def spans(text: str) -> list[tuple[str, Span]]:
+    """Kind and place of such data, in the text's order; none within another."""
+    found: list[tuple[str, Span]] = []
+    for kind, find in _KINDS:
+        done = 0
+        for start, end in find(text):
+            if start >= done:
+                found.append((kind, (start, end)))
+                done = end
+        for own, (start, end) in found:
+            # What was found is no part of another kind's, and the places of the rest stay.
+            if own == kind:
+                text = text[:start] + "\n" * (end - start) + text[end:]
+    return sorted(found, key=lambda each: each[1])
+
+
 def replace(text: str) -> tuple[str, Counter[str]]:
     """The text with `[EMAIL]`, `[IBAN]`, `[CARD]`, `[IP]`, `[PHONE]` in place of such data, and how many of each."""
     counts: Counter[str] = Counter()

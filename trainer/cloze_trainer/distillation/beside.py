@@ -1,26 +1,21 @@
 """What a student's figures are held against: its teacher's on the same examples, sizes, and time."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-import onnxruntime
 import torch
 
 from cloze_api.manifest import ONNX_FILE
 from cloze_api.task import Task
-from cloze_trainer import tasks
+from cloze_trainer import latency, tasks
 from cloze_trainer.data.examples import Row
-from cloze_trainer.export import INPUTS
+from cloze_trainer.latency import Timed
 from cloze_trainer.tasks.kind import Scored
 
 TEACHER: Final = "teacher_"
 _SIZE: Final = "parameters"
 _SHARE: Final = f"{TEACHER}share"
-_ROUNDS = 3
 
 
 def figure_names(task: Task, labels: Sequence[str]) -> list[str]:
@@ -49,28 +44,9 @@ def latencies(
 ) -> dict[str, float]:
     """Milliseconds that the fp32 graphs take for one text, median over texts, on as many threads as torch has.
 
-    student, teacher: folders of artifacts. asked: inputs of each folder's graph, and last its output. Both take turns,
-    so that a machine that slows down does so for both.
+    student, teacher: folders of artifacts. asked: inputs of each folder's graph, and last its output.
     """
-    sessions = {folder: _session(folder) for folder in (student, teacher)}
-    seconds: dict[Path, list[float]] = {folder: [] for folder in sessions}
-    for turn in range(_ROUNDS + 1):
-        for row in rows:
-            ids_1T = row.ids[None]
-            given = dict(zip(INPUTS, (ids_1T, np.ones_like(ids_1T), np.zeros_like(ids_1T)), strict=True))
-            for folder, session in sessions.items():
-                *inputs, output = asked[folder]
-                feed = {name: given[name] for name in inputs}
-                began = time.perf_counter()
-                session.run([output], feed)
-                # The first turn has the runtime find its memory.
-                if turn:
-                    seconds[folder].append(time.perf_counter() - began)
-    ours, theirs = (1000 * median(seconds[folder]) for folder in (student, teacher))
+    graphs = {folder: Timed(folder / ONNX_FILE, asked[folder][:-1], asked[folder][-1]) for folder in (student, teacher)}
+    found = latency.milliseconds(graphs, rows, torch.get_num_threads())
+    ours, theirs = found[student], found[teacher]
     return {"latency_ms": ours, f"{TEACHER}latency_ms": theirs, f"{TEACHER}speedup": theirs / max(ours, 1e-9)}
-
-
-def _session(folder: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"])

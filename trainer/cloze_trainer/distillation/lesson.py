@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 from cloze_api.distillation import Distillation
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_trainer import flops
+from cloze_trainer import flops, latency
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data.labelled import IGNORED
@@ -43,8 +44,6 @@ from cloze_trainer.workload import Chunk
 
 # Part of the key of the teacher's logits: raise it when the same teacher would give other ones.
 _EDITION = 1
-# Texts on which both models' times are taken.
-_TIMED = 32
 
 
 class Said(nn.Module):
@@ -88,6 +87,12 @@ class Distilling:
         self.inner, self.teacher = inner, teacher
         self._asked, self._soft, self._relation, self._relation_flops = asked, soft, relation, relation_flops
         self._taught: tuple[Scored, int] | None = None
+
+    def of(self, inner: FineTuning) -> "Distilling":
+        """The same lesson for another training on the same examples."""
+        other = copy(self)
+        other.inner = inner
+        return other
 
     @property
     def chunk_tokens(self) -> int:
@@ -185,7 +190,7 @@ class Distilling:
         """What both take for a text. student: the folder of its artifact."""
         folder, manifest = self.teacher.folder, self.teacher.manifest
         asked = {student: [*self.inner.config.inputs, OUTPUT], folder: [*manifest.inputs, manifest.output]}
-        return beside.latencies(student, folder, self.inner.test.spread(_TIMED), asked)
+        return beside.latencies(student, folder, self.inner.test.spread(latency.TEXTS), asked)
 
 
 def begin(run: Run, workload: FineTuning | Pretraining, gang: Gang) -> Distilling | None:

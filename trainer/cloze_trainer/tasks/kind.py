@@ -5,7 +5,7 @@ of an item.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -158,7 +158,7 @@ class Kind(ABC, Generic[LineT, ScoredT]):
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """What figures there may be: those with an interval, and those without."""
 
-    def main_of(self, found: Mapping[str, Statistic]) -> str:
+    def main_of(self, found: Container[str]) -> str:
         """The name of the figure that stands for the task."""
         return next(name for name in self.main if name in found)
 

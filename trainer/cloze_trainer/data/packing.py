@@ -1,0 +1,153 @@
+"""Documents as packed rows of token ids, in one `.npy` file; never more than a block of them is in memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
+
+from cloze_api.manifest import SpecialTokens
+from cloze_trainer.data import tokenizer
+
+# Texts and characters that are tokenized at once.
+_ENCODE_BATCH = 1000
+_ENCODE_CHARACTERS = 1 << 20
+_BLOCK_ROWS = 4096
+# Of a document that is cut, in tokens: less has hardly any context.
+_SHORTEST_PIECE = 16
+
+Tokens = npt.NDArray[np.integer[Any]]
+Seen = npt.NDArray[np.int64]
+
+
+def pack(
+    documents_ids: Iterable[Sequence[int]],
+    max_length: int,
+    dtype: npt.DTypeLike,
+    special: SpecialTokens = tokenizer.SPECIAL_IDS,
+) -> Iterator[Tokens]:
+    """Blocks of rows of `max_length` ids: documents one after the other, each `[CLS] … [SEP]`.
+
+    One that doesn't fit into the rest of a row is cut there and goes on in the next row as another; a rest that would
+    hold less than a few tokens of it is padded. Every id of every document is in exactly one row. No more than a block
+    and a document are in memory.
+    """
+    block = np.full((_BLOCK_ROWS, max_length), special.pad, dtype=dtype)
+    row = at = 0
+    for ids in documents_ids:
+        rest = np.asarray(ids, dtype=dtype)
+        while len(rest):
+            room = max_length - at - 2
+            if at and room < min(len(rest), _SHORTEST_PIECE):
+                row, at = row + 1, 0
+                if row == _BLOCK_ROWS:
+                    yield block
+                    block, row = np.full_like(block, special.pad), 0
+                continue
+            piece, rest = rest[:room], rest[room:]
+            end = at + len(piece) + 1
+            block[row, at], block[row, at + 1 : end], block[row, end] = special.cls, piece, special.sep
+            at = end + 1
+    if at:
+        yield block[: row + 1]
+
+
+def texts_of(rows_BT: Tokens, special: SpecialTokens = tokenizer.SPECIAL_IDS) -> tuple[Tokens, Tokens]:
+    """Which text of its row each token belongs to, from 1, and its place in it, from 0; padding goes with the last."""
+    begins_BT = rows_BT == special.cls
+    columns_T = np.arange(rows_BT.shape[1])
+    starts_BT = np.maximum.accumulate(np.where(begins_BT, columns_T, 0), axis=1)
+    return np.cumsum(begins_BT, axis=1), columns_T - starts_BT
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`; seen_V: each id."""
+
+    seen_V: Seen
+    rows: int = 0
+    filled: int = 0
+    tokens: int = 0
+    unknown: int = 0
+
+
+def _write(path: Path, blocks: Iterable[Tokens], max_length: int, vocab_size: int, special: SpecialTokens) -> Counts:
+    """Write blocks of rows as one `.npy` file, whose header is completed at the end."""
+    counts = Counts(np.zeros(vocab_size, dtype=np.int64))
+    dtype = _dtype(vocab_size)
+
+    def header(stream: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(
+            stream,
+            {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+                "fortran_order": False,
+                "shape": (counts.rows, max_length),
+            },
+        )
+
+    with path.open("wb") as stream:
+        header(stream)
+        length = stream.tell()
+        for block in blocks:
+            stream.write(np.ascontiguousarray(block).tobytes())
+            counts.rows += len(block)
+            counts.filled += int((block != special.pad).sum())
+            counts.seen_V += np.bincount(block.ravel(), minlength=vocab_size)
+        counts.tokens = int(counts.seen_V[tokenizer.ordinary(vocab_size, special)].sum())
+        counts.unknown = 0 if special.unk is None else int(counts.seen_V[special.unk])
+        stream.seek(0)
+        header(stream)
+        # NumPy leaves room for the number of rows to grow.
+        assert stream.tell() == length
+    return counts
+
+
+def _dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest that holds the ids."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in their order, so many at once as are neither many nor long together."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) == _ENCODE_BATCH or characters >= _ENCODE_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterator[Sequence[int]]:
+    """Ids of the texts, a batch of which is worked out while the one before is used.
+
+    `[SEP]` and the like within a text are ordinary text.
+    """
+    model.encode_special_tokens = True
+    # The library spreads a batch over the processors, and lets Python run meanwhile.
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: Future[list[Encoding]] | None = None
+        for batch in _batches(texts):
+            begun = ahead.submit(model.encode_batch_fast, batch, add_special_tokens=False)
+            if waiting:
+                yield from (encoding.ids for encoding in waiting.result())
+            waiting = begun
+        if waiting:
+            yield from (encoding.ids for encoding in waiting.result())
+
+
+def write_rows(
+    path: Path, model: Tokenizer, texts: Sequence[str], max_length: int, special: SpecialTokens = tokenizer.SPECIAL_IDS
+) -> Counts:
+    """Tokenize the texts, pack them into rows, and write these as one `.npy` file."""
+    vocab_size = tokenizer.size(model)
+    rows = pack(_encode(model, texts), max_length, _dtype(vocab_size), special)
+    return _write(path, rows, max_length, vocab_size, special)
