@@ -242,16 +242,16 @@ class Pretraining:
     def _unpadded(
         self,
         masker: Masker,
-        corpus_NT: shards.Tokens,
+        corpus_NT: Tokens,
         samples_B: Indices,
-        epochs_B: shards.Tokens,
+        epochs_B: Tokens,
         probability: float | None = None,
     ) -> Chunk:
         """As `_chunk`, with all texts in one row of the input."""
         rows_BT = corpus_NT[samples_B]
         masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
         special = self.config.special_tokens
-        _, places_BT = shards.texts_of(rows_BT, special)
+        _, places_BT = texts_of(rows_BT, special)
         flat = unpadded(rows_BT, masked.input_ids_BT, places_BT, masked.positions_M, special)
         moved = self._moved
         return Chunk(
