@@ -7,6 +7,7 @@ import pytest
 
 from cloze_operator.decide.training import decide_training
 from cloze_operator.decide.verdict import Change, Target
+from cloze_operator.desired.origins import Origins
 from cloze_operator.desired.training import claim, config_map, indexed_job, service
 
 Document = dict[str, Any]
@@ -24,9 +25,9 @@ def queued(training: Make, live: Make) -> Make:
     def make(*, job: Document | None = None, spec: Document | None = None, **parts: Any) -> Any:
         snapshot = training(labels=QUEUE, spec=spec)
         owner, parsed = snapshot.resource, snapshot.job
-        made = [claim(owner, parsed), config_map(owner, parsed, None), service(owner, parsed)]
+        made = [claim(owner, parsed), config_map(owner, parsed, Origins()), service(owner, parsed)]
         if job is not None:
-            manifest = indexed_job(owner, parsed, None, snapshot.platform)
+            manifest = indexed_job(owner, parsed, Origins(), snapshot.platform)
             made.append({**manifest, "spec": {**manifest["spec"], **job}})
         children = {manifest["kind"]: live(manifest) for manifest in made}
         return training(labels=QUEUE, spec=spec, children=children, **{"status": STARTED, **parts})

@@ -237,7 +237,7 @@ def test_what_finds_names_is_mounted_as_a_source_is(training: Make) -> None:
     volumes = []
     for names in named:
         snapshot = training(spec={"corpus": [{"uri": "https://host/a.txt"}], "cleaning": {"names": names}})
-        pod = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)["spec"]["template"]["spec"]
+        pod = indexed_job(snapshot.resource, snapshot.job, NOTHING, snapshot.platform)["spec"]["template"]["spec"]
         volumes.append(pod["volumes"][-1])
     assert volumes == [
         {"name": "corpus-0", "persistentVolumeClaim": {"claimName": "models"}},

@@ -7,6 +7,7 @@ import pytest
 
 from cloze_operator.decide.training import decide_training
 from cloze_operator.decide.verdict import Target
+from cloze_operator.desired.origins import Origins
 from cloze_operator.desired.training import claim, config_map, indexed_job, service
 
 Document = dict[str, Any]
@@ -31,9 +32,9 @@ def interrupted(training: Make, live: Make, moment: Make) -> Make:
         owner, parsed = snapshot.resource, snapshot.job
         manifests = [
             claim(owner, parsed),
-            config_map(owner, parsed, None),
+            config_map(owner, parsed, Origins()),
             service(owner, parsed),
-            indexed_job(owner, parsed, None, snapshot.platform),
+            indexed_job(owner, parsed, Origins(), snapshot.platform),
         ]
         children = {manifest["kind"]: live(manifest, creationTimestamp=moment(made)) for manifest in manifests}
         children["Job"]["status"] = {"startTime": moment(made), **(job or {})}
@@ -104,7 +105,7 @@ def test_the_new_job_has_what_is_left_of_the_deadline(training: Make) -> None:
     spec = {"activeDeadlineSeconds": 1000}
     for spent, left in ((0, 1000), (700, 300), (2000, 1)):
         snapshot = training(spec=spec, status={"activeSeconds": spent})
-        made = indexed_job(snapshot.resource, snapshot.job, None, snapshot.platform)
+        made = indexed_job(snapshot.resource, snapshot.job, Origins(), snapshot.platform)
         assert made["spec"]["activeDeadlineSeconds"] == left
 
 

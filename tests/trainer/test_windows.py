@@ -87,7 +87,11 @@ async def test_a_long_text_is_scored_as_a_server_answers_it(
     for truncation in Truncation:
         scores = assess(artifact, manifest, kind.read([data]), manifest.labels, truncation)
         found[truncation] = {name: each.figure for name, each in kind.statistics(scores, manifest.labels).items()}
-    assert found[Truncation.WINDOW] == pytest.approx({n: judged.figures[n] for n in found[Truncation.WINDOW]}, abs=1e-4)
+    windows = dict(found[Truncation.WINDOW])
+    # Of ranks: numbers that lie closer together than the graph is exact may change places.
+    places = windows.pop("spearman", None)
+    assert windows == pytest.approx({name: judged.figures[name] for name in windows}, abs=1e-4)
+    assert places is None or places == pytest.approx(judged.figures["spearman"], abs=0.01)
     main = kind.main[0]
     # Nothing of what tells the texts apart is in their beginnings.
     assert found[Truncation.RIGHT][main] < 0.8 < found[Truncation.WINDOW][main]
