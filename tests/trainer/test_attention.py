@@ -15,7 +15,7 @@ from torch.nn.attention import varlen
 
 from cloze_api.pretrain import Architecture
 from cloze_api.training import Arithmetic
-from cloze_trainer.data.shards import pack, texts_of
+from cloze_trainer.data.packing import pack, texts_of
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.data.unpadded import unpadded
 from cloze_trainer.encoders.attention import Attention, Texts, chosen
