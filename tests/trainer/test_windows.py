@@ -23,7 +23,8 @@ from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Rows
 
 TEXTS = Task.SEQUENCE_CLASSIFICATION
-TOWNS = ["london", "paris", "rome", "oslo"]
+# One for each text: numbers for the same text twice would be ranked by how they are rounded.
+TOWNS = ["london", "paris", "rome", "oslo", "vienna", "madrid", "lisbon", "dublin"]
 
 
 @given(st.integers(0, 3000), st.integers(1, 600))
@@ -35,7 +36,7 @@ def test_windows_are_the_servers(length: int, room: int) -> None:
 
 def text(number: int) -> str:
     """Of thirty words, of which those in the last third tell where it is about."""
-    return " ".join(["a", "letter"] * 10 + [TOWNS[number % 4]] * 10)
+    return " ".join(["a", "letter"] * 10 + [TOWNS[number]] * 10)
 
 
 LINES: dict[Problem, list[dict[str, Any]]] = {
@@ -43,7 +44,7 @@ LINES: dict[Problem, list[dict[str, Any]]] = {
     Problem.MULTI_LABEL: [
         {"text": text(number), "labels": [["a"], ["a", "b"], [], ["b"]][number % 4]} for number in range(8)
     ],
-    Problem.REGRESSION: [{"text": text(number), "score": number % 4 / 2} for number in range(8)],
+    Problem.REGRESSION: [{"text": text(number), "score": number / 4} for number in range(8)],
 }
 SHORT: dict[str, Any] = {"text": "a letter", "label": "a", "labels": [], "score": 0.5}
 
@@ -87,11 +88,7 @@ async def test_a_long_text_is_scored_as_a_server_answers_it(
     for truncation in Truncation:
         scores = assess(artifact, manifest, kind.read([data]), manifest.labels, truncation)
         found[truncation] = {name: each.figure for name, each in kind.statistics(scores, manifest.labels).items()}
-    windows = dict(found[Truncation.WINDOW])
-    # Of ranks: numbers that lie closer together than the graph is exact may change places.
-    places = windows.pop("spearman", None)
-    assert windows == pytest.approx({name: judged.figures[name] for name in windows}, abs=1e-4)
-    assert places is None or places == pytest.approx(judged.figures["spearman"], abs=0.01)
+    assert found[Truncation.WINDOW] == pytest.approx({n: judged.figures[n] for n in found[Truncation.WINDOW]}, abs=1e-4)
     main = kind.main[0]
     # Nothing of what tells the texts apart is in their beginnings.
     assert found[Truncation.RIGHT][main] < 0.8 < found[Truncation.WINDOW][main]

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--sweep", action="store_true", help="the settings tried for the best of each peer")
             command.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
             command.add_argument(
-                *("--precision",),
+                "--precision",
                 type=Precision,
                 choices=[Precision.FP32, Precision.INT8],
                 default=Precision.FP32,
