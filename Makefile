@@ -129,7 +129,7 @@ full-releases: $(VENV) ## part: upgrades in the middle of a canary, and MLflow o
 
 .PHONY: releases
 releases: $(VENV)
-	@$(ON_CLUSTER) hack/test-full releases tests/e2e/test_stores.py tests/e2e/test_upgrade.py
+	@$(ON_CLUSTER) hack/test-full releases tests/e2e/test_release.py tests/e2e/test_stores.py tests/e2e/test_upgrade.py
 
 .PHONY: bench-train
 bench-train: $(VENV) ## pretraining beside transformers' Trainer: hack/bench/train/README.md

@@ -64,3 +64,32 @@ def test_registry_that_is_away_at_the_end_loses_no_run(namespace: str, platform:
         found = client.get("/api/2.0/mlflow/model-versions/search", params=query).json()["model_versions"]
     assert [version["version"] for version in found] == [job["status"]["model"]["version"]]
     assert job["status"].get("restarts", 0) == 0
+
+
+def test_namespace_goes_when_the_operator_is_gone(namespace: str, platform: str) -> None:
+    """No finalizer of ours holds a namespace, with a deployment serving and a job in the middle of its run."""
+    live.finished(namespace, "pretrainjob", "patient", 420)
+    live.apply(
+        namespace,
+        pretrain(namespace, "unfinished"),
+        {
+            "apiVersion": "cloze.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": "served"},
+            "spec": {"model": {"name": model(namespace, "patient"), "follow": {}}, "replicas": 1},
+        },
+    )
+    for kind, name, wanted in (("pretrainjob", "unfinished", "Running"), ("modeldeployment", "served", "Ready")):
+        live.until(
+            lambda: live.state(live.get(namespace, kind, name)),  # noqa: B023
+            lambda now: now == wanted,  # noqa: B023
+            300,
+            f"{name} is {wanted}",
+        )
+    live.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=0")
+    try:
+        live.kubectl("delete", "namespace", namespace, "--wait", "--timeout=180s")
+        live.kubectl("create", "namespace", namespace)  # the fixture deletes it once more
+    finally:
+        live.kubectl("--namespace", platform, "scale", "deployment", "cloze-operator", "--replicas=2")
+        live.kubectl("--namespace", platform, "rollout", "status", "deployment/cloze-operator", "--timeout=120s")

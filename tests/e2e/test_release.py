@@ -33,6 +33,7 @@ def revision() -> int:
     return int(json.loads(releases)[0]["revision"])
 
 
+@pytest.mark.full
 def test_objects_outlive_upgrade_uninstall_and_reinstall(namespace: str, platform: str) -> None:
     """Definitions and objects stay through all of it, the models' volume too, and a new operator takes over."""
     live.apply(namespace, SUSPENDED)
