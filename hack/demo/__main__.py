@@ -207,6 +207,8 @@ def run() -> None:
 
 def tasks() -> None:
     """The further tasks, after the demo. Raises DemoError or RuntimeError with what went wrong."""
+    import report  # noqa: PLC0415 - as above
+
     if not any(one["metadata"]["name"] == "encoder" for one in get(NAMESPACE, "pretrainjobs")):
         raise DemoError("there is no encoder to start from: run `make demo` first")
     load(derived.prepare(datasets.prepare(CACHE)), derived.FILES)
@@ -215,8 +217,7 @@ def tasks() -> None:
     apply(jobs)
     names = [job["metadata"]["name"] for job in jobs]
     done = follow(NAMESPACE, {("FineTuneJob", name): succeeded for name in names}, timeout=3600)
-    for (_, name), resource in done.items():
-        print(f"{name}: {resource['status']['metrics']}")
+    report.tasks({name: resource["status"] for (_, name), resource in done.items()}, Console())
 
 
 def check(answers: Mapping[str, traffic.Traffic], story: "Story | None") -> None:

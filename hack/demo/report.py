@@ -59,6 +59,19 @@ def quality(jobs: Mapping[str, Resource], baselines: Mapping[str, float], consol
     console.print(table)
 
 
+def tasks(jobs: Mapping[str, Resource], console: Console) -> None:
+    """Each model's figures that have an interval, which are its main ones. jobs: status of each job by name."""
+    table = _table("The further tasks, on held-out text", "model", "figure", "value", "95 %", right=("value",))
+    for status in jobs.values():
+        model, figures = status["model"], status["metrics"]
+        named = [name.removeprefix("lower_") for name in figures if name.startswith("lower_")]
+        for number, name in enumerate(sorted(named)):
+            first = "" if number else f"{model['name']} v{model['version']}"
+            interval = f"{figures[f'lower_{name}']:.4f} to {figures[f'upper_{name}']:.4f}"
+            table.add_row(first, name, f"{figures[name]:.4f}", interval)
+    console.print(table)
+
+
 def _speedup(figures: Mapping[str, float]) -> float:
     """How much longer one text takes a teacher in fp32 than its student in int8, where it has that."""
     return figures["teacher_latency_ms"] / figures.get("latency_ms_int8", figures["latency_ms"])

@@ -1,6 +1,7 @@
 """A PostgreSQL and an S3 store as processes of this machine, at an address that the cluster's pods reach."""
 
 import contextlib
+import os
 import secrets
 import shutil
 import socket
@@ -25,6 +26,10 @@ sys.path.append(str(ROOT / "hack"))
 from cluster import object_store  # noqa: E402
 
 CACHE = Path.home() / ".cache" / "cloze"
+# Mark of tests whose pods reach what runs here.
+within_reach = pytest.mark.skipif(
+    bool(os.environ.get("CLOZE_KUBECONFIG")), reason="the pods of another cluster don't reach this machine"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import subprocess
 import threading
 import uuid
@@ -21,14 +20,7 @@ from cloze_server.reference import RegisteredVersion
 from cloze_server.registry import Registry
 from cloze_server.source import VerifiedArtifact, fetch
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.full,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        bool(os.environ.get("CLOZE_KUBECONFIG")), reason="the pods of another cluster don't reach this machine"
-    ),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(1800), stores.within_reach]
 
 ROOT = Path(__file__).resolve().parents[2]
 MLFLOW = "app.kubernetes.io/component=mlflow"

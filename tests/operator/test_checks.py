@@ -166,7 +166,10 @@ def test_what_only_the_canary_lacks_is() -> None:
 
 
 def test_the_false_alarms_of_all_checks_together_are_bounded() -> None:
-    """The evidence needed is the logarithm of one by the check's part; the parts add up to the whole."""
+    """The evidence needed is the logarithm of one by the check's part; the parts add up to the whole.
+
+    But for predictions a tenth of each is for comparisons that start later.
+    """
 
     def needed(evidence: Evidence, **settings: Any) -> dict[str, float]:
         messages = {name: one.message for name, one in judged(evidence, **settings).items()}
@@ -174,9 +177,9 @@ def test_the_false_alarms_of_all_checks_together_are_bounded() -> None:
 
     # Four comparisons of predictions: two labels, both ways.
     parts = needed(GOOD, falseAlarmRatio=0.01)
-    assert parts == {"errors": 4.8, "latency": 6.9, "unknown-tokens": 7.6, "predictions": 9.0}
+    assert parts == {"errors": 4.9, "latency": 7.0, "unknown-tokens": 7.7, "predictions": 9.0}
     off = {name: {"enabled": False} for name in ("latency", "unknownTokens", "predictions")}
-    assert needed(GOOD, falseAlarmRatio=0.01, **off) == {"errors": 4.6}
+    assert needed(GOOD, falseAlarmRatio=0.01, **off) == {"errors": 4.7}
 
 
 def test_a_proven_difference_that_is_small_passes() -> None:

@@ -82,6 +82,31 @@ def test_a_few_clusters_are_not_taken_for_it() -> None:
     assert not weigh([[down if at in (3, 17, 31) else quiet] for at in range(40)]).worse
 
 
+@given(
+    calm=st.integers(0, 100),
+    canary=st.floats(0.3, 1.0),
+    stable=st.floats(0.0, 0.02),
+    share=st.floats(0.02, 0.5),
+    requests=st.integers(1000, 5000),
+)
+def test_a_canary_that_turns_bad_in_the_middle_is_found(
+    calm: int, canary: float, stable: float, share: float, requests: int
+) -> None:
+    """However long it was good before: it isn't asked to be bad for as long."""
+    good, bad = steady(0.0, stable, calm, requests, share), steady(canary, stable, 6, requests, share)
+    assert weigh([*good, *bad]).worse
+
+
+def test_a_canary_that_cannot_keep_up_is_found() -> None:
+    """What two busy cores counted: slow replies by interval, of a canary for which half of them are too many."""
+    counted = (
+        *((5, 9, 70, 147), (9, 21, 13, 123), (0, 13, 0, 161), (0, 18, 0, 108), (1, 12, 0, 161), (0, 17, 0, 108)),
+        *((0, 13, 0, 162), (0, 17, 0, 108), (6, 40, 0, 100), (45, 46, 14, 71), (45, 45, 1, 80), (39, 39, 0, 22)),
+        *((37, 37, 0, 57), (56, 57, 0, 37), (59, 63, 0, 26)),
+    )
+    assert weigh([[Pair(Counts(*each[:2]), Counts(*each[2:]))] for each in counted]).worse
+
+
 def test_a_proof_stays_a_proof() -> None:
     """A canary that was worse and then is quiet was worse."""
     assert weigh([*steady(0.05, 0.001, 10), *steady(0.0, 0.001, 200)]).worse

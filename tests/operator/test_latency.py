@@ -35,11 +35,19 @@ def arm(
 
 
 def rollout(
-    slower: float, *, intervals: int = 40, shares: tuple[float, ...] = (0.6, 0.3, 0.1), noise: float = 0.0
+    slower: float,
+    *,
+    intervals: int = 40,
+    shares: tuple[float, ...] = (0.6, 0.3, 0.1),
+    noise: float = 0.0,
+    former: float = 1.0,
 ) -> Comparison:
-    """A tenth of 500 requests an interval to the canary; `noise` slows or speeds both arms up together."""
+    """A tenth of 500 requests an interval to the canary; `noise` slows or speeds both arms up together.
+
+    former: how many times as long the stable arm took before.
+    """
     source = random.Random(5)  # noqa: S311 - reproducible requests, no secret
-    before = arm(source, 5000)
+    before = arm(source, 5000, former)
     canary, stable = [], []
     for _ in range(intervals):
         both = math.exp(source.gauss(0, noise))
@@ -53,6 +61,13 @@ def rollout(
 def test_a_p95_that_is_three_tenths_higher_is_found_within_2000_requests() -> None:
     assert rollout(1.3).worse
     assert rollout(1.3, noise=0.15).worse
+
+
+@pytest.mark.parametrize("former", [0.1, 10.0])
+def test_another_time_is_no_measure(former: float) -> None:
+    """A stable arm that was slower, or faster, before the rollout: what counts is what it takes now."""
+    assert rollout(1.3, former=former).worse
+    assert not rollout(1.0, former=former).worse
 
 
 def test_an_equal_one_is_not() -> None:

@@ -16,6 +16,11 @@ events between the arms (Pearson's statistic over its expectation, at the likeli
 about a cluster's size for clustered ones, and untouched by whatever hits both arms alike. A canary that fails every
 time beside a stable arm that never does is beyond any lift, and would look like one large cluster; but its events come
 evenly over time, as those of clusters don't, so that their dispersion among its own requests is taken where it is less.
+
+A canary may turn bad in the middle, as when a step gives it more requests than it can answer. Beside its good time
+before that looks like one large cluster, too. So with each interval the same test starts once more, as if nothing had
+been seen: a likelihood ratio that starts later is a supermartingale as well, and so is a weighted mean of them all,
+which reaches 1/alpha where one of them reaches the inverse of alpha times its weight. Most of it is the first one's.
 """
 
 import math
@@ -28,6 +33,12 @@ _LIFTS: Final = tuple(1.2 * 25 ** (step / 23) for step in range(24))
 
 #: No interval adds more than this share of the evidence needed: a proof takes three intervals at least.
 _LARGEST_SHARE: Final = 0.45
+
+#: Weight of all tests that start later than the rollout, each of which goes on for so many intervals, or until what it
+#: says is this unlikely.
+_LATER_STARTS: Final = 0.1
+_LATER_INTERVALS: Final = 16
+_GIVEN_UP: Final = math.log(0.5)
 
 #: Intervals that are taken together at most.
 _LONGEST_SPAN: Final = 4
@@ -68,6 +79,7 @@ class Comparison:
     """The state of one comparison.
 
     evidence: the largest natural logarithm of the martingale so far; `needed` of it proves that the canary is worse.
+    canary, stable: all that was counted, or what proves it where that began later; evidence and needed likewise.
     dispersion: what the evidence was divided by. detectable: the canary's ratio that this many requests would prove on
     average, at the stable arm's present ratio; None when no ratio would.
     """
@@ -82,46 +94,46 @@ class Comparison:
 
 
 def compare(
-    intervals: Sequence[Interval], *, alpha: float, tolerance: float = 1.0, least_difference: float = 0.0
+    intervals: Sequence[Interval],
+    *,
+    alpha: float,
+    tolerance: float = 1.0,
+    least_difference: float = 0.0,
+    later_starts: bool = True,
 ) -> Comparison:
     """Weigh what was seen since the rollout began.
 
     intervals: in order of time, over all steps so far. alpha: probability of calling an equal canary worse, ever.
     tolerance: a canary whose events are up to so many times as frequent is still called equal (1 or more).
     least_difference: the ratios must also differ by so much, since a proven difference may still be a harmless one.
+    later_starts: also look whether the canary turned worse in the middle.
     Raises ValueError for an impossible setting.
     """
     if not 0 < alpha < 1 or tolerance < 1 or not 0 <= least_difference < 1:
         raise ValueError("alpha and least_difference are probabilities, tolerance is at least 1")
-    needed = -math.log(alpha)
-    lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
-    equal = _Lift(tolerance)
-    evenness = _Evenness()
-    evidence, spread, worse = 0.0, 1.0, False
-    canary, stable = Counts(0, 0), Counts(0, 0)
-    for interval in intervals:
-        both = [pair for pair in interval if pair.canary.trials and pair.stable.trials]
-        pairs = [
-            (pair.canary.events, pair.stable.events, pair.canary.trials / (pair.canary.trials + pair.stable.trials))
-            for pair in both
-        ]
-        for lift in (equal, *lifts):
-            lift.see(pairs, against=tolerance, most=_LARGEST_SHARE * needed)
-        canary = total([canary, *(pair.canary for pair in interval)])
-        stable = total([stable, *(pair.stable for pair in interval)])
-        evenness.see(total([pair.canary for pair in both]))
-        spread = min(max((equal, *lifts), key=lambda lift: lift.likelihood).dispersion, evenness.dispersion)
-        now = _mixture([lift.score for lift in lifts]) / spread
-        evidence = max(evidence, now)
-        worse = worse or (now >= needed and canary.ratio - stable.ratio >= least_difference)
+    share = 1 - _LATER_STARTS if later_starts else 1.0
+    first = _Test(-math.log(alpha * share), tolerance, least_difference)
+    later: list[_Test] = []
+    proof: _Test | None = None
+    for number, interval in enumerate(intervals):
+        if number and later_starts:
+            # These weights add up to one: 1/2, 1/6, 1/12…
+            weight = _LATER_STARTS / (number * (number + 1))
+            later.append(_Test(-math.log(alpha * weight), tolerance, least_difference))
+        for test in (first, *later):
+            test.see(interval)
+        # To give a test up is as fair as to go on; what has become unlikely is left to those that start after it.
+        later = [test for test in later[1 - _LATER_INTERVALS :] if test.now > _GIVEN_UP]
+        proof = proof or next((test for test in (first, *later) if test.worse), None)
+    telling = proof or first
     return Comparison(
-        worse=worse,
-        evidence=evidence,
-        needed=needed,
-        canary=canary,
-        stable=stable,
-        dispersion=spread,
-        detectable=_detectable(canary.trials, stable, needed * spread, tolerance),
+        worse=telling.worse,
+        evidence=telling.evidence,
+        needed=telling.needed,
+        canary=telling.canary,
+        stable=telling.stable,
+        dispersion=telling.spread,
+        detectable=_detectable(first.canary.trials, first.stable, first.needed * first.spread, tolerance),
     )
 
 
@@ -160,6 +172,43 @@ def joined(pairs: Sequence[Pair]) -> list[Interval]:
 def canary_share(lift: float, share: float) -> float:
     """Probability that an event is the canary's when its events are `lift` times as frequent."""
     return lift * share / (lift * share + 1 - share)
+
+
+class _Test:
+    """The test from one interval on. now: its evidence at present. spread: what that was divided by."""
+
+    def __init__(self, needed: float, tolerance: float, least_difference: float) -> None:
+        self.needed = needed
+        self.now, self.evidence, self.spread, self.worse = 0.0, 0.0, 1.0, False
+        self.canary, self.stable = Counts(0, 0), Counts(0, 0)
+        self._tolerance, self._least_difference = tolerance, least_difference
+        self._equal = _Lift(tolerance)
+        self._lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
+        self._evenness = _Evenness()
+
+    def see(self, interval: Interval) -> None:
+        """Add an interval."""
+        both = [pair for pair in interval if pair.canary.trials and pair.stable.trials]
+        pairs = [
+            (pair.canary.events, pair.stable.events, pair.canary.trials / (pair.canary.trials + pair.stable.trials))
+            for pair in both
+            if pair.canary.events or pair.stable.events
+        ]
+        candidates = (self._equal, *self._lifts)
+        self.canary = total([self.canary, *(pair.canary for pair in interval)])
+        self.stable = total([self.stable, *(pair.stable for pair in interval)])
+        self._evenness.see(total([pair.canary for pair in both]))
+        if not pairs:
+            # No event says anything about whose the events are.
+            return
+        for lift in candidates:
+            lift.see(pairs, against=self._tolerance, most=_LARGEST_SHARE * self.needed)
+        likeliest = max(candidates, key=lambda lift: lift.likelihood)
+        self.spread = min(likeliest.dispersion, self._evenness.dispersion)
+        self.now = _mixture([lift.score for lift in self._lifts]) / self.spread
+        self.evidence = max(self.evidence, self.now)
+        differ = self.canary.ratio - self.stable.ratio >= self._least_difference
+        self.worse = self.worse or (self.now >= self.needed and differ)
 
 
 class _Lift:

@@ -9,8 +9,12 @@ with its errors bounded. Buckets are at most 15 % apart around an objective, and
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cloze_operator.analysis.evidence import Counts, Interval, Pair, spans
+
+#: A quantile is of the newest intervals that have so many requests of a class together: at night all are faster.
+_ENOUGH: Final = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +82,11 @@ def excesses(
     canary, stable: both arms' histograms, interval by interval. tolerance: the canary may take so many times as long (1
     or more): of the stable arm those requests count that would be beyond the boundary if they took so many times as
     long. before: the stable arm's histograms before the rollout. An interval's boundary is chosen from what was known
-    before that interval, as the test needs.
+    before that interval, as the test needs, and of that from the newest.
     """
     if not 0 < quantile < 1 or tolerance < 1:
         raise ValueError("a quantile is between 0 and 1, a tolerance at least 1")
-    known = dict(before)
+    known = {name: [histogram] for name, histogram in before.items()}
     found: list[Interval] = []
     for part in spans(_totals(canary), _totals(stable)):
         ours, theirs = _together(canary[part]), _together(stable[part])
@@ -90,10 +94,21 @@ def excesses(
             [
                 pair
                 for name in sorted(ours.keys() & theirs.keys() & known.keys())
-                if (pair := _pair(ours[name], theirs[name], known[name], quantile, tolerance))
+                if (pair := _pair(ours[name], theirs[name], _newest(known[name]), quantile, tolerance))
             ]
         )
-        known = _together([known, theirs])
+        for name, histogram in theirs.items():
+            known.setdefault(name, []).append(histogram)
+    return found
+
+
+def _newest(histograms: Sequence[Histogram]) -> Histogram:
+    """The newest that have enough requests together, or all of them."""
+    *others, found = histograms
+    for other in reversed(others):
+        if found.total >= _ENOUGH:
+            break
+        found += other
     return found
 
 

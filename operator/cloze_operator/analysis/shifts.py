@@ -40,14 +40,17 @@ def largest_shift(predictions: Mapping[str, Sequence[Pair]], *, alpha: float, le
         for upwards in (True, False)
     }
     differences = {key: _differences(pairs) for key, pairs in turned.items()}
-    # What never differed by as much can't be a proof, so it isn't weighed; a hundred labels would take their time.
+    # What never differed by as much can't be a proof, so it isn't weighed; a hundred labels would take their time. That
+    # holds for all predictions so far, which are what is compared: what a model answers isn't a matter of its load.
     weighed = [key for key, found in differences.items() if max(found) >= least_difference]
     if not weighed:
         weighed = [max(differences, key=lambda key: differences[key][-1])]
     shifts = [
         Shift(
             *key,
-            compare(joined(turned[key]), alpha=alpha / len(turned), least_difference=least_difference),
+            compare(
+                joined(turned[key]), alpha=alpha / len(turned), least_difference=least_difference, later_starts=False
+            ),
         )
         for key in weighed
     ]

@@ -1,0 +1,58 @@
+"""A run without a volume on real pods: its checkpoints are in a real S3 store, and its pod is killed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import live
+import pytest
+import stores
+from test_chaos import checkpoint
+from test_loop import SMALL, kill, model, pods, pretrain, resumed_at, weights_digest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(1200), stores.within_reach]
+
+ALONE: dict[str, Any] = {
+    "topology": {"nodes": 1, **SMALL},
+    "optimization": {"steps": 1500, "batchSequences": 8, "warmupSteps": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def bucket(namespace: str) -> Iterator[stores.Bucket]:
+    """An empty bucket, and the Secret `store` for it."""
+    with stores.s3() as made:
+        keys = made.secret() | {"AWS_ENDPOINT_URL": made.endpoint, "AWS_REGION": "us-east-1"}
+        live.apply(namespace, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "store"}, "stringData": keys})
+        yield made
+
+
+def test_killed_pod_without_a_volume_changes_no_bit(namespace: str, bucket: stores.Bucket, platform: str) -> None:
+    """Its successor has nothing but the bucket, and ends with the weights of an undisturbed run on a volume."""
+    in_bucket = {
+        "storage": {"ephemeral": True, "size": "1Gi"},
+        "checkpoint": {
+            "everySteps": 20,
+            "keep": 2,
+            "uri": f"s3://{bucket.name}/runs",
+            "credentials": {"secretName": "store"},
+        },
+    }
+    live.apply(
+        namespace, pretrain(namespace, "on-volume", **ALONE), pretrain(namespace, "in-bucket", **ALONE, **in_bucket)
+    )
+    live.until(lambda: checkpoint(namespace, "in-bucket"), lambda step: step >= 100, 300, "the run is under way")
+    gone = kill(namespace, "in-bucket", 0)
+    jobs = [live.finished(namespace, "pretrainjob", name, 600) for name in ("on-volume", "in-bucket")]
+    with live.forwarded(platform, "cloze-mlflow", 5000) as mlflow:
+        digests = {
+            weights_digest(model(namespace, name), job["status"]["model"]["version"], mlflow)
+            for name, job in zip(("on-volume", "in-bucket"), jobs, strict=True)
+        }
+    assert len(digests) == 1
+    (successor,) = pods(namespace, "in-bucket", 0)
+    assert successor["metadata"]["uid"] != gone
+    assert min(resumed_at(namespace, "in-bucket")) >= 100
+    assert live.items(namespace, "persistentvolumeclaims", "cloze.dev/owner=in-bucket") == []
+    run = f"runs/{namespace}/in-bucket/{jobs[1]['metadata']['uid']}/"
+    whole = {key.removeprefix(run).split("/")[0] for key in bucket.objects() if key.endswith("/COMPLETE")}
+    assert len(whole) == 2, bucket.objects()
