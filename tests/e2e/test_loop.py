@@ -84,7 +84,7 @@ def applied(namespace: str) -> str:
                 "runtime": {"timeoutSeconds": 10},
                 "drainSeconds": 10,
                 # The former revision's pods go soon after the new one has taken over.
-                "rollout": {"rollbackWindowSeconds": 5},
+                "rollout": {"rollbackWindowSeconds": 15},
             },
         },
     )
