@@ -20,7 +20,9 @@ evenly over time, as those of clusters don't, so that their dispersion among its
 A canary may turn bad in the middle, as when a step gives it more requests than it can answer. Beside its good time
 before that looks like one large cluster, too. So with each interval the same test starts once more, as if nothing had
 been seen: a likelihood ratio that starts later is a supermartingale as well, and so is a weighted mean of them all,
-which reaches 1/alpha where one of them reaches the inverse of alpha times its weight. Most of it is the first one's.
+which reaches 1/alpha where one of them reaches the inverse of alpha times its weight. Most of it is the first one's. As
+a few clusters weigh more in a short time, an interval adds less to a later test's evidence, and how much errors come in
+clusters is known by then: it is divided by the first one's dispersion before it, at least.
 """
 
 import math
@@ -37,6 +39,7 @@ _LARGEST_SHARE: Final = 0.45
 #: Weight of all tests that start later than the rollout, each of which goes on for so many intervals, or until what it
 #: says is this unlikely.
 _LATER_STARTS: Final = 0.1
+_LARGEST_LATER_SHARE: Final = 0.35
 _LATER_INTERVALS: Final = 16
 _GIVEN_UP: Final = math.log(0.5)
 
@@ -112,14 +115,15 @@ def compare(
     if not 0 < alpha < 1 or tolerance < 1 or not 0 <= least_difference < 1:
         raise ValueError("alpha and least_difference are probabilities, tolerance is at least 1")
     share = 1 - _LATER_STARTS if later_starts else 1.0
-    first = _Test(-math.log(alpha * share), tolerance, least_difference)
+    first = _Test(-math.log(alpha * share), tolerance, least_difference, _LARGEST_SHARE)
     later: list[_Test] = []
     proof: _Test | None = None
     for number, interval in enumerate(intervals):
         if number and later_starts:
             # These weights add up to one: 1/2, 1/6, 1/12…
             weight = _LATER_STARTS / (number * (number + 1))
-            later.append(_Test(-math.log(alpha * weight), tolerance, least_difference))
+            needed = -math.log(alpha * weight)
+            later.append(_Test(needed, tolerance, least_difference, _LARGEST_LATER_SHARE, first.spread))
         for test in (first, *later):
             test.see(interval)
         # To give a test up is as fair as to go on; what has become unlikely is left to those that start after it.
@@ -177,11 +181,15 @@ def canary_share(lift: float, share: float) -> float:
 class _Test:
     """The test from one interval on. now: its evidence at present. spread: what that was divided by."""
 
-    def __init__(self, needed: float, tolerance: float, least_difference: float) -> None:
+    def __init__(
+        self, needed: float, tolerance: float, least_difference: float, most: float, floor: float = 1.0
+    ) -> None:
+        """most: share of the evidence needed that an interval adds at most. floor: what is divided by at least."""
         self.needed = needed
         self.now, self.evidence, self.spread, self.worse = 0.0, 0.0, 1.0, False
         self.canary, self.stable = Counts(0, 0), Counts(0, 0)
         self._tolerance, self._least_difference = tolerance, least_difference
+        self._floor, self._most = floor, most
         self._equal = _Lift(tolerance)
         self._lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
         self._evenness = _Evenness()
@@ -202,9 +210,9 @@ class _Test:
             # No event says anything about whose the events are.
             return
         for lift in candidates:
-            lift.see(pairs, against=self._tolerance, most=_LARGEST_SHARE * self.needed)
+            lift.see(pairs, against=self._tolerance, most=self._most * self.needed)
         likeliest = max(candidates, key=lambda lift: lift.likelihood)
-        self.spread = min(likeliest.dispersion, self._evenness.dispersion)
+        self.spread = max(self._floor, min(likeliest.dispersion, self._evenness.dispersion))
         self.now = _mixture([lift.score for lift in self._lifts]) / self.spread
         self.evidence = max(self.evidence, self.now)
         differ = self.canary.ratio - self.stable.ratio >= self._least_difference
