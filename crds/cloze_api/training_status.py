@@ -107,4 +107,5 @@ class TrainingStatus(Reported):
     progress: ProgressStatus | None = None
     model: RegisteredVersion | None = None
     metrics: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
-    """Evaluation figures of the finished run."""
+    """Evaluation figures of the finished run. Of more than there is room for: those that gates name, the model's own,
+    and then others, by label last."""

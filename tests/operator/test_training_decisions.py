@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cloze_api.progress import Progress
+from cloze_api.training_status import METRICS_MAX
 from cloze_operator.decide.answers import Answer, NotFound, Unavailable, Version
 from cloze_operator.decide.run import progress_status
 from cloze_operator.decide.training import decide_training, expire
@@ -683,6 +684,26 @@ def test_a_model_that_fails_a_gate_leaves_its_figures(training: Make, children: 
     )
     assert (state, findings(verdict)["Succeeded"]) == ("Failed", ("False", "GateFailed"))
     assert verdict.status["metrics"] == {"accuracy": 0.5}
+
+
+@pytest.mark.parametrize(("code", "end"), [(0, "Complete"), (13, "Failed")])
+def test_labels_dont_crowd_a_status(training: Make, children: Make, ended: Make, code: int, end: str) -> None:
+    """Of more figures than it holds, those that gates are about and the model's own are in it; NaN can't be."""
+    figures = {f"f1_label{number}": 0.5 for number in range(90)} | {"macro_f1": 0.4, "zeal": 0.3, "void": math.nan}
+    told = {"reason": "Told", "message": "told", "exitCode": code, "metrics": figures}
+    told |= {"modelName": "encoder", "modelVersion": "4", "modelDigest": DIGEST}
+    verdict, _ = decide_training(
+        training(
+            children=children(job_status=job_ended(end)),
+            status=STARTED,
+            pods=(ended("a", code, message=json.dumps(told)),),
+            spec={"evaluation": {"gates": [{"figure": "f1_label89", "minimum": 0.1}]}},
+        )
+    )
+    metrics = verdict.status["metrics"]
+    assert len(metrics) == METRICS_MAX
+    assert metrics.keys() >= {"macro_f1", "zeal", "f1_label89", "f1_label0"}
+    assert "void" not in metrics
 
 
 def test_finished_run_is_never_started_again(training: Make) -> None:

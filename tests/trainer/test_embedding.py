@@ -54,6 +54,30 @@ def test_the_rank_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None
         assert found == 0
 
 
+@given(
+    st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 5)), min_size=2, max_size=40),
+    st.sampled_from([1e-3, 1.0, 300.0]),
+    st.randoms(use_true_random=False),
+)
+def test_numbers_that_are_equal_but_for_rounding_share_a_rank(
+    pairs: list[tuple[int, int]], size: float, random: Any
+) -> None:
+    """Whatever their size: as many digits of float32 as another batch changes don't decide which of them is first."""
+    given_E, true_E = np.array(pairs, np.float64).T
+    noise_E = np.array([random.uniform(-1, 1) for _ in pairs]) * 4e-7 * size * np.abs(given_E).max()
+    found = rank_correlation(np.float32(given_E * size + noise_E).astype(np.float64), true_E).figure
+    assert found == pytest.approx(rank_correlation(given_E, true_E).figure, abs=1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=200, unique=True), st.randoms(use_true_random=False))
+def test_numbers_that_differ_by_more_than_rounding_keep_their_ranks(values: list[float], random: Any) -> None:
+    """To the fifth digit of the largest."""
+    given_E = np.unique(np.round(np.array(values), 4))
+    true_E = np.array(random.sample(range(len(given_E)), len(given_E)), np.float64)
+    found = rank_correlation(given_E, true_E).figure
+    assert found == pytest.approx(spearmanr(given_E, true_E).statistic if len(given_E) > 1 else 0)
+
+
 def test_a_partner_is_found_behind_what_is_as_alike() -> None:
     """The places by hand: equal texts count once, ties against the partner, and its other partners not at all."""
     vectors = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8], [1, 0], [0, 1], [1, 0], [0.8, 0.6]])

@@ -108,3 +108,14 @@ def test_newer_checkpoint_renews_the_patience(tmp_path: Path) -> None:
     assert all(lose(PATIENCE))
     assert lose(2) == [False, True]
     assert PeerLosses(tmp_path, "0").another() is None
+
+
+def test_what_is_told_first_of_a_model_is_told_where_there_isnt_room_for_all() -> None:
+    """Kubernetes has 4,096 bytes, of which a sentence may need the half."""
+    figures = {f"figure_{number}": number / 7 for number in range(300)}
+    told = outcome.encode(Outcome(reason="GateFailed", message="a" * 2048, metrics=figures))
+    assert len(told) <= outcome.LARGEST_MESSAGE
+    kept = Outcome.model_validate_json(told)
+    assert list(kept.metrics.items()) == list(figures.items())[: len(kept.metrics)]
+    assert len(kept.metrics) > 32
+    assert len(kept.message) == 2048

@@ -64,6 +64,26 @@ def test_only_small_matrices_and_the_head_are_trained(architecture: Architecture
     assert not torch.equal(after["classifier.weight"], before["classifier.weight"])
 
 
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 2), (2, 16), (4, 2)])
+def test_a_product_counts_as_much_as_is_asked_for(rank: int, alpha: int) -> None:
+    """alpha / rank times, while it is trained and once it is merged (Hu et al., arXiv:2106.09685, section 4.1)."""
+    model = model_of(Architecture.BERT)
+    adapters = Adapters(Lora(rank=rank, alpha=alpha), model.encoder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model)
+    trained = dict(model.state_dict())
+    adapters.merge()
+    (place,) = {
+        name[: -len(".lora_A.default.weight")]
+        for name in trained
+        if name.endswith("layers.0.query.lora_A.default.weight")
+    }
+    product = trained[f"{place}.lora_B.default.weight"] @ trained[f"{place}.lora_A.default.weight"]
+    change = model.state_dict()[f"{place}.weight"] - before[f"{place}.base_layer.weight"]
+    assert product.abs().max() > 1e-3
+    torch.testing.assert_close(change, alpha / rank * product, rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_published_is_an_artifact_like_any_other(tuned: Callable[..., Any]) -> None:
     """transformers loads it without peft, and gives what was trained."""
     rows = [{"text": f"the {kind} sails", "label": kind} for kind in ("ship", "boat")] * 4

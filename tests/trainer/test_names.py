@@ -18,7 +18,8 @@ from cloze_api.people import Names
 from cloze_api.task import Task
 from cloze_trainer import tagging
 from cloze_trainer.data import names
-from cloze_trainer.data.names import NameFilter, Probabilities, people, spans, windows
+from cloze_trainer.data.names import SHARED, NameFilter, Probabilities, people, spans
+from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
 from cloze_trainer.pretrain import prepare
 from cloze_trainer.progress import ProgressFile
@@ -29,7 +30,7 @@ TEXTS = [f"{'it' if number % 3 else 'Max'} was number {number} of {number % 7} o
 @given(st.integers(0, 500), st.integers(2, 60))
 def test_windows_hold_every_token_with_others_around_it(count: int, width: int) -> None:
     """None is longer than the model reads, and neighbours share an eighth."""
-    found = windows(count, width)
+    found = [(part.start, part.stop) for part in windows(count, width, shared=SHARED)]
     assert [token for start, end in found for token in range(start, end)] or not count
     assert {token for start, end in found for token in range(start, end)} == set(range(count))
     assert all(end - start <= width for start, end in found)

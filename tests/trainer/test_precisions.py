@@ -183,8 +183,9 @@ class Tuned:
             0,
             0,
         )
-        for name in ("train", "test"):
-            rows.save(folder, name, part)
+        rows.save(folder, "test", part)
+        # Fewer, so that it can be told which of them something was made of.
+        rows.save(folder, "train", Labelled(part.ids[:5], part.targets[:5], part.lengths[:5], 0, 0))
         (folder / "test-slices.json").write_text("[]")
         (folder / "test-key.json").write_text("null")
         (folder / "dataset.json").write_text(json.dumps({"labels": ["ham", "spam"], "max_length": 16}))
@@ -252,7 +253,7 @@ def test_a_fine_tuning_tries_ranges_of_its_training_texts_where_each_tokens_own_
     tuned = Tuned(tmp_path, precisions=["int8"], maxAccuracyLoss=1)
     manifest = tuned.publish()
     measured = manifest.precisions[Precision.INT8]
-    assert (measured.calibration_examples, measured.examples) == (9, 9)
+    assert (measured.calibration_examples, measured.examples) == (5, 9)
     assert measured.latency_ms
     assert measured.fp32_latency_ms
     assert artifact.left_out(tuned.run, manifest) == ""

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, f1_score, root_mean_squared_error
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from tuning import ALONE
 
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import verify
@@ -139,3 +140,23 @@ async def test_a_trained_model_answers_as_transformers_pipeline_does(
     assert isinstance(bounds, dict)
     for result in results:
         assert all(each["applies"] == (each["score"] >= bounds[each["label"]]) for each in result["predictions"])
+
+
+def test_equal_texts_share_a_rank_in_whatever_batches(tuned: Callable[..., Any], tmp_path: Path) -> None:
+    """Each alone, or beside others, in the training's evaluation; and in the gate command's."""
+    random = np.random.default_rng(0)
+    texts = ["good bad", "bad good good", "good good bad bad good bad"]
+    rows = [{"text": texts[number % 3], "score": float(random.normal())} for number in range(36)]
+    made = tuned(TEXTS, rows, rows, steps=5, problem=Problem.REGRESSION)
+    test, figures = made.workload.test, []
+    for tokens in (1, 20, 50, 90, 1000):
+        made.workload.chunk_tokens = tokens
+        outputs_N1 = made.workload.outputs(made.model, test, ALONE)
+        figures.append(made.workload.scores_of(outputs_N1).found["spearman"].figure)
+        if tokens == 1:
+            expected = spearmanr(outputs_N1[:, 0], [row["score"] for row in rows]).statistic
+    assert figures == pytest.approx([expected] * 5, abs=1e-9)
+    artifact = made.publish(made.judge())
+    lines = tasks.of(TEXTS, Problem.REGRESSION).read([write(tmp_path / "data.jsonl", rows)])
+    answers: Any = assess(artifact, verify(artifact), lines, ("score",))
+    assert answers.found["spearman"].figure == pytest.approx(expected, abs=1e-9)

@@ -13,11 +13,13 @@ from seqeval.metrics import recall_score as entity_recall
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, log_loss
 
 from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.figures import by_importance
 from cloze_api.finetune import FineTuneJobSpec
-from cloze_api.task import Task
-from cloze_trainer import preparation
+from cloze_api.task import Problem, Task
+from cloze_api.training_status import METRICS_MAX
+from cloze_trainer import preparation, tasks
 from cloze_trainer.errors import InputError
-from cloze_trainer.quality import calibration, gates, intervals, judgement
+from cloze_trainer.quality import calibration, gates, intervals, judgement, luck
 from cloze_trainer.quality.entities import is_scheme, spans
 from cloze_trainer.quality.gates import Comparison
 from cloze_trainer.quality.scores import Scores, probabilities, statistics
@@ -268,3 +270,15 @@ def test_a_gate_without_its_figure_is_refused_before_the_training(
         return
     with pytest.raises(InputError, match=words):
         preparation._check_gates(spec, meta, slices)
+
+
+@pytest.mark.parametrize("problem", Problem)
+@pytest.mark.parametrize("task", [task for task in Task if tasks.find(task)])
+def test_a_status_has_what_stands_for_a_task(task: Task, problem: Problem) -> None:
+    """However many labels there are."""
+    kind = tasks.find(task, problem) or tasks.of(task)
+    labels = [f"B-{number}" for number in range(1000)]
+    told, others = kind.figure_names(labels)
+    figures = dict.fromkeys([*told, *others], 0.5) | luck.figures({1: {kind.main[0]: 1.0}, 2: {}}, kind.main)
+    kept = by_importance(figures, (), most=METRICS_MAX)
+    assert kept.keys() >= {*told, *(name for name in others if not name.startswith("f1_"))}

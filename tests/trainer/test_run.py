@@ -1,5 +1,6 @@
 """The file of a run: which of its documents is the job, and which run it is."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,14 @@ def test_any_other_number_is_refused_with_the_choices(tmp_path: Path, documents:
     with pytest.raises(InputError, match=words) as refusal:
         opened(tmp_path, *documents)
     assert refusal.value.reason == "JobInvalid"
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "field"), [("PretrainJob", "optimization", "lora"), ("FineTuneJob", "evaluation", "audit")]
+)
+def test_a_field_of_the_other_kind_of_job_is_told(tmp_path: Path, kind: str, place: str, field: str) -> None:
+    """By its place, and that it isn't one of this kind's."""
+    spec = {place: {field: {}}}
+    job = {"apiVersion": "cloze.dev/v1alpha1", "kind": kind, "metadata": {"name": "one"}, "spec": spec}
+    with pytest.raises(InputError, match=rf"spec\.{place}\.{field}: there is no such field in this kind of job"):
+        opened(tmp_path, json.dumps(job))

@@ -1,5 +1,6 @@
 """What becomes of a finished run: figures and plots in MLflow, a signed artifact, a registered version."""
 
+from cloze_api.figures import by_importance
 from cloze_api.manifest import MANIFEST_FILE, file_sha256, version_tags
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import Outcome
@@ -70,10 +71,12 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
     assert manifest is not None, "the artifact was published before"
     digest = f"sha256:{file_sha256(run.artifact / MANIFEST_FILE)}"
     privacy.forget(run)
+    # There may not be room for all.
+    figures = by_importance(manifest.evaluation, run.job.spec.evaluation.gates)
     if why := artifact.refusal(run):
         raise GateError(
             f"the model is not registered: {why}; it is in {run.artifact}, and figures are in its {EVALUATION_FILE}",
-            manifest.evaluation,
+            figures,
         )
     if key := signing_key(run):
         key.sign(run.artifact, manifest)
@@ -82,7 +85,7 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
         message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
         + artifact.remarks(run, manifest),
         model_digest=digest,
-        metrics=manifest.evaluation,
+        metrics=figures,
     )
     if run.tracking_uri is not None:
         progress.stage("registration")

@@ -31,7 +31,7 @@ def failed(error: TrainerError, step: int | None = None) -> Outcome:
 
 
 def encode(outcome: Outcome) -> bytes:
-    """JSON of at most 4,096 bytes: metrics go first, then the end of the message."""
+    """JSON of at most 4,096 bytes: metrics go first, the last of them before others, then the end of the message."""
     data = outcome.model_dump_json(by_alias=True, exclude_none=True).encode()
     kept = dict(outcome.metrics)
     while len(data) > LARGEST_MESSAGE and kept:

@@ -1,7 +1,7 @@
 """Pretraining: raw text to a masked language model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
-from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masker
+from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masked, Masker
 from cloze_trainer.data.order import Indices, Order
 from cloze_trainer.data.packing import Tokens, texts_of
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
@@ -202,9 +202,13 @@ class Pretraining:
         """A rank's part of a global batch."""
         samples_B, epochs_B = self._order.share(batch, rank, world)
         rows, probability = self._rows, masking_probability(self.spec.masking, done)
-        chunk = self._unpadded if self.attention is Attention.UNPADDED else self._chunk
+        inputs = self._unpadded if self.attention is Attention.UNPADDED else self._padded
         return [
-            chunk(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows], probability)
+            self._chunk(
+                *(self._masker, self.shards.train_NT, samples_B[at : at + rows], epochs_B[at : at + rows]),
+                inputs=inputs,
+                probability=probability,
+            )
             for at in range(0, len(samples_B), rows)
         ]
 
@@ -214,58 +218,47 @@ class Pretraining:
         corpus_NT: Tokens,
         samples_B: Indices,
         epochs_B: Tokens,
+        *,
+        inputs: Callable[[Tokens, Masked], tuple[Any, ...]],
         probability: float | None = None,
     ) -> Chunk:
         rows_BT = corpus_NT[samples_B]
         masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
-        texts_BT, places_BT = texts_of(rows_BT, self.config.special_tokens)
+        return Chunk(
+            inputs=inputs(rows_BT, masked),
+            targets=self._moved(masked.targets_M),
+            weight=len(masked.targets_M),
+            tokens=int((rows_BT != self.config.special_tokens.pad).sum()),
+            rows_B=samples_B,
+        )
 
+    def _padded(self, rows_BT: Tokens, masked: Masked) -> tuple[Any, ...]:
+        """What the model reads of the rows."""
+        texts_BT, places_BT = texts_of(rows_BT, self.config.special_tokens)
         moved = self._moved
         texts, real_BT = moved(texts_BT), rows_BT != self.config.special_tokens.pad
         # Where each row is one text, without a mask attention takes its fastest path.
         alone = bool(real_BT.all()) and int(texts_BT.max()) == 1
-        return Chunk(
-            inputs=(
-                moved(masked.input_ids_BT),
-                # A text is looked at by itself only. Padding goes with the last one, and nobody looks at that.
-                None if alone else (texts[:, :, None] == texts[:, None, :]) & moved(real_BT)[:, None, :],
-                None,
-                moved(masked.positions_M),
-                None if alone else moved(places_BT),
-            ),
-            targets=moved(masked.targets_M),
-            weight=len(masked.targets_M),
-            tokens=int(real_BT.sum()),
-            rows_B=samples_B,
+        return (
+            moved(masked.input_ids_BT),
+            # A text is looked at by itself only. Padding goes with the last one, and nobody looks at that.
+            None if alone else (texts[:, :, None] == texts[:, None, :]) & moved(real_BT)[:, None, :],
+            None,
+            moved(masked.positions_M),
+            None if alone else moved(places_BT),
         )
 
-    def _unpadded(
-        self,
-        masker: Masker,
-        corpus_NT: Tokens,
-        samples_B: Indices,
-        epochs_B: Tokens,
-        probability: float | None = None,
-    ) -> Chunk:
-        """As `_chunk`, with all texts in one row of the input."""
-        rows_BT = corpus_NT[samples_B]
-        masked = masker.batch(rows_BT, epochs_B, samples_B, probability)
-        special = self.config.special_tokens
+    def _unpadded(self, rows_BT: Tokens, masked: Masked) -> tuple[Any, ...]:
+        """The same, of all their texts in one row."""
+        special, moved = self.config.special_tokens, self._moved
         _, places_BT = texts_of(rows_BT, special)
         flat = unpadded(rows_BT, masked.input_ids_BT, places_BT, masked.positions_M, special)
-        moved = self._moved
-        return Chunk(
-            inputs=(
-                moved(flat.ids_N)[None],
-                Texts(moved(flat.bounds), flat.longest),
-                None,
-                moved(flat.positions_M),
-                moved(flat.places_N)[None],
-            ),
-            targets=moved(masked.targets_M),
-            weight=len(masked.targets_M),
-            tokens=len(flat.ids_N),
-            rows_B=samples_B,
+        return (
+            moved(flat.ids_N)[None],
+            Texts(moved(flat.bounds), flat.longest),
+            None,
+            moved(flat.positions_M),
+            moved(flat.places_N)[None],
         )
 
     def _moved(self, values: npt.NDArray[np.integer[Any]]) -> Tensor:
@@ -290,7 +283,8 @@ class Pretraining:
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(held_out_NT), gang.world * rows):
                 samples_B = np.arange(at, min(at + rows, len(held_out_NT)))
-                chunk = self._chunk(self._evaluation_masker, held_out_NT, samples_B, np.zeros_like(samples_B))
+                places = (held_out_NT, samples_B, np.zeros_like(samples_B))
+                chunk = self._chunk(self._evaluation_masker, *places, inputs=self._padded)
                 logits_MV = model(*chunk.inputs)
                 loss += float(functional.cross_entropy(logits_MV, chunk.targets, reduction="sum"))
                 hits += float((logits_MV.argmax(-1) == chunk.targets).sum())

@@ -69,6 +69,8 @@ def _problem(error: ValidationError) -> str:
     for item in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such field in this kind of job, remove it"
         lines.append(f"{place}: {message}" if place else message)
     return "; ".join(lines)
 

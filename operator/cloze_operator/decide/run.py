@@ -1,9 +1,12 @@
 """How a training run is going, and how it ended."""
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+from cloze_api.evaluation import Gate
+from cloze_api.figures import by_importance
 from cloze_api.progress import ExitCode, Outcome, Progress
 from cloze_api.training_status import METRICS_MAX
 from cloze_operator.decide import pods
@@ -198,7 +201,7 @@ def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> V
     if outcome:
         model = {"name": outcome.model_name or snapshot.parsed.spec.registry.name, "version": outcome.model_version}
         model |= {"digest": outcome.model_digest, "runId": outcome.run_id or ""}
-        verdict = verdict.report(model=model, metrics=_figures(outcome))
+        verdict = verdict.report(model=model, metrics=_figures(outcome, snapshot.parsed.spec.evaluation.gates))
         total = dig(verdict.status, "progress", "totalSteps")
         if total:
             # The last look at a pod's progress was before its end.
@@ -210,9 +213,10 @@ def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> V
     return verdict.find("Succeeded", "True", "Completed", text).calm()
 
 
-def _figures(outcome: Outcome) -> dict[str, float]:
-    """As many of the outcome's figures as a status holds."""
-    return dict([item for item in sorted(outcome.metrics.items()) if math.isfinite(item[1])][:METRICS_MAX])
+def _figures(outcome: Outcome, gates: Iterable[Gate]) -> dict[str, float]:
+    """As many of the outcome's figures as a status holds; JSON has none that aren't finite."""
+    finite = {name: value for name, value in outcome.metrics.items() if math.isfinite(value)}
+    return by_importance(finite, gates, most=METRICS_MAX)
 
 
 def _failed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> Verdict:
@@ -224,7 +228,7 @@ def _failed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> Verd
     guilty = pods.culprit(snapshot.pods)
     if guilty and guilty.outcome.metrics:
         # A model that isn't good enough: how good it is says what to do.
-        verdict = verdict.report(metrics=_figures(guilty.outcome))
+        verdict = verdict.report(metrics=_figures(guilty.outcome, snapshot.parsed.spec.evaluation.gates))
     return verdict.failing(reason).calm()
 
 

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 
 from cloze_api.people import Found, Names
 from cloze_trainer.console import log
+from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
 
 Span = tuple[int, int]
@@ -28,7 +29,7 @@ _CHARACTERS: Final = 1 << 20
 # Tokens, with padding, that go through the model at once.
 _TOKENS: Final = 8192
 #: Windows share an eighth of their tokens, so that each token has others on both sides in one of them.
-_SHARED: Final = 8
+SHARED: Final = 8
 # Between the words of one name.
 _JOINT = re.compile(r"[ \t.'’-]{0,2}")
 _LOG_EVERY_SECONDS: Final = 30.0
@@ -62,12 +63,6 @@ def people(labels: Sequence[str], asked: Sequence[str], where: str) -> list[int]
             "people's, or name another model",
         )
     return [number for number, kind in enumerate(kinds) if kind in wanted]
-
-
-def windows(count: int, width: int) -> list[Span]:
-    """Parts of so many tokens, none longer than the width, that share some; as few as it takes."""
-    step = width - width // _SHARED
-    return [(at, min(at + width, count)) for at in range(0, max(1, count - width // _SHARED), step)]
 
 
 def spans(text: str, offsets: Sequence[Span], words: Sequence[int | None], named: npt.NDArray[np.bool_]) -> list[Span]:
@@ -134,7 +129,10 @@ class NameFilter:
         """Which tokens belong to names, as any of the windows that they are in has it."""
         named = [np.zeros(len(encoding.ids), dtype=bool) for encoding in encodings]
         todo = [
-            (number, *part) for number, own in enumerate(named) if len(own) for part in windows(len(own), self._width)
+            (number, part.start, part.stop)
+            for number, own in enumerate(named)
+            if len(own)
+            for part in windows(len(own), self._width, shared=SHARED)
         ]
         # Windows of like lengths together, the longest first.
         todo.sort(key=lambda window: window[1] - window[2])

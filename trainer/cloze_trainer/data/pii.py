@@ -163,28 +163,22 @@ def spans(text: str) -> list[tuple[str, Span]]:
     """Kind and place of such data, in the text's order; none within another."""
     found: list[tuple[str, Span]] = []
     for kind, find in _KINDS:
-        done = 0
+        parts, done = [], 0
         for start, end in find(text):
-            if start >= done:
-                found.append((kind, (start, end)))
-                done = end
-        for own, (start, end) in found:
-            # What was found is no part of another kind's, and the places of the rest stay.
-            if own == kind:
-                text = text[:start] + "\n" * (end - start) + text[end:]
+            if start < done:
+                continue
+            found.append((kind, (start, end)))
+            parts += [text[done:start], "\n" * (end - start)]
+            done = end
+        # What was found is no part of another kind's, and the places of the rest stay.
+        text = "".join([*parts, text[done:]])
     return sorted(found, key=lambda each: each[1])
 
 
 def replace(text: str) -> tuple[str, Counter[str]]:
     """The text with `[EMAIL]`, `[IBAN]`, `[CARD]`, `[IP]`, `[PHONE]` in place of such data, and how many of each."""
-    counts: Counter[str] = Counter()
-    for kind, find in _KINDS:
-        parts, done = [], 0
-        for start, end in find(text):
-            if start < done:
-                continue
-            parts += [text[done:start], f"[{kind}]"]
-            done = end
-            counts[kind] += 1
-        text = "".join([*parts, text[done:]])
-    return text, counts
+    parts, done, found = [], 0, spans(text)
+    for kind, (start, end) in found:
+        parts += [text[done:start], f"[{kind}]"]
+        done = end
+    return "".join([*parts, text[done:]]), Counter(kind for kind, _ in found)

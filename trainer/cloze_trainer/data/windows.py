@@ -1,14 +1,16 @@
-"""The parts in which longer texts are read than a model takes: as servers cut them."""
+"""The parts in which longer texts are read than a model takes."""
 
-# Of a window's room, what neighbours share.
-_OVERLAP = 4
+from typing import Final
+
+SERVED: Final = 4
+"""Servers' windows share a quarter of their room."""
 
 
-def windows(length: int, room: int) -> list[range]:
-    """Tokens of each part: all but the last have `room`, and neighbours share a quarter of it."""
+def windows(length: int, room: int, *, shared: int = SERVED) -> list[range]:
+    """Tokens of each part: all but the last have `room`, and neighbours share one part of it in so many."""
     if length <= room:
         return [range(length)]
-    overlap = room // _OVERLAP
+    overlap = room // shared
     return [range(start, min(start + room, length)) for start in range(0, length - overlap, room - overlap)]
 
 
