@@ -29,7 +29,7 @@ SCENARIOS = [
     {"name": "three", "nan": [1, 4]},
     {"name": "hopeless", "nan": [1, 4], "optimization": {"maxRollbacks": 0}},
     {"name": "endless", "nan": [1, 1000]},
-    {"name": "empty", "empty": [20, 40], "optimization": {"epochs": 40, "maxLossRise": 0.3}},
+    {"name": "empty", "empty": [20, 40], "every": 60, "optimization": {"epochs": 40, "maxLossRise": 0.3}},
     {"name": "bf16", "optimization": {"arithmetic": "bf16"}},
     {"name": "ascent", **ASCENT},
     {"name": "tokens", "tokens": 200},

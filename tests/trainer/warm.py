@@ -1,26 +1,29 @@
 """Starts Python programs in forks of an interpreter that has imported what they need.
 
-Torch, the trainer and MLflow take an interpreter ten seconds to import, and a small training two. What a program does
+Torch and the trainer take an interpreter ten seconds to import, and a small training two. What a program does
 is the same: it is the fork's `__main__`, and has the environment, folder and arguments that it would have. But the
 forks have one seed for hashes, so a test of what mustn't depend on it starts the real command.
 """
 
 import atexit
 import contextlib
+import errno
 import functools
 import gc
 import importlib
 import json
 import os
 import runpy
-import selectors
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing import util
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -29,8 +32,10 @@ PRELOADED = (
     "cloze_trainer.launch",
     "cloze_trainer.worker",
     "cloze_trainer.main",
-    # What they import when they need it.
-    "mlflow",
+    # What they import when they need it; but MLflow, which begins a thread.
+    "opacus.accountants.utils",
+    "peft.tuners.lora",
+    "torch._functorch.aot_autograd",
     "torch._inductor.config",
 )
 # Read by torch's libraries when they are loaded.
@@ -92,60 +97,100 @@ def start(args: Sequence[str], environment: Mapping[str, str], output: IO[Any] |
 
 @functools.cache
 def _interpreter() -> socket.socket:
-    """Starts it; it ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
+    """A connection to the one of this test run, whose processes share it; it ends with the last of them."""
+    # Abstract, so that nothing of it is left; whoever has the name first starts it.
+    address = f"\0cloze-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment |= LOADED_WITH | {"TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     # ONNX Runtime's would be a thread and a database, which no fork has to itself.
     environment |= {"ORT_DISABLE_TELEMETRY": "1"}
-    with theirs:
-        subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
-            env=environment,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-    return ours
-
-
-def _serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork for each request, and tell of each fork its number and how it ended. Returns in a fork, with its request."""
-    ended: dict[int, tuple[int, socket.socket]] = {}
-    with selectors.DefaultSelector() as selector:
-        selector.register(requests, selectors.EVENT_READ)
+    connection = _socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
+    with _socket() as listener:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            listener.listen()
+            subprocess.Popen(
+                [sys.executable, __file__, str(listener.fileno())],
+                env=environment,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
         while True:
-            for key, _ in selector.select():
-                if key.fd in ended:
-                    pid, tells = ended.pop(key.fd)
-                    _, status = os.waitpid(pid, 0)
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-                    # Whoever asked may not want to know any more.
-                    with tells, contextlib.suppress(OSError):
-                        tells.send(str(os.waitstatus_to_exitcode(status)).encode())
-                    continue
-                request, files, _, _ = socket.recv_fds(requests, _REQUEST_BYTES, 2)
-                if not request:
+            try:
+                connection.connect(address)
+            except ConnectionRefusedError:
+                continue  # it has its name, and listens in a moment
+            return connection
+
+
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fork:
+    pid: int
+    tells: socket.socket
+    asker: socket.socket
+
+    def reap(self) -> None:
+        """Tell how it ended."""
+        _, status = os.waitpid(self.pid, 0)
+        # Whoever asked may not want to know any more.
+        with self.tells, contextlib.suppress(OSError):
+            self.tells.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _accept(listener: socket.socket, askers: set[socket.socket]) -> None:
+    asker, _ = listener.accept()
+    _, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    # An abstract address is anybody's.
+    if user == os.getuid():
+        askers.add(asker)
+
+
+def _serve(listener: socket.socket) -> dict[str, Any]:
+    """Fork for each request, and tell of each fork its number and how it ended. Returns in a fork, with its request."""
+    forks: dict[int, _Fork] = {}
+    askers: set[socket.socket] = set()
+    while True:
+        ready, _, _ = select.select([listener, *askers, *forks], [], [])
+        if listener in ready:
+            _accept(listener, askers)
+        for end in forks.keys() & ready:
+            forks.pop(end).reap()
+            os.close(end)
+        for asker in askers & set(ready):
+            request, files, _, _ = socket.recv_fds(asker, _REQUEST_BYTES, 2)
+            if not request:
+                askers.remove(asker)
+                asker.close()
+                for fork in forks.values():
+                    if fork.asker is asker:
+                        os.killpg(fork.pid, signal.SIGTERM)
+                if not askers:
                     os._exit(0)
-                output, tells = files[0], socket.socket(fileno=files[1])
-                pid = os.fork()
-                if pid == 0:
-                    for end, (_, other) in ended.items():
-                        os.close(end)
-                        other.close()
-                    tells.close()
-                    requests.close()
-                    os.dup2(output, 1)
-                    os.dup2(output, 2)
-                    os.close(output)
-                    return dict(json.loads(request))
+                continue
+            output, tells = files[0], socket.socket(fileno=files[1])
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                for number in forks:
+                    os.close(number)
+                for other in (listener, tells, *askers, *(fork.tells for fork in forks.values())):
+                    other.close()
+                for standard in (1, 2):
+                    os.dup2(output, standard)
                 os.close(output)
-                tells.send(str(pid).encode())
-                end = os.pidfd_open(pid)
-                ended[end] = (pid, tells)
-                selector.register(end, selectors.EVENT_READ)
+                return dict(json.loads(request))
+            os.close(output)
+            tells.send(str(pid).encode())
+            forks[os.pidfd_open(pid)] = _Fork(pid, tells, asker)
 
 
 def _fork_interpreters() -> None:
@@ -195,7 +240,6 @@ def _end_with(code: int) -> NoReturn:
 
 def _run(request: Mapping[str, Any]) -> int:
     """Be the program; its exit code."""
-    os.setsid()
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -216,13 +260,14 @@ def _run(request: Mapping[str, Any]) -> int:
 
 def main() -> None:
     """The interpreter: `warm.py SOCKET`."""
-    requests = socket.socket(fileno=int(sys.argv[1]))
+    listener = socket.socket(fileno=int(sys.argv[1]))
     for module in PRELOADED:
         importlib.import_module(module)
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork has no other thread, and its locks stay locked"
     # Collections would copy the pages of what lives for ever anyway.
     gc.collect()
     gc.freeze()
-    _end_with(_run(_serve(requests)))
+    _end_with(_run(_serve(listener)))
 
 
 if __name__ == "__main__":

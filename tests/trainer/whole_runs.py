@@ -16,6 +16,16 @@ import warm
 
 from cloze_api.manifest import verify
 
+COMMAND = Path(sys.executable).with_name("cloze-train")
+
+
+def command(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
+    """The exit code of `cloze-train` with these words, and what it said."""
+    own = os.environ | {"CLOZE_TERMINATION_LOG": str(folder / "termination")} | environment
+    with (folder / "log").open("w") as log:
+        code = warm.start([str(COMMAND), *words], own, log).wait(240)
+    return code, (folder / "log").read_text(encoding="utf-8")
+
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
@@ -31,7 +41,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
-        command = [str(Path(sys.executable).with_name("cloze-train")), "run", str(file)]
+        words = [str(COMMAND), "run", str(file)]
         environment = (
             # Another test's MLflow client leaves its server's address in this process's environment.
             {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
@@ -41,8 +51,8 @@ class Trainer:
         )
         with (self.folder / "log").open("a") as log:
             if not self.cold:
-                return warm.start(command, environment, log)
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                return warm.start(words, environment, log)
+            return subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def run(self, job: dict[str, Any]) -> int:
         """The exit code of a whole run."""
