@@ -60,7 +60,7 @@ types: $(VENV) ## strict type checks
 
 .PHONY: unit
 unit: $(VENV) ## tests that need no cluster
-	@.venv/bin/pytest -n 2 --dist loadfile -m "not cluster and not e2e and not full" --durations=5 -q
+	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not cluster and not e2e and not full" --durations=5 -q
 
 .PHONY: integration
 integration: $(VENV) alone ## tests against the API server of the current cluster
@@ -74,7 +74,7 @@ alone: $(VENV)
 # Integration tests wait for most of their time, so unit tests have the processors meanwhile.
 .PHONY: together
 together: $(VENV)
-	@$(ON_CLUSTER) .venv/bin/pytest -n 3 --dist loadfile -m "not (alone or e2e or full)" --durations=10 -q
+	@$(ON_CLUSTER) .venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not (alone or e2e or full)" --durations=10 -q
 
 .PHONY: e2e
 e2e: $(VENV) images ## tests with real pods on the current cluster

@@ -1,15 +1,12 @@
 """Who is named when a rank doesn't come."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 
 from cloze_api.progress import ExitCode
 from cloze_trainer.attendance import Mark, Part, Place, missing
@@ -40,18 +37,7 @@ def test_marks_survive_the_store() -> None:
 
 def gang(folder: Path, **scenario: Any) -> dict[int, dict[str, Any] | None]:
     """Two ranks of which one doesn't come to the third step; what each ended with, None for one that is still there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    program = [sys.executable, str(Path(__file__).with_name("one_rank.py")), str(folder)]
-    processes = [
-        subprocess.Popen(
-            [*program, json.dumps({"name": "stuck", **scenario})],
-            env=os.environ | place | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
-    ]
+    processes = ranks.start(folder, 2, {"name": "stuck", **scenario})
     frozen = None if scenario.get("asleep") else scenario["freeze"]
     try:
         for rank, process in enumerate(processes):
@@ -60,7 +46,7 @@ def gang(folder: Path, **scenario: Any) -> dict[int, dict[str, Any] | None]:
     finally:
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait()
     left = {rank: folder / f"2-{rank}.json" for rank in (0, 1)}
     return {rank: json.loads(path.read_text()) if path.exists() else None for rank, path in left.items()}

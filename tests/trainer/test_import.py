@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from whole_runs import command
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify
 from cloze_api.precision import Precision
@@ -493,10 +494,7 @@ def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow:
 
 def test_the_command_tells_a_refusal_by_its_code(tmp_path: Path, tiny: Any) -> None:
     """On the log, too."""
-    command = [
-        *(sys.executable, "-m", "cloze_trainer.main", "import", str(tmp_path / "none")),
-        *("--task", "embedding", "--name", "x", "--output", str(tmp_path / "artifact")),
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == ExitCode.INVALID_INPUT
-    assert "FolderMissing" in done.stdout + done.stderr
+    words = ("--task", "embedding", "--name", "x", "--output", f"{tmp_path}/artifact")
+    code, said = command(tmp_path, "import", f"{tmp_path}/none", *words)
+    assert code == ExitCode.INVALID_INPUT
+    assert "FolderMissing" in said

@@ -1,14 +1,11 @@
 """A model in parts, of which one rank's memory is too small: the next start knows it."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 
 from cloze_api.progress import ExitCode
@@ -30,16 +27,7 @@ def test_what_fits_is_kept_and_only_falls(tmp_path: Path) -> None:
 
 def start(folder: Path, *scenarios: dict[str, Any]) -> list[int]:
     """Two ranks, to their ends; how these were."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    program = [sys.executable, str(Path(__file__).with_name("one_rank.py")), str(folder), *map(json.dumps, scenarios)]
-    processes = [
-        subprocess.Popen(program, env=os.environ | place | {"RANK": str(rank), "OMP_NUM_THREADS": "1"})
-        for rank in (0, 1)
-    ]
-    return [process.wait(timeout=120) for process in processes]
+    return [process.wait(timeout=120) for process in ranks.start(folder, 2, *scenarios)]
 
 
 def test_a_model_in_parts_starts_again_with_what_fits(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import random
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import warm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from whole_runs import Trainer, kill_after, pretrain, versions, weights
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, mlflow: str, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """A registered pretraining run of two ranks that nothing happened to."""
-    trainer = Trainer(tmp_path_factory.mktemp("undisturbed"), {"MLFLOW_TRACKING_URI": mlflow})
+    """A registered pretraining run of two ranks that nothing happened to, by the very command."""
+    trainer = Trainer(tmp_path_factory.mktemp("undisturbed"), {"MLFLOW_TRACKING_URI": mlflow}, cold=True)
     assert trainer.run(pretrain(corpus)) == 0, trainer.log
     return trainer
 
@@ -86,7 +86,7 @@ def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_sto
             (int(key.split("/step-")[1][:8]) for key in s3.keys("cloze/") if key.endswith("/COMPLETE")), default=0
         )
 
-    def until(happened: Callable[[], object], trainer: Trainer, process: subprocess.Popen[str]) -> None:
+    def until(happened: Callable[[], object], trainer: Trainer, process: warm.Process) -> None:
         deadline = time.monotonic() + 240
         while not happened():
             assert process.poll() is None, trainer.log
@@ -170,7 +170,7 @@ def test_stop_signal_saves_and_a_killed_rank_is_told(corpus: Path, tmp_path: Pat
 
 def test_stop_signal_during_the_imports_is_heard(corpus: Path, tmp_path: Path) -> None:
     """SIGTERM while torch is being imported: nothing to save, but the pod ends at once, as one that was suspended."""
-    trainer = Trainer(tmp_path, {})
+    trainer = Trainer(tmp_path, {}, cold=True)
     process = trainer.start(pretrain(corpus))
     maps = Path(f"/proc/{process.pid}/maps")
     deadline = time.monotonic() + 60

@@ -6,14 +6,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import warm
 
 from cloze_api.manifest import verify
+
+COMMAND = Path(sys.executable).with_name("cloze-train")
+
+
+def command(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
+    """The exit code of `cloze-train` with these words, and what it said."""
+    own = os.environ | {"CLOZE_TERMINATION_LOG": str(folder / "termination")} | environment
+    with (folder / "log").open("w") as log:
+        code = warm.start([str(COMMAND), *words], own, log).wait(240)
+    return code, (folder / "log").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +33,26 @@ class Trainer:
 
     folder: Path
     environment: dict[str, str]
+    cold: bool = False
+    """Whether the command is started as it is anywhere, rather than as a fork of what has imported it."""
 
-    def start(self, job: dict[str, Any]) -> subprocess.Popen[str]:
-        """The process, which leads a process group of its own."""
+    def start(self, job: dict[str, Any]) -> warm.Process | subprocess.Popen[bytes]:
+        """The process, which leads a session of its own."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
-        command = [str(Path(sys.executable).with_name("cloze-train")), "run", str(file)]
+        words = [str(COMMAND), "run", str(file)]
+        environment = (
+            # Another test's MLflow client leaves its server's address in this process's environment.
+            {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+            | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore"}
+            | self.environment
+            | {"CLOZE_TERMINATION_LOG": str(self.folder / "termination")}
+        )
         with (self.folder / "log").open("a") as log:
-            return subprocess.Popen(
-                command,
-                # Another test's MLflow client leaves its server's address in this process's environment.
-                env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-                | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore"}
-                | self.environment
-                | {"CLOZE_TERMINATION_LOG": str(self.folder / "termination")},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+            if not self.cold:
+                return warm.start(words, environment, log)
+            return subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def run(self, job: dict[str, Any]) -> int:
         """The exit code of a whole run."""
@@ -52,24 +63,28 @@ class Trainer:
             self.kill()
 
     def kill(self) -> None:
-        """Kill every process of the run. The ranks lead sessions of their own: their folder tells them."""
-        for _ in self._signalled(signal.SIGKILL, lambda _: True):
+        """Kill every process of the run, and those that they start meanwhile."""
+        while self._signal(signal.SIGKILL, lambda _: True):
             pass
 
     def signal_rank(self, rank: int, number: signal.Signals) -> None:
         """Send a rank of the run a signal."""
-        (_,) = self._signalled(number, lambda name: name == f"cloze-rank-{rank}")
+        (_,) = self._signal(number, lambda name: name == f"cloze-rank-{rank}")
 
-    def _signalled(self, number: signal.Signals, chosen: Callable[[str], bool]) -> Iterator[int]:
-        """Send a signal to processes of the run by their names, and tell which they were."""
-        mark = f"CLOZE_WORKSPACE={self.folder}/workspace\0".encode()
+    def _signal(self, number: signal.Signals, chosen: Callable[[str], bool]) -> list[int]:
+        """Send a signal to processes of the run by their names, and tell which they were.
+
+        The ranks lead sessions of their own: all that write to the run's log are of the run.
+        """
+        log, signalled = (self.folder / "log").resolve(), []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                if mark in (entry / "environ").read_bytes() and chosen((entry / "comm").read_text().strip()):
+                if (entry / "fd" / "2").readlink() == log and chosen((entry / "comm").read_text().strip()):
                     os.kill(int(entry.name), number)
-                    yield int(entry.name)
+                    signalled.append(int(entry.name))
             except OSError:
                 continue  # it ended meanwhile, or isn't ours to look at
+        return signalled
 
     @property
     def artifact(self) -> Path:
