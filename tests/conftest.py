@@ -1,9 +1,14 @@
 """What all tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Several test processes share the processors, where threads of torch would wait for each other's turns. Read when torch
+# is imported; what tests start sets its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("cloze", deadline=None)

@@ -113,7 +113,14 @@ def learnt(workload: Pretraining, model: TaskModel, chunk: Chunk) -> tuple[Tenso
     return logits, torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
 
 
-@pytest.mark.parametrize("architecture", Architecture)
+# The layers of the other two are BERT's: they are left to the long suite.
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        each if each in (Architecture.BERT, Architecture.MODERNBERT) else pytest.param(each, marks=pytest.mark.full)
+        for each in Architecture
+    ],
+)
 def test_texts_without_padding_are_learnt_from_as_with_masks(
     architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

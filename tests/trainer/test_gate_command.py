@@ -1,9 +1,6 @@
 """`cloze-train gate` says of an artifact what transformers' model of it does, and whether that is enough."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+import whole_runs
 
 from cloze_api.manifest import verify
 from cloze_api.progress import ExitCode
@@ -142,18 +140,12 @@ def test_ci_gets_an_exit_code_and_junit(model: Any, tmp_path: Path) -> None:
     """One test case for each gate; a figure that doesn't exist is told with those that do."""
     artifact, *_ = model
     data = write(tmp_path / "data.jsonl", [{"text": text, "label": "O"} for text in texts(5)])
-    program = str(Path(sys.executable).with_name("cloze-train"))
-    environment = os.environ | {"CLOZE_TERMINATION_LOG": str(tmp_path / "termination")}
-
-    def gate(*options: str) -> subprocess.CompletedProcess[str]:
-        command_line = [program, "gate", str(artifact), str(data), *options]
-        return subprocess.run(command_line, capture_output=True, text=True, check=False, env=environment)
-
-    ended = gate("--minimum", "accuracy=0", "--maximum", "log_loss=0", "--junit", str(tmp_path / "gates.xml"))
-    assert ended.returncode == ExitCode.GATE_FAILED, ended.stderr
+    gates = ("--minimum", "accuracy=0", "--maximum", "log_loss=0", "--junit", f"{tmp_path}/gates.xml")
+    code, said = whole_runs.command(tmp_path, "gate", f"{artifact}", f"{data}", *gates)
+    assert code == ExitCode.GATE_FAILED, said
     suite = ElementTree.parse(tmp_path / "gates.xml").getroot()  # noqa: S314 - our own
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert [case.get("name") for case in suite if len(case)] == ["log_loss"]
-    ended = gate("--minimum", "acuracy=0.5")
-    assert ended.returncode == ExitCode.INVALID_INPUT
-    assert "there is no figure 'acuracy'; there are accuracy" in ended.stderr
+    code, said = whole_runs.command(tmp_path, "gate", f"{artifact}", f"{data}", "--minimum", "acuracy=0.5")
+    assert code == ExitCode.INVALID_INPUT
+    assert "there is no figure 'acuracy'; there are accuracy" in said

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -467,23 +464,10 @@ def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow:
     from cloze_trainer import connection, registry  # noqa: PLC0415 - MLflow takes seconds to import
 
     tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
-    command = [
-        *(sys.executable, "-m", "cloze_trainer.main", "import", str(tmp_path / "model")),
-        *(
-            "--task",
-            "sequence-classification",
-            "--name",
-            "imported",
-            "--output",
-            str(tmp_path / "artifact"),
-            "--register",
-        ),
-    ]
+    words = ("--task", "sequence-classification", "--name", "imported", "--output", f"{tmp_path}/artifact")
     for _ in range(2):
-        done = subprocess.run(
-            command, check=False, env=os.environ | {"MLFLOW_TRACKING_URI": mlflow}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        code, said = command(tmp_path, "import", f"{tmp_path}/model", *words, "--register", MLFLOW_TRACKING_URI=mlflow)
+        assert code == 0, said
     versions = connection.client(mlflow).search_model_versions("name = 'imported'")
     assert [(version.version, version.tags["cloze.dev/task"]) for version in versions] == [
         ("1", "sequence-classification")

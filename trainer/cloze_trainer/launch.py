@@ -33,7 +33,6 @@ from cloze_trainer.place import ENV_INDEX, Place, interface_of, place_of, rendez
 from cloze_trainer.progress import ENV_PROGRESS_FILE, serve
 from cloze_trainer.run import Run
 
-_ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
 # An agent without a heartbeat for 2 s × 5 is taken out of the rendezvous.
 _HEARTBEAT_SECONDS, _MISSED_HEARTBEATS = 2, 5
 _STORE_TIMEOUT_SECONDS = 60
@@ -120,7 +119,7 @@ def _explaining(failures: Mapping[int, ProcessFailure], scratch: Path) -> Proces
 
 def _environment(place: Place, scratch: Path) -> None:
     """What the ranks find in their environment, besides what the nursery has."""
-    os.environ[_ENV_OUTCOME_FOLDER] = str(scratch)
+    os.environ[outcome.ENV_FOLDER] = str(scratch)
     os.environ[ENV_PROGRESS_FILE] = str(scratch / "progress.json")
     # A shared store would be kept for the pod's life, and a later round would look for it in a pod that is gone.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 
+from cloze_trainer import outcome
+from cloze_trainer.progress import ENV_PROGRESS_FILE
+
 METHOD = "forkserver"
 """How torch elastic is to start the ranks."""
 
@@ -22,6 +25,9 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_RS_NUM_THREADS", "RAYON
 def open_nursery(threads: int) -> None:
     """Start it; returns at once. threads: of each rank, which torch's libraries read when they are loaded."""
     os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    # Another run's, that this one was started from, would stay what the ranks go by.
+    for name in (outcome.ENV_FOLDER, ENV_PROGRESS_FILE):
+        os.environ.pop(name, None)
     # DDP warns about a flag that is set on purpose: see `parallel.share_out`.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _hide_program()

@@ -18,6 +18,8 @@ OUTCOME_FILE: Final = "outcome.json"
 FAILURE_FILE: Final = "failure.json"
 _OWNER_FILE: Final = f".{OUTCOME_FILE}.identity"
 ENV_TERMINATION_LOG: Final = "CLOZE_TERMINATION_LOG"
+ENV_FOLDER: Final = "CLOZE_OUTCOME_FOLDER"
+"""Folder of the pod in which each rank leaves its outcome for the launcher, as `<local rank>.json`."""
 # Kubernetes cuts the message at this many bytes.
 LARGEST_MESSAGE: Final = 4096
 

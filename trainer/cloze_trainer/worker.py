@@ -47,9 +47,6 @@ from cloze_trainer.stopping import StopSignal
 from cloze_trainer.tracking import Silent
 from cloze_trainer.volume import Store, Volume
 
-ENV_OUTCOME_FOLDER = "CLOZE_OUTCOME_FOLDER"
-"""Folder of the pod in which each rank leaves its outcome for the launcher, as `<local rank>.json`."""
-
 _INITIALIZATION_DOMAIN = 5
 
 Workload = Pretraining | FineTuning
@@ -277,7 +274,7 @@ def work(run: Run, gang: Gang, stop: StopSignal, end: Ending) -> Outcome:
 def main(file: Path) -> None:
     """Carry out the job as the rank that the environment names. A failure ends the process with its code."""
     stop = StopSignal()
-    left = Path(os.environ[ENV_OUTCOME_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
+    left = Path(os.environ[outcome.ENV_FOLDER]) / f"{os.environ['LOCAL_RANK']}.json"
     ranks = int(os.environ["WORLD_SIZE"])
 
     def end(error: BaseException) -> NoReturn:
