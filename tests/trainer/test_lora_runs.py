@@ -34,7 +34,9 @@ def test_small_matrices_of_the_best_step_are_merged_for_each_seed(tmp_path: Path
         },
         evaluation={"seeds": 2, "calibrate": False, "gates": [{"figure": "seed_deviation_log_loss", "maximum": 1e-9}]},
     )
-    rows = [{"text": f"{text} {number}", "label": label} for number in range(3) for text, label in SPAM + HAM]
+    # The other way round, so that what is learnt makes it worse and the first step is the best.
+    other = {"spam": "ham", "ham": "spam"}
+    rows = [{"text": f"{text} {number}", "label": other[label]} for number in range(3) for text, label in SPAM + HAM]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     job["spec"]["dataset"]["validation"] = f"file://{tmp_path}/validation.jsonl"
     trainer = Trainer(tmp_path / "run", {})
@@ -43,6 +45,7 @@ def test_small_matrices_of_the_best_step_are_merged_for_each_seed(tmp_path: Path
     found = verify(trainer.artifact).evaluation
     losses = [found["seed_0_log_loss"], found["seed_1_log_loss"]]
     assert found["log_loss"] == losses[0] != losses[1]
+    assert (found["best_step"], found["last_step"]) == (8, 24)
     assert found["seed_deviation_log_loss"] == pytest.approx(np.std(losses, ddof=1))
     model = AutoModelForSequenceClassification.from_pretrained(trainer.artifact).eval()
     tokenizer = AutoTokenizer.from_pretrained(trainer.artifact)
