@@ -102,8 +102,6 @@ def _interpreter() -> socket.socket:
     address = f"\0cloze-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment |= LOADED_WITH | {"TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-    # ONNX Runtime's would be a thread and a database, which no fork has to itself.
-    environment |= {"ORT_DISABLE_TELEMETRY": "1"}
     connection = _socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _REQUEST_BYTES)
     with _socket() as listener:
