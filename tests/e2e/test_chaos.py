@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import live
 import pytest
+import rollouts
 from test_loop import kill, model, pods, pretrain, resumed_at, weights_digest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(2400)]
@@ -68,7 +69,8 @@ def test_registry_that_is_away_at_the_end_loses_no_run(namespace: str, platform:
 
 def test_namespace_goes_when_the_operator_is_gone(namespace: str, platform: str) -> None:
     """No finalizer of ours holds a namespace, with a deployment serving and a job in the middle of its run."""
-    live.finished(namespace, "pretrainjob", "patient", 420)
+    with live.forwarded(platform, "cloze-mlflow", 5000) as mlflow:
+        version = rollouts.publish(mlflow, model(namespace, "echo"), seed=1)
     live.apply(
         namespace,
         pretrain(namespace, "unfinished"),
@@ -76,7 +78,7 @@ def test_namespace_goes_when_the_operator_is_gone(namespace: str, platform: str)
             "apiVersion": "cloze.dev/v1alpha1",
             "kind": "ModelDeployment",
             "metadata": {"name": "served"},
-            "spec": {"model": {"name": model(namespace, "patient"), "follow": {}}, "replicas": 1},
+            "spec": {"model": {"name": model(namespace, "echo"), "version": version}, "replicas": 1},
         },
     )
     for kind, name, wanted in (("pretrainjob", "unfinished", "Running"), ("modeldeployment", "served", "Ready")):
