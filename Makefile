@@ -13,6 +13,8 @@ export UV_CACHE_DIR ?= $(CACHE)/uv
 UV_HOME := $(CACHE)/uv-tool-$(firstword $(shell sha256sum requirements/uv.txt | cut -c1-12))
 UV := $(UV_HOME)/bin/uv
 PY := .venv/bin/python
+# Where it is set, each of the hundreds of processes that tests start compiles its libraries anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv/.current
 # Stops the recipe when there is no cluster to point at: what follows must never meet another one by accident.
 ON_CLUSTER := environment="$$(python3 hack/cluster env)"; eval "$$environment";

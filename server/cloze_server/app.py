@@ -103,7 +103,6 @@ def create_app(
         if tracing:
             await asyncio.to_thread(tracing.close)
         room.close()
-        garbage.take_back()
 
     # The framework's own pages load scripts from other hosts, which a cluster may not reach.
     app = FastAPI(

@@ -11,8 +11,3 @@ def set_aside() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-
-
-def take_back() -> None:
-    """At the end: all is looked at again, for a process that lives on."""
-    gc.unfreeze()

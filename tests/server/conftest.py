@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from cloze_api.manifest import (
     write_manifest,
 )
 from cloze_api.task import Task
+from cloze_server import garbage
 from cloze_server.app import create_app
 from cloze_server.lifecycle import Lifecycle, State
 from cloze_server.model import LoadedModel, load_artifact
@@ -174,17 +176,28 @@ def export(folder: Path, task: Task) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], Artifact]:
-    """Artifacts by task, each exported once."""
+def artifacts(shared: Callable[[str], AbstractContextManager[Path]]) -> Callable[[Task], Artifact]:
+    """Artifacts by task, each exported once in a test run."""
     made: dict[Task, Artifact] = {}
-    root = tmp_path_factory.mktemp("artifacts")
 
     def get(task: Task) -> Artifact:
         if task not in made:
-            made[task] = export(root / task, task)
+            with shared("artifacts") as root:
+                kept = root / f"{task}.pickle"
+                if not kept.exists():
+                    kept.write_bytes(pickle.dumps(export(root / task, task)))
+                made[task] = pickle.loads(kept.read_bytes())  # noqa: S301 - what this test run wrote
         return made[task]
 
     return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _garbage() -> Iterator[None]:
+    """A server's look at everything once its model is loaded would be at all that this process has imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(garbage, "set_aside", lambda: None)
+        yield
 
 
 @asynccontextmanager

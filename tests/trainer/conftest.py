@@ -1,6 +1,7 @@
 """Real text of this machine, and a real MLflow server."""
 
 import importlib
+import json
 import os
 import pydoc
 import re
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real MLflow server."""
-    folder = tmp_path_factory.mktemp("mlflow")
+def _start_mlflow(folder: Path) -> tuple[str, int]:
+    """A real MLflow server's address, once it answers, and its process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,20 +57,37 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, (folder / "log").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return f"http://127.0.0.1:{port}", process.pid
+        except OSError:
+            assert time.monotonic() < deadline, "MLflow didn't start"
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def mlflow(shared: Callable[[str], AbstractContextManager[Path]]) -> Iterator[str]:
+    """Address of a real MLflow server, which the processes of a test run share: it takes half a minute to start.
+
+    The first that needs it starts it, and it ends with the last. So each file of tests has names of models of its own.
+    """
+    with shared("mlflow") as folder:
+        server, user = folder / "server.json", folder / f"user-{os.getpid()}"
+        if not server.exists():
+            server.write_text(json.dumps(_start_mlflow(folder)))
+        address, pid = json.loads(server.read_text())
+        user.touch()
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                assert time.monotonic() < deadline, "MLflow didn't start"
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield address
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        with shared("mlflow") as folder:
+            user.unlink()
+            if not list(folder.glob("user-*")):
+                server.unlink()
+                os.kill(pid, signal.SIGTERM)
 
 
 @dataclass
