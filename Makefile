@@ -9,6 +9,7 @@ export CLOZE_CLUSTER ?= cloze
 TEST_CLUSTER ?= cloze-test
 
 export UV_CACHE_DIR ?= $(CACHE)/uv
+export MYPY_CACHE_DIR ?= $(CACHE)/mypy
 # By the lock's content, so that checkouts with other locks leave each other's alone.
 UV_HOME := $(CACHE)/uv-tool-$(firstword $(shell sha256sum requirements/uv.txt | cut -c1-12))
 UV := $(UV_HOME)/bin/uv

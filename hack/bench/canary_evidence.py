@@ -18,7 +18,7 @@ from cloze_api.metrics import REQUEST_DURATION
 from cloze_api.rollout import Analysis
 from cloze_operator.analysis.checks import Evidence, LatencyEvidence, Result, judge
 from cloze_operator.analysis.counters import Grid
-from cloze_operator.analysis.evidence import Counts, Pair
+from cloze_operator.analysis.counts import Counts, Pair
 from cloze_operator.analysis.latency import Classes, Histogram
 
 BEGAN: Final = datetime(2026, 1, 1, tzinfo=UTC)

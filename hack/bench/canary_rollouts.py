@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from cloze_operator.analysis.evidence import Counts, Interval, Pair, compare
+from cloze_operator.analysis.counts import Counts, Interval, Pair
+from cloze_operator.analysis.evidence import compare
 
 KINDS: Final = ("independent", "burst", "clustered")
 ALPHA: Final = 0.008

@@ -21,7 +21,7 @@ from prometheus_client import generate_latest
 from cloze_api.rollout import Analysis
 from cloze_api.task import Task
 from cloze_operator.analysis.checks import Evidence, Result, judge
-from cloze_operator.analysis.evidence import Counts, total
+from cloze_operator.analysis.counts import Counts, total
 from cloze_operator.decide.answers import Unavailable
 from cloze_operator.observe.evidence import EvidenceObserver, Question
 from cloze_operator.prometheus import Prometheus

@@ -7,7 +7,7 @@ import pytest
 from cloze_operator.analysis.burn import Burn, fast_burn
 from cloze_operator.analysis.checks import Evidence
 from cloze_operator.analysis.counters import Grid
-from cloze_operator.analysis.evidence import Counts, Pair
+from cloze_operator.analysis.counts import Counts, Pair
 from cloze_operator.decide.answers import Unavailable
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,7 +12,7 @@ from cloze_api.rollout import Analysis, OnNoData, Query
 from cloze_operator.analysis.bounds import course
 from cloze_operator.analysis.checks import Evidence, Judgement, LatencyEvidence, Result, judge
 from cloze_operator.analysis.counters import Grid, Series
-from cloze_operator.analysis.evidence import Counts, Pair
+from cloze_operator.analysis.counts import Counts, Pair
 from cloze_operator.analysis.latency import Classes, Histogram
 from cloze_operator.analysis.shifts import largest_shift
 from cloze_operator.decide.answers import Unavailable

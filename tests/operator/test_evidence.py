@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze_operator.analysis.evidence import Comparison, Counts, Interval, Pair, canary_share, compare, joined, spans
+from cloze_operator.analysis.counts import Counts, Interval, Pair, joined, spans
+from cloze_operator.analysis.evidence import Comparison, canary_share, compare
 
 ALPHA = 0.008
 

@@ -13,7 +13,7 @@ import pytest
 from cloze_api.rollout import Analysis
 from cloze_operator.analysis.checks import Evidence, Result, judge
 from cloze_operator.analysis.counters import Grid, Series
-from cloze_operator.analysis.evidence import Counts, Pair
+from cloze_operator.analysis.counts import Counts, Pair
 from cloze_operator.analysis.latency import Histogram
 from cloze_operator.analysis.queries import GATEWAYS, GatewayCounters
 from cloze_operator.decide.answers import Unavailable

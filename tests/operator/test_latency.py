@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloze_operator.analysis.evidence import Comparison, Counts, compare
+from cloze_operator.analysis.counts import Counts
+from cloze_operator.analysis.evidence import Comparison, compare
 from cloze_operator.analysis.latency import Classes, Histogram, excesses
 
 BOUNDS = (*(0.005 * 1.15**step for step in range(48)), math.inf)

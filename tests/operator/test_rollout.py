@@ -1,7 +1,8 @@
 """Rollouts in a cluster in miniature: from a new version to its promotion, or back."""
 
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -628,35 +629,39 @@ def end_of(world: World) -> tuple[object, ...]:
     )
 
 
+def end_with(kills: Iterable[int], *, good: bool, ratio: bool) -> tuple[object, ...]:
+    """The end of a rollout whose operator is killed after so many writes, each time."""
+    oracle = Oracle()
+    oracle.results = (judgement(Result.PASS if good else Result.FAIL),)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "judge", oracle.judge)
+        patch.setattr(rollout, "fast_burn", oracle.burn)
+        world = World(RATIO if ratio else FOLLOWING, evidence=lambda _: Evidence(), aliases={"challenger": "1"})
+        world.settle()
+        if ratio:
+            world.ask_for("2")
+        world.aliases["challenger"] = "2"
+        for writes in kills:
+            world.kill_at = world.writes + writes
+            for _ in range(40):
+                try:
+                    world.after(5)
+                except KilledError:
+                    break
+        world.kill_at = None
+        world.after(400, step=10)
+    assert all(weights for weights in world.served[10:]), "nobody was served"
+    return end_of(world)
+
+
+undisturbed = functools.cache(functools.partial(end_with, ()))
+
+
 @settings(max_examples=30, deadline=None)
 @given(kills=st.lists(st.integers(0, 25), min_size=1, max_size=6), good=st.booleans(), ratio=st.booleans())
 def test_an_operator_that_is_killed_ends_where_another_would(kills: list[int], good: bool, ratio: bool) -> None:
     """After any write of any look, as often as one likes: what the next one finds is enough to go on."""
-    oracle = Oracle()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "judge", oracle.judge)
-        patch.setattr(rollout, "fast_burn", oracle.burn)
-        oracle.results = (judgement(Result.PASS if good else Result.FAIL),)
-        ends = []
-        for plan in ([], kills):
-            spec = RATIO if ratio else FOLLOWING
-            world = World(spec, evidence=lambda _: Evidence(), aliases={"challenger": "1"})
-            world.settle()
-            if ratio:
-                world.ask_for("2")
-            world.aliases["challenger"] = "2"
-            for writes in plan:
-                world.kill_at = world.writes + writes
-                for _ in range(40):
-                    try:
-                        world.after(5)
-                    except KilledError:
-                        break
-            world.kill_at = None
-            world.after(400, step=10)
-            ends.append(end_of(world))
-            assert all(weights for weights in world.served[10:]), "nobody was served"
-        assert ends[0] == ends[1]
+    assert end_with(kills, good=good, ratio=ratio) == undisturbed(good=good, ratio=ratio)
 
 
 # ---------------------------------------------------------------- guards

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from cloze_operator.analysis.checks import Evidence
 from cloze_operator.analysis.counters import Grid
-from cloze_operator.analysis.evidence import Counts, total
+from cloze_operator.analysis.counts import Counts, total
 from cloze_operator.decide.answers import Unavailable
 
 LONG_SECONDS: Final = 300.0

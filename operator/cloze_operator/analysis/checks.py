@@ -20,7 +20,8 @@ from cloze_api.rollout import (
 )
 from cloze_operator.analysis.bounds import course, described
 from cloze_operator.analysis.counters import NO_INTERVALS, Grid, Series
-from cloze_operator.analysis.evidence import Comparison, Counts, Pair, compare, joined
+from cloze_operator.analysis.counts import Counts, Pair, joined
+from cloze_operator.analysis.evidence import Comparison, compare
 from cloze_operator.analysis.latency import Classes, excesses
 from cloze_operator.analysis.shifts import largest_shift
 from cloze_operator.decide.answers import Unavailable

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cloze_operator.analysis.counts import Counts, Interval, total
+
 #: Lifts of the prior, evenly spaced in their logarithm: from a fifth more to thirty times as many events.
 _LIFTS: Final = tuple(1.2 * 25 ** (step / 23) for step in range(24))
 
@@ -42,39 +44,6 @@ _LATER_STARTS: Final = 0.1
 _LARGEST_LATER_SHARE: Final = 0.35
 _LATER_INTERVALS: Final = 16
 _GIVEN_UP: Final = math.log(0.5)
-
-#: Intervals that are taken together at most.
-_LONGEST_SPAN: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Requests of one arm in one interval, and how many of them were of the counted kind."""
-
-    events: float
-    trials: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.events <= self.trials:
-            raise ValueError(f"{self.events} events of {self.trials} requests")
-
-    @property
-    def ratio(self) -> float:
-        """Events by request; 0 without requests."""
-        return self.events / self.trials if self.trials else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What both arms counted among requests of the same kind (one route, one class of lengths)."""
-
-    canary: Counts
-    stable: Counts
-
-
-Interval = Sequence[Pair]
-"""What was counted in one stretch of time: a pair for each kind of request. Kinds aren't compared with each other, so
-that a canary which gets more of the slow ones isn't called slow for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +84,8 @@ def compare(
     if not 0 < alpha < 1 or tolerance < 1 or not 0 <= least_difference < 1:
         raise ValueError("alpha and least_difference are probabilities, tolerance is at least 1")
     share = 1 - _LATER_STARTS if later_starts else 1.0
-    first = _Test(-math.log(alpha * share), tolerance, least_difference, _LARGEST_SHARE)
+    lifts = [tolerance, *(lift * tolerance for lift in _LIFTS)]
+    first = _Test(-math.log(alpha * share), least_difference, _LARGEST_SHARE)
     later: list[_Test] = []
     proof: _Test | None = None
     for number, interval in enumerate(intervals):
@@ -123,9 +93,10 @@ def compare(
             # These weights add up to one: 1/2, 1/6, 1/12…
             weight = _LATER_STARTS / (number * (number + 1))
             needed = -math.log(alpha * weight)
-            later.append(_Test(needed, tolerance, least_difference, _LARGEST_LATER_SHARE, first.spread))
+            later.append(_Test(needed, least_difference, _LARGEST_LATER_SHARE, first.spread))
+        look = _Look.at(interval, lifts)
         for test in (first, *later):
-            test.see(interval)
+            test.see(look)
         # To give a test up is as fair as to go on; what has become unlikely is left to those that start after it.
         later = [test for test in later[1 - _LATER_INTERVALS :] if test.now > _GIVEN_UP]
         proof = proof or next((test for test in (first, *later) if test.worse), None)
@@ -141,110 +112,113 @@ def compare(
     )
 
 
-def total(counts: Sequence[Counts]) -> Counts:
-    """All of them together."""
-    return Counts(sum(count.events for count in counts), sum(count.trials for count in counts))
-
-
-def spans(canary: Sequence[float], stable: Sequence[float]) -> list[slice]:
-    """Which intervals to take together so that both arms have trials, given their trials by interval.
-
-    Pods are scraped at moments of their own: with few requests, or an interval shorter than it should be, one arm's
-    trials show in an interval and the other's in the next, and neither could be compared. Trials alone decide, so
-    nothing is chosen by its events. What has no counterpart soon is left by itself: at another time it may go worse for
-    everybody.
-    """
-    found: list[slice] = []
-    start = 0
-    for at in range(len(canary)):
-        ours, theirs = sum(canary[start : at + 1]), sum(stable[start : at + 1])
-        if (ours and theirs) or not (ours or theirs) or at + 1 - start == _LONGEST_SPAN:
-            found.append(slice(start, at + 1))
-            start = at + 1
-    return [*found, slice(start, len(canary))] if start < len(canary) else found
-
-
-def joined(pairs: Sequence[Pair]) -> list[Interval]:
-    """Intervals with one kind of requests, those taken together that `spans` says."""
-    parts = spans([pair.canary.trials for pair in pairs], [pair.stable.trials for pair in pairs])
-    return [
-        [Pair(total([pair.canary for pair in pairs[part]]), total([pair.stable for pair in pairs[part]]))]
-        for part in parts
-    ]
-
-
 def canary_share(lift: float, share: float) -> float:
     """Probability that an event is the canary's when its events are `lift` times as frequent."""
     return lift * share / (lift * share + 1 - share)
 
 
-class _Test:
-    """The test from one interval on. now: its evidence at present. spread: what that was divided by."""
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What an interval says about one lift.
 
-    def __init__(
-        self, needed: float, tolerance: float, least_difference: float, most: float, floor: float = 1.0
-    ) -> None:
-        """most: share of the evidence needed that an interval adds at most. floor: what is divided by at least."""
-        self.needed = needed
-        self.now, self.evidence, self.spread, self.worse = 0.0, 0.0, 1.0, False
-        self.canary, self.stable = Counts(0, 0), Counts(0, 0)
-        self._tolerance, self._least_difference = tolerance, least_difference
-        self._floor, self._most = floor, most
-        self._equal = _Lift(tolerance)
-        self._lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
-        self._evenness = _Evenness()
+    gain: logarithm of the likelihood ratio of this lift to the one that is still called equal. squares: of what the
+    canary's events differ from what they should be, with their expectation and variance.
+    """
 
-    def see(self, interval: Interval) -> None:
-        """Add an interval."""
+    gain: float
+    squares: float
+    expected: float
+    variance: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """An interval, as all tests see it. compared: of the canary, beside requests of the same kind of the stable arm.
+
+    said: about each lift, that which is still called equal first; empty when no event says whose the events are.
+    """
+
+    canary: Counts
+    stable: Counts
+    compared: Counts
+    said: list[_Said]
+
+    @staticmethod
+    def at(interval: Interval, lifts: Sequence[float]) -> "_Look":
         both = [pair for pair in interval if pair.canary.trials and pair.stable.trials]
         pairs = [
             (pair.canary.events, pair.stable.events, pair.canary.trials / (pair.canary.trials + pair.stable.trials))
             for pair in both
             if pair.canary.events or pair.stable.events
         ]
-        candidates = (self._equal, *self._lifts)
-        self.canary = total([self.canary, *(pair.canary for pair in interval)])
-        self.stable = total([self.stable, *(pair.stable for pair in interval)])
-        self._evenness.see(total([pair.canary for pair in both]))
-        if not pairs:
-            # No event says anything about whose the events are.
+        return _Look(
+            total([pair.canary for pair in interval]),
+            total([pair.stable for pair in interval]),
+            total([pair.canary for pair in both]),
+            [_said(pairs, lift, against=lifts[0]) for lift in lifts] if pairs else [],
+        )
+
+
+def _said(pairs: Sequence[tuple[float, float, float]], lift: float, *, against: float) -> _Said:
+    """pairs: for each kind of requests the canary's events, the stable arm's, the canary's share of the trials."""
+    gain = squares = expected = deviation = 0.0
+    for canary_events, stable_events, share in pairs:
+        equal, lifted = canary_share(against, share), canary_share(lift, share)
+        gain += canary_events * math.log(lifted / equal) + stable_events * math.log((1 - lifted) / (1 - equal))
+        events, variance = canary_events + stable_events, lifted * (1 - lifted)
+        squares += (canary_events - events * lifted) ** 2
+        expected += events * variance
+        # The variance of a squared deviation of a binomial count.
+        deviation += events * variance * ((1 - 2 * lifted) ** 2 + 2 * max(0.0, events - 1) * variance)
+    return _Said(gain, squares, expected, deviation)
+
+
+class _Test:
+    """The test from one interval on. now: its evidence at present. spread: what that was divided by."""
+
+    def __init__(self, needed: float, least_difference: float, most: float, floor: float = 1.0) -> None:
+        """most: share of the evidence needed that an interval adds at most. floor: what is divided by at least."""
+        self.needed = needed
+        self.now, self.evidence, self.spread, self.worse = 0.0, 0.0, 1.0, False
+        self.canary, self.stable = Counts(0, 0), Counts(0, 0)
+        self._least_difference = least_difference
+        self._floor, self._most = floor, most * needed
+        self._lifts = [_Lift() for _ in (1.0, *_LIFTS)]
+        self._evenness = _Evenness()
+
+    def see(self, look: _Look) -> None:
+        """Add an interval."""
+        self.canary = total([self.canary, look.canary])
+        self.stable = total([self.stable, look.stable])
+        self._evenness.see(look.compared)
+        if not look.said:
             return
-        for lift in candidates:
-            lift.see(pairs, against=self._tolerance, most=self._most * self.needed)
-        likeliest = max(candidates, key=lambda lift: lift.likelihood)
+        for lift, said in zip(self._lifts, look.said, strict=True):
+            lift.see(said, self._most)
+        likeliest = max(self._lifts, key=lambda lift: lift.likelihood)
         self.spread = max(self._floor, min(likeliest.dispersion, self._evenness.dispersion))
-        self.now = _mixture([lift.score for lift in self._lifts]) / self.spread
+        _, *worse = self._lifts
+        self.now = _mixture([lift.score for lift in worse]) / self.spread
         self.evidence = max(self.evidence, self.now)
         differ = self.canary.ratio - self.stable.ratio >= self._least_difference
         self.worse = self.worse or (self.now >= self.needed and differ)
 
 
 class _Lift:
-    """What the intervals so far say about one lift."""
+    """What the intervals so far say about one lift. score: its likelihood, with what each interval adds limited."""
 
-    def __init__(self, lift: float) -> None:
-        self.lift = lift
-        self.likelihood = 0.0
-        """Logarithm of the likelihood ratio of this lift to the one that is still called equal."""
-        self.score = 0.0
-        """The same, with what each interval adds to it limited."""
-        self._squares = 0.0
-        self._expected = 0.0
-        self._variance = 0.0
+    __slots__ = ("_expected", "_squares", "_variance", "likelihood", "score")
 
-    def see(self, pairs: Sequence[tuple[float, float, float]], *, against: float, most: float) -> None:
-        """Add an interval: for each kind the canary's events, the stable arm's, the canary's share of the trials."""
-        gain = 0.0
-        for canary_events, stable_events, share in pairs:
-            equal, lifted = canary_share(against, share), canary_share(self.lift, share)
-            gain += canary_events * math.log(lifted / equal) + stable_events * math.log((1 - lifted) / (1 - equal))
-            events, variance = canary_events + stable_events, lifted * (1 - lifted)
-            self._squares += (canary_events - events * lifted) ** 2
-            self._expected += events * variance
-            # The variance of a squared deviation of a binomial count.
-            self._variance += events * variance * ((1 - 2 * lifted) ** 2 + 2 * max(0.0, events - 1) * variance)
-        self.likelihood += gain
-        self.score += min(most, gain)
+    def __init__(self) -> None:
+        self.likelihood = self.score = self._squares = self._expected = self._variance = 0.0
+
+    def see(self, said: _Said, most: float) -> None:
+        """Add an interval."""
+        self.likelihood += said.gain
+        self.score += min(most, said.gain)
+        self._squares += said.squares
+        self._expected += said.expected
+        self._variance += said.variance
 
     @property
     def dispersion(self) -> float:
@@ -295,11 +269,9 @@ def _detectable(trials: float, stable: Counts, needed: float, tolerance: float) 
         return None
 
     def proves(ratio: float) -> bool:
-        lifts = [_Lift(lift * tolerance) for lift in _LIFTS]
-        for lift in lifts:
-            share = trials / (trials + stable.trials)
-            lift.see([(ratio * trials, stable.events, share)], against=tolerance, most=math.inf)
-        return _mixture([lift.score for lift in lifts]) >= needed
+        pairs = [(ratio * trials, stable.events, trials / (trials + stable.trials))]
+        gains = [_said(pairs, lift * tolerance, against=tolerance).gain for lift in _LIFTS]
+        return _mixture(gains) >= needed
 
     low, high = stable.ratio, 1.0
     if not proves(high):

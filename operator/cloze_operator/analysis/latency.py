@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloze_operator.analysis.evidence import Counts, Interval, Pair, spans
+from cloze_operator.analysis.counts import Counts, Interval, Pair, spans
 
 #: A quantile is of the newest intervals that have so many requests of a class together: at night all are faster.
 _ENOUGH: Final = 200.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cloze_operator.analysis.counters import Grid, Increase, Series, increases
-from cloze_operator.analysis.evidence import Counts, Pair
+from cloze_operator.analysis.counts import Counts, Pair
 from cloze_operator.analysis.latency import Classes, Histogram
 from cloze_operator.analysis.queries import POD
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cloze_operator.analysis.evidence import Comparison, Counts, Pair, compare, joined
+from cloze_operator.analysis.counts import Counts, Pair, joined
+from cloze_operator.analysis.evidence import Comparison, compare
 
 
 @dataclass(frozen=True, slots=True)

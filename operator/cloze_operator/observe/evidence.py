@@ -12,7 +12,7 @@ from cloze_operator.analysis import queries, readings
 from cloze_operator.analysis.burn import LONG_SECONDS
 from cloze_operator.analysis.checks import Evidence, LatencyEvidence
 from cloze_operator.analysis.counters import Grid, Series
-from cloze_operator.analysis.evidence import Pair
+from cloze_operator.analysis.counts import Pair
 from cloze_operator.analysis.queries import GatewayCounters, Servers
 from cloze_operator.analysis.readings import Arms
 from cloze_operator.decide.answers import Unavailable
