@@ -18,6 +18,7 @@ from cloze_server.lifecycle import State
 from cloze_server.logs import fields, request_id_variable, trace_id_variable
 from cloze_server.problems import ProblemError, ProblemType
 from cloze_server.protocol import CROWDED
+from cloze_server.refusals import Refusals
 from cloze_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class RequestMiddleware:
         self._room = room
         self._lifecycle = room.lifecycle
         self._held = 0
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -127,6 +129,8 @@ class RequestMiddleware:
             exchange.hosted.enter()
         try:
             problem = await self._handle(exchange, scope, headers, receive, send_with_headers)
+            if problem is not None and problem.kind is ProblemType.QUEUE_FULL:
+                await self._wait_with(exchange)
             if problem is not None and exchange.status is None:
                 await problem.response(request_id_variable.get(), path=scope["path"])(scope, receive, send_with_headers)
         finally:
@@ -141,6 +145,14 @@ class RequestMiddleware:
                 segments=timing.segments,
             )
             exchange.end_trace(now, status)
+
+    async def _wait_with(self, exchange: Exchange) -> None:
+        """Hold a refusal back until its turn, within the request's time; its body counts no more."""
+        self._held -= exchange.held
+        exchange.held = 0
+        left = exchange.arrived + exchange.limit - time.monotonic()
+        if (seconds := min(self._refusals.delay(), left)) > 0:
+            await asyncio.sleep(seconds)
 
     async def _handle(
         self, exchange: Exchange, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
