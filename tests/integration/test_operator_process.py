@@ -89,7 +89,7 @@ def test_deleting_a_resource_leaves_no_orphan(
 
 
 def test_poisoned_object_shows_its_error_and_blocks_nobody(
-    brief: Any, operate: Any, tmp_path: Path, api_client: client.ApiClient
+    brief: Any, operate: Any, tmp_path: Path, api_client: client.ApiClient, eventually: Callable[..., Any]
 ) -> None:
     """What the API server refuses stands in the resource's own status, and the others are reconciled."""
     core = client.CoreV1Api(api_client)
@@ -102,7 +102,8 @@ def test_poisoned_object_shows_its_error_and_blocks_nobody(
         found = brief.wait_for_reason("PretrainJob", "second", "ReconcileFailed", "Forbidden")
         assert "exceeded quota" in found["message"]
         assert brief.get("PretrainJob", "second")["status"]["state"] == "Pending"
-        before = errors(address)
+        # The status is written before the failure is counted.
+        before = eventually(lambda: errors(address), "the failure is counted")
         time.sleep(10)
         # Each wait is twice as long as the one before: the failure's own condition doesn't wake the operator up.
         assert errors(address) - before <= 4

@@ -38,10 +38,15 @@ REQUEST = (
 )
 
 
-def put(place: Path, seed: int, **more: Any) -> str:
-    """Another artifact where the reference leads, at once as far as a reader can see; its digest."""
+def put(place: Path, seed: int, *, unnamed: str = "", **more: Any) -> str:
+    """Another artifact where the reference leads, at once as far as a reader can see; its digest.
+
+    unnamed: a file that its manifest doesn't name.
+    """
     made = place.with_name(f"made-{seed}")
     digest = write_artifact(made, **{"name": "probe", "seed": seed, **more})
+    if unnamed:
+        (made / unnamed).touch()
     link = place.with_name("next")
     link.symlink_to(made)
     link.replace(place)
@@ -257,8 +262,7 @@ async def test_a_server_looks_by_itself_where_it_is_told_to(tmp_path: Path) -> N
         await described(client, lambda model: model["digest"] == new)
         assert (await client.get("/v1/models")).json()["models"][1]["digest"] == stays
         origin = server.reloading.origins[0]
-        put(first, 2)
-        (first / "more").touch()
+        put(first, 2, unnamed="more")
         await described(client, lambda model: "refused" in model)
         looks = 0
 

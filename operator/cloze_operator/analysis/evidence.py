@@ -45,6 +45,9 @@ _LARGEST_LATER_SHARE: Final = 0.35
 _LATER_INTERVALS: Final = 16
 _GIVEN_UP: Final = math.log(0.5)
 
+#: A variance below it is none: one request of a hundred million that differs from all others has a larger one.
+_ROUNDING: Final = 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -251,7 +254,7 @@ class _Evenness:
             return math.inf
         ratio = self._whole.ratio
         variance = ratio * (1 - ratio)
-        if not variance:
+        if variance < _ROUNDING:
             return 1.0
         statistic = (self._squares - self._whole.events * ratio) / variance
         return max(1.0, statistic / freedom * (1 + math.sqrt(2 / freedom)))
