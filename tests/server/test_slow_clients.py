@@ -55,9 +55,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def impatient(start_shared_server: Any) -> Server:
-    """One that waits for two seconds."""
+    """One that waits for four seconds, ten times as long as it takes to make the long reply."""
     models = ("--model", "dummy:", "--model", "t=dummy:token-classification")
-    return Server(start_shared_server(*models, "--timeout-seconds", "2"))
+    return Server(start_shared_server(*models, "--timeout-seconds", "4"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_client_that_reads_slowly_gets_its_reply(impatient: Server) -> None:
         connection.sendall(impatient.request("token-classify", LONG).replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
         found = b""
         # Of which the last is taken at once; it is the pace before that counts.
-        while time.monotonic() - began < 3.5 and (part := connection.recv(8192)):
+        while time.monotonic() - began < 6 and (part := connection.recv(8192)):
             found += part
             time.sleep(0.02)
         found += received(connection)
