@@ -34,7 +34,7 @@ def test_a_good_canary_is_let_through(kind: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault: str) -> None:
     """Likewise a sample."""
-    assert share_rolled_back(FAULTS[fault], 50, seed=2) >= 0.97
+    assert share_rolled_back(FAULTS[fault], 100, seed=2) >= 0.97
 
 
 @pytest.mark.parametrize("kind", KINDS)
