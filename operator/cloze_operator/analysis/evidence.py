@@ -35,6 +35,9 @@ from cloze_operator.analysis.counts import Counts, Interval, total
 #: Lifts of the prior, evenly spaced in their logarithm: from a fifth more to thirty times as many events.
 _LIFTS: Final = tuple(1.2 * 25 ** (step / 23) for step in range(24))
 
+#: How unevenly events fall is measured at the likeliest lift, and a canary may have fewer than the stable arm.
+_BETTER: Final = (0.05, 0.15, 0.4, 0.7)
+
 #: No interval adds more than this share of the evidence needed: a proof takes three intervals at least.
 _LARGEST_SHARE: Final = 0.45
 
@@ -87,7 +90,7 @@ def compare(
     if not 0 < alpha < 1 or tolerance < 1 or not 0 <= least_difference < 1:
         raise ValueError("alpha and least_difference are probabilities, tolerance is at least 1")
     share = 1 - _LATER_STARTS if later_starts else 1.0
-    lifts = [tolerance, *(lift * tolerance for lift in _LIFTS)]
+    lifts = [lift * tolerance for lift in (1.0, *_LIFTS, *_BETTER)]
     first = _Test(-math.log(alpha * share), least_difference, _LARGEST_SHARE)
     later: list[_Test] = []
     proof: _Test | None = None
@@ -186,7 +189,7 @@ class _Test:
         self.canary, self.stable = Counts(0, 0), Counts(0, 0)
         self._least_difference = least_difference
         self._floor, self._most = floor, most * needed
-        self._lifts = [_Lift() for _ in (1.0, *_LIFTS)]
+        self._lifts = [_Lift() for _ in (1.0, *_LIFTS, *_BETTER)]
         self._evenness = _Evenness()
 
     def see(self, look: _Look) -> None:
@@ -200,7 +203,7 @@ class _Test:
             lift.see(said, self._most)
         likeliest = max(self._lifts, key=lambda lift: lift.likelihood)
         self.spread = max(self._floor, min(likeliest.dispersion, self._evenness.dispersion))
-        _, *worse = self._lifts
+        worse = self._lifts[1 : 1 + len(_LIFTS)]
         self.now = _mixture([lift.score for lift in worse]) / self.spread
         self.evidence = max(self.evidence, self.now)
         differ = self.canary.ratio - self.stable.ratio >= self._least_difference
