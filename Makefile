@@ -60,6 +60,7 @@ lint: $(VENV) ## format, lint and architecture checks; generated files are curre
 .PHONY: types
 types: $(VENV) ## strict type checks
 	@.venv/bin/mypy --no-error-summary
+	@hack/types
 
 .PHONY: unit
 unit: $(VENV) ## tests that need no cluster
@@ -72,7 +73,7 @@ integration: $(VENV) alone ## tests against the API server of the current cluste
 # What compares the machine before and after.
 .PHONY: alone
 alone: $(VENV)
-	@$(ON_CLUSTER) .venv/bin/pytest -m "alone and not full" -q
+	@$(ON_CLUSTER) .venv/bin/pytest -m "alone and not full" -q tests/hack
 
 # Integration tests wait for most of their time, so unit tests have the processors meanwhile.
 .PHONY: together

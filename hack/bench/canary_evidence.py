@@ -101,7 +101,8 @@ def _latencies(random: np.random.Generator, requests: int, slow: float, spread: 
 
 
 def _tokens(random: np.random.Generator, texts: int) -> np.ndarray:
-    return np.maximum(3, np.exp(random.normal(3.2, 0.7, texts)).astype(int))
+    lengths: np.ndarray = np.maximum(3, np.exp(random.normal(3.2, 0.7, texts)).astype(int))
+    return lengths
 
 
 def _unknown(random: np.random.Generator, texts: int, share: float) -> Counts:

@@ -15,7 +15,8 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _one_leads(operators: "Sequence[Operator]") -> bool:
+    return sum(operator.leads() for operator in operators) == 1
 
 
 def wait(check: Callable[[], Any]) -> float:
@@ -97,18 +102,19 @@ def measure(rounds: int, folder: Path) -> None:
     core.create_namespace({"metadata": {"name": namespace}})
     operators = [Operator(namespace, folder), Operator(namespace, folder)]
 
-    def state(name: str) -> Any:
-        return (jobs.get(name=name, namespace=namespace).to_dict().get("status") or {}).get("state")
+    def suspended(name: str) -> bool:
+        status = jobs.get(name=name, namespace=namespace).to_dict().get("status") or {}
+        return bool(status.get("state") == "Suspended")
 
     try:
         for number in range(JOBS):
             jobs.create(body=job(f"job-{number}"), namespace=namespace)
         for number in range(DEPLOYMENTS):
             deployments.create(body=deployment(f"model-{number}"), namespace=namespace)
-        wait(lambda: state(f"job-{JOBS - 1}") == "Suspended")
+        wait(partial(suspended, f"job-{JOBS - 1}"))
         print(f"{'round':>5}  {'leads after':>11}  {'reconciled after':>16}")
         for number in range(rounds):
-            wait(lambda both=operators: sum(operator.leads() for operator in both) == 1)
+            wait(partial(_one_leads, operators))
             leader = next(operator for operator in operators if operator.leads())
             (standby,) = (operator for operator in operators if operator is not leader)
             time.sleep(random.uniform(0, Terms().retry))  # noqa: S311 - any moment of the period, no secret
@@ -118,7 +124,7 @@ def measure(rounds: int, folder: Path) -> None:
             jobs.create(body=job(f"late-{number}"), namespace=namespace)
             wait(standby.leads)
             leads = time.monotonic() - killed
-            wait(lambda number=number: state(f"late-{number}") == "Suspended")
+            wait(partial(suspended, f"late-{number}"))
             print(f"{number + 1:>5}  {leads:>9.1f} s  {time.monotonic() - killed:>14.1f} s", flush=True)
             operators = [standby, Operator(namespace, folder)]
     finally:

@@ -71,7 +71,7 @@ def prepare(cache: Path) -> Path:
                     yield {"tokens": [word for word, _ in sentence], "labels": [tag for _, tag in sentence]}
 
     # Neither test's text is in the pretraining corpus.
-    paragraphs = (
+    paragraphs: Iterable[dict[str, object]] = (
         {"text": " ".join(text.detokenize([word for word, _ in sentence]) for sentence in document.sentences)}
         for document in brown
         if not _brown_test(document)

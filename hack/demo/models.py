@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from cloze_api.manifest import verify, version_tags
 from cloze_api.names import CANDIDATE_ALIAS, PROMOTED_ALIAS
-from cloze_trainer.registry import client, download, register
+from cloze_trainer.connection import client
+from cloze_trainer.registry import download, register
 from cloze_trainer.tracking import JobTags
 
 #: How MLflow's errors tell that there is no such model, or no such alias.

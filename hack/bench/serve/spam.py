@@ -44,7 +44,7 @@ def train(encoder: Path, mails: Path, target: Path) -> None:
         )
         truth = torch.tensor([LABELS.index(row["label"]) for row in batch])
         loss = functional.cross_entropy(model(**encoded).logits, truth)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type here
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -47,16 +47,25 @@ def files(task: Task, examples: int | None, tests: int) -> tuple[Path, Path]:
 
 
 def job(
-    task: Task, train: Path, test: Path, *, epochs: int, seed: int, threads: int, batch: int = BATCH, **spec: Any
+    task: Task,
+    base: Path,
+    train: Path,
+    test: Path,
+    *,
+    epochs: int,
+    seed: int,
+    threads: int,
+    batch: int = BATCH,
+    **spec: Any,
 ) -> dict[str, Any]:
-    """A FineTuneJob; the base is whatever the script is given."""
+    """A FineTuneJob. base: an encoder in Hugging Face's format."""
     steps = epochs * -(-sum(1 for _ in train.open(encoding="utf-8")) // batch)
     return {
         "apiVersion": "cloze.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": f"bench-{task.name}"},
         "spec": {
-            "base": {"model": {"name": "encoder", "version": "1"}},
+            "base": {"uri": base.as_uri()},
             "task": task.kind,
             "dataset": {"train": train.as_uri(), "test": test.as_uri()},
             "maxLength": task.length,

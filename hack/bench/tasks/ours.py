@@ -1,7 +1,6 @@
 """One fine-tuning of ours, as a job's only rank runs it, without a registry: `ours.py PLAN RESULT`.
 
-The plan: `folder` with `job.json`; `encoder`, the base in Hugging Face's format; `teacher`, an artifact. With `graphs`,
-artifacts' graphs are timed instead.
+The plan: `folder` with `job.json`; `teacher`, an artifact. With `graphs`, artifacts' graphs are timed instead.
 """
 
 import json
@@ -20,17 +19,15 @@ import torch
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import verify
-from cloze_api.pretrained import Pretrained
-from cloze_trainer import finetune, worker
-from cloze_trainer.adoption import adopt_base
-from cloze_trainer.base import BaseModel
+from cloze_api.pretrained import PretrainedVersion
+from cloze_trainer import worker
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.distillation import teacher
 from cloze_trainer.distillation.teacher import Teacher, open_teacher
 from cloze_trainer.export import INPUTS
 from cloze_trainer.gang import Gang
 from cloze_trainer.progress import ProgressFile
-from cloze_trainer.run import open_run
+from cloze_trainer.run import Run, open_run
 from cloze_trainer.stopping import StopSignal
 
 
@@ -56,19 +53,20 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     spec = run.job.spec
     assert isinstance(spec, FineTuneJobSpec)
 
-    # A job gets both from the registry, which has no part in what is measured.
-    def base(*_: Any) -> BaseModel:
-        return adopt_base(run, Pretrained(uri=Path(plan["encoder"]).as_uri()))
-
-    def taught(*_: Any) -> Teacher:
+    # A job gets it from the registry, which has no part in what is measured.
+    def taught(run: Run, asked: PretrainedVersion) -> Teacher:  # noqa: ARG001 - as it is called
         return open_teacher(Path(plan["teacher"]), "teacher/1", None)
 
-    finetune.fetch, teacher.find = base, taught  # type: ignore[assignment]
+    teacher.find = taught
     gang = Gang(spec.topology.threads_per_process, spec.failure_policy.stuck_seconds)
     progress = Recorder()
-    worker.produce(run, gang, StopSignal(), progress, sys.exit)
+    worker.produce(run, gang, StopSignal(), progress, _fail)
     gang.leave()
     return {"figures": verify(run.artifact).evaluation, "seconds": progress.steps[-1] - progress.steps[0]}
+
+
+def _fail(error: BaseException) -> None:
+    sys.exit(str(error))
 
 
 def timed(graphs: list[Path], test: Path, threads: int) -> dict[str, Any]:

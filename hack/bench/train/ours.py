@@ -64,7 +64,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
             progress=progress,
             tracker=Silent(),
             stop=StopSignal(),
-            attendance=Attendance(gang, spec.failure_policy.stuck_seconds, sys.exit),
+            attendance=Attendance(gang, spec.failure_policy.stuck_seconds, _fail),
             profiler=Profiler(spec.profile, folder / "profile", Silent()),
         )
         train(model, workload, spec.optimization, spec.checkpoint.every_steps, around)
@@ -75,6 +75,10 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         result["evaluation"] = workload.evaluate(model, gang)
     gang.leave()
     return result
+
+
+def _fail(error: BaseException) -> None:
+    sys.exit(str(error))
 
 
 if __name__ == "__main__":

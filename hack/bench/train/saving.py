@@ -25,11 +25,12 @@ from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
 
 _ROWS, _LENGTH = 8, 128
+_STUCK_SECONDS = 600
 
 
 def main(plan: dict[str, Any]) -> dict[str, Any]:
     """In each round: steps alone, steps beside a checkpoint of ours, and a torch.save of the same state."""
-    gang = Gang(plan["threads"])
+    gang = Gang(plan["threads"], _STUCK_SECONDS)
     sizes = EncoderConfig(
         vocab_size=plan["vocab"],
         layers=plan["layers"],
