@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,23 @@ def server(namespace: str, name: str) -> live.Resource:
     }
 
 
+def served(namespace: str, name: str) -> None:
+    live.until(
+        lambda: live.get(namespace, "modeldeployment", name),
+        lambda seen: live.state(seen) == "Ready",
+        300,
+        f"{name} is served",
+    )
+
+
+def asked(namespace: str, name: str, path: str, body: Row | None = None) -> Any:
+    """A server's answer; to a GET without a body."""
+    with live.forwarded(namespace, name, 80) as url:
+        reply = httpx.request("POST" if body else "GET", f"{url}{path}", json=body, timeout=30)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
 @pytest.fixture(scope="module")
 def public_key(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the key that the Secret `signing` holds."""
@@ -238,19 +256,8 @@ def test_test_examples_that_were_trained_on_are_refused(namespace: str) -> None:
 def test_each_task_is_served(namespace: str) -> None:
     """Its own route answers as the training has taught it."""
     for name in SERVED:
-        live.until(
-            lambda name=name: live.get(namespace, "modeldeployment", name),
-            lambda seen: live.state(seen) == "Ready",
-            300,
-            f"{name} is served",
-        )
-
-    def ask(name: str, path: str, body: Row) -> Any:
-        with live.forwarded(namespace, name, 80) as url:
-            reply = httpx.post(f"{url}{path}", json=body, timeout=30)
-        assert reply.status_code == 200, reply.text
-        return reply.json()
-
+        served(namespace, name)
+    ask = partial(asked, namespace)
     context = "Ada lived in Oslo and worked as a baker. Ben bought maps."
     (found,) = ask("reader", "/v1/answer", {"question": "Where did Ada live?", "context": context})["results"]
     assert found["answers"][0]["answer"] == "Oslo"
@@ -280,3 +287,33 @@ def test_versions_are_signed_and_traced(namespace: str, public_key: Path, platfo
     tree = json.loads(traced.stdout[: traced.stdout.rindex("}") + 1])
     assert [each["source"] for each in tree["base"]["data"]] == ["configmap://tasks/corpus.txt"]
     assert tree["teacher"]["version"] == f"{model(namespace, 'trade')}/1"
+
+
+@pytest.mark.usefixtures("figures")
+@pytest.mark.skipif("amx_bf16" not in Path("/proc/cpuinfo").read_text(), reason="this processor has no AMX")
+def test_openvino_in_bfloat16_is_another_image_of_the_same_server(namespace: str) -> None:
+    """It answers as the usual one does, but for the last digits; `/v1/models` tells which is which."""
+    root = Path(__file__).resolve().parents[2]
+    images = [sys.executable, str(root / "hack" / "images")]
+    subprocess.run([*images, "push", "serve-openvino"], check=True)
+    listed = subprocess.run([*images, "list", "--json", "serve-openvino"], check=True, capture_output=True, text=True)
+    (image,) = json.loads(listed.stdout).values()
+    resource = server(namespace, "student-bf16")
+    resource["spec"]["model"] = {"name": model(namespace, "student"), "version": "1"}
+    resource["spec"]["runtime"]["image"] = image
+    live.apply(namespace, resource)
+    served(namespace, "student-bf16")
+    served(namespace, "student")
+    writer = Writer()
+    texts = [writer.sentence() for _ in range(20)]
+    providers, confidences = [], []
+    for name in ("student", "student-bf16"):
+        (loaded,) = asked(namespace, name, "/v1/models")["models"]
+        providers.append(loaded["provider"])
+        results = asked(namespace, name, "/v1/classify", {"inputs": texts})["results"]
+        confidences.append([{each["label"]: each["score"] for each in found["predictions"]} for found in results])
+    assert providers == ["cpu", "openvino-bf16"]
+    usual, rounded = confidences
+    assert usual != rounded
+    for one, other in zip(usual, rounded, strict=True):
+        assert other == pytest.approx(one, abs=0.02)
