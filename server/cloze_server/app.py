@@ -225,12 +225,12 @@ def _open(room: Room, hosted: Hosted) -> None:
     if room.complete:
         # It holds everything up for a moment, and from now on requests come.
         garbage.set_aside()
-    named = {"model": model.name, "version": model.version}
+    named = {"model": model.name, "version": model.version, "digest": model.digest}
     if room.only:
         logs.set_context(**named)
     _log.info(
         "ready" if room.complete else "one of the models answers",
-        extra=logs.fields(**named, digest=model.digest, task=model.task),
+        extra=logs.fields(**named, task=model.task),
     )
 
 
