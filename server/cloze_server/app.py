@@ -50,6 +50,7 @@ _CORS_REQUEST_HEADERS = (
     "content-type",
     "x-api-key",
     "x-request-id",
+    "traceparent",
     "x-cloze-model",
     "x-cloze-timeout-ms",
 )
