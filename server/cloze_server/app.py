@@ -251,8 +251,9 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            known = ", ".join((*paths.INFERENCE, paths.MODELS))
-            problem = ProblemError(ProblemType.NOT_FOUND, f"the routes are {known}")
+            known = ", ".join((*paths.INFERENCE, paths.FEEDBACK, paths.MODELS))
+            message = f"the routes are {known} and those of {paths.OIP}, as {paths.SCHEMA} describes them"
+            problem = ProblemError(ProblemType.NOT_FOUND, message)
         case 405:
             problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")
         case _:
