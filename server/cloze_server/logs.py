@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 _WAITING_MAX = 10_000
-_FAREWELL_SECONDS = 2.0
+_FAREWELL_SECONDS = 1.0
 
 request_id_variable: ContextVar[str] = ContextVar("request_id", default="")
 
