@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import threading
@@ -122,7 +123,8 @@ def create_app(
     if settings.playground:
         app.include_router(build_page_router())
     describe = app.openapi
-    app.openapi = lambda: complete(describe())  # type: ignore[method-assign]
+    # Once: the framework gives the same document each time, and completing it again would make it grow.
+    app.openapi = functools.cache(lambda: complete(describe()))  # type: ignore[method-assign]
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
