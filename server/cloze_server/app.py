@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import threading
@@ -50,6 +51,7 @@ _CORS_REQUEST_HEADERS = (
     "content-type",
     "x-api-key",
     "x-request-id",
+    "traceparent",
     "x-cloze-model",
     "x-cloze-timeout-ms",
 )
@@ -121,7 +123,8 @@ def create_app(
     if settings.playground:
         app.include_router(build_page_router())
     describe = app.openapi
-    app.openapi = lambda: complete(describe())  # type: ignore[method-assign]
+    # Once: the framework gives the same document each time, and completing it again would make it grow.
+    app.openapi = functools.cache(lambda: complete(describe()))  # type: ignore[method-assign]
     app.add_exception_handler(ProblemError, _problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
@@ -225,12 +228,12 @@ def _open(room: Room, hosted: Hosted) -> None:
     if room.complete:
         # It holds everything up for a moment, and from now on requests come.
         garbage.set_aside()
-    named = {"model": model.name, "version": model.version}
+    named = {"model": model.name, "version": model.version, "digest": model.digest}
     if room.only:
         logs.set_context(**named)
     _log.info(
         "ready" if room.complete else "one of the models answers",
-        extra=logs.fields(**named, digest=model.digest, task=model.task),
+        extra=logs.fields(**named, task=model.task),
     )
 
 
@@ -250,8 +253,9 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            known = ", ".join((*paths.INFERENCE, paths.MODELS))
-            problem = ProblemError(ProblemType.NOT_FOUND, f"the routes are {known}")
+            known = ", ".join((*paths.INFERENCE, paths.FEEDBACK, paths.MODELS))
+            message = f"the routes are {known} and those of {paths.OIP}, as {paths.SCHEMA} describes them"
+            problem = ProblemError(ProblemType.NOT_FOUND, message)
         case 405:
             problem = ProblemError(ProblemType.METHOD_NOT_ALLOWED, f"{request.method} isn't allowed here")
         case _:

@@ -58,7 +58,8 @@ class Exchange:
         self.counter.request_left()
         self.counter, self.hosted = hosted.telemetry, hosted
         self.counter.request_started()
-        model_variable.set({"model": hosted.service.model.name, "version": hosted.service.model.version})
+        model = hosted.service.model
+        model_variable.set({"model": model.name, "version": model.version, "digest": model.digest})
 
     def exemplar(self) -> dict[str, str]:
         """What leads from a metric to this request."""

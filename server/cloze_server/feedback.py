@@ -51,8 +51,14 @@ class Entity(Strict):
     """A stretch of the input, in characters, and what it is."""
 
     start: Annotated[int, Field(ge=0)]
-    end: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=1)]
     label: Label
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.end <= self.start:
+            raise ValueError("end comes behind start")
+        return self
 
 
 class Outcome(Strict):

@@ -98,6 +98,9 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            # The same without a body, which the connection leaves out.
+            scope = {**scope, "method": "GET"}
         if scope["type"] != "http" or scope["path"] in paths.UNCOUNTED:
             await self._app(scope, receive, send)
             return

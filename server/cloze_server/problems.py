@@ -13,6 +13,8 @@ from cloze_server.bounds import ERRORS_MAX
 
 MEDIA_TYPE = "application/problem+json"
 
+_LISTS_OF_INPUTS = frozenset({"inputs", "input", "words", "sentences", "pairs"})
+
 
 class ProblemType(StrEnum):
     """The last part of a problem's `type`."""
@@ -161,18 +163,33 @@ def checked(schema: type[ModelT], content: object, *within: str) -> ModelT:
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ProblemError:
     """The problem of a body that doesn't fit the schema, from pydantic's errors."""
     errors = errors[:ERRORS_MAX]
-    # The deepest error is the one that helps: a list with a wrong item, or with too many, is also "not a text".
-    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] == "too_long"))
+    # The deepest error is the one that helps: a list with a wrong item, or with too many or none, is also "not a text".
+    first = max(errors, key=lambda each: (len(each["loc"]), each["type"] in ("too_long", "too_short")))
     if first["type"] == "json_invalid":
         return ProblemError(ProblemType.BODY_INVALID, "the body can't be parsed as JSON")
-    if first["type"] == "too_long":
-        limit = int(first["ctx"]["max_length"])
-        inputs = [part for part in first["loc"] if isinstance(part, int)]
-        if inputs:
-            message = f"input {inputs[0]} has more than {limit} words: send fewer"
-            return ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": inputs[0], "limit": limit})
+    if first["type"] == "too_long" and (problem := _too_many(first)):
+        return problem
+    found = [{"location": ".".join(str(part) for part in each["loc"]), "message": _said(each)} for each in errors]
+    detail = f"{'.'.join(str(part) for part in first['loc'])}: {_said(first)}"
+    return ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found})
+
+
+def _too_many(error: Mapping[str, Any]) -> ProblemError | None:
+    """The problem of too many inputs, or of too many words of one; None where it is another list that is too long."""
+    limit = int(error["ctx"]["max_length"])
+    field = next(part for part in error["loc"] if part != "body")
+    places = [part for part in error["loc"] if isinstance(part, int)]
+    if places and field == "words":
+        message = f"input {places[0]} has more than {limit} words: send fewer"
+        return ProblemError(ProblemType.INPUT_TOO_LONG, message, members={"input": places[0], "limit": limit})
+    if not places and field in _LISTS_OF_INPUTS:
         message = f"more than {limit} inputs: send fewer in one request"
         return ProblemError(ProblemType.TOO_MANY_INPUTS, message, members={"limit": limit})
-    found = [{"location": ".".join(str(part) for part in each["loc"]), "message": each["msg"]} for each in errors]
-    detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return ProblemError(ProblemType.INPUT_INVALID, detail, members={"errors": found})
+    return None
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """What is wrong, in words for who sent it."""
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "give a JSON object"
+    return str(error["msg"]).removeprefix("Value error, ")

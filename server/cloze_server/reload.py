@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
-from cloze_server import garbage, heap
+from cloze_server import garbage, heap, logs
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.hosting import Hosted, Refusal, Room
@@ -157,6 +157,8 @@ class Reloader:
         telemetry.bind(
             new.name, new.version, digest=new.digest, task=new.task, answers=hosted.service.handler.answers()
         )
+        if self._room.only:
+            logs.set_context(digest=new.digest)
         self._room.instruments.reloaded("loaded")
         _log.info("reloaded", extra=fields(digest=new.digest, former=old.digest))
 

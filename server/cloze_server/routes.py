@@ -171,7 +171,9 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
     @router.get(paths.METRICS, include_in_schema=False)
     async def metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(room.instruments.registry), media_type=content_type)
+        # With several models it takes as long as many requests, which must not wait for it.
+        text = await asyncio.to_thread(encode, room.instruments.registry)
+        return Response(text, media_type=content_type)
 
     return router
 

@@ -102,8 +102,9 @@ def parser() -> argparse.ArgumentParser:
         prog="cloze-server",
         description="Serve model versions over HTTP. Each flag may also be set by the environment variable in "
         "parentheses; the flag wins.",
-        epilog=f"Endpoints: POST {', '.join(paths.INFERENCE)}; GET {paths.MODELS}, {paths.HEALTH}, "
-        f"{paths.READY}, {paths.METRICS}, {paths.SCHEMA}. `cloze-server key new NAME` makes an API key, "
+        epilog=f"Endpoints: POST {', '.join(paths.INFERENCE)}, {paths.FEEDBACK}; GET {paths.PLAYGROUND}, "
+        f"{paths.REFERENCE}, {paths.MODELS}, {paths.HEALTH}, {paths.READY}, {paths.METRICS}, {paths.SCHEMA}; "
+        f"the Open Inference Protocol below {paths.OIP}. `cloze-server key new NAME` makes an API key, "
         "`cloze-server verify` checks an artifact, `cloze-server batch` scores a file. Exit codes: "
         + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in ExitCode)
         + ".",

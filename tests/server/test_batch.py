@@ -328,6 +328,25 @@ def test_an_unfinished_run_is_not_mixed_with_another(
     assert echoed(lines(target), rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("in.jsonl", ("--parameters", '{"truncate": "up"}'), ("--parameters", '{"truncate": "left"}')),
+        ("in.parquet", ("--field", "body"), ("--field", "text")),
+    ],
+)
+def test_a_mistake_that_was_refused_is_in_nobodys_way(
+    name: str, wrong: tuple[str, str], right: tuple[str, str], tmp_path: Path
+) -> None:
+    """A run that has done nothing needs no --overwrite."""
+    write(tmp_path / "in.jsonl", [{"text": "x"}])
+    pq.write_table(pa.Table.from_pylist([{"text": "x"}]), tmp_path / "in.parquet")
+    target = tmp_path / name.replace("in", "out")
+    assert reason(tmp_path / name, target, *wrong) == (ExitCode.CONFIGURATION, "ConfigurationInvalid")
+    score(tmp_path / name, target, *right)
+    assert target.exists()
+
+
 def test_too_many_errors_end_a_run(tmp_path: Path) -> None:
     """What was answered by then is kept, for a run that allows more."""
     rows = [{"text": "x"}, {}, {"text": "y"}, {}, {"text": "z"}]

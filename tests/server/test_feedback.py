@@ -251,6 +251,8 @@ def test_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
         {"request_id": "1", "label": "x" * 257},
         {"request_id": "1", "labels": []},
         {"request_id": "1", "entities": [{"start": -1, "end": 2, "label": "PER"}]},
+        {"request_id": "1", "entities": [{"start": 5, "end": 2, "label": "PER"}]},
+        {"request_id": "1", "entities": [{"start": 2, "end": 2, "label": "PER"}]},
         {"request_id": "1", "outcome": {"name": "a b", "value": 1}},
         {"request_id": "1", "outcome": {"name": "a", "value": None}},
         {"request_id": "1", "outcome": {"name": "a", "value": 10**400}},

@@ -226,7 +226,11 @@ async def test_another_tasks_route_says_which_task_is_loaded(serving: Any) -> No
 async def test_unknown_routes_and_methods_are_problems(serving: Any) -> None:
     """And a path that a client made up is no metric label."""
     async with serving(classifier()) as client:
-        assert problem(await client.get("/v1/poetry")) == (404, "not-found")
+        unknown = await client.get("/v1/poetry")
+        assert problem(unknown) == (404, "not-found")
+        assert all(
+            path in unknown.json()["detail"] for path in ("/v1/classify", "/v1/feedback", "/v2", "/openapi.json")
+        )
         assert problem(await client.get("/v1/classify")) == (405, "method-not-allowed")
         counted = (await client.get("/metrics")).text
     assert "poetry" not in counted

@@ -236,7 +236,7 @@ async def test_pages_of_other_origins_are_let_in_by_name_alone(serving: Any, tmp
     preflight = {
         "origin": "https://app.example",
         "access-control-request-method": "POST",
-        "access-control-request-headers": "content-type,authorization",
+        "access-control-request-headers": "content-type,authorization,traceparent",
     }
     async with serving(loads) as client:
         closed = await ask(client, origin="https://app.example")

@@ -140,6 +140,13 @@ async def test_parameters_are_the_options_of_the_tasks_route(serving: Any) -> No
     assert "infer;dur=" in reply.headers["server-timing"]
 
 
+async def test_members_that_only_some_clients_send_are_no_fault(serving: Any) -> None:
+    """As KServe's own client, which names the model in the body too."""
+    async with serving(lambda: dummy_model(Task.SEQUENCE_CLASSIFICATION)) as client:
+        reply = await client.post("/v2/models/dummy/infer", json={"model_name": "dummy", **request(TEXTS, id="7")})
+    assert (reply.status_code, reply.json()["id"]) == (200, "7")
+
+
 async def test_binary_inputs_follow_the_json(serving: Any) -> None:
     """As Triton's clients send them, with or without a second dimension."""
     for shape in ([3], [3, 1]):

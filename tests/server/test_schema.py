@@ -89,3 +89,10 @@ async def test_a_version_is_named_by_the_path_alone(serving: Any) -> None:
     async with serving(lambda: dummy_model(Task.ECHO)) as client:
         assert (await client.get("/v2/models/dummy?version=9")).json()["versions"] == ["local"]
         assert (await client.get("/v2/models/dummy/versions/9")).status_code == 404
+
+
+async def test_the_document_is_the_same_each_time(serving: Any) -> None:
+    """It must not grow with every client that asks, of whom no key is wanted."""
+    async with serving(lambda: dummy_model(Task.ECHO)) as client:
+        first, second = [(await client.get("/openapi.json")).content for _ in range(2)]
+    assert first == second

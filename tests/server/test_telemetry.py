@@ -1,15 +1,19 @@
 """What canary analysis reads of a server: durations by length, predictions, and who the replica is."""
 
+import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloze_api import metrics
 from cloze_api.task import Task
+from cloze_server import routes
 from cloze_server.backend import DummyBackend, Ids, Logits
 from cloze_server.dummy import dummy_model
 from cloze_server.tasks.classify import Classify
@@ -221,3 +225,20 @@ async def test_a_replica_says_which_revision_it_is(serving: Any) -> None:
     assert "revision" not in outside[1]
     info = next(dict(labels) for name, labels in inside[0] if name == "cloze_model_info")
     assert info.keys() == set(metrics.MODEL_INFO.labels)
+
+
+async def test_requests_do_not_wait_for_a_scrape(serving: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is answered while the metrics are being written, in a thread of its own."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def encode(_: CollectorRegistry) -> bytes:
+        begun.set()
+        return b"whole" if go_on.wait(10) else b"nobody was answered meanwhile"
+
+    monkeypatch.setattr(routes, "choose_encoder", lambda _: (encode, "text/plain"))
+    async with serving(loads(Task.SEQUENCE_CLASSIFICATION)) as client:
+        scraping = asyncio.create_task(client.get("/metrics"))
+        assert await asyncio.to_thread(begun.wait, 10)
+        assert (await client.post("/v1/classify", json={"inputs": "a"})).status_code == 200
+        go_on.set()
+        assert (await scraping).text == "whole"

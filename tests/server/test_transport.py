@@ -178,6 +178,16 @@ def test_pipelined_requests_are_answered_in_their_order(port: int) -> None:
     assert [each[1][b"x-request-id"] for each in replies(received)] == [b"%d" % n for n in range(50)] + [b"last"]
 
 
+def test_head_is_answered_as_get_without_a_body(port: int) -> None:
+    """As load balancers and monitors ask; the connection stays usable."""
+    for path in (b"/healthz", b"/v1/models", b"/metrics", b"/"):
+        head = exchange(port, b"HEAD %b HTTP/1.1\r\nHost: server\r\n%b\r\n" % (path, CLOSE))
+        assert head.startswith(b"HTTP/1.1 200 "), path
+        lines, _, body = head.partition(b"\r\n\r\n")
+        assert re.search(rb"\r\ncontent-length: [1-9]", lines)
+        assert body == b""
+
+
 def test_trailers_are_no_headers(port: int) -> None:
     """They come when the request was checked already: this one would name another model."""
     trailers = b"x-cloze-model: d\r\nx-request-id: trailed\r\n"

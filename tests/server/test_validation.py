@@ -115,6 +115,30 @@ async def test_the_innermost_error_is_told(serving: Any) -> None:
     assert ".1:" in response.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("task", "route", "body", "detail"),
+    [
+        (Task.SEQUENCE_CLASSIFICATION, "/v1/classify", {"inputs": []}, "should have at least 1 item"),
+        (Task.SEQUENCE_CLASSIFICATION, "/v1/classify", [], "body: give a JSON object"),
+        (Task.EMBEDDING, "/v1/similarity", {"pairs": [["a", "b", "c"]]}, "body.pairs.0: List should have at most 2"),
+        (Task.EMBEDDING, "/v1/similarity", {"source": "a"}, "body: give either source and sentences, or pairs"),
+        (
+            Task.EMBEDDING,
+            "/v1/feedback",
+            {"request_id": "1", "labels": ["x"] * 9000},
+            "body.labels: List should have at most 8192",
+        ),
+        (Task.EMBEDDING, "/v1/feedback", [], "body: give a JSON object"),
+    ],
+)
+async def test_the_detail_says_what_to_change(serving: Any, task: Task, route: str, body: Any, detail: str) -> None:
+    """Of the list that was sent, not of another, and in the words of the interface."""
+    async with serving(lambda: dummy_model(task)) as client:
+        response = await client.post(route, json=body)
+    assert (response.status_code, response.json()["type"].rsplit("/", 1)[1]) == (422, "input-invalid")
+    assert detail in response.json()["detail"]
+
+
 async def test_unknown_fields_are_refused_without_their_names(serving: Any) -> None:
     """A client that mixes up keys and values must not find the text in its logs; the known fields are named."""
     async with serving(lambda: dummy_model(Task.SEQUENCE_CLASSIFICATION)) as client:

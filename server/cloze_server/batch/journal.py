@@ -48,7 +48,8 @@ class Journal:
             if not differing:
                 self.progress = Progress(**state["progress"])
                 return True
-            if not overwrite:
+            # One that has done nothing yet, such as one that was refused for its parameters, is in nobody's way.
+            if state["progress"]["parts"] and not overwrite:
                 raise FatalError(
                     ExitCode.CONFIGURATION,
                     "RunDiffers",

@@ -25,9 +25,13 @@ Texts = str | Annotated[list[str], Field(min_length=1, max_length=INPUTS_MAX, fa
 
 
 class Strict(BaseModel):
-    """What a client sends. Unknown fields are refused: a misspelt option must not be ignored."""
+    """What a client sends.
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    Unknown fields are refused: a misspelt option must not be ignored. So are values of another type, such as `true` for
+    a number: what they are meant to be is a guess.
+    """
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
