@@ -83,8 +83,8 @@ FLAGS: tuple[Flag, ...] = (
         "model",
         ENV_MODEL_URI,
         str,
-        "models:/NAME/VERSION, a folder, or dummy:[TASK][?seconds=S] (answers with a hash of the request); NAME=… "
-        "gives one of the latter two a name; may be given several times",
+        "models:/NAME/VERSION, a folder, or dummy:[TASK][?seconds=S] (no weights: scores are a hash of the text, and "
+        "dummy:echo replies with it); NAME=… gives one of the latter two a name; may be given several times",
         repeated=True,
     ),
     Flag(

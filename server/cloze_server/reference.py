@@ -64,6 +64,12 @@ def parse_reference(text: str) -> ModelReference:
             return Dummy(Task(task or Task.SEQUENCE_CLASSIFICATION), float(parse_qs(query).get("seconds", ["0"])[0]))
         except ValueError as error:
             raise _invalid(f"{text!r}: use dummy:TASK?seconds=S with one of the tasks {', '.join(Task)}") from error
+    name, named, _ = text.partition("=")
+    if named and "/" not in name:
+        raise _invalid(
+            f"{text!r}: a model's name has at most 63 letters, digits, -, _ and ., and begins and ends with a "
+            f"letter or digit; a folder that is called so is ./{text}"
+        )
     return Folder(Path(text))
 
 

@@ -340,7 +340,7 @@ def test_pod_outlives_its_drain(server: Callable[..., Document], drain: int) -> 
     manifest = server(drainSeconds=drain, runtime={"timeoutSeconds": 1})
     told = next(entry["value"] for entry in container(manifest)["env"] if entry["name"] == "CLOZE_DRAIN_SECONDS")
     # First the server answers as before, for as long as endpoints may take to notice, then it drains, then it ends.
-    assert pod(manifest)["terminationGracePeriodSeconds"] >= LAME_DUCK_SECONDS + int(told) + 10
+    assert pod(manifest)["terminationGracePeriodSeconds"] >= LAME_DUCK_SECONDS + int(told) + 17
 
 
 def test_pod_leaves_the_endpoints_within_its_lame_duck_time(server: Callable[..., Document]) -> None:

@@ -156,6 +156,24 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     return make
 
 
+def test_threads_are_as_many_as_asked_for_and_rest_between_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime would take one for each of the machine's processors, whatever the pod may use."""
+    import onnxruntime  # noqa: PLC0415 - as the server does
+
+    seen = []
+
+    def session(path: Path, options: Any, **_: Any) -> Session:
+        seen.append(options)
+        return Session([CPU])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    OnnxBackend(Path("x"), inputs=["input_ids"], output="logits", threads=3)
+    (options,) = seen
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    assert options.get_session_config_entry("session.inter_op.allow_spinning") == "0"
+
+
 def test_a_gpu_that_works_is_used(load: Load) -> None:
     """By itself."""
     assert load("auto", lambda wanted: wanted).provider is Provider.CUDA

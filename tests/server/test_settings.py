@@ -120,6 +120,8 @@ def test_model_references() -> None:
         "models:/m/0",
         "models:/a/b/1",
         "dummy:poetry",
+        "my spam=/models/x",
+        "-spam=/models/x",
     ):
         with pytest.raises(FatalError):
             parse_reference(wrong)

@@ -40,8 +40,9 @@ from cloze_operator.desired.revision import Revision, child_name, is_device
 SERVER: Final = "server"
 """Name of the container that serves."""
 
-#: Lame-duck time of the server, during which endpoints take notice, and time for the process to end.
-EXIT_MARGIN_SECONDS: Final = 20
+#: Lame-duck time of the server, during which endpoints take notice (5), and what the process takes to end at worst:
+#: connections that wait (3), feedback (5), traces (3), a batch that hangs (5), the last log lines (1).
+EXIT_MARGIN_SECONDS: Final = 25
 
 #: Port of the Services.
 SERVICE_PORT: Final = 80
