@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from cloze_server import fallbacks, garbage, logs, paths
+from cloze_server import fallbacks, garbage, logs, own_limits, paths
 from cloze_server.cache import StoppedError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.feedback import Forwarder, HttpSink
@@ -191,11 +191,12 @@ def _load(loaders: Sequence[Loader], settings: Settings, room: Room, loop: async
             _claim(identity(model), names)
             models.append(model)
             if len(models) == len(loaders):
+                own_limits.check(own_limits.declared(settings.limit), models)
                 room.fallbacks = fallbacks.resolve(fallbacks.declared(settings.fallback), models)
             telemetry = room.counter
             if not isinstance(telemetry, Telemetry):
                 telemetry = _telemetry(model.name, model.version, settings, room.instruments)
-            service = Service(model, settings, telemetry, room.replies, room.turns)
+            service = Service(model, settings.of(model), telemetry, room.replies, room.turns)
             room.lifecycle.report(Stage.WARMING_UP)
             asyncio.run_coroutine_threadsafe(service.warm_up(), loop).result()
             # A closed loop means that the process ends anyway.

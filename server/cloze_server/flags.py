@@ -176,6 +176,14 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("max_inputs", ENV_MAX_INPUTS, int, "most inputs in one request", 1, INPUTS_MAX),
     Flag("max_characters", ENV_MAX_CHARACTERS, int, "most characters in one input", 1, _COUNT_MAX),
+    Flag(
+        "limit",
+        "CLOZE_LIMIT",
+        str,
+        "NAME:LIMIT=NUMBER: what the model NAME has in place of --max-inputs, --max-characters, --max-queue-tokens, "
+        "--max-batch-tokens or --max-wait-seconds, as small:max-inputs=8; may be given several times",
+        repeated=True,
+    ),
     Flag("max_connections", "CLOZE_MAX_CONNECTIONS", int, "most connections at a time", 1, 1 << 20),
     Flag(
         "api_keys",

@@ -136,7 +136,7 @@ class Reloader:
             revision=self._settings.revision,
             instruments=self._room.instruments,
         )
-        service = Service(model, self._settings, telemetry, self._room.replies, self._room.turns)
+        service = Service(model, self._settings.of(model), telemetry, self._room.replies, self._room.turns)
         try:
             asyncio.run_coroutine_threadsafe(service.warm_up(), self._loop).result()
         except BaseException:

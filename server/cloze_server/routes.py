@@ -27,6 +27,19 @@ from cloze_server.tasks.handler import AnyHandler, TaskRequest
 _WATCH_SECONDS = 0.02
 
 
+class RequestLimits(BaseModel):
+    """What one request may have."""
+
+    body_bytes: int
+    inputs: int
+    characters: int
+    """Of one input."""
+    tokens: int
+    """Over all inputs, with what windows share."""
+    seconds: float
+    """From its arrival to its reply."""
+
+
 class ModelDescription(BaseModel):
     """A loaded model."""
 
@@ -45,6 +58,8 @@ class ModelDescription(BaseModel):
     """Of vectors, as many as a request may ask for; the last is what it gets unasked. Of embedding models alone."""
     mask: str | None = None
     """What stands for a blank in a text; of fill-mask models."""
+    limits: RequestLimits | None = Field(default=None, exclude_if=lambda limits: limits is None)
+    """Of a model that has some of its own, in place of the process's."""
     refused: Refusal | None = Field(default=None, exclude_if=lambda refused: refused is None)
     """Another artifact that was to take this one's place and could not; absent when there was none."""
     revision: str | None = Field(default=None, exclude_if=lambda revision: revision is None)
@@ -81,19 +96,6 @@ class Readiness(Status):
     models: list[LoadedDigest]
 
 
-class RequestLimits(BaseModel):
-    """What one request may have."""
-
-    body_bytes: int
-    inputs: int
-    characters: int
-    """Of one input."""
-    tokens: int
-    """Over all inputs, with what windows share."""
-    seconds: float
-    """From its arrival to its reply."""
-
-
 class Models(Status):
     """What is loaded: those that answer already; all of them once the server is ready."""
 
@@ -112,13 +114,6 @@ def _status(lifecycle: Lifecycle) -> Status:
 def build_router(room: Room, settings: Settings) -> APIRouter:
     """All routes, bound to one process's state."""
     router = APIRouter()
-    limits = RequestLimits(
-        body_bytes=settings.max_body_bytes,
-        inputs=settings.max_inputs,
-        characters=settings.max_characters,
-        tokens=settings.max_queue_tokens,
-        seconds=settings.timeout_seconds,
-    )
 
     for path, handler in HANDLERS.items():
         router.add_api_route(
@@ -147,12 +142,13 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
                 dimensions=dimensions(model.embedding) if model.embedding else None,
                 provider=model.provider,
                 mask=hosted.service.handler.prefix.strip() or None,
+                limits=None if (own := settings.of(model)) == settings else _limits(own),
                 refused=hosted.refused,
                 revision=settings.revision or None,
             )
             for hosted, model in ((hosted, hosted.service.model) for hosted in room.hosted)
         ]
-        return Models(**dict(_status(room.lifecycle)), limits=limits, models=loaded)
+        return Models(**dict(_status(room.lifecycle)), limits=_limits(settings), models=loaded)
 
     @router.get(paths.HEALTH, response_model=Health, responses={503: {"model": Health}})
     async def healthz() -> Response:
@@ -176,6 +172,16 @@ def build_router(room: Room, settings: Settings) -> APIRouter:
         return Response(text, media_type=content_type)
 
     return router
+
+
+def _limits(settings: Settings) -> RequestLimits:
+    return RequestLimits(
+        body_bytes=settings.max_body_bytes,
+        inputs=settings.max_inputs,
+        characters=settings.max_characters,
+        tokens=settings.max_queue_tokens,
+        seconds=settings.timeout_seconds,
+    )
 
 
 def _described(handler: type[AnyHandler]) -> Callable[..., Awaitable[Response]]:

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Never
 
@@ -12,9 +12,10 @@ from cloze_api.deployment import ModelDeploymentSpec, Runtime
 from cloze_api.names import ENV_MODEL_URI, SERVER_PORT, TERMINATION_LOG
 from cloze_api.precision import Precision
 from cloze_api.serving import BODIES_BYTES, ReplyCache
-from cloze_server import cpus, fallbacks, paths, segments
+from cloze_server import cpus, fallbacks, own_limits, paths, segments
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.flags import FLAGS, Flag, switch
+from cloze_server.model import LoadedModel
 from cloze_server.providers import AUTO, BY_OPENVINO, CHOICES
 
 _RUNTIME = Runtime()
@@ -57,6 +58,8 @@ class Settings:
     max_bodies_bytes: int = BODIES_BYTES
     max_inputs: int = _RUNTIME.limits.max_inputs
     max_characters: int = _RUNTIME.limits.max_characters
+    limit: tuple[str, ...] = ()
+    """Of single models, in place of those above, as `small:max-inputs=8`."""
     max_connections: int = 4096
     api_keys: Path | None = None
     cors_origins: tuple[str, ...] = ()
@@ -78,6 +81,10 @@ class Settings:
     def batch_threads(self) -> int:
         """Compute threads of one batch."""
         return max(1, self.threads // self.parallel_batches)
+
+    def of(self, model: LoadedModel) -> "Settings":
+        """With the limits that a model has of its own."""
+        return replace(self, **own_limits.of(own_limits.declared(self.limit), model))
 
 
 _DEFAULTS = {each.name: None if each.default is MISSING else each.default for each in fields(Settings)}
@@ -189,8 +196,15 @@ def from_flags(
         raise _invalid("--otlp-endpoint isn't an address: give one that begins with http:// or https://")
     if settings.trace_sample_ratio and not settings.otlp_endpoint:
         raise _invalid("--trace-sample-ratio is set, and --otlp-endpoint isn't: name the collector")
-    if settings.max_queue_tokens < (settings.max_batch_tokens or 0):
-        raise _invalid("--max-queue-tokens is smaller than --max-batch-tokens: raise it")
+    try:
+        limits = own_limits.declared(settings.limit)
+    except ValueError as error:
+        raise _invalid(f"--limit is {error}") from error
+    for name, own in {"": {}, **limits}.items():
+        each = replace(settings, **own)
+        if each.max_queue_tokens < (each.max_batch_tokens or 0):
+            of_model = f" of {name}" if name else ""
+            raise _invalid(f"--max-queue-tokens{of_model} is smaller than --max-batch-tokens: raise it")
     if settings.max_bodies_bytes < settings.max_body_bytes:
         raise _invalid("--max-bodies-bytes is smaller than --max-body-bytes: raise it")
     if settings.drain_seconds < settings.timeout_seconds:

@@ -245,3 +245,28 @@ def test_each_model_is_held_to_its_own_digest(tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="expected") as refused:
         load_model(1, swapped, threading.Event(), Lifecycle())
     assert refused.value.reason == "DigestMismatch"
+
+
+async def test_a_model_may_have_limits_of_its_own(serving: Any) -> None:
+    """The others keep those of the process; all are told."""
+    async with serving(loads(SPAM, TOPIC), limit=("topic/4:max-inputs=1", "spam:max-characters=8")) as client:
+        statuses = {}
+        for name in ("spam", "topic"):
+            for kind, inputs in (("two", ["a", "b"]), ("long", "a" * 9)):
+                reply = await client.post("/v1/classify", json={"inputs": inputs, "model": name})
+                statuses[name, kind] = reply.status_code
+        told = (await client.get("/v1/models")).json()
+    assert {key for key, status in statuses.items() if status == 200} == {("spam", "two"), ("topic", "long")}
+    assert {status for status in statuses.values() if status != 200} <= {400, 413, 422}
+    assert told["limits"]["inputs"] == 256
+    assert [each["limits"]["inputs"] for each in told["models"]] == [256, 1]
+    assert [each["limits"]["characters"] for each in told["models"]] == [8, 65_536]
+
+
+async def test_a_limit_of_a_model_that_is_not_there_ends_the_process(serving: Any) -> None:
+    """It would hold for nobody, and nobody would know."""
+    lifecycle = Lifecycle()
+    async with serving(loads(SPAM), lifecycle, limit=("spma:max-inputs=1",)):
+        assert lifecycle.failure is not None
+    assert lifecycle.failure.reason == "LimitInvalid"
+    assert "'spma' is none of the models spam/1" in str(lifecycle.failure)
