@@ -149,3 +149,21 @@ def test_ci_gets_an_exit_code_and_junit(model: Any, tmp_path: Path) -> None:
     code, said = whole_runs.command(tmp_path, "gate", f"{artifact}", f"{data}", "--minimum", "acuracy=0.5")
     assert code == ExitCode.INVALID_INPUT
     assert "there is no figure 'acuracy'; there are accuracy" in said
+
+
+@pytest.mark.parametrize(
+    ("data", "junit", "reason"),
+    [
+        ("absent.jsonl", "gates.xml", "ExamplesMissing"),
+        (".", "gates.xml", "ExamplesMissing"),
+        ("data.jsonl", "absent/gates.xml", "ReportUnwritable"),
+        ("data.jsonl", ".", "ReportUnwritable"),
+    ],
+)
+def test_a_wrong_path_is_told_before_anything_is_judged(tmp_path: Path, data: str, junit: str, reason: str) -> None:
+    """Even before the model is looked for."""
+    write(tmp_path / "data.jsonl", [{"text": "a", "label": "O"}])
+    with pytest.raises(InputError) as refused:
+        command.run(command.parse(["absent", str(tmp_path / data), "--junit", str(tmp_path / junit)]))
+    assert refused.value.reason == reason
+    assert str(tmp_path) in refused.value.message

@@ -90,6 +90,17 @@ def test_a_wrong_line_is_told_by_its_place(tmp_path: Path, problem: Problem, row
     assert refused.value.reason == reason
 
 
+@pytest.mark.parametrize("same", [(), ("x",), ("x", "y")])
+def test_labels_that_are_always_the_same_are_refused(tmp_path: Path, same: Sequence[str]) -> None:
+    """In whichever order they stand: they tell nothing apart."""
+    rows = [{"text": "a", "labels": [*same]}, {"text": "b", "labels": [*reversed(same)]}]
+    kind = tasks.of(TEXTS, Problem.MULTI_LABEL)
+    lines = kind.read([write(tmp_path / "data.jsonl", rows)])
+    with pytest.raises(InputError) as refused:
+        kind.labels(lines, lines, same if len(same) > 1 else ())
+    assert refused.value.reason == "LabelsAllEqual"
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("problem", [Problem.MULTI_LABEL, Problem.REGRESSION])
 async def test_a_trained_model_answers_as_transformers_pipeline_does(

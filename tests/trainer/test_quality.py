@@ -222,6 +222,15 @@ def test_gates_hold_figures_to_bounds(gate: Gate, passes: bool) -> None:
     assert passes or gate.figure in judged.refusal
 
 
+def test_no_rate_is_told_of_classes_that_the_test_lacks() -> None:
+    """Without an example of the first label nothing can be taken for the second: that is no proof of a low rate."""
+    scores = texts(4)
+    spam = Scores(scores.logits_NC, np.ones_like(scores.truth_N), scores.example_N, scores.examples)
+    asked = Evaluation(gates=[Gate(figure="false_positive_rate", maximum=0.01)])
+    judged = judgement.judge(spam, ["ham", "spam"], asked, task=TEXTS)
+    assert "the test examples don't give it" in judged.refusal
+
+
 @pytest.mark.parametrize(("lost", "count", "passes"), [(0.0, 4000, True), (0.0, 40, False), (0.06, 4000, False)])
 def test_a_new_version_must_surely_be_no_worse(lost: float, count: int, passes: bool) -> None:
     """Equally good passes where there are enough examples to be sure of it; worse doesn't, nor too few examples."""

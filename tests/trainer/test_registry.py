@@ -41,7 +41,7 @@ def register(mlflow: str, tags: JobTags, folder: Path, digest: str) -> registry.
         digest,
         facts={"cloze.dev/tokenizer": "t"},
         params={"a": "1"},
-        figures={"f1_grün & blau": 0.5},
+        figures={"f1_grün & blau": 0.5, "f1_/": 0.25, "f1_да": 0.1, "f1_но": 0.2},
     )
 
 
@@ -62,7 +62,8 @@ def test_a_clusters_job_has_one_version_whatever_its_digest(mlflow: str, tags: J
     assert register(mlflow, tags, folder, "sha256:b") == first
     assert first.digest == "sha256:a"
     assert run_status(mlflow, first.run_id) == "FINISHED"
-    assert MlflowClient(mlflow).get_run(first.run_id).data.metrics == {"f1_gr_n _ blau": 0.5}
+    figures = {"f1_grün _ blau": 0.5, "f1__": 0.25, "f1_да": 0.1, "f1_но": 0.2}
+    assert MlflowClient(mlflow).get_run(first.run_id).data.metrics == figures
 
 
 def test_a_persons_job_with_another_result_is_another_version(mlflow: str, tags: JobTags, folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cloze_api.resources import PretrainJob
 from cloze_trainer.errors import InputError
 from cloze_trainer.run import open_run
 
@@ -28,6 +29,17 @@ def opened(folder: Path, *documents: str) -> str:
 def test_the_one_training_job_of_several_documents_is_taken(tmp_path: Path) -> None:
     """A file for `kubectl apply`, with a claim beside the job, also runs here."""
     assert opened(tmp_path, CLAIM, JOB.format(kind="PretrainJob", name="mine"), "") == "mine"
+
+
+def test_json_may_write_any_character_as_escapes(tmp_path: Path) -> None:
+    """Those beyond the first 65,536 are two of them."""
+    spec = {"corpus": [{"uri": "file:///📚"}], "registry": {"name": "x"}}
+    job = {"apiVersion": "cloze.dev/v1alpha1", "kind": "PretrainJob", "metadata": {"name": "one"}, "spec": spec}
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job), encoding="ascii")
+    opened = open_run(file).job
+    assert isinstance(opened, PretrainJob)
+    assert opened.spec.corpus[0].uri == "file:///📚"
 
 
 @pytest.mark.parametrize(

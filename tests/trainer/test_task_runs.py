@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mlflow import MlflowClient
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -18,6 +19,7 @@ from transformers import (
 from whole_runs import HAM, SPAM, Trainer, finetune, kill_after, pretrain, versions, weights
 
 from cloze_api.manifest import verify
+from cloze_api.names import TAG_JOB
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 
@@ -87,7 +89,12 @@ def test_a_model_that_fails_a_gate_is_not_registered(base: Trainer, mlflow: str,
     assert trainer.log.count('"event": "training"') == 1
     assert "that of filter/1 " in trainer.log
     assert len(versions(mlflow, "filter")) == 1
-    verify(trainer.artifact)
+    kept = verify(trainer.artifact)
+    client = MlflowClient(mlflow)
+    experiment = client.get_experiment_by_name("filter").experiment_id
+    (refused,) = client.search_runs([experiment], filter_string=f"tags.`{TAG_JOB}` = 'tests/worse'")
+    assert refused.info.status == "FAILED"
+    assert kept.evaluation.items() <= refused.data.metrics.items()
 
 
 def test_a_student_learns_from_a_registered_teacher_and_is_told_beside_it(

@@ -22,8 +22,8 @@ from cloze_trainer.errors import BaseModelError
 from cloze_trainer.files import sync_folder, sync_tree
 from cloze_trainer.tracking import JobTags
 
-# What may not be in a metric's name.
-_UNNAMEABLE = re.compile(r"[^\w\-./ ]", re.ASCII)
+# What may not be in a metric's name. A slash may only where the name is a path, which `/` and `a//b` aren't.
+_UNNAMEABLE = re.compile(r"[^\w\-. ]")
 _LONGEST_NAME = 250
 
 
@@ -65,7 +65,7 @@ def _tagged(tags: JobTags) -> str:
 def log_metrics(connection: MlflowClient, run_id: str, rows: list[tuple[int, str, float, int]]) -> None:
     """Log figures: (step, name, value, milliseconds since the epoch).
 
-    MLflow's names have letters, digits and a few signs; what else a label's name holds becomes `_`.
+    MLflow's names have letters, of any script, digits and a few signs; what else a label's name holds becomes `_`.
     """
     for start in range(0, len(rows), 500):
         connection.log_batch(

@@ -75,6 +75,15 @@ def _problem(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+def _documents(text: str) -> list[Any]:
+    """The documents of a file. Raises YAMLError."""
+    try:
+        return [json.loads(text)]
+    except ValueError:
+        # JSON isn't left to it, too: it doesn't join the two halves that JSON writes some characters in.
+        return [item for item in yaml.safe_load_all(text) if item is not None]
+
+
 def _training_job(documents: list[Any], file: Path) -> dict[str, Any]:
     """The one training job among a file's documents, which may hold what belongs to it. Raises InputError."""
     resources = [item for item in documents if isinstance(item, dict)]
@@ -93,7 +102,7 @@ def _training_job(documents: list[Any], file: Path) -> dict[str, Any]:
 def open_run(file: Path) -> Run:
     """Read the resource and the environment. Raises InputError for a file that is no training job."""
     try:
-        documents = [item for item in yaml.safe_load_all(file.read_text(encoding="utf-8")) if item is not None]
+        documents = _documents(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError("JobUnreadable", f"{file} can't be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -131,7 +131,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         judged = judged.beside("privacy", {}, private.figures(state.step))
     if state.choice is not None and gang.leads:
         judged = judged.beside("selection", *selection.told(state.choice, state.step, workload.total_steps))
-    tracker.metrics(state.step, judged.figures)
+    # Here, not when it is registered: what fails a gate has figures, too, and the gate may be on one of the data.
+    tracker.metrics(state.step, {**judged.figures, **artifact.data_figures(workload)})
     if gang.leads:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:

@@ -158,13 +158,16 @@ def schema(train: Sequence[Example], test: Sequence[Example], declared: Sequence
     else:
         labels = tuple(sorted(present))
         if len(labels) < 2:
-            raise InputError("LabelsTooFew", "all training examples have the same label: at least two are needed")
+            raise InputError("LabelsTooFew", "the training examples have a single label: at least two are needed")
     known = set(labels)
-    for examples, where in ((train, "spec.labels"), (test, "spec.labels" if declared else "the training examples")):
+    for examples, where in (
+        (train, "spec.labels"),
+        (test, "spec.labels" if declared else "those of the training examples"),
+    ):
         for example in examples:
             if not known.issuperset(example.labels):
                 # Not shown: what stands in the wrong field may be a text.
-                raise InputError("LabelUnknown", f"{example.place} has a label that {where} doesn't name: correct one")
+                raise InputError("LabelUnknown", f"{example.place} has a label that isn't among {where}: correct one")
     return labels
 
 

@@ -95,6 +95,10 @@ def _pair(text: str) -> tuple[str, float]:
 
 def run(asked: Asked) -> Outcome:
     """Judge, print the figures, write the report. Raises GateError, InputError, RegistryError, OSError."""
+    if not asked.data.is_file():
+        raise InputError("ExamplesMissing", f"{asked.data} isn't a file: name labelled examples in JSON lines")
+    if asked.junit is not None and (asked.junit.is_dir() or not asked.junit.parent.is_dir()):
+        raise InputError("ReportUnwritable", f"--junit: {asked.junit} isn't a file in a folder that is there")
     scratch = Path(tempfile.mkdtemp(prefix="cloze-gate-"))
     try:
         judged = _judge(asked, scratch)

@@ -154,7 +154,9 @@ def _certainty(scores: Scores, labels: Sequence[str], temperature: float, *, hel
     if len(labels) == 2:
         negative_N = truth_N == 0
         figures["average_precision"] = calibration.average_precision(shares_NC[:, 1], ~negative_N)
-        figures["false_positive_rate"] = float((scores.predicted[negative_N] == 1).sum() / max(1, negative_N.sum()))
+        # Of none the rate would be a perfect 0, and pass any gate.
+        if negative_N.any():
+            figures["false_positive_rate"] = float((scores.predicted[negative_N] == 1).mean())
     return figures
 
 

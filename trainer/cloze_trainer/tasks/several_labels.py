@@ -60,7 +60,9 @@ class SeveralLabels(Kind[Example, Marked]):
         return found
 
     def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
-        """As `labelled.schema`."""
+        """As `labelled.schema`; raises InputError also where all training examples have the same labels, or none."""
+        if len({frozenset(line.labels) for line in train}) < 2:
+            raise InputError("LabelsAllEqual", "all training examples have the same labels: there is nothing to learn")
         return labelled.schema(train, test, declared)
 
     def needed(self, line: Example) -> Collection[str]:
