@@ -27,6 +27,7 @@ from cloze_api.manifest import (
 )
 from cloze_api.precision import Measured, Precision
 from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.profile import PROFILE_FILE
 from cloze_api.task import Problem, Task
 from cloze_trainer import card, precisions
 from cloze_trainer.data import examples
@@ -87,6 +88,8 @@ def write(
         if lesson is not None:
             judged = judged.beside("teacher", {}, lesson.latencies(staging))
         measured = _add_precisions(staging, spec, workload)
+        if isinstance(workload, FineTuning):
+            write_json(staging / PROFILE_FILE, workload.profile(judged.said).model_dump(mode="json"))
         if judged.report:
             write_json(staging / EVALUATION_FILE, {**judged.report, "refusal": judged.refusal})
         tokenizer = json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cloze_api.evaluation import Evaluation
 from cloze_api.finetune import ClassWeights, FineTuneJobSpec
+from cloze_api.profile import Profile
 from cloze_api.task import Task
 from cloze_trainer import flops, selection, tasks
 from cloze_trainer.clock import Clock
@@ -20,11 +21,11 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.origin import Origin
 from cloze_trainer.preparation import PreparedDataset
-from cloze_trainer.quality import luck
+from cloze_trainer.quality import luck, profile
 from cloze_trainer.selection import Selection
 from cloze_trainer.tasks import scoring
 from cloze_trainer.tasks.classification import balanced
-from cloze_trainer.tasks.kind import Scored
+from cloze_trainer.tasks.kind import Said, Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
 
@@ -192,6 +193,10 @@ class FineTuning:
         """What any model's outputs of the test rows' items come to."""
         scored: Scored = self._kind.scored(outputs_NK, self.test, self._examples.keys["test"], self._examples.slices)
         return scored
+
+    def profile(self, said: Said) -> Profile:
+        """The test examples, and what was said of them."""
+        return profile.of(self._kind, self.test, said, self.config.special_tokens.unk)
 
     def outputs(self, model: nn.Module, rows: Rows, gang: Gang) -> npt.NDArray[np.float32]:
         """A model's outputs (N, K) of the rows' items, in their order; all ranks share the work."""

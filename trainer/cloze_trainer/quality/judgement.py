@@ -14,7 +14,7 @@ from cloze_trainer import tasks
 from cloze_trainer.quality import gates, intervals
 from cloze_trainer.quality.gates import Comparison, Verdict
 from cloze_trainer.quality.scores import Statistic
-from cloze_trainer.tasks.kind import Scored
+from cloze_trainer.tasks.kind import Said, Scored
 
 ENDS: Final = ("lower", "upper")
 """Of an interval, as `lower_accuracy`: before the name, since labels are behind it and may be called anything."""
@@ -26,13 +26,14 @@ class Judgement:
     """What was found.
 
     figures: by name. report: `evaluation.json`, for people: also what isn't one number; empty where there is no more.
-    calibration: for the manifest; None where none was asked for. verdicts: of the gates.
+    calibration: for the manifest; None where none was asked for. verdicts: of the gates. said: for the profile.
     """
 
     figures: Mapping[str, float]
     report: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     verdicts: Sequence[Verdict] = ()
+    said: Said = field(default_factory=Said)
 
     @property
     def refusal(self) -> str:
@@ -91,7 +92,8 @@ def judge(
         "slices": slices,
         "gates": [{"gate": each.gate, "passed": each.passed, "message": each.message} for each in verdicts],
     }
-    return Judgement(figures, report, further.calibration, verdicts)
+    said = kind.said(scores, labels, further.calibration)
+    return Judgement(figures, report, further.calibration, verdicts, said)
 
 
 def counted_slices(slices: Iterable[Sequence[str]], least: int) -> set[str]:

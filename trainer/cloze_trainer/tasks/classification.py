@@ -17,7 +17,7 @@ from cloze_trainer.data.labelled import IGNORED, Example, Labelled
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.entities import is_scheme
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
-from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
+from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader, Said
 from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Rows
 from cloze_trainer.workload import Chunk
@@ -116,6 +116,12 @@ class _Classification(Kind[Example, Scores]):
             else None,
         }
         return Further(figures, report, chosen)
+
+    def said(self, scores: Scores, labels: Sequence[str], calibration: Calibration | None) -> Said:
+        """The likeliest class of each item."""
+        shares_NC = probabilities(scores.logits_NC, calibration.temperature if calibration else 1.0)
+        counts_C = np.bincount(scores.predicted, minlength=len(labels))
+        return Said(dict(zip(labels, counts_C.tolist(), strict=True)), shares_NC.max(-1))
 
     def whole(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:  # noqa: ARG002 - for words
         """Figures of what several words make up."""

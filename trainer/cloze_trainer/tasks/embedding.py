@@ -163,6 +163,10 @@ class Embeddings(Kind[Pair, Answers]):
         """See `scored`."""
         return scores.found
 
+    def inputs(self, rows: Rows) -> Sequence[range]:
+        """Each text, of which a request has one."""
+        return [range(row, row + 1) for row in range(len(rows))]
+
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See `scored`."""
         return ["spearman", "recall_at_1", "mrr"], []

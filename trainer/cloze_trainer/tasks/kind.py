@@ -82,6 +82,17 @@ class Answers:
     slices: Sequence[Sequence[str]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model predicts over all examples, as a server counts it.
+
+    labels: how often each. confidences: calibrated probabilities of these predictions, in any order.
+    """
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    confidences: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
 LineT = TypeVar("LineT", bound=Line)
 ScoredT = TypeVar("ScoredT", bound=Scored)
 
@@ -153,6 +164,14 @@ class Kind(ABC, Generic[LineT, ScoredT]):
     def further(self, scores: ScoredT, labels: Sequence[str], asked: Evaluation) -> Further:  # noqa: ARG002
         """What else the evaluation says."""
         return Further(self.details(scores, labels))
+
+    def said(self, scores: ScoredT, labels: Sequence[str], calibration: Calibration | None) -> Said:  # noqa: ARG002
+        """What is predicted, for tasks with labels."""
+        return Said()
+
+    def inputs(self, rows: Rows) -> Sequence[range]:
+        """The rows of each input of a request: all of an example's, for most tasks."""
+        return rows.groups()
 
     @abstractmethod
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:

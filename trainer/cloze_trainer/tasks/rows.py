@@ -90,6 +90,10 @@ class Rows:
         bounds = [0, *(np.flatnonzero(np.diff(self.places[:, EXAMPLE])) + 1).tolist(), len(self)]
         return [range(start, stop) for start, stop in pairwise(bounds)]
 
+    def occurrences(self, token: int) -> Ids:
+        """How often a token is in each row."""
+        return np.add.reduceat(np.asarray(self._ids) == token, self._starts[:-1], dtype=np.int64)
+
     def __len__(self) -> int:
         return len(self.lengths)
 

@@ -20,10 +20,12 @@ from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.scores import Floats, Statistic, f1_of, macro_f1_of, mean
-from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader
+from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader, Said
 from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import Chunk
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,13 @@ class SeveralLabels(Kind[Example, Marked]):
                 )
             chosen = Calibration(thresholds=bounds)
         return Further(self.details(scores, labels), {"labels": list(labels)}, chosen)
+
+    def said(self, scores: Marked, labels: Sequence[str], calibration: Calibration | None) -> Said:
+        """The labels that apply: from their thresholds on, or from a half."""
+        shares_EC = scores.probabilities
+        bounds_C = np.array([(calibration and calibration.threshold(label)) or _HALF for label in labels])
+        applies_EC = shares_EC >= bounds_C
+        return Said(dict(zip(labels, applies_EC.sum(0).tolist(), strict=True)), shares_EC[applies_EC])
 
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """See the methods above."""
