@@ -162,8 +162,9 @@ class FineTuneJobSpec(TrainingSpec):
     max_length: Annotated[int, Field(ge=8, le=8192)] | None = None
     """Longest sequence in tokens; the base model's limit when absent."""
     truncate: Truncation = Truncation.RIGHT
-    """Of sequence classification. In the training each window is a sequence with its text's label; in the evaluation
-    the mean of their outputs, weighted by their tokens, answers for the text, as servers have it."""
+    """Of classification. In the training each window of a text is a sequence with the text's label, or with those of
+    the words that are its own; in the evaluation the mean of their outputs, weighted by their tokens, answers for the
+    text, and for each word the window in which it is farther from a cut, as servers have it."""
     optimization: FineTuneOptimization = FineTuneOptimization()
     distillation: Distillation | None = None
     privacy: Privacy | None = None
@@ -192,10 +193,10 @@ class FineTuneJobSpec(TrainingSpec):
             ),
         ),
         Rule(
-            cel="self.truncate == 'right' || self.task == 'sequence-classification'",
-            message="spec.truncate is for sequence-classification; question answering reads all of a context anyhow: "
-            "remove it",
-            check=lambda spec: spec.truncate is Truncation.RIGHT or spec.task is Task.SEQUENCE_CLASSIFICATION,
+            cel=f"self.truncate == 'right' || {_LABELLED}",
+            message="spec.truncate is for sequence and token classification; question answering reads all of a context "
+            "anyhow: remove it",
+            check=lambda spec: spec.truncate is Truncation.RIGHT or spec.task in LABEL_TASKS,
         ),
         Rule(
             cel="self.problem == 'single-label' || self.task == 'sequence-classification'",

@@ -16,7 +16,10 @@ from cloze_api.manifest import verify
 from cloze_api.task import Problem, Task
 from cloze_server import windows as served
 from cloze_trainer import tasks
-from cloze_trainer.data.windows import windows
+from cloze_trainer.data import labelled, tokenizer
+from cloze_trainer.data.labelled import IGNORED, Example
+from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.windows import own, windows
 from cloze_trainer.quality import command
 from cloze_trainer.quality.assessment import assess
 from cloze_trainer.tasks.pooling import pooled
@@ -31,7 +34,9 @@ TOWNS = ["london", "paris", "rome", "oslo", "vienna", "madrid", "lisbon", "dubli
 def test_windows_are_the_servers(length: int, room: int) -> None:
     """Where a request says nothing of their overlap."""
     planned = served.plan(length, room, "window", served.default_stride(room))
-    assert [(part.start, part.stop) for part in windows(length, room)] == [(each.start, each.stop) for each in planned]
+    read = windows(length, room)
+    assert [(part.start, part.stop) for part in read] == [(each.start, each.stop) for each in planned]
+    assert [(part.start, part.stop) for part in own(read)] == [(each.first, each.last) for each in planned]
 
 
 def text(number: int) -> str:
@@ -113,3 +118,46 @@ def test_a_text_without_tokens_has_an_answer_of_its_own() -> None:
     assert truth_E.tolist() == [0, 1, 1]
     assert np.array_equal(outputs_EK[:2], outputs_RK[:2])
     np.testing.assert_allclose(outputs_EK[2], np.average(outputs_RK[2:], axis=0, weights=[10, 10, 3]), rtol=1e-6)
+
+
+WORDS = [
+    {"tokens": ["a", "letter"] * number + [TOWNS[number]] * 5, "labels": ["O", "O"] * number + ["B", *"IIII"]}
+    for number in range(8)
+]
+
+
+@pytest.mark.anyio
+async def test_each_word_of_a_long_text_is_scored_as_a_server_answers_it(tuned: Callable[..., Any]) -> None:
+    """Once, in the window that it is farther from the cut of; so that none is left out of the figures."""
+    made = tuned(Task.TOKEN_CLASSIFICATION, WORDS, WORDS, max_length=12, steps=30, truncate="window")
+    workload = made.workload
+    assert len(workload.test) > len(WORDS)
+    assert workload.report["truncated_test"] == 0
+    scores = workload.score(made.model, ALONE)
+    words = [word for row in WORDS for word in row["tokens"]]
+    assert scores.examples == len(WORDS)
+    assert len(scores.truth_N) == len(words)
+    assert [workload.labels[number] for number in scores.truth_N] == [each for row in WORDS for each in row["labels"]]
+    judged = made.judge()
+    artifact = made.publish(judged)
+    labels = verify(artifact).labels
+    async with made.serving(artifact) as client:
+        body = {"words": [row["tokens"] for row in WORDS], "truncate": "window"}
+        reply = (await client.post("/v1/token-classify", json=body)).json()
+    assert reply["windows"] == len(workload.test)
+    tags = [tag["label"] for result in reply["results"] for tag in result["tags"]]
+    assert tags == [labels[number] for number in scores.predicted]
+    assert judged.figures["accuracy"] == pytest.approx(float((scores.predicted == scores.truth_N).mean()))
+
+
+def test_a_word_without_pieces_takes_nobodys_label() -> None:
+    """Where a tokenizer has no token for what it doesn't know, such a word has nothing to be labelled."""
+    trained = tokenizer.train(["a letter"] * 3, vocab_size=30, lowercase=True)
+    example = Example("x:1", ("a", "", "a", ""), ("A", "B", "C", "D"))
+    found = labelled.tokenize(
+        *([example], ["A", "B", "C", "D"], trained),
+        task=Task.TOKEN_CLASSIFICATION,
+        max_length=8,
+        special=SPECIAL_IDS.model_copy(update={"unk": None}),
+    )
+    assert [found.targets[0].tolist()] == [[IGNORED, 0, 2, IGNORED]]

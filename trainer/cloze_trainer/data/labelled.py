@@ -16,7 +16,7 @@ from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.lines import objects
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
-from cloze_trainer.data.windows import parts
+from cloze_trainer.data.windows import own, parts
 from cloze_trainer.errors import InputError
 
 IGNORED = -100
@@ -184,7 +184,8 @@ def tokenize(
     """Ids of at most `max_length` tokens and the classes. `[SEP]` and the like within a text are ordinary text.
 
     A word that the tokenizer leaves no piece of (a lone control character, say) becomes `[UNK]`, so that it keeps its
-    place and its label. whole: whether a longer text has a row for each of its windows, each of the text's class.
+    place and its label. whole: whether a longer text has a row for each of its windows, each of the text's class; of
+    words each has those whose first piece is its own.
     """
     tokenizer.encode_special_tokens = True
     index = {label: number for number, label in enumerate(labels)}
@@ -192,25 +193,15 @@ def tokenize(
     if task is not Task.TOKEN_CLASSIFICATION:
         classes = [np.array([index[example.labels[0]]], dtype=np.int64) for example in examples]
         return _framed((text for (text,) in encoded), classes, max_length=max_length, special=special, whole=whole)
-    ids: list[npt.NDArray[np.int64]] = []
-    targets: list[npt.NDArray[np.int64]] = []
-    truncated = unknown = 0
-    for example, pieces in zip(examples, encoded, strict=True):
-        flat = [piece for word in pieces for piece in word]
-        truncated += len(flat) > max_length - 2
-        flat = flat[: max_length - 2]
-        unknown += sum(piece == special.unk for piece in flat)
-        ids.append(np.array([special.cls, *flat, special.sep], dtype=np.int64))
-        target = np.full(len(flat) + 2, IGNORED, dtype=np.int64)
-        at = 1
-        for word, label in zip(pieces, example.labels, strict=True):
-            if at > len(flat):
-                break
-            target[at] = index[label]
-            at += len(word)
-        targets.append(target)
-    lengths = np.array([len(item) for item in ids], dtype=np.int64)
-    return Labelled(tuple(ids), tuple(targets), lengths, truncated, unknown)
+    texts: list[list[int]] = []
+    classes = []
+    for example, words in zip(examples, encoded, strict=True):
+        texts.append([piece for word in words for piece in word])
+        classes.append(np.full(len(texts[-1]), IGNORED, dtype=np.int64))
+        for first, pieces, label in zip(np.cumsum([0, *map(len, words)]), words, example.labels, strict=False):
+            if pieces:
+                classes[-1][first] = index[label]
+    return _framed(texts, classes, max_length=max_length, special=special, whole=whole, per_token=True)
 
 
 def tokenize_texts(
@@ -238,27 +229,38 @@ def _framed(
     max_length: int,
     special: SpecialTokens,
     whole: bool,
+    per_token: bool = False,
 ) -> Labelled:
-    """Rows of texts' tokens between special ones."""
+    """Rows of texts' tokens between special ones. per_token: whether a target is of each token, and not of the text."""
     ids: list[npt.NDArray[np.int64]] = []
+    answers: list[npt.NDArray[Any]] = []
     places: list[tuple[int, int, int]] = []
     truncated = unknown = 0
-    for number, pieces in enumerate(texts):
+    for number, (pieces, target) in enumerate(zip(texts, targets, strict=True)):
         read = parts(len(pieces), max_length - 2, whole=whole)
         truncated += read[-1].stop < len(pieces)
-        for part in read:
-            own = pieces[part.start : part.stop]
-            ids.append(np.array([special.cls, *own, special.sep], dtype=np.int64))
+        for part, answered in zip(read, own(read), strict=True):
+            seen = pieces[part.start : part.stop]
+            ids.append(np.array([special.cls, *seen, special.sep], dtype=np.int64))
             places.append((number, 0, part.start))
-            unknown += sum(piece == special.unk for piece in own)
+            answers.append(_of_part(target, part, answered) if per_token else target)
+            unknown += sum(piece == special.unk for piece in seen)
     return Labelled(
         tuple(ids),
-        tuple(targets[number] for number, _, _ in places),
+        tuple(answers),
         np.array([len(row) for row in ids], dtype=np.int64),
         truncated,
         unknown,
         places=np.array(places, dtype=np.int64) if whole else None,
     )
+
+
+def _of_part(target_T: npt.NDArray[Any], part: range, answered: range) -> npt.NDArray[Any]:
+    """What a window's tokens are to say, the special ones around them included: those that aren't its own, nothing."""
+    row = np.full(len(part) + 2, IGNORED, dtype=np.int64)
+    first = answered.start - part.start + 1
+    row[first : first + len(answered)] = target_T[answered.start : answered.stop]
+    return row
 
 
 def _pieces(examples: Sequence[Example], tokenizer: Tokenizer, unknown: int | None) -> Iterator[list[list[int]]]:

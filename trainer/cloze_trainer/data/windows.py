@@ -1,5 +1,7 @@
 """The parts in which longer texts are read than a model takes."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 SERVED: Final = 4
@@ -12,6 +14,12 @@ def windows(length: int, room: int, *, shared: int = SERVED) -> list[range]:
         return [range(length)]
     overlap = room // shared
     return [range(start, min(start + room, length)) for start in range(0, length - overlap, room - overlap)]
+
+
+def own(read: Sequence[range]) -> list[range]:
+    """Of each window the tokens that it answers for: as far as the middle of what it shares with a neighbour."""
+    middles = [(before.stop + after.start + 1) // 2 for before, after in pairwise(read)]
+    return [range(*each) for each in pairwise([read[0].start, *middles, read[-1].stop])]
 
 
 def parts(length: int, room: int, *, whole: bool) -> list[range]:

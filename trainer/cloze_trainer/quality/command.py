@@ -18,7 +18,7 @@ from cloze_api.finetune import Truncation
 from cloze_api.manifest import ArtifactError, Manifest, verify_with_digest
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
-from cloze_api.task import Task
+from cloze_api.task import LABEL_TASKS
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         choices=list(Truncation),
         default=Truncation.RIGHT,
         metavar="HOW",
-        help="what is read of longer texts, in sequence classification: right, their beginning, or all by window",
+        help="what is read of longer texts, in classification: right, their beginning, or all by window",
     )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write what came of each gate as JUnit's XML")
     parsed = parser.parse_args(arguments)
@@ -115,8 +115,8 @@ def run(asked: Asked) -> Outcome:
 def _judge(asked: Asked, scratch: Path) -> Judgement:
     folder, manifest = _artifact(asked.model, scratch / "model")
     kind, labels = kind_of(manifest), manifest.labels
-    if asked.truncation is Truncation.WINDOW and kind.task is not Task.SEQUENCE_CLASSIFICATION:
-        raise InputError("TruncationUnsuitable", f"--truncate is for sequence-classification, not for {kind.task}")
+    if asked.truncation is Truncation.WINDOW and kind.task not in LABEL_TASKS:
+        raise InputError("TruncationUnsuitable", f"--truncate is for classification, not for {kind.task}")
     examples = kind.read([asked.data])
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
     known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem)

@@ -19,7 +19,7 @@ from cloze_trainer.quality.entities import is_scheme
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader, Said
 from cloze_trainer.tasks.pooling import pooled
-from cloze_trainer.tasks.rows import Rows
+from cloze_trainer.tasks.rows import EXAMPLE, Rows
 from cloze_trainer.workload import Chunk
 
 
@@ -88,7 +88,8 @@ class _Classification(Kind[Example, Scores]):
             logits_EK, truth_E = pooled(outputs_NK, rows)
             return Scores(logits_EK, truth_E, np.arange(len(truth_E)), len(truth_E), slices)
         starts, truth_N = rows.items()
-        return Scores(outputs_NK, truth_N, np.repeat(np.arange(len(rows)), np.diff(starts)), len(rows), slices)
+        examples_R = rows.places[:, EXAMPLE]
+        return Scores(outputs_NK, truth_N, np.repeat(examples_R, np.diff(starts)), int(examples_R[-1]) + 1, slices)
 
     def statistics(self, scores: Scores, labels: Sequence[str]) -> Mapping[str, Statistic]:
         """As `scores.statistics`."""
