@@ -75,6 +75,16 @@ def test_a_persons_job_with_another_result_is_another_version(mlflow: str, tags:
     assert register(mlflow, tags, folder, "sha256:a") == first
 
 
+def test_aliases_are_the_operators(mlflow: str, tags: JobTags, folder: Path) -> None:
+    """A trainer makes versions; what is served, and what is tried, isn't for it to say."""
+    tags = JobTags(tags.uid, tags.job, tags.task, tags.experiment, repeatable=True)
+    client, name = MlflowClient(mlflow), register(mlflow, tags, folder, "sha256:a").name
+    assert client.get_registered_model(name).aliases == {}
+    client.set_registered_model_alias(name, "champion", "1")
+    assert register(mlflow, tags, folder, "sha256:b").version == "2"
+    assert client.get_registered_model(name).aliases == {"champion": "1"}
+
+
 def test_version_is_found_among_many(mlflow: str, tags: JobTags, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job's own version is asked for by its tag, page by page, however many the model has."""
     tags = JobTags(tags.uid, tags.job, tags.task, tags.experiment, repeatable=True)
