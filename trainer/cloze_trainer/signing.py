@@ -1,4 +1,4 @@
-"""Signs an artifact with a private key, so that servers which trust the public one load it.
+"""Signs an artifact with a private key, so that who trusts the public one loads it.
 
 `model.sig` is what OpenSSF Model Signing writes for a folder and a key (https://github.com/sigstore/model-transparency):
 a Sigstore bundle with a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement that
