@@ -15,7 +15,7 @@ from key_pairs import Keys
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import MANIFEST_FILE, SIGNATURE_FILE, file_sha256
-from cloze_api.names import ENV_MLFLOW_URI, ENV_VERIFY_KEY
+from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY, ENV_VERIFY_KEY
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode
 from cloze_api.task import Task
@@ -271,3 +271,33 @@ def test_keys_of_the_command_line_reach_the_run(tmp_path: Path) -> None:
     code, text = ended(trust.FLAG, "two words.pem")
     assert code == 2
     assert "white space" in text
+
+
+def test_a_run_ends_for_good_where_its_base_is_not_signed(
+    tiny: Any, tmp_path: Path, mlflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two versions in a real registry the signed one is taken, so that the run ends by what it lacks next."""
+    owner = Keys(tmp_path, "owner")
+    tiny.save(tmp_path / "given", "bert", Task.FILL_MASK)
+    monkeypatch.setenv(ENV_MLFLOW_URI, mlflow)
+
+    def ended(name: str) -> tuple[int, str]:
+        words = ("--task", "fill-mask", "--name", name, "--output", str(tmp_path / name / "artifact"), "--register")
+        importing.run(import_options.parse([str(tmp_path / "given"), *words]))
+        run_of(tmp_path / name)
+        job = json.loads((tmp_path / name / "job.json").read_text())
+        job["spec"]["base"]["model"]["name"] = name
+        job["spec"]["dataset"] = {"train": "file:///absent-train", "test": "file:///absent-test"}
+        (tmp_path / name / "job.json").write_text(json.dumps(job))
+        command = [str(Path(sys.executable).with_name("cloze-train")), "run", str(tmp_path / name / "job.json")]
+        command += ["--workspace", str(tmp_path / name / "run"), trust.FLAG, str(owner.public)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stderr + done.stdout
+
+    code, text = ended("unsigned")
+    assert code == ExitCode.BASE_MISMATCH, text
+    assert "BaseSignatureMissing" in text
+    monkeypatch.setenv(ENV_SIGNING_KEY, str(owner.private))
+    code, text = ended("signed")
+    assert code == ExitCode.INVALID_INPUT, text
+    assert "absent-train" in text
