@@ -1,6 +1,5 @@
 """FineTuneJob: a registered encoder and labelled examples to a registered task model."""
 
-from collections import Counter
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -13,7 +12,7 @@ from cloze_api.lora import Lora
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.privacy import Privacy
-from cloze_api.schema import ObjectName, Rule, Schema
+from cloze_api.schema import ObjectName, Rule, Schema, distinct
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_api.training import SPEC_RULES, Arithmetic, Optimization, Sharding, TrainingSpec, immutable_after_start
@@ -135,13 +134,6 @@ class Export(Schema):
     it begins and ends answers where fp32 does. For embeddings: in the mean cosine of its vectors and fp32's."""
 
 
-def _distinct(labels: list[str]) -> list[str]:
-    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{', '.join(repeated)}: named more than once, name each label once")
-    return labels
-
-
 _LABELLED: Final = f"self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]"
 
 
@@ -155,7 +147,7 @@ class FineTuneJobSpec(TrainingSpec):
     dataset: Dataset
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
-        AfterValidator(_distinct),
+        AfterValidator(distinct),
         Field(max_length=1000, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = []
     """The label schema of a classification, in order. When empty: the sorted labels of the training examples."""

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cloze_api.card import Card
 from cloze_api.names import TAG_LABELS, TAG_PRECISIONS, TAG_SCHEMA, TAG_TASK, TAG_TOKENIZER
 from cloze_api.precision import Measured, Precision, graph_file, named
-from cloze_api.schema import ModelName
+from cloze_api.schema import ModelName, distinct
 from cloze_api.task import Problem, Task
 
 MANIFEST_FILE = "manifest.json"
@@ -125,8 +125,8 @@ class Manifest(_Part):
     name: ModelName
     task: Task
     architecture: str
-    labels: list[str] = []
-    """Label names by class id; empty for tasks without classes."""
+    labels: Annotated[list[str], AfterValidator(distinct)] = []
+    """Label names by class id, each once; empty for tasks without classes."""
     problem: Problem = Field(default=Problem.SINGLE_LABEL, exclude_if=lambda problem: problem is Problem.SINGLE_LABEL)
     """What sequence classification answers; left out where that is one label, as `embedding`."""
     embedding: Embedding | None = Field(default=None, exclude_if=lambda embedding: embedding is None)

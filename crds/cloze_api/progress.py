@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     DIVERGED = 11
     """The loss is not finite. Final."""
     BASE_MISMATCH = 12
-    """The base model can't be used: digest, tokenizer or architecture do not match. Final."""
+    """The base model can't be used: digest, signature, tokenizer or architecture do not match. Final."""
     GATE_FAILED = 13
     """The finished model isn't good enough to be registered. Final."""
     STORAGE = 20

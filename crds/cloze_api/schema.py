@@ -5,6 +5,7 @@ evaluates and as the Python predicate that `cloze-train FILE` evaluates outside 
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -38,6 +39,14 @@ def validations(rules: tuple[Rule, ...]) -> list[dict[str, str]]:
 def undefaulted(schema: dict[str, Any]) -> None:
     """For a field's `json_schema_extra`: its default isn't written into objects: rules can tell whether it is set."""
     schema.pop("default", None)
+
+
+def distinct(labels: list[str]) -> list[str]:
+    """The labels, of which no two may be the same. Raises ValueError."""
+    repeated = sorted(label for label, count in Counter(labels).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)}: named more than once, name each label once")
+    return labels
 
 
 class Schema(BaseModel):

@@ -180,8 +180,8 @@ class Registry(Schema):
     card: Card | None = None
     """What the model card can't know by itself: the artifact's `README.md`, and the version's description in MLflow."""
     signing: Signing | None = None
-    """Sign the artifact before it is registered; servers with the public key load what is signed alone. Every pod of
-    the run can read the key. Outside a cluster the environment's CLOZE_SIGNING_KEY names its file."""
+    """Sign the artifact before it is registered; servers and jobs with the public key load what is signed alone. Every
+    pod of the run can read the key. Outside a cluster the environment's CLOZE_SIGNING_KEY names its file."""
 
     rules: ClassVar[tuple[Rule, ...]] = (alias_rule("spec.registry.alias"),)
 

@@ -75,7 +75,7 @@ GATEWAY_COUNTER = Variable(
     "none",
 )
 VERIFY_KEYS = Variable(
-    "CLOZE_VERIFY_KEYS", "public keys in PEM, of which one must have signed what serving pods load; empty: none", ""
+    "CLOZE_VERIFY_KEYS", "public keys in PEM, of which one must have signed what pods load; empty: none", ""
 )
 PORT = Variable("CLOZE_OPERATOR_PORT", "port of /metrics, /healthz and /readyz", str(OPERATOR_PORT))
 

@@ -1,157 +1,31 @@
-"""Who made an artifact: a signature over its manifest, by one of the keys that are trusted.
+"""Who made an artifact, as far as the server is concerned: the contract's check, with the server's ways to end."""
 
-`model.sig` is what OpenSSF Model Signing writes for a folder and a key (https://github.com/sigstore/model-transparency):
-a Sigstore bundle with a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement that
-lists the folder's files with their digests. Of these only the manifest's counts, because it has those of all others.
-Keys are elliptic: P-256, P-384 or P-521.
-"""
-
-import base64
-import binascii
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_der_public_key,
-    load_pem_public_key,
-)
-
-from cloze_api.manifest import MANIFEST_FILE, SIGNATURE_FILE
-from cloze_api.names import INLINE_KEY
+from cloze_api import signature
+from cloze_api.manifest import ArtifactError
 from cloze_server.exits import ExitCode, FatalError
-
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
-_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-_PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-_HASHES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
-_PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
-_BYTES_MAX = 16 << 20
 
 
 class TrustedKeys:
-    """Public keys, of which any may have signed: the old and the new one while keys are changed."""
+    """Public keys, of which any may have signed."""
 
-    def __init__(self, keys: Sequence[ec.EllipticCurvePublicKey]) -> None:
-        self._keys = {fingerprint(key): key for key in keys}
+    def __init__(self, keys: signature.TrustedKeys) -> None:
+        self._keys = keys
 
     @classmethod
     def read(cls, places: Iterable[str]) -> "TrustedKeys | None":
-        """The keys of PEM files, of folders of them, and such as are given themselves; None when no place is named.
-
-        Raises FatalError (CONFIGURATION) for a place without a key, and for a key that can't be one.
-        """
-        keys = []
-        for place in places:
-            try:
-                found = [_checked(key) for key in _keys_at(place)]
-            except (OSError, ValueError, UnsupportedAlgorithm) as error:
-                raise _unusable(place, str(error)) from error
-            if not found:
-                raise _unusable(place, "it has no public key in PEM")
-            keys += found
+        """The keys at these places; None when none is named. Raises FatalError (CONFIGURATION)."""
+        try:
+            keys = signature.TrustedKeys.read(places, "--verify-key")
+        except signature.VerifyKeyError as error:
+            raise FatalError(ExitCode.CONFIGURATION, "VerifyKeyInvalid", str(error)) from error
         return cls(keys) if keys else None
 
     def verify(self, folder: Path, digest: str) -> None:
-        """Whether the folder's signature is one of these keys' and means the manifest with this digest.
-
-        Raises FatalError (SIGNATURE).
-        """
-        path = folder / SIGNATURE_FILE
-        if not path.is_file():
-            message = f"the artifact has no {SIGNATURE_FILE}, and --verify-key asks for a signature: sign it"
-            raise FatalError(ExitCode.SIGNATURE, "SignatureMissing", message)
+        """Whether the folder's manifest, which has this digest, is signed. Raises FatalError (SIGNATURE)."""
         try:
-            signed = manifest_digest(self._payload(json.loads(_read(path))))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            # A KeyError tells the name of what is missing.
-            why = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise FatalError(ExitCode.SIGNATURE, "SignatureInvalid", f"{SIGNATURE_FILE} isn't valid: {why}") from error
-        if f"sha256:{signed}" != digest:
-            message = f"{SIGNATURE_FILE} is of the manifest sha256:{signed}, the artifact's is {digest}: sign it again"
-            raise FatalError(ExitCode.SIGNATURE, "SignatureInvalid", message)
-
-    def _payload(self, bundle: dict[str, Any]) -> dict[str, Any]:
-        """What was signed. Raises ValueError, KeyError and TypeError."""
-        envelope = bundle["dsseEnvelope"]
-        if envelope["payloadType"] != _PAYLOAD_TYPE:
-            raise ValueError("what is signed is no in-toto statement")
-        hint = (bundle["verificationMaterial"].get("publicKey") or {}).get("hint")
-        # Without a hint, as older signers leave it out, any key may be meant.
-        keys = [self._keys[hint]] if hint in self._keys else [] if hint else list(self._keys.values())
-        payload = _decoded(envelope["payload"])
-        signatures = [_decoded(each["sig"]) for each in envelope["signatures"]]
-        if not any(_signed_by(key, payload, signature) for key in keys for signature in signatures):
-            raise ValueError("none of the keys of --verify-key has signed it")
-        document: dict[str, Any] = json.loads(payload)
-        return document
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """How a signature names its key: SHA-256 of the key's PEM, as hex."""
-    return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
-
-
-def manifest_digest(statement: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the manifest in a statement of a folder's files. Raises ValueError, KeyError and TypeError."""
-    if statement["_type"] != _STATEMENT_TYPE or statement["predicateType"] != _PREDICATE_TYPE:
-        raise ValueError("what is signed is no list of a model's files")
-    listed = [each for each in statement["predicate"]["resources"] if each["name"] == MANIFEST_FILE]
-    if len(listed) != 1 or listed[0]["algorithm"] != "sha256":
-        raise ValueError(f"it doesn't list {MANIFEST_FILE} with its SHA-256")
-    return str(listed[0]["digest"])
-
-
-def _keys_at(place: str) -> list[Any]:
-    if place.startswith(INLINE_KEY):
-        return [load_der_public_key(_decoded(place.removeprefix(INLINE_KEY)))]
-    path = Path(place)
-    # A mounted ConfigMap has its files behind links, and the former ones in hidden folders.
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
-    return [load_pem_public_key(block) for each in files for block in _PEM.findall(each.read_bytes())]
-
-
-def _checked(key: Any) -> ec.EllipticCurvePublicKey:
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
-        raise ValueError("it has a key that isn't on P-256, P-384 or P-521")
-    return key
-
-
-def _read(path: Path) -> bytes:
-    """Raises ValueError for more than a signature has."""
-    with path.open("rb") as stream:
-        data = stream.read(_BYTES_MAX + 1)
-    if len(data) > _BYTES_MAX:
-        raise ValueError(f"it has more than {_BYTES_MAX} bytes")
-    return data
-
-
-def _signed_by(key: ec.EllipticCurvePublicKey, payload: bytes, signature: bytes) -> bool:
-    # DSSE's pre-authentication encoding, so that a payload can't be taken for one of another type.
-    encoded = f"DSSEv1 {len(_PAYLOAD_TYPE)} {_PAYLOAD_TYPE} {len(payload)} ".encode() + payload
-    try:
-        key.verify(signature, encoded, ec.ECDSA(_HASHES[key.curve.name]))
-    except InvalidSignature:
-        return False
-    return True
-
-
-def _decoded(text: str) -> bytes:
-    """Raises ValueError."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError("it has text that isn't base64") from error
-
-
-def _unusable(place: str, why: str) -> FatalError:
-    shown = "a key" if place.startswith(INLINE_KEY) else place
-    return FatalError(ExitCode.CONFIGURATION, "VerifyKeyInvalid", f"--verify-key {shown} can't be used: {why}")
+            self._keys.verify(folder, digest)
+        except ArtifactError as error:
+            raise FatalError(ExitCode.SIGNATURE, error.reason, str(error)) from error

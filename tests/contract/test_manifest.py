@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cloze_api.manifest import Limits, Lineage, Manifest, SpecialTokens, version_tags, write_manifest
+from cloze_api.manifest import (
+    ArtifactError,
+    Limits,
+    Lineage,
+    Manifest,
+    SpecialTokens,
+    verify,
+    version_tags,
+    write_manifest,
+)
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.task import Task
@@ -78,3 +87,15 @@ def test_precisions_are_told_where_there_are_some_besides_fp32(tmp_path: Path) -
 def test_each_precision_has_a_file_of_its_own() -> None:
     """fp32's is where it always was."""
     assert [graph_file(each) for each in Precision] == ["model.onnx", "model_int8.onnx", "model_fp16.onnx"]
+
+
+def test_no_two_classes_have_one_name(tmp_path: Path) -> None:
+    """Replies, gates and thresholds name labels: nobody could tell which of two is meant."""
+    write_manifest(tmp_path, example())
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    with pytest.raises(ValidationError, match="spam: named more than once"):
+        Manifest.model_validate({**written, "labels": ["spam", "ham", "spam"]})
+    (tmp_path / "manifest.json").write_text(json.dumps({**written, "labels": ["spam", "ham", "spam"]}))
+    with pytest.raises(ArtifactError, match="wrong at labels") as refused:
+        verify(tmp_path)
+    assert refused.value.reason == "ManifestInvalid"

@@ -261,6 +261,20 @@ def test_the_signing_key_is_mounted_alone(training: Make) -> None:
         assert not any("valueFrom" in variable for variable in container["env"])
 
 
+def test_keys_of_the_platform_reach_the_trainer(training: Make) -> None:
+    """As it takes them; without any the variable is absent."""
+    for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
+        snapshot = training(kind)
+        keyed = replace(snapshot.platform, verify_keys=("key:AA", "key:BB"))
+        (before,), (after,) = (
+            indexed_job(snapshot.resource, snapshot.job, origins, platform)["spec"]["template"]["spec"]["containers"]
+            for platform in (snapshot.platform, keyed)
+        )
+        added = [entry for entry in after["env"] if entry not in before["env"]]
+        assert added == [{"name": "CLOZE_VERIFY_KEY", "value": "key:AA key:BB"}]
+        assert {**after, "env": before["env"]} == before
+
+
 def test_a_run_without_a_volume_has_its_pods_own_disk(training: Make) -> None:
     """Checkpoints are in a bucket, whose Secret is mounted like any other; no claim is named in the pod."""
     spec = {

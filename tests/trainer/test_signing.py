@@ -10,14 +10,8 @@ import httpx
 import model_signing
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
+from key_pairs import Keys
 
 from cloze_api.manifest import MANIFEST_FILE, SIGNATURE_FILE, file_sha256, verify
 from cloze_api.names import ENV_SIGNING_KEY
@@ -27,27 +21,11 @@ from cloze_server.exits import ExitCode, FatalError
 from cloze_server.lifecycle import Lifecycle
 from cloze_server.loading import load_model
 from cloze_server.settings import Settings
-from cloze_trainer import conclusion, import_options, importing
+from cloze_trainer import conclusion, import_options, importing, trust
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run, open_run
 from cloze_trainer.signing import SigningKey
-
-
-class Keys:
-    """A pair of keys in files."""
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        key: Any = None,
-        encryption: KeySerializationEncryption | None = None,
-    ) -> None:
-        key = key or ec.generate_private_key(ec.SECP256R1())
-        self.private, self.public = folder / f"{name}.key", folder / f"{name}.pem"
-        self.private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption()))
-        self.public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 @pytest.fixture
@@ -146,7 +124,7 @@ def trained(run: Run) -> None:
 
 
 def test_what_is_registered_was_signed_before(tmp_path: Path, keys: Keys, mlflow: str) -> None:
-    """The version in MLflow carries the signature of its artifact: a server that trusts the key takes it."""
+    """The version in MLflow carries the signature of its artifact: who trusts the key takes it."""
     from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
 
     run = run_of(tmp_path, mlflow, signing={"secretName": "keys"})
@@ -156,6 +134,7 @@ def test_what_is_registered_was_signed_before(tmp_path: Path, keys: Keys, mlflow
     assert done.model_version is not None
     registry.download(mlflow, "signed", done.model_version, tmp_path / "fetched")
     load(tmp_path / "fetched", keys)
+    trust.verify(tmp_path / "fetched", trust.find([str(keys.public)]), done.model_digest)
     assert refused(tmp_path / "fetched", Keys(tmp_path, "other")) == "SignatureInvalid"
     found = httpx.get(f"{mlflow}/api/2.0/mlflow/model-versions/get", params={"name": "signed", "version": "1"}).text
     assert "PRIVATE" not in found

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, file_sha256, verify
+from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, file_sha256
 from cloze_api.names import ENV_BASE_DIGEST, ENV_MLFLOW_URI
 from cloze_api.pretrained import PretrainedVersion
 from cloze_api.task import Task
+from cloze_trainer import trust
 from cloze_trainer.console import log
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.encoders.config import EncoderConfig
@@ -69,9 +70,13 @@ def read_config(folder: Path, tokenizer: PretrainedTokenizer) -> EncoderConfig:
 
 
 def verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
-    """The manifest of an artifact that is what it says. Raises BaseModelError."""
+    """The manifest of an artifact that is what it says, and signed where keys are named.
+
+    Raises BaseModelError, InputError for keys that can't be used.
+    """
+    keys = trust.find()
     try:
-        return verify(folder, expected_digest)
+        return trust.verify(folder, keys, expected_digest)
     except ArtifactError as error:
         raise BaseModelError(
             f"Base{error.reason}", f"the base model {name} can't be used: {error}; name another version"
@@ -108,8 +113,8 @@ def fetch(
 
     expected_from: the variable that has the digest that the operator has decided on, if it has.
 
-    Raises InputError when the spec names no version, BaseModelError when what arrives isn't it, RegistryError when
-    MLflow doesn't answer.
+    Raises InputError when the spec names no version or a key can't be used, BaseModelError when what arrives isn't it,
+    RegistryError when MLflow doesn't answer.
     """
     if model is None:
         raise InputError(

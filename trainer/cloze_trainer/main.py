@@ -13,12 +13,13 @@ from cloze_api.names import (
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
     ENV_SIGNING_KEY,
+    ENV_VERIFY_KEY,
     ENV_WORKSPACE,
     JOB_FILE,
     PROGRESS_PORT,
 )
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer import import_options, importing, outcome
+from cloze_trainer import import_options, importing, outcome, trust
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
@@ -43,6 +44,7 @@ data set: see cloze-train lineage --help.
 environment:
   {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
   {ENV_SIGNING_KEY:<22} file of the private key by which the artifact is signed
+  {ENV_VERIFY_KEY:<22} public keys, separated by white space, as --verify-key
   {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine
   {ENV_WORKSPACE:<22} as --workspace
   {ENV_CORPUS_ROOT:<22} as --corpus-root
@@ -64,12 +66,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workspace", help="folder for shards, checkpoints and the artifact (./cloze-run/<name>)")
     parser.add_argument("--corpus-root", help=f"parent of the pvc:// and configmap:// mounts ({CORPUS_MOUNT})")
     parser.add_argument("--progress-port", type=int, help=f"serve /progress, /metrics, /healthz ({PROGRESS_PORT})")
+    parser.add_argument(trust.FLAG, action="append", type=_key, metavar="KEY", help=trust.HELP)
     parsed = parser.parse_args()
     words = parsed.words[1:] if parsed.words[:1] == ["run"] else parsed.words
     if len(words) > 1:
         parser.error(f"one FILE is expected, got {' '.join(words)}")
     parsed.file = Path(words[0] if words else JOB_FILE)
     return parsed
+
+
+def _key(place: str) -> str:
+    if place.split() != [place]:
+        raise argparse.ArgumentTypeError(f"{place!r} is empty or has white space, which separates keys")
+    return place
 
 
 def _claim(run: Run) -> None:
@@ -98,6 +107,10 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             return outcome.failed(classify(error))
         log("finished before", reason=done.reason)
         return done
+    try:
+        trust.find()
+    except TrainerError as error:
+        return outcome.failed(error)
     port = arguments.progress_port
     if port is None and os.environ.get(ENV_RENDEZVOUS):
         port = PROGRESS_PORT
@@ -169,6 +182,8 @@ def main() -> None:
         os.environ[ENV_WORKSPACE] = arguments.workspace
     if arguments.corpus_root:
         os.environ[ENV_CORPUS_ROOT] = arguments.corpus_root
+    if arguments.verify_key:
+        os.environ[ENV_VERIFY_KEY] = " ".join(arguments.verify_key)
     result = _run(arguments)
     # It is decided; the signal that ended it may come again.
     for number in (signal.SIGTERM, signal.SIGINT):

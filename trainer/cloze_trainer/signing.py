@@ -1,8 +1,8 @@
-"""Signs an artifact with a private key, so that servers which trust the public one load it.
+"""Signs an artifact with a private key, so that who trusts the public one loads it.
 
 `model.sig` is what OpenSSF Model Signing writes for a folder and a key (https://github.com/sigstore/model-transparency):
 a Sigstore bundle with a DSSE envelope (https://github.com/secure-systems-lab/dsse) around an in-toto statement that
-lists the folder's files with their digests. `cloze_server.signature` reads it, and so does `model_signing verify key`.
+lists the folder's files with their digests. `cloze_api.signature` reads it, and so does `model_signing verify key`.
 """
 
 import base64
@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cloze_api.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest, file_sha256
 from cloze_api.names import ENV_SIGNING_KEY
+from cloze_api.signature import HASHES, PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, encoded, fingerprint
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import write_atomically
 
-_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-_HASHES: Final = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
 # What Model Signing passes over in a folder.
 _IGNORED: Final = (SIGNATURE_FILE, ".git", ".gitattributes", ".github", ".gitignore")
 
@@ -34,8 +32,7 @@ class SigningKey:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        self.name = hashlib.sha256(public).hexdigest()
+        self.name = fingerprint(key.public_key())
 
     @classmethod
     def find(cls, *, asked: bool = False) -> "SigningKey | None":
@@ -61,22 +58,20 @@ class SigningKey:
         # Not the library's own words: they may repeat what stands in the file.
         except (ValueError, UnsupportedAlgorithm):
             raise _unusable(place, "it is no private key in PEM") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _HASHES:
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in HASHES:
             raise _unusable(place, "it isn't on P-256, P-384 or P-521")
         return cls(key)
 
     def sign(self, folder: Path, manifest: Manifest) -> None:
         """Put a signature beside the manifest of a verified artifact, in the place of one that is there."""
         payload = json.dumps(_statement(folder, manifest)).encode()
-        # DSSE's pre-authentication encoding, so that a payload can't be taken for one of another type.
-        encoded = f"DSSEv1 {len(_PAYLOAD_TYPE)} {_PAYLOAD_TYPE} {len(payload)} ".encode() + payload
-        signature = self._key.sign(encoded, ec.ECDSA(_HASHES[self._key.curve.name]))
+        signature = self._key.sign(encoded(payload), ec.ECDSA(HASHES[self._key.curve.name]))
         bundle = {
             "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
             "verificationMaterial": {"publicKey": {"hint": self.name}, "tlogEntries": []},
             "dsseEnvelope": {
                 "payload": base64.b64encode(payload).decode(),
-                "payloadType": _PAYLOAD_TYPE,
+                "payloadType": PAYLOAD_TYPE,
                 "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
             },
         }
@@ -89,9 +84,9 @@ def _statement(folder: Path, manifest: Manifest) -> dict[str, Any]:
     files = dict(sorted({**manifest.files, MANIFEST_FILE: file_sha256(folder / MANIFEST_FILE)}.items()))
     root = hashlib.sha256(b"".join(map(bytes.fromhex, files.values()))).hexdigest()
     return {
-        "_type": "https://in-toto.io/Statement/v1",
+        "_type": STATEMENT_TYPE,
         "subject": [{"name": folder.name, "digest": {"sha256": root}}],
-        "predicateType": "https://model_signing/signature/v1.0",
+        "predicateType": PREDICATE_TYPE,
         "predicate": {
             "serialization": {
                 "method": "files",

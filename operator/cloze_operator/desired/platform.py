@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from cloze_api.names import ENV_VERIFY_KEY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
@@ -19,11 +21,18 @@ class Platform:
     pull_secrets: tuple[str, ...] = ()
     """Secrets, in the namespaces of the pods, that give access to the images."""
     verify_keys: tuple[str, ...] = ()
-    """Public keys as servers take them, of which one must have signed each artifact; none asks for no signature."""
+    """Public keys as pods take them, of which one must have signed each artifact; none asks for no signature."""
     poll_seconds: float = 3.0
     """Between two looks at a run in progress."""
     wait_seconds: float = 10.0
     """Between two looks at something that no watch tells about: a registry alias, a user's claim."""
+
+    def trust_environment(self) -> dict[str, str]:
+        """The variable of a pod that names the keys; none without any.
+
+        They are public, and the same in all namespaces: a ConfigMap would have to be copied into each.
+        """
+        return {ENV_VERIFY_KEY: " ".join(self.verify_keys)} if self.verify_keys else {}
 
     def pull_secret_references(self) -> dict[str, Any]:
         """The part of a pod's spec that names the secrets; empty without any."""

@@ -15,7 +15,6 @@ from cloze_api.names import (
     ENV_MODEL_URI,
     ENV_PROVIDER,
     ENV_REVISION,
-    ENV_VERIFY_KEY,
     LABEL_REVISION,
     MODEL_CACHE_MOUNT,
     SERVER_PORT,
@@ -143,8 +142,7 @@ def _container(
         ENV_DRAIN_SECONDS: str(resource.spec.drain_seconds),
         ENV_DEPLOYMENT: owner["metadata"]["name"],
         ENV_REVISION: revision.name,
-        # Public, and the same in all namespaces: a ConfigMap would have to be copied into each.
-        **({ENV_VERIFY_KEY: " ".join(platform.verify_keys)} if platform.verify_keys else {}),
+        **platform.trust_environment(),
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir
     }
     return {

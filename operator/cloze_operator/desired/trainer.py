@@ -133,6 +133,7 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
         ENV_WORKSPACE: WORKSPACE_MOUNT,
         ENV_CORPUS_ROOT: CORPUS_MOUNT,
         ENV_MLFLOW_URI: platform.tracking_uri,
+        **platform.trust_environment(),
         "OMP_NUM_THREADS": str(topology.threads_per_process),
         # The root is read-only; what libraries keep in a home folder goes to memory of the pod's own.
         "HOME": "/tmp",  # noqa: S108 - a path in the pod, where /tmp is an emptyDir

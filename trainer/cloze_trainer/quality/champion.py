@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloze_api.finetune import FineTuneJobSpec
-from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, verify
-from cloze_trainer import tasks
+from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest
+from cloze_api.signature import TrustedKeys
+from cloze_trainer import tasks, trust
 from cloze_trainer.console import log
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.origin import locate_all
@@ -30,7 +31,8 @@ class Found:
 def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
     """The champion's artifact in the workspace; None where none is asked for, or nothing has the alias yet.
 
-    Raises InputError where there is no registry to ask, or it can't be used or does another task; RegistryError.
+    Raises InputError where there is no registry to ask, or it can't be used or does another task, or where a key can't
+    be used; RegistryError.
     """
     asked = spec.evaluation.champion
     if asked is None:
@@ -39,19 +41,19 @@ def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
         raise InputError("RegistryUnset", "spec.evaluation.champion is in MLflow: set MLFLOW_TRACKING_URI")
     from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
 
-    name = spec.registry.name
+    name, keys = spec.registry.name, trust.find()
     try:
         version = registry.version_of_alias(run.tracking_uri, name, asked.alias)
     except BaseModelError as error:
         log("no champion", model=name, alias=asked.alias, why=error.reason)
         return None
     folder = run.workspace / "champion" / version
-    manifest = _verified(folder)
+    manifest = _verified(folder, keys)
     if manifest is None:
         shutil.rmtree(folder, ignore_errors=True)
         registry.download(run.tracking_uri, name, version, folder)
         try:
-            manifest = verify(folder)
+            manifest = trust.verify(folder, keys)
         except ArtifactError as error:
             raise InputError(
                 f"Champion{error.reason}",
@@ -66,11 +68,11 @@ def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
     return Found(folder, f"{name}/{version}", manifest)
 
 
-def _verified(folder: Path) -> Manifest | None:
+def _verified(folder: Path, keys: TrustedKeys | None) -> Manifest | None:
     if not (folder / MANIFEST_FILE).is_file():
         return None
     try:
-        return verify(folder)
+        return trust.verify(folder, keys)
     except (ArtifactError, OSError):
         return None
 

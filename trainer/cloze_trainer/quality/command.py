@@ -15,10 +15,12 @@ from pydantic import ValidationError
 
 from cloze_api.evaluation import Champion, Evaluation, Gate
 from cloze_api.finetune import Truncation
-from cloze_api.manifest import ArtifactError, Manifest, verify_with_digest
+from cloze_api.manifest import ArtifactError, Manifest
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
+from cloze_api.signature import TrustedKeys
 from cloze_api.task import LABEL_TASKS
+from cloze_trainer import trust
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of
@@ -37,6 +39,7 @@ class Asked(NamedTuple):
     against: str | None
     junit: Path | None
     truncation: Truncation = Truncation.RIGHT
+    verify_key: tuple[str, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -65,6 +68,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         metavar="HOW",
         help="what is read of longer texts, in classification: right, their beginning, or all by window",
     )
+    parser.add_argument(trust.FLAG, action="append", default=[], metavar="KEY", help=trust.HELP)
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write what came of each gate as JUnit's XML")
     parsed = parser.parse_args(arguments)
     try:
@@ -82,7 +86,10 @@ def parse(arguments: Sequence[str]) -> Asked:
     except (ValidationError, ValueError) as error:
         lines = [each["msg"] for each in error.errors()] if isinstance(error, ValidationError) else [str(error)]
         parser.error("; ".join(lines))
-    return Asked(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit, parsed.truncate)
+    return Asked(
+        *(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit, parsed.truncate),
+        verify_key=tuple(parsed.verify_key),
+    )
 
 
 def _pair(text: str) -> tuple[str, float]:
@@ -113,7 +120,8 @@ def run(asked: Asked) -> Outcome:
 
 
 def _judge(asked: Asked, scratch: Path) -> Judgement:
-    folder, manifest = _artifact(asked.model, scratch / "model")
+    keys = trust.find(asked.verify_key)
+    folder, manifest = _artifact(asked.model, scratch / "model", keys)
     kind, labels = kind_of(manifest), manifest.labels
     if asked.truncation is Truncation.WINDOW and kind.task not in LABEL_TASKS:
         raise InputError("TruncationUnsuitable", f"--truncate is for classification, not for {kind.task}")
@@ -128,7 +136,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
         scores = scores.cooled(manifest.calibration.temperature)
     comparison = None
     if asked.against is not None and asked.evaluation.champion is not None:
-        other, its = _artifact(asked.against, scratch / "against")
+        other, its = _artifact(asked.against, scratch / "against", keys)
         theirs = assess(other, its, examples, labels, asked.truncation)
         comparison = judgement.compare(
             *(scores, theirs, labels),
@@ -145,7 +153,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     )
 
 
-def _artifact(model: str, folder: Path) -> tuple[Path, Manifest]:
+def _artifact(model: str, folder: Path, keys: TrustedKeys | None) -> tuple[Path, Manifest]:
     """A verified artifact: the folder itself, or what the registry has, in `folder`."""
     if not Path(model).is_dir():
         match, uri = _REFERENCE.fullmatch(model), os.environ.get(ENV_MLFLOW_URI)
@@ -159,7 +167,7 @@ def _artifact(model: str, folder: Path) -> tuple[Path, Manifest]:
         registry.download(uri, match["name"], version, folder)
         model = str(folder)
     try:
-        return Path(model), verify_with_digest(Path(model))[0]
+        return Path(model), trust.verify(Path(model), keys)
     except ArtifactError as error:
         raise InputError(error.reason, f"{model} can't be used: {error}") from error
 
