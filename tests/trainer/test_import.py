@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from stores import KEYS, Stores, serving
 from whole_runs import command
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify
@@ -51,7 +52,7 @@ def convert(folder: Path, output: Path, task: Task, **options: Any) -> Manifest:
 def asked(folder: Path, output: Path, task: Task, **options: Any) -> import_options.Asked:
     """A command line."""
     given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []} | options
-    return import_options.Asked(folder=folder, output=output, task=task, **given)
+    return import_options.Asked(source=str(folder), output=output, task=task, **given)
 
 
 def run_graph(folder: Path, manifest: Manifest, encoded: Any) -> Any:
@@ -482,3 +483,85 @@ def test_the_command_tells_a_refusal_by_its_code(tmp_path: Path, tiny: Any) -> N
     code, said = command(tmp_path, "import", f"{tmp_path}/none", *words)
     assert code == ExitCode.INVALID_INPUT
     assert "FolderMissing" in said
+
+
+def whole(folder: Path, prefix: str = "") -> dict[str, bytes]:
+    """What a folder holds, as stores do."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {prefix + path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("source", ["file", "s3://books/models/small", "hf://o/books"])
+def test_a_model_in_a_store_becomes_what_it_becomes_here(tmp_path: Path, tiny: Any, source: str) -> None:
+    """With its pooling, its length and its card, by what gives access in the environment; nothing else is fetched."""
+    sentence_transformer(tiny, tmp_path / "model", pooling_mode_mean_tokens=True)
+    (tmp_path / "model/README.md").write_text("---\nlicense: mit\n---\na card")
+    here = convert(tmp_path / "model", tmp_path / "here", Task.EMBEDDING)
+    (tmp_path / "model/pytorch_model.bin").write_bytes(b"x")
+    (tmp_path / "model/onnx").mkdir()
+    (tmp_path / "model/onnx/config.json").write_text("{}")
+    uri = f"file://{tmp_path}/model" if source == "file" else source
+    words = ["--task", "embedding", "--name", "tiny", "--output", f"{tmp_path}/there"]
+    words += ["--revision", "v2"] if source.startswith("hf") else []
+    with serving(whole(tmp_path / "model", "models/small/" if source.startswith("s3") else "")) as address:
+        access = KEYS | {"AWS_ENDPOINT_URL": address, "HF_TOKEN": "t0ken", "HF_ENDPOINT": address}
+        for _ in range(2):
+            code, said = command(tmp_path, "import", uri, *words, **access)
+            assert code == 0, said
+    assert "imported before" in said
+    there = verify(tmp_path / "there")
+    assert there.lineage.data == here.lineage.data
+    assert there.lineage.job == (f"{uri}@v2" if source.startswith("hf") else uri)
+    assert (there.embedding, there.limits, there.card) == (here.embedding, here.limits, here.card)
+    differing = {name for name, digest in there.files.items() if here.files[name] != digest}
+    assert differing == {"README.md"}
+    assert not any("pytorch_model" in path or "onnx" in path for path, _ in Stores.seen)
+    assert all("c0ffee2" in path for path, _ in Stores.seen if "resolve" in path)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "reason", "said"),
+    [
+        ("https://host/model", None, "SourceInvalid", "hf://owner/name"),
+        ("ftp://host/model", None, "SourceInvalid", "hf://owner/name"),
+        ("s3://books/*", None, "SourceInvalid", "hf://owner/name"),
+        ("file:///a/../b", None, "SourceInvalid", "hf://owner/name"),
+        ("file:///nothing/here", None, "SourceNotFound", "file:///nothing/here"),
+        ("pickled", None, "SafetensorsMissing", "file://"),
+        ("broken", None, "ConfigInvalid", "config.json of file://"),
+        ("/a/folder", "v2", "RevisionUnsuitable", "hf://"),
+        ("s3://books/model", "v2", "RevisionUnsuitable", "hf://"),
+        ("hf://o/books", "a b", "RevisionInvalid", "--revision"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_with_the_reason(
+    tmp_path: Path, tiny: Any, source: str, revision: str | None, reason: str, said: str
+) -> None:
+    """What is wrong with the files is told of the URI; pickled weights are refused as a job's are."""
+    if source in ("pickled", "broken"):
+        tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+        break_it = change("config.json", architectures=None)
+        break_it(tmp_path / "model")
+        if source == "pickled":
+            (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
+        source = f"file://{tmp_path}/model"
+    words = ["--task", "fill-mask", "--name", "x", "--output", f"{tmp_path}/artifact"]
+    words += ["--revision", revision] if revision else []
+    with pytest.raises(InputError, match=said) as refused:
+        importing.run(import_options.parse([source, *words]))
+    assert (refused.value.reason, refused.value.exit_code) == (reason, ExitCode.INVALID_INPUT)
+    assert {path.name for path in tmp_path.iterdir()} <= {"model"}
+
+
+def test_a_store_that_refuses_or_is_down_is_told_by_the_code(tmp_path: Path) -> None:
+    """The first is final; the second is not the command's fault, and nothing of it is left."""
+    words = ["--task", "embedding", "--name", "x", "--output", f"{tmp_path}/artifact"]
+    with serving({}) as address:
+        access = {"HF_TOKEN": "wr0ng", "HF_ENDPOINT": address, "CLOZE_TERMINATION_LOG": f"{tmp_path}/end"}
+        code, said = command(tmp_path, "import", "hf://o/books", *words, **access)
+        assert (code, "SourceNotFound" in said, "wr0ng" in said) == (ExitCode.INVALID_INPUT, True, False)
+    code, said = command(tmp_path, "import", "hf://o/books", *words, **access)
+    assert (code, "SourceUnavailable" in said) == (ExitCode.INTERNAL, True)
+    assert not (tmp_path / "artifact").exists()
+    assert not list(tmp_path.glob(".*"))

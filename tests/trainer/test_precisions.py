@@ -58,7 +58,9 @@ def convert(tmp_path: Path, task: Task, **options: Any) -> Manifest:
     """Import the folder `model`; the verified manifest."""
     given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []}
     given |= {"max_accuracy_loss": 1.0} | options
-    importing.run(import_options.Asked(folder=tmp_path / "model", output=tmp_path / "artifact", task=task, **given))
+    importing.run(
+        import_options.Asked(source=str(tmp_path / "model"), output=tmp_path / "artifact", task=task, **given)
+    )
     return verify(tmp_path / "artifact")
 
 
