@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from families import FAMILIES, PAIRED
 from stores import KEYS, Stores, serving
 from whole_runs import command
 
@@ -31,7 +32,6 @@ from cloze_trainer.huggingface import PROBLEM_TYPES
 
 TEXTS = ["Ada Lovelace lived in London.", "hello"]
 QUESTION = "who?"
-FAMILIES = ("bert", "distilbert", "roberta", "modernbert")
 TASKS = (
     Task.FILL_MASK,
     Task.SEQUENCE_CLASSIFICATION,
@@ -82,9 +82,7 @@ def assert_served_alike(model: Any, tokenizer: Any, folder: Path, task: Task) ->
 
     def logits(*texts: str) -> Any:
         with torch.no_grad():
-            encoded = tokenizer(
-                *texts, return_tensors="pt", return_token_type_ids=bool(model.config.model_type == "bert")
-            )
+            encoded = tokenizer(*texts, return_tensors="pt", return_token_type_ids=model.config.model_type in PAIRED)
             return model(**encoded)
 
     match task:
@@ -130,7 +128,7 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     options = {"pooling": "mean", "normalize": True} if task is Task.EMBEDDING else {}
     manifest = convert(tmp_path / "model", tmp_path / "artifact", task, **options)
     pairs = ([QUESTION] * 2, TEXTS) if task is Task.QUESTION_ANSWERING else (TEXTS,)
-    keep_segments = {"return_token_type_ids": (family == "bert")}
+    keep_segments = {"return_token_type_ids": family in PAIRED}
     encoded = tokenizer(*pairs, padding=True, return_tensors="pt", **keep_segments)
     with torch.no_grad():
         output = model(**encoded)
@@ -156,10 +154,10 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     )
     assert (special.mask, special.unk) == (tokenizer.mask_token_id, tokenizer.unk_token_id)
     assert manifest.limits.max_length == POSITIONS
-    assert ("token_type_ids" in manifest.inputs) == (family == "bert")
+    assert ("token_type_ids" in manifest.inputs) == (family in PAIRED)
     assert manifest.labels == (LABELS if "classification" in task else [])
     assert manifest.lineage.data["model.safetensors"]
-    assert manifest.lowercase == (family in ("bert", "distilbert"))
+    assert manifest.lowercase == (family in ("bert", "distilbert", "electra"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -201,9 +199,10 @@ def test_labels_by_themselves_and_numbers_are_served_as_transformers_pipeline_ha
     assert again.problem_type == type_of
 
 
-def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any, family: str) -> None:
     """It can be loaded again, and imported again."""
-    model, _ = tiny.save(tmp_path / "model", "roberta", Task.TOKEN_CLASSIFICATION)
+    model, _ = tiny.save(tmp_path / "model", family, Task.TOKEN_CLASSIFICATION)
     theirs = "---\nlicense: cc-by-4.0\n---\na card"
     (tmp_path / "model" / "README.md").write_text(theirs)
     convert(tmp_path / "model", tmp_path / "artifact", Task.TOKEN_CLASSIFICATION)
@@ -215,7 +214,7 @@ def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, t
     assert (tmp_path / "artifact" / "UPSTREAM_README.md").read_text() == theirs
     ours = (tmp_path / "artifact" / "README.md").read_text()
     assert "license: cc-by-4.0" in ours
-    assert "`RobertaForTokenClassification` for token-classification, imported" in ours
+    assert f"`{type(model).__name__}` for token-classification, imported" in ours
     other = convert(tmp_path / "model", tmp_path / "told", Task.TOKEN_CLASSIFICATION, license="mit")
     assert other.card is not None
     assert other.card.license == "mit"
@@ -443,6 +442,18 @@ def test_the_same_import_again_keeps_what_is_there(tmp_path: Path, tiny: Any) ->
     with pytest.raises(InputError) as refused:
         importing.run(asked(tmp_path / "model", tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION, name="other"))
     assert refused.value.reason == "OutputExists"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_imported_encoder_is_a_base_of_its_sizes(tmp_path: Path, tiny: Any, family: str) -> None:
+    """As transformers has written them again."""
+    model, tokenizer = tiny.save(
+        *(tmp_path / "model", family, Task.FILL_MASK), **({"local_attention": 128} if family == "modernbert" else {})
+    )
+    convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
+    config = open_base(tmp_path / "artifact", "tiny/1", None).config
+    assert (config.architecture, config.vocab_size, config.max_length) == (family, len(tokenizer), POSITIONS)
+    assert config.embedding_width == model.get_input_embeddings().embedding_dim
 
 
 def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny: Any) -> None:

@@ -54,6 +54,8 @@ ARCHITECTURES = {
     "bert": Architecture(segments=True),
     "roberta": Architecture(positions_after_padding=True),
     "distilbert": Architecture(),
+    "xlm-roberta": Architecture(positions_after_padding=True),
+    "electra": Architecture(segments=True),
     "modernbert": Architecture(),
 }
 
