@@ -161,6 +161,11 @@ class Architecture(StrEnum):
     """BERT without types of texts (Liu et al., arXiv:1907.11692)."""
     DISTILBERT = "distilbert"
     """BERT without types of texts and pooler (Sanh et al., arXiv:1910.01108)."""
+    XLM_ROBERTA = "xlm-roberta"
+    """RoBERTa as it was published for many languages (Conneau et al., arXiv:1911.02116)."""
+    ELECTRA = "electra"
+    """BERT with another activation in its pooler; published ones have narrower embeddings, too (Clark et al.,
+    arXiv:2003.10555)."""
     MODERNBERT = "modernbert"
     """Rotary positions, gated feed-forward blocks and local attention (Warner et al., arXiv:2412.13663)."""
 

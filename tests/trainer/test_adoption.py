@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from small_runs import run_of
+from tokenizers import Tokenizer
 from torch.nn import functional
 
 from cloze_api.manifest import Manifest, tokenizer_fingerprint, verify
@@ -26,7 +28,6 @@ from cloze_trainer.run import Run
 from cloze_trainer.worker import initial_model
 
 TEXTS = [f"sentence number {number} tells what the ships carry. is it {number % 7}?" for number in range(60)]
-FAMILIES = ("bert", "roberta", "distilbert", "modernbert")
 EVERY = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -98,7 +99,8 @@ def test_what_is_published_loads_in_transformers_and_is_a_base_again(family: str
     artifact.write(run, workload, model, Judgement({}), {})
     manifest = verify(run.artifact)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    given = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    # As the library reads it, which may round the last digit of a piece's probability.
+    given = json.loads(Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json")).to_str())
     assert manifest.tokenizer_fingerprint == tokenizer_fingerprint(given)
     assert manifest.special_tokens.mask == theirs.mask_token_id
     assert manifest.limits.max_length == 40
@@ -153,6 +155,17 @@ def test_a_tokenizer_is_taken_as_it_is(tmp_path: Path, tiny: Any) -> None:
     artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
     given = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     assert verify(run.artifact).tokenizer_fingerprint == tokenizer_fingerprint(given)
+
+
+def test_a_tokenizer_may_be_in_sentencepieces_own_file(tmp_path: Path, tiny: Any) -> None:
+    """As many of XLM-RoBERTa's are published: it is what it is in `tokenizer.json`."""
+    _, tokenizer = tiny.save(tmp_path / "model", "xlm-roberta", Task.FILL_MASK)
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    (tmp_path / "model" / "sentencepiece.bpe.model").write_bytes(tiny.sentence_piece_model())
+    _, workload = workload_of(tmp_path, base={"uri": f"file://{tmp_path}/model"}, masking={"unit": "word"})
+    assert workload.base is not None
+    read = Tokenizer.from_file(str(workload.base.folder / "tokenizer.json"))
+    assert all(read.encode(text).ids == tokenizer(text)["input_ids"] for text in TEXTS)
 
 
 def test_long_texts_are_not_cut_by_settings_in_the_tokenizer(tmp_path: Path, tiny: Any) -> None:

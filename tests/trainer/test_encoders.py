@@ -30,6 +30,8 @@ LABELS = ("a", "b", "c")
 #: Longer than what ModernBERT's local layers reach.
 LENGTH = 2 * LOCAL_REACH + 20
 EVERY = pytest.mark.parametrize("architecture", Architecture)
+#: Those that tell the texts of a pair apart.
+PAIRED = (Architecture.BERT, Architecture.ELECTRA)
 
 
 def config(architecture: Architecture, *, layers: int = 4, width: int = 16) -> EncoderConfig:
@@ -42,6 +44,7 @@ def config(architecture: Architecture, *, layers: int = 4, width: int = 16) -> E
         intermediate_size=2 * width,
         max_length=LENGTH,
         dropout=0.1,
+        embedding_size=width // 2 if architecture is Architecture.ELECTRA else None,
     )
 
 
@@ -114,17 +117,17 @@ def test_outputs_are_those_of_transformers(task: Task, architecture: Architectur
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     given = {"input_ids": ids_BT, "attention_mask": mask_BT, "token_type_ids": torch.zeros_like(ids_BT)}
     names = [node.name for node in session.get_inputs()]
-    assert ("token_type_ids" in names) == (architecture is Architecture.BERT)
+    assert ("token_type_ids" in names) == (architecture in PAIRED)
     (graph,) = session.run(None, {name: given[name].numpy() for name in names})
     np.testing.assert_allclose(graph[np.asarray(real)] if ours.dim() > 2 else graph, ours[real], rtol=1e-3, atol=1e-3)
 
 
 @EVERY
 def test_texts_of_a_pair_are_told_apart_where_the_model_can(architecture: Architecture, tmp_path: Path) -> None:
-    """BERT alone has types of texts."""
+    """BERT and ELECTRA have types of texts."""
     model = built(Task.FILL_MASK, architecture)
-    assert model.config.inputs[2:] == (("token_type_ids",) if architecture is Architecture.BERT else ())
-    if architecture is Architecture.BERT:
+    assert model.config.inputs[2:] == (("token_type_ids",) if architecture in PAIRED else ())
+    if architecture in PAIRED:
         saved(tmp_path, model)
         ids_BT = torch.randint(5, 50, (2, 12))
         types_BT = (torch.arange(12) > 5).long().expand(2, 12)

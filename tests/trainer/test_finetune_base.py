@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import FAMILIES
 from small_runs import finetune_of
 
 from cloze_api.finetune import FineTuneJobSpec
@@ -63,7 +64,7 @@ def save(folder: Path, tiny: Any, family: str, task: Task) -> None:
 
 
 @pytest.mark.parametrize("task", [Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION])
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_encoder_and_pooler_are_those_of_the_folder(family: str, task: Task, tmp_path: Path, tiny: Any) -> None:
     """With the folder's own last layer put back, logits are those of transformers' model; only that one is new."""
     save(tmp_path / "model", tiny, family, task)
@@ -85,7 +86,7 @@ def test_encoder_and_pooler_are_those_of_the_folder(family: str, task: Task, tmp
 
 
 @pytest.mark.parametrize("task", [Task.QUESTION_ANSWERING, Task.EMBEDDING])
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_language_model_is_the_base_of_tasks_with_other_answers(
     family: str, task: Task, tmp_path: Path, tiny: Any
 ) -> None:
@@ -99,6 +100,24 @@ def test_a_language_model_is_the_base_of_tasks_with_other_answers(
         torch.testing.assert_close(model.encoder(ids, None, None), theirs(ids).last_hidden_state, rtol=1e-4, atol=1e-5)
     artifact.write(run, workload, model, Judgement({}), {})
     assert verify(run.artifact).task is task
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_discriminator_is_a_base(width: int, tmp_path: Path, tiny: Any) -> None:
+    """As ELECTRA's are published, with a head that no task has and embeddings as wide as its layers or narrower."""
+    family = tiny.FAMILIES["electra"]
+    tokenizer = family.tokenizer()
+    config = family.config(len(tokenizer))
+    config.embedding_size = width
+    theirs = transformers.ElectraForPreTraining(config).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    _, workload = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
+    model: TaskModel = initial_model(workload, 1).eval()
+    ids = torch.tensor([[2, 7, 9, 11, 3]])
+    with torch.no_grad():
+        expected = theirs.electra(ids).last_hidden_state
+        torch.testing.assert_close(model.encoder(ids, None, None), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("made_for", [Task.FILL_MASK, Task.EMBEDDING])

@@ -24,6 +24,7 @@ def test_operations_are_those_that_torch_counts(architecture: Architecture) -> N
         intermediate_size=128,
         max_length=96,
         dropout=0.0,
+        embedding_size=32 if architecture is Architecture.ELECTRA else None,
     )
     model = build(Task.FILL_MASK, config)
     ids_BT, positions_M = torch.randint(5, 300, (2, 96)), torch.arange(0, 192, 8)

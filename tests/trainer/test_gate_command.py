@@ -33,7 +33,7 @@ def _made(folder: Path, tiny: Any, family: str, task: Task) -> Any:
     made, tokenizer = tiny.save(folder / "source", family, task)
     importing.run(
         import_options.Asked(
-            folder=folder / "source",
+            source=str(folder / "source"),
             output=folder / "artifact",
             task=task,
             name="tiny",

@@ -11,6 +11,8 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from families import FAMILIES, PAIRED
+from stores import KEYS, Stores, serving
 from whole_runs import command
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify
@@ -30,7 +32,6 @@ from cloze_trainer.huggingface import PROBLEM_TYPES
 
 TEXTS = ["Ada Lovelace lived in London.", "hello"]
 QUESTION = "who?"
-FAMILIES = ("bert", "distilbert", "roberta", "modernbert")
 TASKS = (
     Task.FILL_MASK,
     Task.SEQUENCE_CLASSIFICATION,
@@ -51,7 +52,7 @@ def convert(folder: Path, output: Path, task: Task, **options: Any) -> Manifest:
 def asked(folder: Path, output: Path, task: Task, **options: Any) -> import_options.Asked:
     """A command line."""
     given = {"name": "tiny", "register": False, "pooling": None, "normalize": False, "matryoshka": []} | options
-    return import_options.Asked(folder=folder, output=output, task=task, **given)
+    return import_options.Asked(source=str(folder), output=output, task=task, **given)
 
 
 def run_graph(folder: Path, manifest: Manifest, encoded: Any) -> Any:
@@ -81,9 +82,7 @@ def assert_served_alike(model: Any, tokenizer: Any, folder: Path, task: Task) ->
 
     def logits(*texts: str) -> Any:
         with torch.no_grad():
-            encoded = tokenizer(
-                *texts, return_tensors="pt", return_token_type_ids=bool(model.config.model_type == "bert")
-            )
+            encoded = tokenizer(*texts, return_tensors="pt", return_token_type_ids=model.config.model_type in PAIRED)
             return model(**encoded)
 
     match task:
@@ -129,7 +128,7 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     options = {"pooling": "mean", "normalize": True} if task is Task.EMBEDDING else {}
     manifest = convert(tmp_path / "model", tmp_path / "artifact", task, **options)
     pairs = ([QUESTION] * 2, TEXTS) if task is Task.QUESTION_ANSWERING else (TEXTS,)
-    keep_segments = {"return_token_type_ids": (family == "bert")}
+    keep_segments = {"return_token_type_ids": family in PAIRED}
     encoded = tokenizer(*pairs, padding=True, return_tensors="pt", **keep_segments)
     with torch.no_grad():
         output = model(**encoded)
@@ -155,10 +154,10 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     )
     assert (special.mask, special.unk) == (tokenizer.mask_token_id, tokenizer.unk_token_id)
     assert manifest.limits.max_length == POSITIONS
-    assert ("token_type_ids" in manifest.inputs) == (family == "bert")
+    assert ("token_type_ids" in manifest.inputs) == (family in PAIRED)
     assert manifest.labels == (LABELS if "classification" in task else [])
     assert manifest.lineage.data["model.safetensors"]
-    assert manifest.lowercase == (family in ("bert", "distilbert"))
+    assert manifest.lowercase == (family in ("bert", "distilbert", "electra"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -200,9 +199,10 @@ def test_labels_by_themselves_and_numbers_are_served_as_transformers_pipeline_ha
     assert again.problem_type == type_of
 
 
-def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, tiny: Any, family: str) -> None:
     """It can be loaded again, and imported again."""
-    model, _ = tiny.save(tmp_path / "model", "roberta", Task.TOKEN_CLASSIFICATION)
+    model, _ = tiny.save(tmp_path / "model", family, Task.TOKEN_CLASSIFICATION)
     theirs = "---\nlicense: cc-by-4.0\n---\na card"
     (tmp_path / "model" / "README.md").write_text(theirs)
     convert(tmp_path / "model", tmp_path / "artifact", Task.TOKEN_CLASSIFICATION)
@@ -214,7 +214,7 @@ def test_an_artifact_is_still_a_folder_in_hugging_faces_format(tmp_path: Path, t
     assert (tmp_path / "artifact" / "UPSTREAM_README.md").read_text() == theirs
     ours = (tmp_path / "artifact" / "README.md").read_text()
     assert "license: cc-by-4.0" in ours
-    assert "`RobertaForTokenClassification` for token-classification, imported" in ours
+    assert f"`{type(model).__name__}` for token-classification, imported" in ours
     other = convert(tmp_path / "model", tmp_path / "told", Task.TOKEN_CLASSIFICATION, license="mit")
     assert other.card is not None
     assert other.card.license == "mit"
@@ -444,6 +444,18 @@ def test_the_same_import_again_keeps_what_is_there(tmp_path: Path, tiny: Any) ->
     assert refused.value.reason == "OutputExists"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_imported_encoder_is_a_base_of_its_sizes(tmp_path: Path, tiny: Any, family: str) -> None:
+    """As transformers has written them again."""
+    model, tokenizer = tiny.save(
+        *(tmp_path / "model", family, Task.FILL_MASK), **({"local_attention": 128} if family == "modernbert" else {})
+    )
+    convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
+    config = open_base(tmp_path / "artifact", "tiny/1", None).config
+    assert (config.architecture, config.vocab_size, config.max_length) == (family, len(tokenizer), POSITIONS)
+    assert config.embedding_width == model.get_input_embeddings().embedding_dim
+
+
 def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny: Any) -> None:
     """Its special tokens and positions are taken as they are; one without a mask token is none."""
     tiny.save(tmp_path / "model", "roberta", Task.FILL_MASK)
@@ -482,3 +494,85 @@ def test_the_command_tells_a_refusal_by_its_code(tmp_path: Path, tiny: Any) -> N
     code, said = command(tmp_path, "import", f"{tmp_path}/none", *words)
     assert code == ExitCode.INVALID_INPUT
     assert "FolderMissing" in said
+
+
+def whole(folder: Path, prefix: str = "") -> dict[str, bytes]:
+    """What a folder holds, as stores do."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {prefix + path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("source", ["file", "s3://books/models/small", "hf://o/books"])
+def test_a_model_in_a_store_becomes_what_it_becomes_here(tmp_path: Path, tiny: Any, source: str) -> None:
+    """With its pooling, its length and its card, by what gives access in the environment; nothing else is fetched."""
+    sentence_transformer(tiny, tmp_path / "model", pooling_mode_mean_tokens=True)
+    (tmp_path / "model/README.md").write_text("---\nlicense: mit\n---\na card")
+    here = convert(tmp_path / "model", tmp_path / "here", Task.EMBEDDING)
+    (tmp_path / "model/pytorch_model.bin").write_bytes(b"x")
+    (tmp_path / "model/onnx").mkdir()
+    (tmp_path / "model/onnx/config.json").write_text("{}")
+    uri = f"file://{tmp_path}/model" if source == "file" else source
+    words = ["--task", "embedding", "--name", "tiny", "--output", f"{tmp_path}/there"]
+    words += ["--revision", "v2"] if source.startswith("hf") else []
+    with serving(whole(tmp_path / "model", "models/small/" if source.startswith("s3") else "")) as address:
+        access = KEYS | {"AWS_ENDPOINT_URL": address, "HF_TOKEN": "t0ken", "HF_ENDPOINT": address}
+        for _ in range(2):
+            code, said = command(tmp_path, "import", uri, *words, **access)
+            assert code == 0, said
+    assert "imported before" in said
+    there = verify(tmp_path / "there")
+    assert there.lineage.data == here.lineage.data
+    assert there.lineage.job == (f"{uri}@v2" if source.startswith("hf") else uri)
+    assert (there.embedding, there.limits, there.card) == (here.embedding, here.limits, here.card)
+    differing = {name for name, digest in there.files.items() if here.files[name] != digest}
+    assert differing == {"README.md"}
+    assert not any("pytorch_model" in path or "onnx" in path for path, _ in Stores.seen)
+    assert all("c0ffee2" in path for path, _ in Stores.seen if "resolve" in path)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "reason", "said"),
+    [
+        ("https://host/model", None, "SourceInvalid", "hf://owner/name"),
+        ("ftp://host/model", None, "SourceInvalid", "hf://owner/name"),
+        ("s3://books/*", None, "SourceInvalid", "hf://owner/name"),
+        ("file:///a/../b", None, "SourceInvalid", "hf://owner/name"),
+        ("file:///nothing/here", None, "SourceNotFound", "file:///nothing/here"),
+        ("pickled", None, "SafetensorsMissing", "file://"),
+        ("broken", None, "ConfigInvalid", "config.json of file://"),
+        ("/a/folder", "v2", "RevisionUnsuitable", "hf://"),
+        ("s3://books/model", "v2", "RevisionUnsuitable", "hf://"),
+        ("hf://o/books", "a b", "RevisionInvalid", "--revision"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_with_the_reason(
+    tmp_path: Path, tiny: Any, source: str, revision: str | None, reason: str, said: str
+) -> None:
+    """What is wrong with the files is told of the URI; pickled weights are refused as a job's are."""
+    if source in ("pickled", "broken"):
+        tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+        break_it = change("config.json", architectures=None)
+        break_it(tmp_path / "model")
+        if source == "pickled":
+            (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
+        source = f"file://{tmp_path}/model"
+    words = ["--task", "fill-mask", "--name", "x", "--output", f"{tmp_path}/artifact"]
+    words += ["--revision", revision] if revision else []
+    with pytest.raises(InputError, match=said) as refused:
+        importing.run(import_options.parse([source, *words]))
+    assert (refused.value.reason, refused.value.exit_code) == (reason, ExitCode.INVALID_INPUT)
+    assert {path.name for path in tmp_path.iterdir()} <= {"model"}
+
+
+def test_a_store_that_refuses_or_is_down_is_told_by_the_code(tmp_path: Path) -> None:
+    """The first is final; the second is not the command's fault, and nothing of it is left."""
+    words = ["--task", "embedding", "--name", "x", "--output", f"{tmp_path}/artifact"]
+    with serving({}) as address:
+        access = {"HF_TOKEN": "wr0ng", "HF_ENDPOINT": address, "CLOZE_TERMINATION_LOG": f"{tmp_path}/end"}
+        code, said = command(tmp_path, "import", "hf://o/books", *words, **access)
+        assert (code, "SourceNotFound" in said, "wr0ng" in said) == (ExitCode.INVALID_INPUT, True, False)
+    code, said = command(tmp_path, "import", "hf://o/books", *words, **access)
+    assert (code, "SourceUnavailable" in said) == (ExitCode.INTERNAL, True)
+    assert not (tmp_path / "artifact").exists()
+    assert not list(tmp_path.glob(".*"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import run_of
@@ -144,7 +145,7 @@ def test_no_more_than_a_batch_is_in_memory(tiny: Any, text: str, most: int) -> N
     assert read == most
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_told_as_transformers_tells_them(family: str, tiny: Any, tmp_path: Path) -> None:
     """Many texts at once, with padding, as each by itself."""
     model, tokenizer = tiny.save(tmp_path / "model", family, Task.TOKEN_CLASSIFICATION)

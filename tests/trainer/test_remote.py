@@ -1,17 +1,17 @@
 """Stores: what a URI names is fetched, in order and whole, with the credentials of its Secret and of no other."""
 
 import gzip
-import http.server
-import json
+import os
 import re
-import threading
-import urllib.parse
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from pyarrow import fs
+from stores import KEYS, Stores, serving
 
 from cloze_api.pretrain import Corpus
 from cloze_api.progress import ExitCode
@@ -26,112 +26,18 @@ FILES = {
     "texts/_SUCCESS": b"marker\n",
     "other/d.txt": b"four\n",
 }
-KEYS = {"AWS_ACCESS_KEY_ID": "ada", "AWS_SECRET_ACCESS_KEY": "s3cret", "AWS_REGION": "here"}
-
-
-class Stores(http.server.BaseHTTPRequestHandler):
-    """As much of S3 (bucket `books`) and of a hub (data set and model `o/books`) as reading asks for."""
-
-    protocol_version = "HTTP/1.1"
-    seen: ClassVar[list[tuple[str, str]]] = []
-    down: ClassVar[bool] = False
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer()
-
-    def _answer(self) -> None:
-        parts = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-        path = urllib.parse.unquote(parts.path)
-        authorization = self.headers.get("Authorization", "")
-        self.seen.append((path, authorization))
-        if self.down:
-            self._send(400 if "denied" in path else 503, b"")
-        elif path.startswith("/books"):
-            if "Credential=ada/" not in authorization:
-                self._send(403, b"<Error><Code>AccessDenied</Code></Error>")
-            elif "list-type" in query:
-                self._list(query.get("prefix", ""), query.get("delimiter"))
-            else:
-                self._file(path.removeprefix("/books/"))
-        elif match := re.fullmatch(r"/api/(?:datasets|models)/o/books(?:/revision/(\w+)|/tree/(\w+)/?(.*))?", path):
-            self._hub(*match.groups())
-        elif match := re.fullmatch(r"(?:/datasets)?/o/books/resolve/(\w+)/(.+)", path):
-            self._file(match[2])
-        else:
-            self._send(404, b"")
-
-    def _hub(self, revision: str | None, tree: str | None, folder: str | None) -> None:
-        if self.headers.get("Authorization") != "Bearer t0ken":
-            self._send(401, b"{}")
-        elif (revision or tree) not in (None, "v2", "c0ffee", "c0ffee2"):
-            self._send(404, b"{}", ("X-Error-Code", "RevisionNotFound"))
-        elif tree:
-            found = [
-                {"type": "file", "path": name, "size": len(data), "oid": name}
-                for name, data in FILES.items()
-                if not folder or name.startswith(f"{folder}/")
-            ]
-            folders = {name.rpartition("/")[0] for name in FILES if not folder or name.startswith(f"{folder}/")}
-            found += [{"type": "directory", "path": name, "oid": name} for name in folders - {folder}]
-            self._send(200, json.dumps(found).encode(), ("Content-Type", "application/json"))
-        else:
-            self._send(
-                200, json.dumps({"id": "o/books", "sha": f"c0ffee{'2' * (revision == 'v2')}", "siblings": []}).encode()
-            )
-
-    def _list(self, prefix: str, delimiter: str | None) -> None:
-        names = sorted(name for name in FILES if name.startswith(prefix))
-        folders = {prefix + name[len(prefix) :].partition("/")[0] for name in names if "/" in name[len(prefix) :]}
-        if delimiter:
-            names = [name for name in names if "/" not in name[len(prefix) :]]
-        contents = "".join(f"<Contents><Key>{name}</Key><Size>{len(FILES[name])}</Size></Contents>" for name in names)
-        common = "".join(f"<CommonPrefixes><Prefix>{name}/</Prefix></CommonPrefixes>" for name in sorted(folders))
-        count = f"<KeyCount>{len(names) + len(folders)}</KeyCount>"
-        body = f"<ListBucketResult>{count}{contents}{common if delimiter else ''}</ListBucketResult>"
-        self._send(200, body.encode(), ("Content-Type", "application/xml"))
-
-    def _file(self, name: str) -> None:
-        if (data := FILES.get(name)) is None:
-            self._send(404, b"")
-        elif asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            begin, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
-            self._send(206, data[begin:end], ("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}"))
-        else:
-            self._send(200, data)
-
-    def _send(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (("Content-Length", str(len(body))), ("ETag", '"x"'), ("X-Repo-Commit", "c"), *headers):
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    Stores.seen.clear()
     monkeypatch.setattr(Stores, "down", False)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stores) as listening:
-        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_address[1]}"
-        listening.shutdown()
+    with serving(FILES) as address:
+        yield address
 
 
-def texts(paths: list[Path]) -> list[str]:
+def texts(paths: Iterable[Path]) -> list[str]:
     corpus = Corpus.model_validate({"uri": "file:///x", "format": "lines"})
-    return list(dict.fromkeys(documents(corpus, paths)))
+    return list(dict.fromkeys(documents(corpus, list(paths))))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +78,19 @@ def test_revision_is_what_is_read(server: str, tmp_path: Path) -> None:
         fetch("hf://datasets/o/books/texts", access, tmp_path, revision="v3")
 
 
+def test_a_hub_is_asked_also_after_a_model_was_read(server: str, tmp_path: Path) -> None:
+    """A base in a folder, and a corpus at a hub: what reads the one doesn't keep the process from the other."""
+    program = f"""
+import pathlib, cloze_trainer.conversion, cloze_trainer.data.remote as remote
+access = {{"HF_TOKEN": "t0ken", "HF_ENDPOINT": {server!r}}}
+print(*(path.name for path in remote.fetch("hf://datasets/o/books/other", access, pathlib.Path({str(tmp_path)!r}))))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("00000-d.txt\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("store", ["s3://books", "hf://o/books"])
 def test_of_a_folder_what_is_wanted_is_fetched(server: str, tmp_path: Path, store: str) -> None:
     """Also of a model's repository at a hub, at its commit; what else lies there stays there."""
@@ -208,7 +127,7 @@ def test_fetching_goes_on_where_it_was_broken_off(server: str, tmp_path: Path) -
     """Files that are there aren't fetched again, and the list of them is the first one's."""
     access = KEYS | {"AWS_ENDPOINT_URL": server}
     paths = fetch("s3://books/texts", access, tmp_path)
-    paths[-1].unlink()
+    list(paths)[-1].unlink()
     Stores.seen.clear()
     assert fetch("s3://books/texts", access, tmp_path) == paths
     assert {path for path, _ in Stores.seen} == {"/books/texts/deep/c.txt"}

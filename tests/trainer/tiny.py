@@ -1,10 +1,13 @@
 """Tiny random models of every architecture that can be imported, in Hugging Face's format."""
 
+import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -12,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from cloze_api.task import Task
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER"}
+LETTERS = "abcdefghijklmnopqrstuvwxyz.?"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -26,9 +30,8 @@ class Family:
 def wordpiece() -> Any:
     """BERT's tokenizer, of letters."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = "abcdefghijklmnopqrstuvwxyz.?"
     vocabulary = {
-        token: number for number, token in enumerate([*special, *letters, *(f"##{each}" for each in letters)])
+        token: number for number, token in enumerate([*special, *LETTERS, *(f"##{each}" for each in LETTERS)])
     }
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of text
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -59,6 +62,27 @@ def byte_level(special: list[str], *, roberta: bool) -> Any:
     if roberta:
         names |= {"bos_token": cls, "eos_token": sep}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def sentence_piece_model() -> bytes:
+    """SentencePiece's model of a few words, with its own rules for characters."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(f"{letter}{word} {word}{letter}" for letter in LETTERS for word in ("the", "is", "ing")),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def sentence_pieces() -> Any:
+    """XLM-RoBERTa's tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sentencepiece.bpe.model").write_bytes(sentence_piece_model())
+        return transformers.XLMRobertaTokenizer.from_pretrained(folder)
 
 
 FAMILIES = {
@@ -92,6 +116,18 @@ FAMILIES = {
             **SIZES,
         ),
         lambda: byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"], roberta=True),
+    ),
+    "xlm-roberta": Family(
+        lambda size: transformers.XLMRobertaConfig(
+            vocab_size=size, max_position_embeddings=42, type_vocab_size=1, initializer_range=0.4, **SIZES
+        ),
+        sentence_pieces,
+    ),
+    "electra": Family(
+        lambda size: transformers.ElectraConfig(
+            vocab_size=size, embedding_size=8, max_position_embeddings=40, initializer_range=0.4, **SIZES
+        ),
+        wordpiece,
     ),
     "modernbert": Family(
         lambda size: transformers.ModernBertConfig(

@@ -12,7 +12,7 @@ from typing import Any
 
 from cloze_api.manifest import TOKENIZER_FILE, WEIGHTS_FILE, SpecialTokens
 from cloze_api.pretrained import PretrainedFolder
-from cloze_api.source import Credentials, parse_source
+from cloze_api.source import Credentials
 from cloze_api.task import Task
 from cloze_trainer import huggingface
 from cloze_trainer.base import BaseModel, read_config
@@ -26,11 +26,11 @@ from cloze_trainer.run import Run
 
 _TOKENIZER = re.compile(
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|config\.json"
-    r"|vocab\.txt|vocab\.json|merges\.txt"
+    r"|vocab\.txt|vocab\.json|merges\.txt|sentencepiece\.bpe\.model"
 )
 _BASE = re.compile(rf"{_TOKENIZER.pattern}|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
-# What fetching puts before a name, to keep the order.
-_NUMBER = re.compile(r"^\d{5}-")
+_DESCRIPTIONS = "|".join(map(re.escape, huggingface.DESCRIPTIONS))
+_WHOLE = re.compile(rf"{_BASE.pattern}|{_DESCRIPTIONS}|[^/]+_Pooling/config\.json")
 _FACTS = "facts.json"
 
 
@@ -67,36 +67,49 @@ class Given:
 
 def find_model(run: Run, uri: str, revision: str | None, credentials: Credentials | None) -> Given:
     """A folder that holds a model with weights. Raises InputError, TrainerError when nobody answers."""
-    given = _find(run, uri, revision, credentials, _BASE)
-    if not any(name.endswith(".safetensors") for name in given.paths):
-        raise InputError(
-            "SafetensorsMissing",
-            f"{uri} has no weights in safetensors; pickled ones, which could run anything when they are loaded, are "
-            "refused: save them as safetensors where they come from",
-        )
+    named = PretrainedFolder(uri=uri, revision=revision, credentials=credentials)
+    given = _find(named, _BASE, workspace=run.workspace, corpus_root=run.corpus_root)
+    _check_weights(given)
     return given
 
 
-def _find(run: Run, uri: str, revision: str | None, credentials: Credentials | None, files: re.Pattern[str]) -> Given:
+def find_whole(named: PretrainedFolder, *, workspace: Path, corpus_root: Path) -> Given:
+    """A model with weights, and all that its folder says of it. Raises as `find_model`."""
+    given = _find(named, _WHOLE, workspace=workspace, corpus_root=corpus_root)
+    _check_weights(given)
+    return given
+
+
+def _check_weights(given: Given) -> None:
+    """Raise InputError where there are none that may be loaded."""
+    if not any(name.endswith(".safetensors") for name in given.paths):
+        raise InputError(
+            "SafetensorsMissing",
+            f"{given.found.uri} has no weights in safetensors; pickled ones, which could run anything when they are "
+            "loaded, are refused: save them as safetensors where they come from",
+        )
+
+
+def _find(named: PretrainedFolder, files: re.Pattern[str], *, workspace: Path, corpus_root: Path) -> Given:
+    assert named.uri is not None, "a registered version isn't adopted"
     found = locate(
-        uri,
-        corpus_root=run.corpus_root,
-        downloads=run.workspace / "downloads",
-        revision=revision,
-        access=access(credentials),
+        named.uri,
+        corpus_root=corpus_root,
+        downloads=workspace / "downloads",
+        revision=named.revision,
+        access=access(named.credentials),
         wanted=lambda name: files.fullmatch(name) is not None,
     )
-    remote = parse_source(uri).remote
-    paths = {_NUMBER.sub("", path.name) if remote else path.name: path for path in found.paths}
+    paths = dict(zip(found.names, found.paths, strict=True))
     return Given(found, paths, hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest())
 
 
 def _adopted(run: Run, pretrained: PretrainedFolder, task: Task | None) -> PretrainedTokenizer:
     """task: what the weights are for; None where there is no need of any."""
-    uri = pretrained.uri
-    assert uri is not None, "a registered version isn't adopted"
-    where = (uri, pretrained.revision, pretrained.credentials)
-    given = find_model(run, *where) if task else _find(run, *where, _TOKENIZER)
+    given = _find(pretrained, _BASE if task else _TOKENIZER, workspace=run.workspace, corpus_root=run.corpus_root)
+    uri = given.found.uri
+    if task:
+        _check_weights(given)
     folder = run.workspace / "base" / given.digest[:20]
     if not is_complete(folder):
         with given.folder(run.workspace) as linked, publish(folder) as staging:
@@ -118,6 +131,7 @@ def _links(workspace: Path, paths: dict[str, Path], uri: str) -> Iterator[Path]:
     """A folder in which the files have their own names; what is wrong with it is told of the URI."""
     with tempfile.TemporaryDirectory(dir=workspace, prefix=".given-") as name:
         for file, path in paths.items():
+            (Path(name) / file).parent.mkdir(exist_ok=True)
             (Path(name) / file).symlink_to(path)
         try:
             yield Path(name)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Set before the library is imported. A folder is read, never a hub.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Set before the library is imported. A folder is read, never a hub: that is asked for with each, because a variable
+# would keep the whole process, and what it starts, from sources at one.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch

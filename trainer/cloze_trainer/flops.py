@@ -31,11 +31,12 @@ def per_token(config: EncoderConfig, *, length: float, predicted: float) -> floa
     """
     width, modern = config.hidden_size, config.architecture is Architecture.MODERNBERT
     weights = config.layers * (4 * width**2 + (3 if modern else 2) * width * config.intermediate_size)
+    weights += width * (config.embedding_size or 0)
     seen = config.layers * length
     if modern:
         wide = -(-config.layers // GLOBAL_EVERY)
         seen = wide * length + (config.layers - wide) * min(length, 2 * LOCAL_REACH + 1)
-    head = predicted * (width**2 + width * config.vocab_size)
+    head = predicted * config.embedding_width * (width + config.vocab_size)
     return 3 * 2 * (weights + 2 * seen * width + head)
 
 

@@ -35,6 +35,8 @@ TASKS = (*HEADS, Task.EMBEDDING)
 
 #: The artifact has a card of its own.
 _KEPT = {"README.md": "UPSTREAM_README.md", "LICENSE": "LICENSE", "LICENSE.txt": "LICENSE.txt", "NOTICE": "NOTICE"}
+#: Files besides weights, tokenizer and configuration that say what a model is.
+DESCRIPTIONS = (MODULES_FILE, SENTENCE_FILE, *_KEPT)
 
 Pooling = Literal["mean", "cls"]
 
@@ -52,6 +54,8 @@ ARCHITECTURES = {
     "bert": Architecture(segments=True),
     "roberta": Architecture(positions_after_padding=True),
     "distilbert": Architecture(),
+    "xlm-roberta": Architecture(positions_after_padding=True),
+    "electra": Architecture(segments=True),
     "modernbert": Architecture(),
 }
 

@@ -1,6 +1,7 @@
 """The command line of `cloze-train import`."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,21 +11,25 @@ from pydantic import TypeAdapter, ValidationError
 from cloze_api.finetune import Export
 from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY
 from cloze_api.precision import Precision
+from cloze_api.pretrained import PretrainedFolder
 from cloze_api.schema import ModelName
+from cloze_api.source import REVISION_PATTERN
 from cloze_api.task import Problem, Task
 from cloze_trainer import huggingface
 from cloze_trainer.errors import InputError
 from cloze_trainer.huggingface import ARCHITECTURES, TASKS
 
+_URIS = "file:///path, s3://bucket/path, gs://bucket/path or hf://owner/name"
+
 
 class Asked(NamedTuple):
     """The command line.
 
-    matryoshka: numbers of dimensions that vectors may be cut to. precision: those besides fp32. examples: what they are
-    tried on. problem: what a text's labels are.
+    source: a path or a URI. matryoshka: numbers of dimensions that vectors may be cut to. precision: those besides
+    fp32. examples: what they are tried on. problem: what a text's labels are. revision: of a repository at `hf://`.
     """
 
-    folder: Path
+    source: str
     task: Task
     name: str
     output: Path
@@ -37,6 +42,19 @@ class Asked(NamedTuple):
     max_accuracy_loss: float = Export().max_accuracy_loss
     license: str | None = None
     problem: Problem | None = None
+    revision: str | None = None
+
+    @property
+    def uri(self) -> str | None:
+        """The source where it is no path."""
+        return self.source if "://" in self.source else None
+
+    @property
+    def origin(self) -> str:
+        """What the source is called where others read it: a folder's name, or the whole URI."""
+        if self.uri is None:
+            return Path(self.source).resolve().name
+        return f"{self.uri}@{self.revision}" if self.revision else self.uri
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -47,9 +65,18 @@ def parse(arguments: Sequence[str]) -> Asked:
         f"Face's format. Architectures: {', '.join(ARCHITECTURES)}. Embedding models may be sentence-transformers' "
         "folders. Serve it with cloze-server --model DIR.",
         epilog=f"--register needs {ENV_MLFLOW_URI}. The same command again registers what an earlier one has written. "
-        f"With {ENV_SIGNING_KEY} the artifact is signed by the private key in that file.",
+        f"With {ENV_SIGNING_KEY} the artifact is signed by the private key in that file. Stores are read with "
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN and the "
+        "like, as a job outside a cluster reads them.",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, weights, tokenizer")
+    parser.add_argument(
+        "source",
+        metavar="FOLDER",
+        help=f"config.json, weights in safetensors, tokenizer: a path, or {_URIS}",
+    )
+    parser.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit of hf://; its main branch when absent"
+    )
     parser.add_argument("--task", type=Task, choices=TASKS, required=True, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--name", required=True, help="the model's name, also in the registry")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for the artifact")
@@ -105,7 +132,8 @@ def _precisions(text: str) -> tuple[Precision, ...]:
 
 
 def check(asked: Asked) -> None:
-    """Raise InputError for a name that can't be one, and for options that don't go together."""
+    """Raise InputError for names that can't be any, and for options that don't go together."""
+    _check_source(asked)
     try:
         TypeAdapter(ModelName).validate_python(asked.name)
     except ValidationError as error:
@@ -120,3 +148,20 @@ def check(asked: Asked) -> None:
         raise InputError("ExamplesMissing", message)
     if not 0 <= asked.max_accuracy_loss <= 1:
         raise InputError("LossInvalid", f"--max-accuracy-loss is {asked.max_accuracy_loss}: give a share from 0 to 1")
+
+
+def _check_source(asked: Asked) -> None:
+    try:
+        PretrainedFolder(uri=asked.uri)
+    except ValidationError as error:
+        # Not shown: an address may have a password in it.
+        message = (
+            f"FOLDER is no URI of a folder: give a path, or {_URIS}, without * or `..`; web servers list no folders"
+        )
+        raise InputError("SourceInvalid", message) from error
+    if asked.revision is None:
+        return
+    if not asked.source.startswith("hf://"):
+        raise InputError("RevisionUnsuitable", "--revision is of a repository at hf:// alone: leave it out")
+    if not re.fullmatch(REVISION_PATTERN, asked.revision):
+        raise InputError("RevisionInvalid", "--revision is no name of a branch, tag or commit: correct it")

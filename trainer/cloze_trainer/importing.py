@@ -1,8 +1,11 @@
-"""`cloze-train import`: from a folder in Hugging Face's format to a verified artifact."""
+"""`cloze-train import`: from a folder in Hugging Face's format, here or in a store, to a verified artifact."""
 
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +26,13 @@ from cloze_api.manifest import (
     verify_with_digest,
     version_tags,
 )
-from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_MLFLOW_URI
 from cloze_api.precision import Measured, Precision
+from cloze_api.pretrained import PretrainedFolder
 from cloze_api.progress import Outcome
 from cloze_api.task import Task
 from cloze_trainer import card, huggingface
+from cloze_trainer.adoption import find_whole
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish
@@ -48,14 +53,9 @@ def run(asked: Asked) -> Outcome:
     tracking_uri = os.environ.get(ENV_MLFLOW_URI) or None
     if asked.register and tracking_uri is None:
         raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
-    key, stated = SigningKey.find(), _stated(asked)
-    checkpoint = huggingface.read(
-        asked.folder, asked.task, pooling=asked.pooling, normalize=asked.normalize, problem=asked.problem
-    )
-    sources = _sources(asked.folder)
-    identity = _identity(asked, sources)
-    done = _finished(asked.output, identity)
-    manifest, digest = done or _import(asked, checkpoint, sources, identity, stated)
+    key = SigningKey.find()
+    with _folder(asked) as folder:
+        manifest, digest = _artifact(asked, folder)
     if key is not None:
         key.sign(asked.output, manifest)
     result = Outcome(reason="Imported", message=f"the artifact is in {asked.output}", model_digest=digest)
@@ -65,7 +65,13 @@ def run(asked: Asked) -> Outcome:
 
     registered = registry.register(
         tracking_uri,
-        JobTags(uid=identity, job=manifest.lineage.job, task=asked.task, experiment=asked.name, repeatable=True),
+        JobTags(
+            uid=manifest.lineage.job_uid,
+            job=manifest.lineage.job,
+            task=asked.task,
+            experiment=asked.name,
+            repeatable=True,
+        ),
         asked.output,
         digest,
         facts=version_tags(manifest),
@@ -82,6 +88,40 @@ def run(asked: Asked) -> Outcome:
             "run_id": registered.run_id,
         }
     )
+
+
+@contextmanager
+def _folder(asked: Asked) -> Iterator[Path]:
+    """The model's folder on this machine; of a URI as long as it is needed."""
+    if asked.uri is None:
+        yield Path(asked.source)
+        return
+    output = asked.output.resolve()
+    fetched = output.parent / f".{output.name}.fetched"
+    # What a killed attempt has left may be of another revision.
+    shutil.rmtree(fetched, ignore_errors=True)
+    fetched.mkdir(parents=True)
+    try:
+        corpus_root = Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT)
+        named = PretrainedFolder(uri=asked.uri, revision=asked.revision)
+        given = find_whole(named, workspace=fetched, corpus_root=corpus_root)
+        with given.folder(fetched) as folder:
+            log("model found", uri=asked.uri)
+            yield folder
+    finally:
+        shutil.rmtree(fetched, ignore_errors=True)
+
+
+def _artifact(asked: Asked, folder: Path) -> tuple[Manifest, str]:
+    """The artifact of a folder, and its digest. Raises InputError."""
+    stated = _stated(asked.license, folder)
+    checkpoint = huggingface.read(
+        folder, asked.task, pooling=asked.pooling, normalize=asked.normalize, problem=asked.problem
+    )
+    sources = _sources(folder)
+    identity = _identity(asked, sources)
+    done = _finished(asked.output, identity)
+    return done or _import(asked, checkpoint, sources, identity, stated)
 
 
 def _sources(folder: Path) -> dict[str, str]:
@@ -117,10 +157,9 @@ def _finished(output: Path, identity: str) -> tuple[Manifest, str] | None:
     return manifest, digest
 
 
-def _stated(asked: Asked) -> Card | None:
+def _stated(named: str | None, folder: Path) -> Card | None:
     """The licence, as told or as the folder's own card has it. Raises InputError."""
-    theirs = asked.folder / card.CARD_FILE
-    named = asked.license
+    theirs = folder / card.CARD_FILE
     if named is None and theirs.is_file():
         named = card.license_of(theirs.read_text(encoding="utf-8", errors="replace"))
     try:
@@ -170,7 +209,7 @@ def _import(
             precisions=measured,
             card=stated,
             lineage=Lineage(
-                job=asked.folder.resolve().name,
+                job=asked.origin,
                 job_uid=identity,
                 kind=KIND,
                 data=sources,

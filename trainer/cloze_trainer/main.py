@@ -35,7 +35,7 @@ _LINEAGE = "lineage"
 
 _EPILOG = f"""\
 cloze-train import FOLDER --task TASK --name NAME --output DIR [--register] makes an artifact of a model in
-Hugging Face's format: see cloze-train import --help.
+Hugging Face's format, here or in a store: see cloze-train import --help.
 cloze-train gate MODEL DATA [--minimum FIGURE=VALUE] judges a model on labelled examples: see cloze-train
 gate --help.
 cloze-train lineage VERSION | --data DATA tells where a registered version comes from, and what has come of it or of a

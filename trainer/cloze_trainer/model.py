@@ -24,11 +24,11 @@ class Transform(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         bias = config.architecture is not Architecture.MODERNBERT
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon, bias=bias)
+        self.dense = nn.Linear(config.hidden_size, config.embedding_width, bias=bias)
+        self.norm = nn.LayerNorm(config.embedding_width, eps=config.epsilon, bias=bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States of the same shape."""
+        """States as wide as embeddings are."""
         return cast(Tensor, self.norm(functional.gelu(self.dense(states))))
 
 
@@ -100,9 +100,10 @@ class SequenceClassifier(_TaskModel):
             return cast(Tensor, self.transform(first_BD))
         if self.config.architecture is Architecture.DISTILBERT:
             return functional.relu(self.pool(first_BD))
-        if self.config.architecture is Architecture.ROBERTA:
-            first_BD = self.dropout(first_BD)
-        return torch.tanh(self.pool(first_BD))
+        if self.config.architecture is Architecture.BERT:
+            return torch.tanh(self.pool(first_BD))
+        pooled_BD = self.pool(self.dropout(first_BD))
+        return functional.gelu(pooled_BD) if self.config.architecture is Architecture.ELECTRA else torch.tanh(pooled_BD)
 
 
 class TokenClassifier(_TaskModel):

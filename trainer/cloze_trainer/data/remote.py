@@ -73,8 +73,10 @@ def fetch(
     downloads: Path,
     revision: str | None = None,
     wanted: Callable[[str], bool] = lambda _: True,
-) -> list[Path]:
+) -> dict[Path, str]:
     """The files behind a URI in order of their names, fetched into `downloads`; what is there already stays.
+
+    Each with its path in the folder that the URI names, or its name where it names files.
 
     access: as `credentials` has it. wanted: which files of a folder, by their path in it.
     Raises InputError where nothing matches or access is denied, TrainerError (retried)
@@ -93,7 +95,7 @@ def fetch(
             if not names:
                 raise InputError("SourceNotFound", f"{redacted(uri)} names no file: check the path, or the pattern")
             write_json(listing, names)
-        paths = []
+        paths = {}
         for number, name in enumerate(json.loads(listing.read_text("utf-8"))):
             # The number keeps the order, the name tells how the file is packed.
             end = PurePosixPath(urllib.parse.urlsplit(name).path if source.kind is SourceKind.HTTP else name).name[
@@ -102,8 +104,14 @@ def fetch(
             path = folder / f"{number:05d}-{end}"
             if not path.is_file():
                 _download(system, source, name, path)
-            paths.append(path)
+            paths[path] = _inner(source, name)
     return paths
+
+
+def _inner(source: Source, name: str) -> str:
+    """A file's path in the folder that the source names; its name where that is the file's."""
+    parts = PurePosixPath(name).parts
+    return "/".join(parts[len(PurePosixPath(source.path).parts) :]) or parts[-1]
 
 
 def _commit(source: Source, access: Mapping[str, str], revision: str | None) -> str | None:

@@ -18,13 +18,15 @@ class SourceFiles:
     """The files behind one URI, in order of their names.
 
     digest: SHA-256 over the files' own digests and how their names say that they are compressed, as hex.
-    stamps: size and time of change of each file, of before its digest was taken.
+    stamps: size and time of change of each file, of before its digest was taken. names: path of each in the folder that
+    the URI names.
     """
 
     uri: str
     paths: tuple[Path, ...]
     digest: str
     stamps: tuple[tuple[int, int], ...] = ()
+    names: tuple[str, ...] = ()
 
     def check_unchanged(self) -> None:
         """Raise InputError when a file isn't the one whose digest was taken: what was read of it may be anything."""
@@ -61,7 +63,7 @@ def locate(
     """
     source = parse_source(uri)
     if source.remote:
-        paths = fetch(uri, credentials(None) if access is None else access, downloads, revision, wanted)
+        found = fetch(uri, credentials(None) if access is None else access, downloads, revision, wanted)
     else:
         base = Path("/") if source.kind is SourceKind.FILE else corpus_root / source.mount
         relative = PurePosixPath(source.path.lstrip("/"))
@@ -70,15 +72,18 @@ def locate(
         # Only `*` is a wildcard in a source; brackets and question marks are ordinary characters.
         pattern = f"{glob.escape(str(base).rstrip('/'))}/{glob.escape(str(relative)).replace('[*]', '*')}"
         paths = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = {path: path.name for path in paths}
         if (folder := base / relative).is_dir():
             below = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
-            paths = sorted(path for path, name in below if not hidden(name) and wanted(name) and path.is_file())
-        if not paths:
+            found = dict(
+                sorted((path, name) for path, name in below if not hidden(name) and wanted(name) and path.is_file())
+            )
+        if not found:
             remedy = "check the pattern" if "*" in uri else "check the path"
             raise InputError("SourceNotFound", f"{uri} names no file ({base} was searched): {remedy}")
-    stamps = tuple(_stamp(path) for path in paths)
+    stamps = tuple(_stamp(path) for path in found)
     digest = hashlib.sha256()
-    for path in paths:
+    for path in found:
         digest.update(bytes.fromhex(file_sha256(path)))
         digest.update(compression(path).encode())
-    return SourceFiles(uri, tuple(paths), digest.hexdigest(), stamps)
+    return SourceFiles(uri, tuple(found), digest.hexdigest(), stamps, tuple(found.values()))

@@ -18,6 +18,8 @@ _FAMILIES: Final = {
     Architecture.BERT: "Bert",
     Architecture.ROBERTA: "Roberta",
     Architecture.DISTILBERT: "DistilBert",
+    Architecture.XLM_ROBERTA: "XLMRoberta",
+    Architecture.ELECTRA: "Electra",
     Architecture.MODERNBERT: "ModernBert",
 }
 _HEADS: Final = {
@@ -31,12 +33,24 @@ _EPSILONS: Final = {
     Architecture.BERT: 1e-12,
     Architecture.ROBERTA: 1e-5,
     Architecture.DISTILBERT: 1e-12,
+    Architecture.XLM_ROBERTA: 1e-5,
+    Architecture.ELECTRA: 1e-12,
     Architecture.MODERNBERT: 1e-5,
 }
 _EPSILON_NAMES: Final = {
     Architecture.BERT: "layer_norm_eps",
     Architecture.ROBERTA: "layer_norm_eps",
+    Architecture.XLM_ROBERTA: "layer_norm_eps",
+    Architecture.ELECTRA: "layer_norm_eps",
     Architecture.MODERNBERT: "norm_eps",
+}
+#: Architectures whose positions are counted from the padding's id on.
+_COUNTED_FROM_PADDING: Final = (Architecture.ROBERTA, Architecture.XLM_ROBERTA)
+_SEGMENT_TYPES: Final = {
+    Architecture.BERT: 2,
+    Architecture.ELECTRA: 2,
+    Architecture.ROBERTA: 1,
+    Architecture.XLM_ROBERTA: 1,
 }
 #: What the sizes are called, where it isn't BERT's word.
 _NAMES: Final = {
@@ -79,6 +93,7 @@ class EncoderConfig:
     max_length: longest sequence in tokens, special tokens included.
     dropout: after embeddings, attention and feed-forward blocks; of ModernBERT after embeddings and within feed-forward
         blocks. Attention weights have none: the fused kernels of CPUs know no dropout, and newer encoders do without.
+    embedding_size: width of an ELECTRA's embeddings where it isn't that of its layers.
     epsilon: what normalisation adds to the variance; the architecture's own by default.
     special_tokens: ids of its tokenizer.
     """
@@ -91,6 +106,7 @@ class EncoderConfig:
     intermediate_size: int
     max_length: int
     dropout: float
+    embedding_size: int | None = None
     epsilon: float = 0.0
     special_tokens: SpecialTokens = SPECIAL_IDS
 
@@ -99,14 +115,19 @@ class EncoderConfig:
             object.__setattr__(self, "epsilon", _EPSILONS[self.architecture])
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings."""
+        return self.embedding_size or self.hidden_size
+
+    @property
     def first_position(self) -> int:
         """Row of the position table that the first token gets: RoBERTa leaves those up to the padding's id unused."""
-        return self.special_tokens.pad + 1 if self.architecture is Architecture.ROBERTA else 0
+        return self.special_tokens.pad + 1 if self.architecture in _COUNTED_FROM_PADDING else 0
 
     @property
     def segment_types(self) -> int:
         """Rows of the table that tells the texts of a pair apart; 0 without one."""
-        return {Architecture.BERT: 2, Architecture.ROBERTA: 1}.get(self.architecture, 0)
+        return _SEGMENT_TYPES.get(self.architecture, 0)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -175,6 +196,7 @@ class EncoderConfig:
             intermediate_size=size("intermediate_size"),
             max_length=size("max_position_embeddings"),
             dropout=size("hidden_dropout_prob"),
+            embedding_size=_embedding_size(document) if architecture is Architecture.ELECTRA else None,
             # DistilBERT's is its own.
             epsilon=document.get(_EPSILON_NAMES.get(architecture, ""), 0.0),
             special_tokens=special_tokens,
@@ -184,7 +206,8 @@ class EncoderConfig:
 
     def describe(self) -> dict[str, Any]:
         """Architecture and sizes as a flat dictionary, for logs and the registry."""
-        return {name: value for name, value in asdict(self).items() if name not in ("epsilon", "special_tokens")}
+        told = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in told.items() if name not in ("epsilon", "special_tokens")}
 
 
 def _own(config: EncoderConfig) -> dict[str, Any]:
@@ -216,7 +239,15 @@ def _own(config: EncoderConfig) -> dict[str, Any]:
         "type_vocab_size": config.segment_types,
         "layer_norm_eps": config.epsilon,
     }
-    return own | (ends if config.architecture is Architecture.ROBERTA else {})
+    if config.architecture is Architecture.ELECTRA:
+        return own | {"embedding_size": config.embedding_width}
+    return own | (ends if config.architecture in _COUNTED_FROM_PADDING else {})
+
+
+def _embedding_size(document: Mapping[str, Any]) -> int | None:
+    """Width of the embeddings where it isn't that of the layers."""
+    size: int = document["embedding_size"]
+    return None if size == document["hidden_size"] else size
 
 
 def _modern(document: Mapping[str, Any]) -> dict[str, Any]:

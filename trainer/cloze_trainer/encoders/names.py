@@ -58,21 +58,33 @@ _ENCODERS: Final[Mapping[Architecture, _Pairs]] = {
     Architecture.BERT: _encoder("bert", _BERT_EMBEDDINGS, "encoder.layer", _BERT_LAYER),
     Architecture.ROBERTA: _encoder("roberta", _BERT_EMBEDDINGS, "encoder.layer", _BERT_LAYER),
     Architecture.DISTILBERT: _encoder("distilbert", _BERT_EMBEDDINGS, "transformer.layer", _DISTILBERT_LAYER),
+    Architecture.XLM_ROBERTA: _encoder("roberta", _BERT_EMBEDDINGS, "encoder.layer", _BERT_LAYER),
+    Architecture.ELECTRA: (
+        *_encoder("electra", _BERT_EMBEDDINGS, "encoder.layer", _BERT_LAYER),
+        ("encoder.widen", "electra.embeddings_project"),
+    ),
     Architecture.MODERNBERT: (
         *_encoder("model", (("words", "tok_embeddings"), ("norm", "norm")), "layers", _MODERNBERT_LAYER),
         ("encoder.norm", "model.final_norm"),
     ),
 }
+_ROBERTA_VOCABULARY: Final = (
+    ("transform.dense", "lm_head.dense"),
+    ("transform.norm", "lm_head.layer_norm"),
+    ("bias", "lm_head.bias"),
+)
 _VOCABULARIES: Final[Mapping[Architecture, _Pairs]] = {
     Architecture.BERT: (
         ("transform.dense", "cls.predictions.transform.dense"),
         ("transform.norm", "cls.predictions.transform.LayerNorm"),
         ("bias", "cls.predictions.bias"),
     ),
-    Architecture.ROBERTA: (
-        ("transform.dense", "lm_head.dense"),
-        ("transform.norm", "lm_head.layer_norm"),
-        ("bias", "lm_head.bias"),
+    Architecture.ROBERTA: _ROBERTA_VOCABULARY,
+    Architecture.XLM_ROBERTA: _ROBERTA_VOCABULARY,
+    Architecture.ELECTRA: (
+        ("transform.dense", "generator_predictions.dense"),
+        ("transform.norm", "generator_predictions.LayerNorm"),
+        ("bias", "generator_lm_head.bias"),
     ),
     Architecture.DISTILBERT: (
         ("transform.dense", "vocab_transform"),
@@ -87,28 +99,21 @@ _VOCABULARIES: Final[Mapping[Architecture, _Pairs]] = {
 }
 _CLASSES: Final = ("classifier", "classifier")
 _SPANS: Final = ("classifier", "qa_outputs")
+_POOLED_CLASSES: Final = (("pool", "classifier.dense"), ("classifier", "classifier.out_proj"))
 _MODERN_CLASSES: Final = (("transform.dense", "head.dense"), ("transform.norm", "head.norm"), _CLASSES)
 _HEADS: Final[Mapping[Task, Mapping[Architecture, _Pairs]]] = {
     Task.FILL_MASK: _VOCABULARIES,
     Task.SEQUENCE_CLASSIFICATION: {
         Architecture.BERT: (("pool", "bert.pooler.dense"), _CLASSES),
-        Architecture.ROBERTA: (("pool", "classifier.dense"), ("classifier", "classifier.out_proj")),
+        Architecture.ROBERTA: _POOLED_CLASSES,
+        Architecture.XLM_ROBERTA: _POOLED_CLASSES,
+        Architecture.ELECTRA: _POOLED_CLASSES,
         Architecture.DISTILBERT: (("pool", "pre_classifier"), _CLASSES),
         Architecture.MODERNBERT: _MODERN_CLASSES,
     },
-    Task.TOKEN_CLASSIFICATION: {
-        Architecture.BERT: (_CLASSES,),
-        Architecture.ROBERTA: (_CLASSES,),
-        Architecture.DISTILBERT: (_CLASSES,),
-        Architecture.MODERNBERT: _MODERN_CLASSES,
-    },
+    Task.TOKEN_CLASSIFICATION: dict.fromkeys(Architecture, (_CLASSES,)) | {Architecture.MODERNBERT: _MODERN_CLASSES},
     Task.EMBEDDING: dict.fromkeys(Architecture, ()),
-    Task.QUESTION_ANSWERING: {
-        Architecture.BERT: (_SPANS,),
-        Architecture.ROBERTA: (_SPANS,),
-        Architecture.DISTILBERT: (_SPANS,),
-        Architecture.MODERNBERT: _MODERN_CLASSES,
-    },
+    Task.QUESTION_ANSWERING: dict.fromkeys(Architecture, (_SPANS,)) | {Architecture.MODERNBERT: _MODERN_CLASSES},
 }
 
 

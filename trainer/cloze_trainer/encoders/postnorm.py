@@ -1,6 +1,7 @@
-"""BERT (Devlin et al., arXiv:1810.04805) and what is built like it: RoBERTa (Liu et al., arXiv:1907.11692), whose
-positions begin later and whose texts of a pair aren't told apart, and DistilBERT (Sanh et al., arXiv:1910.01108), which
-has no types of texts at all.
+"""BERT (Devlin et al., arXiv:1810.04805) and what is built like it: RoBERTa (Liu et al., arXiv:1907.11692) and
+XLM-RoBERTa (Conneau et al., arXiv:1911.02116), whose positions begin later and whose texts of a pair aren't told apart,
+DistilBERT (Sanh et al., arXiv:1910.01108), which has no types of texts at all, and ELECTRA (Clark et al.,
+arXiv:2003.10555), whose embeddings may be narrower than its layers.
 """
 
 from typing import cast
@@ -20,18 +21,18 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        first = config.first_position
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.special_tokens.pad)
+        first, width = config.first_position, config.embedding_width
+        self.words = nn.Embedding(config.vocab_size, width, padding_idx=config.special_tokens.pad)
         self.positions = nn.Embedding(
-            config.max_length + first, config.hidden_size, padding_idx=config.special_tokens.pad if first else None
+            config.max_length + first, width, padding_idx=config.special_tokens.pad if first else None
         )
-        self.types = nn.Embedding(config.segment_types, config.hidden_size) if config.segment_types else None
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.epsilon)
+        self.types = nn.Embedding(config.segment_types, width) if config.segment_types else None
+        self.norm = nn.LayerNorm(width, eps=config.epsilon)
         self.dropout = Dropout(config.dropout)
         self.first = first
 
     def forward(self, input_ids_BT: Tensor, token_types_BT: Tensor | None, places_BT: Tensor | None) -> Tensor:
-        """Hidden states (B, T, D) of the tokens. places_BT: of each token in its text; as they stand when absent."""
+        """Sums as wide as embeddings are. places_BT: of each token in its text; as they stand when absent."""
         places = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device) if places_BT is None else places_BT
         hidden_BTD = self.words(input_ids_BT) + self.positions(places + self.first if self.first else places)
         if self.types is not None:
@@ -77,6 +78,7 @@ class PostNormEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
+        self.widen = nn.Linear(config.embedding_size, config.hidden_size) if config.embedding_size else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
     def forward(
@@ -89,6 +91,8 @@ class PostNormEncoder(nn.Module):
         """Hidden states (B, T, D). attention_mask: as `attention.visible` takes it."""
         seen = visible(attention_mask)
         hidden_BTD: Tensor = self.embeddings(input_ids_BT, token_types_BT, places_BT)
+        if self.widen is not None:
+            hidden_BTD = self.widen(hidden_BTD)
         for layer in self.layers:
             hidden_BTD = layers.run(layer, hidden_BTD, seen, recompute=self.recompute)
         return hidden_BTD
