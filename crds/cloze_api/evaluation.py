@@ -68,4 +68,5 @@ class Evaluation(Schema):
     those that follow it, of which only figures are kept. `seed_deviation_accuracy` and its like tell how much of a
     figure is luck, and may have gates. Each seed costs a whole training."""
     min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
-    """Slices with fewer examples don't count for the worst one: chance alone would make them it."""
+    """Slices with fewer examples don't count for the worst one, and no precision is held to fp32 on them: chance alone
+    would decide."""

@@ -130,9 +130,10 @@ class Export(Schema):
     ] = []
     """int8 for CPUs, fp16 for GPUs. Each is tried on the evaluation's examples, on at most 4,000 of them."""
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """How far a precision may fall below fp32; 0.005 is half a point. One that falls further isn't in the artifact,
-    and the outcome says so. Of classifiers: in accuracy, or in macro F1 for words. For question answering: in how often
-    it begins and ends answers where fp32 does. For embeddings: in the mean cosine of its vectors and fp32's."""
+    """How far a precision may fall below fp32; 0.005 is half a point. One that falls further, over all examples or in
+    a slice that counts, isn't in the artifact, and the outcome says so; in a slice it may also fall by what chance
+    makes of so few examples. Of classifiers: in accuracy, or in macro F1 for words. For question answering: in how
+    often it begins and ends answers where fp32 does. For embeddings: in the mean cosine of its vectors and fp32's."""
 
 
 def _distinct(labels: list[str]) -> list[str]:
