@@ -1,6 +1,7 @@
 """FineTuneJob: a registered encoder and labelled examples to a registered task model."""
 
 from collections import Counter
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -143,6 +144,18 @@ def _distinct(labels: list[str]) -> list[str]:
     return labels
 
 
+def _abstention_rule(name: str, value: Callable[[Evaluation], float | None]) -> Rule:
+    """That thresholds are asked for of texts' labels alone. value: the field of that name."""
+    return Rule(
+        cel=f"!has(self.evaluation.{name}) || (self.task == 'sequence-classification' && self.problem != 'regression')",
+        message=f"spec.evaluation.{name} is for labels of sequence-classification alone: remove it",
+        check=lambda spec: (
+            value(spec.evaluation) is None
+            or (spec.task is Task.SEQUENCE_CLASSIFICATION and spec.problem is not Problem.REGRESSION)
+        ),
+    )
+
+
 _LABELLED: Final = f"self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]"
 
 
@@ -203,15 +216,8 @@ class FineTuneJobSpec(TrainingSpec):
             message="spec.problem is for sequence-classification: remove it",
             check=lambda spec: spec.problem is Problem.SINGLE_LABEL or spec.task is Task.SEQUENCE_CLASSIFICATION,
         ),
-        Rule(
-            cel="!has(self.evaluation.abstainBelowPrecision) || (self.task == 'sequence-classification' && "
-            "self.problem != 'regression')",
-            message="spec.evaluation.abstainBelowPrecision is for labels of sequence-classification alone: remove it",
-            check=lambda spec: (
-                spec.evaluation.abstain_below_precision is None
-                or (spec.task is Task.SEQUENCE_CLASSIFICATION and spec.problem is not Problem.REGRESSION)
-            ),
-        ),
+        _abstention_rule("abstainBelowPrecision", lambda evaluation: evaluation.abstain_below_precision),
+        _abstention_rule("abstainKeepingRecall", lambda evaluation: evaluation.abstain_keeping_recall),
         Rule(
             cel="self.task != 'embedding' || self.optimization.batchSequences > 1",
             message="spec.optimization.batchSequences is 1, and embeddings learn to tell the texts of a batch apart: "
