@@ -60,6 +60,9 @@ class Evaluation(Schema):
     abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
     server marks those below as abstained. Of sequence classification; multi-label, the label applies from there on."""
+    abstain_keeping_recall: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The same for recall: the highest threshold for each label from which on so many of the examples that have the
+    label are still given it."""
     max_seen_share: Share | None = None
     """Which share of the test examples may be training examples, or nearly: of more the job ends before the training,
     and says where they are. Any may when absent, and the log tells them."""
@@ -68,4 +71,14 @@ class Evaluation(Schema):
     those that follow it, of which only figures are kept. `seed_deviation_accuracy` and its like tell how much of a
     figure is luck, and may have gates. Each seed costs a whole training."""
     min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
-    """Slices with fewer examples don't count for the worst one: chance alone would make them it."""
+    """Slices with fewer examples don't count for the worst one, and no precision is held to fp32 on them: chance alone
+    would decide."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.abstainBelowPrecision) || !has(self.abstainKeepingRecall)",
+            message="spec.evaluation.abstainBelowPrecision and abstainKeepingRecall ask for different thresholds of "
+            "the same labels: remove one",
+            check=lambda asked: asked.abstain_below_precision is None or asked.abstain_keeping_recall is None,
+        ),
+    )

@@ -1,5 +1,6 @@
 """FineTuneJob: a registered encoder and labelled examples to a registered task model."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -129,9 +130,22 @@ class Export(Schema):
     ] = []
     """int8 for CPUs, fp16 for GPUs. Each is tried on the evaluation's examples, on at most 4,000 of them."""
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """How far a precision may fall below fp32; 0.005 is half a point. One that falls further isn't in the artifact,
-    and the outcome says so. Of classifiers: in accuracy, or in macro F1 for words. For question answering: in how often
-    it begins and ends answers where fp32 does. For embeddings: in the mean cosine of its vectors and fp32's."""
+    """How far a precision may fall below fp32; 0.005 is half a point. One that falls further, over all examples or in
+    a slice that counts, isn't in the artifact, and the outcome says so; in a slice it may also fall by what chance
+    makes of so few examples. Of classifiers: in accuracy, or in macro F1 for words. For question answering: in how
+    often it begins and ends answers where fp32 does. For embeddings: in the mean cosine of its vectors and fp32's."""
+
+
+def _abstention_rule(name: str, value: Callable[[Evaluation], float | None]) -> Rule:
+    """That thresholds are asked for of texts' labels alone. value: the field of that name."""
+    return Rule(
+        cel=f"!has(self.evaluation.{name}) || (self.task == 'sequence-classification' && self.problem != 'regression')",
+        message=f"spec.evaluation.{name} is for labels of sequence-classification alone: remove it",
+        check=lambda spec: (
+            value(spec.evaluation) is None
+            or (spec.task is Task.SEQUENCE_CLASSIFICATION and spec.problem is not Problem.REGRESSION)
+        ),
+    )
 
 
 _LABELLED: Final = f"self.task in [{', '.join(map(repr, map(str, LABEL_TASKS)))}]"
@@ -195,15 +209,8 @@ class FineTuneJobSpec(TrainingSpec):
             message="spec.problem is for sequence-classification: remove it",
             check=lambda spec: spec.problem is Problem.SINGLE_LABEL or spec.task is Task.SEQUENCE_CLASSIFICATION,
         ),
-        Rule(
-            cel="!has(self.evaluation.abstainBelowPrecision) || (self.task == 'sequence-classification' && "
-            "self.problem != 'regression')",
-            message="spec.evaluation.abstainBelowPrecision is for labels of sequence-classification alone: remove it",
-            check=lambda spec: (
-                spec.evaluation.abstain_below_precision is None
-                or (spec.task is Task.SEQUENCE_CLASSIFICATION and spec.problem is not Problem.REGRESSION)
-            ),
-        ),
+        _abstention_rule("abstainBelowPrecision", lambda evaluation: evaluation.abstain_below_precision),
+        _abstention_rule("abstainKeepingRecall", lambda evaluation: evaluation.abstain_keeping_recall),
         Rule(
             cel="self.task != 'embedding' || self.optimization.batchSequences > 1",
             message="spec.optimization.batchSequences is 1, and embeddings learn to tell the texts of a batch apart: "

@@ -27,6 +27,32 @@ def named(precisions: Iterable[Precision]) -> str:
     return ", ".join([Precision.FP32, *(each for each in Precision if each in set(precisions) - {Precision.FP32})])
 
 
+class Slice(BaseModel):
+    """A precision held to fp32 on the examples that say the same of themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """As `key=value`."""
+    examples: int
+    fp32: float
+    """The metric's value for fp32."""
+    value: float
+    """Its value for this precision."""
+    chance: float
+    """A loss that 95 of 100 such slices would stay below if it were by chance which of the two answered better."""
+
+    @property
+    def loss(self) -> float:
+        """What this precision loses."""
+        return self.fp32 - self.value
+
+    @property
+    def certain(self) -> bool:
+        """Whether chance hardly makes such a loss."""
+        return not self.loss <= self.chance + 1e-9
+
+
 class Measured(BaseModel):
     """A precision held to fp32, on the examples that the task's metric is of."""
 
@@ -41,6 +67,9 @@ class Measured(BaseModel):
     value: float | None = None
     """Its value for this precision."""
     examples: int = 0
+    worst_slice: Slice | None = Field(default=None, exclude_if=lambda worst: worst is None)
+    """The one that loses most of those that lose more than chance makes, or where none does, of all; left out where the
+    examples have no slices that count: an older server refuses fields that it doesn't know."""
     calibration_examples: int = 0
     """Training texts by which the ranges of activations were found; 0 where each token has its own, found as it is
     read."""

@@ -85,6 +85,14 @@ def test_there_are_examples_of_every_kind() -> None:
             "spec.evaluation.abstainBelowPrecision is for labels",
         ),
         (
+            with_spec("FineTuneJob", problem="regression", evaluation={"abstainKeepingRecall": 0.9}),
+            "spec.evaluation.abstainKeepingRecall is for labels",
+        ),
+        (
+            with_spec("FineTuneJob", evaluation={"abstainBelowPrecision": 0.9, "abstainKeepingRecall": 0.9}),
+            "abstainBelowPrecision and abstainKeepingRecall ask for different thresholds of the same labels",
+        ),
+        (
             with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1"}]}),
             "spec.evaluation.gates has a gate without",
         ),

@@ -346,6 +346,16 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         both(put("spec.evaluation.abstainBelowPrecision", 0.9), put("spec.task", "question-answering")),
         ("abstainBelowPrecision", "sequence-classification"),
     ),
+    (
+        F,
+        both(put("spec.evaluation.abstainKeepingRecall", 0.9), put("spec.task", "question-answering")),
+        ("abstainKeepingRecall", "sequence-classification"),
+    ),
+    (
+        F,
+        both(put("spec.evaluation.abstainBelowPrecision", 0.9), put("spec.evaluation.abstainKeepingRecall", 0.9)),
+        ("abstainBelowPrecision and abstainKeepingRecall", "remove one"),
+    ),
     (F, put("spec.labels", ["a", "b", "a"]), ("spec.labels[2]", "Duplicate value")),
     (F, put("spec.base", {"pretrainJob": {"name": "my.encoder"}}), ("spec.base.pretrainJob.name",)),
     (F, put("spec.base", {"model": {"name": "encoder", "alias": "v1"}}), ("spec.base.model.alias", "choose another")),

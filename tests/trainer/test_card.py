@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cloze_api.card import Card
 from cloze_api.manifest import Calibration, Limits, Lineage, Manifest
-from cloze_api.precision import Measured, Precision
+from cloze_api.precision import Measured, Precision, Slice
 from cloze_api.task import Task
 from cloze_trainer import card
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
@@ -42,7 +42,14 @@ def manifest(**changes: Any) -> Manifest:
         "inputs": ["input_ids"],
         "output": "logits",
         "precisions": {
-            Precision.INT8: Measured(difference=0.01, metric="accuracy", fp32=0.96, value=0.955, examples=440)
+            Precision.INT8: Measured(
+                difference=0.01,
+                metric="accuracy",
+                fp32=0.96,
+                value=0.955,
+                examples=440,
+                worst_slice=Slice(name="language=de", examples=40, fp32=0.85, value=0.825, chance=0.05),
+            )
         },
         "evaluation": {
             "accuracy": 0.96,

@@ -1,6 +1,7 @@
 """An artifact's graphs besides fp32's: measured on examples, kept when they are accurate enough."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,9 @@ from cloze_api.manifest import Manifest, verify, version_tags
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.task import Task
-from cloze_trainer import artifact, import_options, importing, precisions
+from cloze_trainer import artifact, import_options, importing, precisions, sample
 from cloze_trainer.base import BaseModel
+from cloze_trainer.data.examples import Row, batches
 from cloze_trainer.data.labelled import Labelled
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
@@ -28,6 +30,7 @@ from cloze_trainer.model import build
 from cloze_trainer.preparation import PreparedDataset
 from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.tasks import rows
+from cloze_trainer.trial import Trial
 
 TEXTS = ["Ada Lovelace lived in London.", "hello", "where is it? in a garden", "no."]
 LABELS = ["O", "B-PER", "I-PER"]
@@ -168,12 +171,14 @@ class Tuned:
         vocab_size=60, layers=1, hidden_size=32, heads=2, intermediate_size=64, max_length=16, dropout=0
     )
 
-    def __init__(self, folder: Path, **export: Any) -> None:
+    def __init__(self, folder: Path, slices: Sequence[Sequence[str]] = ((),) * 9, **export: Any) -> None:
+        """slices: of each of nine test examples, of which one makes a slice."""
         spec = {
             "base": {"model": {"name": "x", "version": "1"}},
             "task": "sequence-classification",
             "dataset": {"train": "file:///a", "test": "file:///b"},
             "registry": {"name": "x"},
+            "evaluation": {"minSliceExamples": 1},
             "export": export,
         }
         self.spec = FineTuneJobSpec.model_validate(spec)
@@ -189,7 +194,7 @@ class Tuned:
         rows.save(folder, "test", part)
         # Fewer, so that it can be told which of them something was made of.
         rows.save(folder, "train", Labelled(part.ids[:5], part.targets[:5], part.lengths[:5], 0, 0))
-        (folder / "test-slices.json").write_text("[]")
+        (folder / "test-slices.json").write_text(json.dumps(slices))
         (folder / "test-key.json").write_text("null")
         (folder / "dataset.json").write_text(json.dumps({"labels": ["ham", "spam"], "max_length": 16}))
         (folder / "tokenizer.json").write_text("{}")
@@ -228,12 +233,72 @@ def test_a_fine_tuning_publishes_the_precisions_that_it_is_asked_for(tmp_path: P
     assert manifest.precisions[Precision.FP16].latency_ms == manifest.evaluation["latency_ms_fp16"]
     assert manifest.evaluation["accuracy_int8"] == manifest.precisions[Precision.INT8].value
     assert artifact.left_out(tuned.run, manifest) == ""
+    # Without slices nothing is told of them, and older servers read the manifest.
+    assert "worst_slice" not in (tuned.run.artifact / "manifest.json").read_text()
     ids = np.array([[2, 7, 9, 8, 12, 3]])
     fp32, int8 = (
         outputs(tuned.run.artifact, manifest, each, ids, ids * 0 + 1) for each in (Precision.FP32, Precision.INT8)
     )
     np.testing.assert_allclose(int8, fp32, atol=0.05)
     assert not np.array_equal(int8, fp32)
+
+
+def test_a_fine_tuning_tells_the_slice_that_loses_most(tmp_path: Path) -> None:
+    """Of the evaluation's slices, in the manifest, the figures and the card."""
+    tuned = Tuned(tmp_path, [["language=de"]] * 4 + [["language=en"]] * 5, precisions=["int8"], maxAccuracyLoss=1)
+    manifest = tuned.publish()
+    worst = manifest.precisions[Precision.INT8].worst_slice
+    assert worst is not None
+    assert worst.examples == {"language=de": 4, "language=en": 5}[worst.name]
+    assert manifest.evaluation["worst_slice_loss_int8"] == worst.loss
+    assert f"In int8 the slice that loses most is `{worst.name}`" in (tuned.run.artifact / "README.md").read_text()
+
+
+SLICED: list[tuple[Task, str, Callable[[int], dict[str, Any]], str]] = [
+    (
+        Task.TOKEN_CLASSIFICATION,
+        "single-label",
+        lambda n: {"tokens": ["x", "y"], "labels": ["O", "AB"[n % 2]]},
+        "macro_f1",
+    ),
+    (
+        Task.SEQUENCE_CLASSIFICATION,
+        "multi-label",
+        lambda n: {"text": "xy"[n % 2], "labels": ["A", "B"][n % 2 :]},
+        "agreement",
+    ),
+    (Task.SEQUENCE_CLASSIFICATION, "regression", lambda n: {"text": "x" * (n + 1), "score": n}, "correlation"),
+    (
+        Task.QUESTION_ANSWERING,
+        "single-label",
+        lambda n: {
+            "id": str(n),
+            "question": "who",
+            "context": "Ada and Bob",
+            "answers": {"text": ["Ada"], "answer_start": [0]},
+        },
+        "agreement",
+    ),
+    (Task.EMBEDDING, "single-label", lambda n: {"text": f"{n} x", "positive": f"{n} y"}, "cosine"),
+]
+
+
+@pytest.mark.parametrize(("task", "problem", "line", "metric"), SLICED)
+def test_each_tasks_slices_are_tried(
+    tuned: Callable[..., Any], task: Task, problem: str, line: Callable[[int], dict[str, Any]], metric: str
+) -> None:
+    """By what all examples are judged by; where fp32 is the reference, it is perfect in a slice, too."""
+    lines = [{**line(number), "metadata": {"part": "whole" if number < 6 else "few"}} for number in range(8)]
+    evaluation = {"minSliceExamples": 3}
+    export = {"precisions": ["int8"], "maxAccuracyLoss": 1}
+    made = tuned(task, lines, lines, problem=problem, evaluation=evaluation, export=export)
+    measured = verify(made.publish(Judgement({}))).precisions[Precision.INT8]
+    worst = measured.worst_slice
+    assert worst is not None
+    assert (measured.metric, worst.name) == (metric, "part=whole")
+    assert worst.examples == (12 if task is Task.EMBEDDING else 6)
+    assert metric == "macro_f1" or worst.fp32 == pytest.approx(1)
+    assert worst.chance >= 0
 
 
 def test_a_fine_tuning_goes_on_without_one_that_is_not_accurate_enough(
@@ -283,6 +348,117 @@ def test_the_gate_is_the_loss_of_the_metric(value: float, allowed: float, kept: 
     """A gain is no loss, and the bound itself is allowed."""
     measured = Measured(difference=0.1, metric="accuracy", fp32=0.96, value=value, examples=1000)
     assert (precisions.verdict(Precision.INT8, measured, allowed) == "") == kept
+
+
+VOCABULARY = {"en": 0, "de": 1, "ruined": 2}
+
+
+def stand_in(folder: Path, texts: Sequence[tuple[str, str]], *, sliced: bool = True) -> Trial:
+    """A graph that knows the class of texts by their second token, 1 for each, and a trial on examples of these words
+    and languages.
+    """
+    table = onnx.numpy_helper.from_array(np.array([[0, 1]] * len(VOCABULARY), np.float32), "table")
+    place = onnx.numpy_helper.from_array(np.array(1), "place")
+    nodes = [
+        onnx.helper.make_node("Gather", ["input_ids", "place"], ["words"], axis=1),
+        onnx.helper.make_node("Gather", ["table", "words"], ["logits"], axis=0),
+    ]
+    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "length"])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])
+    graph = onnx.helper.make_graph(nodes, "stand_in", [ids], [logits], [table, place])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8),
+        folder / graph_file(Precision.FP32),
+    )
+    tried = [
+        Row(np.array([0, VOCABULARY[word], 0]), np.zeros(3, np.int64), np.array([1]), (f"language={language}",))
+        for word, language in texts
+    ]
+    return Trial(
+        task=Task.SEQUENCE_CLASSIFICATION,
+        inputs=["input_ids"],
+        output="logits",
+        labels=["ham", "spam"],
+        batches=batches(tried, pad_id=0, wide=False),
+        examples=len(tried),
+        slices=["language=de", "language=en"] if sliced else [],
+    )
+
+
+def ruin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 8-bit graphs take one word for the other class."""
+
+    def ruined(model: onnx.ModelProto) -> int:
+        (table,) = [tensor for tensor in model.graph.initializer if tensor.name == "table"]
+        rows = onnx.numpy_helper.to_array(table).copy()
+        rows[VOCABULARY["ruined"]] = [1, 0]
+        table.CopyFrom(onnx.numpy_helper.from_array(rows, "table"))
+        return 1
+
+    monkeypatch.setattr(precisions, "quantize", ruined)
+
+
+SMALL = [("en", "en")] * 970 + [("de", "de")] * 18 + [("ruined", "de")] * 12
+
+
+def test_one_that_ruins_a_slice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it is accurate enough over all examples; the reason names the slice and both figures."""
+    ruin(monkeypatch)
+    added = precisions.add(tmp_path, [Precision.INT8], stand_in(tmp_path, SMALL), 0.02)
+    assert (added.measured, (tmp_path / graph_file(Precision.INT8)).exists()) == ({}, False)
+    assert (
+        "int8 has accuracy 0.6000 where fp32 has 1.0000, on the 30 examples of the slice language=de: 40.00 points less"
+        in added.refused[Precision.INT8]
+    )
+    # Neither where nothing is known of slices, nor where so much may be lost.
+    assert not precisions.add(tmp_path, [Precision.INT8], stand_in(tmp_path, SMALL, sliced=False), 0.02).refused
+    assert not precisions.add(tmp_path, [Precision.INT8], stand_in(tmp_path, SMALL), 0.4).refused
+
+
+@pytest.mark.parametrize(("worse", "certain"), [(1, False), (4, False), (5, True), (30, True)])
+def test_what_chance_makes_of_a_small_slice_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: int, certain: bool
+) -> None:
+    """Four answers of thirty that got worse are as likely as four heads in a row; the slice is told all the same."""
+    ruin(monkeypatch)
+    few = [("en", "en")] * 5970 + [("de", "de")] * (30 - worse) + [("ruined", "de")] * worse
+    trial = stand_in(tmp_path, few)
+    worst = precisions.add(tmp_path, [Precision.INT8], trial, 1).measured[Precision.INT8].worst_slice
+    assert worst is not None
+    assert (worst.name, worst.examples, worst.certain) == ("language=de", 30, certain)
+    assert worst.loss == pytest.approx(worse / 30)
+    assert bool(precisions.add(tmp_path, [Precision.INT8], trial, 0.005).refused) == certain
+
+
+def test_a_loss_that_is_certain_is_worse_than_a_larger_one_of_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a tiny slice would hide another's."""
+    ruin(monkeypatch)
+    texts = [("en", "en")] * 900 + [("ruined", "en")] * 40 + [("de", "de")] * 27 + [("ruined", "de")] * 3
+    worst = (
+        precisions.add(tmp_path, [Precision.INT8], stand_in(tmp_path, texts), 0.05).measured[Precision.INT8].worst_slice
+    )
+    assert worst is not None
+    assert (worst.name, worst.certain) == ("language=en", True)
+    assert worst.loss < 3 / 30
+
+
+def test_slices_are_tried_on_enough_of_their_examples(tmp_path: Path) -> None:
+    """Also where few of them are among those that all examples are tried by; of others none are added."""
+    count = 400
+    part = Labelled(
+        tuple(np.array([2, number, 3]) for number in range(count)), (np.array([0]),) * count, np.full(count, 3), 0, 0
+    )
+    slices = [["all", *(["small"] if number < 30 else ["rare"] if number < 35 else [])] for number in range(count)]
+    drawn = sample.draw(rows.Rows.of(part, per_token=False, pad=0), slices, 20, 100)
+    assert len(drawn.rows) == 100
+    assert drawn.slices == ["all", "small"]
+    together = [*drawn.rows, *drawn.beside]
+    assert sum("small" in row.slices for row in together) == 20
+    assert len({int(row.ids[1]) for row in together}) == len(together)
+    assert all(list(row.slices) == slices[row.ids[1]] for row in together)
+    assert {name for row in drawn.beside for name in row.slices} == {"all", "small"}
 
 
 def test_the_command_line_says_what_precisions_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,13 +102,20 @@ def test_labels_that_are_always_the_same_are_refused(tmp_path: Path, same: Seque
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("problem", [Problem.MULTI_LABEL, Problem.REGRESSION])
+@pytest.mark.parametrize(
+    ("problem", "abstention"),
+    [
+        (Problem.MULTI_LABEL, "abstainBelowPrecision"),
+        (Problem.MULTI_LABEL, "abstainKeepingRecall"),
+        (Problem.REGRESSION, ""),
+    ],
+)
 async def test_a_trained_model_answers_as_transformers_pipeline_does(
-    tuned: Callable[..., Any], tmp_path: Path, problem: Problem
+    tuned: Callable[..., Any], tmp_path: Path, problem: Problem, abstention: str
 ) -> None:
     """From lines to a served artifact with the same figures: sigmoid of each label, or the number itself."""
     rows = LINES[problem]
-    asked = {"evaluation": {"abstainBelowPrecision": 0.9}} if problem is Problem.MULTI_LABEL else {}
+    asked = {"evaluation": {abstention: 0.9}} if abstention else {}
     made = tuned(
         TEXTS, rows, rows, steps=60, problem=problem, export={"precisions": ["int8"], "maxAccuracyLoss": 1}, **asked
     )

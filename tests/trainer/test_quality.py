@@ -23,6 +23,7 @@ from cloze_trainer.quality import calibration, gates, intervals, judgement, luck
 from cloze_trainer.quality.entities import is_scheme, spans
 from cloze_trainer.quality.gates import Comparison
 from cloze_trainer.quality.scores import Scores, probabilities, statistics
+from cloze_trainer.tasks.several_labels import Marked
 
 TEXTS, WORDS = Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION
 IOBES = ("O", *(f"{prefix}-{name}" for prefix in "BIES" for name in ("LOC", "PER")))
@@ -182,6 +183,61 @@ def test_predictions_above_a_threshold_are_as_precise_as_asked(seed: int, precis
         assert precise(bounds[label]) or bounds[label] == 1
         lower = sure_N[own_N & (sure_N < bounds[label])]
         assert not any(precise(candidate) for candidate in lower)
+
+
+@given(seed=st.integers(0, 200), recall=st.floats(0.01, 0.99), right=st.sampled_from([0.5, 0.8, 0.99]))
+def test_predictions_above_a_threshold_keep_the_recall_asked(seed: int, recall: float, right: float) -> None:
+    """And no higher bound would do, of the probabilities that the label is predicted with; of equal ones all or none
+    are above it. A label whose predictions are too few abstains on nothing.
+    """
+    scores = texts(seed, 60, 3, right=right)
+    shares_NC = probabilities(scores.logits_NC).round(2)
+    bounds = calibration.recall_thresholds(shares_NC, scores.truth_N, "abc", recall)
+    sure_N, predicted_N = shares_NC.max(-1), shares_NC.argmax(-1)
+    for number, label in enumerate("abc"):
+        own_N, true_N = predicted_N == number, scores.truth_N == number
+
+        def kept(least: float, own_N=own_N, true_N=true_N) -> bool:  # type: ignore[no-untyped-def]
+            return bool((own_N & true_N & (sure_N >= least)).sum() / true_N.sum() >= recall)
+
+        assert kept(bounds[label]) == kept(0)
+        assert kept(0) or bounds[label] == 0
+        higher = sure_N[own_N & (sure_N > bounds[label])]
+        assert not kept(np.nextafter(min(higher, default=1.0), 2))
+
+
+def test_thresholds_for_recall_are_of_calibrated_probabilities() -> None:
+    """As servers compare them with; words have none."""
+    scores = texts(5)
+    asked = Evaluation(abstain_keeping_recall=0.5)
+    found = judgement.judge(scores, ["ham", "spam"], asked, task=TEXTS).calibration
+    assert found is not None
+    shares_NC = probabilities(scores.logits_NC, found.temperature)
+    assert found.thresholds == calibration.recall_thresholds(shares_NC, scores.truth_N, ["ham", "spam"], 0.5)
+    of_words = judgement.judge(scores, ["ham", "spam"], asked, task=WORDS).calibration
+    assert of_words is not None
+    assert of_words.thresholds == {}
+
+
+def test_labels_without_examples_have_no_threshold_for_recall() -> None:
+    """Nothing is known of them: they are answered as without one."""
+    shares_NC = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    assert calibration.recall_thresholds(shares_NC, np.zeros(3, np.int64), "ab", 0.3) == {"a": pytest.approx(0.8)}
+
+
+@given(seed=st.integers(0, 100), recall=st.floats(0.01, 0.99))
+def test_each_of_several_labels_keeps_the_recall_asked(seed: int, recall: float) -> None:
+    """Of the texts that have it so many reach the threshold, from which on it applies, and fewer a higher one."""
+    random = np.random.default_rng(seed)
+    marked = Marked(random.normal(size=(40, 2)).astype(np.float32), random.random((40, 2)) < 0.3)
+    kind = tasks.of(TEXTS, Problem.MULTI_LABEL)
+    found = kind.further(marked, ["a", "b"], Evaluation(abstain_keeping_recall=recall)).calibration
+    assert found is not None
+    assert isinstance(found.thresholds, dict)
+    for label, shares_E, true_E in zip("ab", marked.probabilities.T, marked.truth_EC.T, strict=True):
+        bound = found.thresholds[label]
+        assert (shares_E[true_E] >= bound).mean() >= recall
+        assert (shares_E[true_E] > shares_E[shares_E >= bound].min()).mean() < recall
 
 
 def test_the_worst_slice_has_enough_examples() -> None:

@@ -29,7 +29,7 @@ from cloze_api.precision import Measured, Precision
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.profile import PROFILE_FILE
 from cloze_api.task import Problem, Task
-from cloze_trainer import card, precisions
+from cloze_trainer import card, precisions, sample
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
 from cloze_trainer.distillation.lesson import Distilling
@@ -174,7 +174,10 @@ def left_out(run: Run, manifest: Manifest) -> str:
     missing = [] if isinstance(spec, PretrainJobSpec) else [*{*spec.export.precisions} - {*manifest.precisions}]
     if not missing:
         return ""
-    return f"; without {' and '.join(sorted(missing))}, which loses more than spec.export.maxAccuracyLoss: see the log"
+    return (
+        f"; without {' and '.join(sorted(missing))}, which loses more than spec.export.maxAccuracyLoss, over all "
+        "examples or in a slice: see the log"
+    )
 
 
 def _add_precisions(
@@ -182,23 +185,33 @@ def _add_precisions(
 ) -> dict[Precision, Measured]:
     if isinstance(spec, PretrainJobSpec) or isinstance(workload, Pretraining) or not spec.export.precisions:
         return {}
-    rows = workload.test.spread(_MOST_EXAMPLES)
+    drawn = sample.draw(workload.test, workload.slices, spec.evaluation.min_slice_examples, _MOST_EXAMPLES)
+    pad = workload.config.special_tokens.pad
     trial = Trial(
         task=workload.task,
         problem=workload.problem,
         inputs=workload.config.inputs,
         output=OUTPUT,
         labels=workload.labels,
-        batches=examples.batches(rows, pad_id=workload.config.special_tokens.pad, wide=False),
-        examples=len(rows),
+        batches=examples.batches(drawn.rows, pad_id=pad, wide=False),
+        examples=len(drawn.rows),
+        slices=drawn.slices,
+        beside=examples.batches(drawn.beside, pad_id=pad, wide=False),
     )
     calibration = workload.train.spread(CALIBRATION_EXAMPLES)
     return precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss, calibration).measured
 
 
 def _figures(measured: Mapping[Precision, Measured]) -> dict[str, float]:
-    """A precision's metric and time, as `accuracy_int8` and `latency_ms_int8`."""
+    """A precision's metric, its worst slice's loss and its time, as `accuracy_int8`, `worst_slice_loss_int8` and
+    `latency_ms_int8`.
+    """
     found = {f"{each.metric}_{precision}": each.value for precision, each in measured.items()}
+    found |= {
+        f"worst_slice_loss_{precision}": each.worst_slice.loss
+        for precision, each in measured.items()
+        if each.worst_slice is not None
+    }
     found |= {f"latency_ms_{precision}": each.latency_ms for precision, each in measured.items()}
     return {name: value for name, value in found.items() if value is not None}
 

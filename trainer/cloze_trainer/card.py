@@ -198,6 +198,12 @@ def _evaluation(manifest: Manifest, report: Mapping[str, Any]) -> Iterable[str]:
                 for name, each in sorted(manifest.precisions.items())
             ],
         )
+        for name, each in sorted(manifest.precisions.items()):
+            if (worst := each.worst_slice) is not None:
+                yield (
+                    f"In {name} the slice that loses most is {_code(worst.name)}: {_number(worst.value)} where fp32 "
+                    f"has {_number(worst.fp32)}, on {worst.examples} examples."
+                )
 
 
 def _lineage(manifest: Manifest) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ def _stand_in(chunk: Chunk) -> Chunk:
 
 
 class FineTuning:
-    """Training for a task on its examples. train, test: these as rows."""
+    """Training for a task on its examples. train, test: these as rows. slices: of each test example."""
 
     chunk_tokens = CHUNK_TOKENS
 
@@ -60,7 +60,7 @@ class FineTuning:
         self._examples = examples = prepared.open(parts, per_token=self._kind.per_token)
         self.labels, self.max_length, self.report = examples.labels, examples.max_length, examples.report
         self.train, self.test = examples.rows["train"], examples.rows["test"]
-        self.validation = examples.rows.get("validation")
+        self.slices, self.validation = examples.slices, examples.rows.get("validation")
         optimization, lengths = spec.optimization, self.train.lengths
         self._weights_C: Tensor | None = None
         if optimization.class_weights is ClassWeights.BALANCED:
@@ -191,7 +191,7 @@ class FineTuning:
 
     def scores_of(self, outputs_NK: npt.NDArray[np.float32]) -> Scored:
         """What any model's outputs of the test rows' items come to."""
-        scored: Scored = self._kind.scored(outputs_NK, self.test, self._examples.keys["test"], self._examples.slices)
+        scored: Scored = self._kind.scored(outputs_NK, self.test, self._examples.keys["test"], self.slices)
         return scored
 
     def profile(self, said: Said) -> Profile:

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from cloze_api.precision import Measured, Precision
+from cloze_api.precision import Measured, Precision, Slice
 from cloze_api.task import Problem, Task
 from cloze_trainer.data.examples import Batch, Row
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
-from cloze_trainer.quality.scores import correlation, macro_f1
+from cloze_trainer.quality import chance
+from cloze_trainer.quality.scores import Statistic, correlation, macro_f1_of, ratio_of
 
 Array = npt.NDArray[Any]
 
@@ -29,10 +30,17 @@ _PROBLEM_METRICS: Final = {Problem.MULTI_LABEL: "agreement", Problem.REGRESSION:
 """What a precision is judged by. Against fp32 alone: `agreement` on where answers begin and end, or which of several
 labels a text has, `cosine` between vectors, `correlation` between numbers."""
 
+_CONFIDENCE: Final = 0.95
+"""That a slice's loss isn't chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What graphs are tried on. inputs, output: the graphs'. labels: of a classifier. examples: 0 for made-up texts."""
+    """What graphs are tried on.
+
+    inputs, output: the graphs'. labels: of a classifier. examples: 0 for made-up texts. slices: those that each
+    precision is held to fp32 on. beside: more examples of these, which the metric of all isn't of.
+    """
 
     task: Task
     inputs: Sequence[str]
@@ -41,6 +49,8 @@ class Trial:
     batches: Sequence[Batch]
     examples: int
     problem: Problem = Problem.SINGLE_LABEL
+    slices: Sequence[str] = ()
+    beside: Sequence[Batch] = ()
 
     @property
     def metric(self) -> str:
@@ -63,7 +73,7 @@ def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dic
     largest = 1.0
     differences = dict.fromkeys(graphs, 0.0)
     answers: dict[Precision, list[Array]] = {precision: [] for precision in graphs}
-    for batch in trial.batches:
+    for batch in (*trial.batches, *trial.beside):
         given = dict(zip(INPUTS, (batch.ids_BT, batch.mask_BT, batch.segments_BT), strict=True))
         feed = {name: given[name] for name in trial.inputs}
         outputs = {precision: session.run([trial.output], feed)[0] for precision, session in sessions.items()}
@@ -75,14 +85,12 @@ def measure(trial: Trial, graphs: Mapping[Precision, Path], threads: int) -> dic
             differences[precision] = max(differences[precision], difference if difference >= 0 else np.inf)
             if trial.examples:
                 answers[precision].append(_answers(trial, output, batch, outputs[Precision.FP32]))
+    statistics = {precision: _statistic(trial, said) for precision, said in answers.items()} if trial.examples else {}
     found = {}
     for precision in graphs.keys() - {Precision.FP32}:
         measured = Measured(difference=min(differences[precision] / largest, np.finfo(np.float32).max))
-        if trial.examples:
-            figures = {
-                "fp32": _metric(trial, answers[Precision.FP32], answers[Precision.FP32]),
-                "value": _metric(trial, answers[precision], answers[Precision.FP32]),
-            }
+        if statistics:
+            figures = _figures(trial, statistics[precision], statistics[Precision.FP32])
             measured = measured.model_copy(update={"metric": trial.metric, "examples": trial.examples, **figures})
         found[precision] = measured
     return found
@@ -105,39 +113,71 @@ def _seen(task: Task, output: Array, batch: Batch) -> Array:
 
 
 def _answers(trial: Trial, output: Array, batch: Batch, reference: Array) -> Array:
-    """What a graph says of each example or place that counts."""
+    """What the metric is of: a row of sums for each example, or for numbers a graph's and fp32's."""
     if trial.problem is Problem.MULTI_LABEL:
-        return np.asarray(((output >= 0) == (reference >= 0)).mean(-1))
+        return _counted(((output >= 0) == (reference >= 0)).mean(-1))
     if trial.problem is Problem.REGRESSION:
-        return np.stack([output[:, 0], reference[:, 0]])
+        return np.stack([output[:, 0], reference[:, 0]], axis=-1)
     match trial.task:
         case Task.EMBEDDING:
             lengths_B = np.linalg.norm(output, axis=-1) * np.linalg.norm(reference, axis=-1)
-            cosines_B: Array = (output * reference).sum(-1) / np.maximum(lengths_B, np.finfo(np.float32).tiny)
-            return cosines_B
+            return _counted((output * reference).sum(-1) / np.maximum(lengths_B, np.finfo(np.float32).tiny))
         case Task.QUESTION_ANSWERING:
-            visible_BT2 = np.where(batch.mask_BT[:, :, None] == 1, output, -np.inf)
-            places: Array = visible_BT2.argmax(1).reshape(-1)
-            return places
+            return _counted((_ends(output, batch) == _ends(reference, batch)).mean(-1))
         case _:
             assert batch.truth is not None, "the examples of this task have labels"
-            counted = batch.truth != IGNORED
-            return np.stack([output.argmax(-1)[counted], batch.truth[counted]])
+            counted, predicted = batch.truth != IGNORED, output.argmax(-1)
+            hits = counted & (predicted == batch.truth)
+            if trial.task is not Task.TOKEN_CLASSIFICATION:
+                return np.stack([each.reshape(len(hits), -1).sum(-1) for each in (hits, counted)], axis=-1)
+            classes = len(trial.labels)
+            parts = [(predicted, hits), (predicted, counted), (batch.truth, counted)]
+            return np.concatenate([_by_class(each, chosen, classes) for each, chosen in parts], axis=-1)
 
 
-def _metric(trial: Trial, answers: Sequence[Array], reference: Sequence[Array]) -> float:
+def _counted(values_B: Array) -> Array:
+    """Values, of which there is one for each example."""
+    return np.stack([values_B, np.ones_like(values_B)], axis=-1)
+
+
+def _ends(output: Array, batch: Batch) -> Array:
+    """Where answers begin and end, (B, 2)."""
+    return np.asarray(np.where(batch.mask_BT[:, :, None] == 1, output, -np.inf).argmax(1))
+
+
+def _by_class(classes_BT: Array, chosen_BT: Array, classes: int) -> Array:
+    """How many of each example's chosen tokens are of each class."""
+    flat = (np.arange(len(classes_BT))[:, None] * classes + classes_BT)[chosen_BT]
+    return np.bincount(flat, minlength=len(classes_BT) * classes).reshape(-1, classes)
+
+
+def _statistic(trial: Trial, answers: Sequence[Array]) -> Statistic:
     """The task's metric of what a graph said."""
-    joined = np.concatenate(answers, axis=-1)
-    if trial.problem is Problem.MULTI_LABEL:
-        return float(joined.mean())
+    sums_EK = np.concatenate(answers).astype(np.float64)
     if trial.problem is Problem.REGRESSION:
-        return correlation(*joined.astype(np.float64)).figure
-    match trial.task:
-        case Task.EMBEDDING:
-            return float(joined.mean())
-        case Task.QUESTION_ANSWERING:
-            return float((joined == np.concatenate(reference)).mean())
-        case Task.TOKEN_CLASSIFICATION:
-            return macro_f1(joined[1], joined[0], len(trial.labels))
-        case _:
-            return float((joined[0] == joined[1]).mean())
+        return correlation(sums_EK[:, 0], sums_EK[:, 1])
+    return Statistic(sums_EK, macro_f1_of if trial.task is Task.TOKEN_CLASSIFICATION else ratio_of)
+
+
+def _figures(trial: Trial, precision: Statistic, fp32: Statistic) -> dict[str, Any]:
+    """The metric of the examples and of the slice that loses most."""
+    slices = [own for batch in (*trial.batches, *trial.beside) for own in batch.slices]
+    parts = [_slice(name, precision, fp32, np.array([name in own for own in slices])) for name in trial.slices]
+    counted_E = np.arange(len(fp32.sums_EK)) < trial.examples
+    return {
+        "fp32": fp32.part(counted_E).figure,
+        "value": precision.part(counted_E).figure,
+        # What isn't a number is worst.
+        "worst_slice": max(parts, key=lambda part: (part.certain, np.nan_to_num(part.loss, nan=np.inf)), default=None),
+    }
+
+
+def _slice(name: str, precision: Statistic, fp32: Statistic, chosen_E: npt.NDArray[np.bool_]) -> Slice:
+    one, other = fp32.part(chosen_E), precision.part(chosen_E)
+    return Slice(
+        name=name,
+        examples=int(chosen_E.sum()),
+        fp32=one.figure,
+        value=other.figure,
+        chance=chance.difference(one, other, _CONFIDENCE),
+    )

@@ -27,21 +27,27 @@ _HIDDEN_EVERY = 7
 
 
 class Row(NamedTuple):
-    """One example. ids, segments: (T,). targets: (1,) or (T,); None where examples have no label."""
+    """One example. ids, segments: (T,). targets: (1,) or (T,); None where examples have no label. slices: what it says
+    of itself, as `key=value`.
+    """
 
     ids: Ids
     segments: Ids
     targets: Ids | None = None
+    slices: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded examples. truth: classes or ids, (B,) or (B, T) with IGNORED; None where examples have no label."""
+    """Padded examples. truth: classes or ids, (B,) or (B, T) with IGNORED; None where examples have no label. slices:
+    of each example.
+    """
 
     ids_BT: Ids
     mask_BT: Ids
     segments_BT: Ids
     truth: Ids | None = None
+    slices: Sequence[Sequence[str]] = ()
 
 
 def read(
@@ -136,4 +142,5 @@ def _batch(rows: Sequence[Row], pad_id: int) -> Batch:
         mask_BT=pad([np.ones_like(row.ids) for row in rows], 0),
         segments_BT=pad([row.segments for row in rows], 0),
         truth=truth,
+        slices=[row.slices for row in rows],
     )

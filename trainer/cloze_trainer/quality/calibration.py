@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cloze_api.evaluation import Evaluation
 from cloze_trainer.quality.scores import Classes, Floats, probabilities
 
 BINS = 15
@@ -73,6 +74,17 @@ def held_out_error(logits_NC: npt.NDArray[Any], truth_N: Classes, example_N: Cla
     return calibration_error(shares_NC, truth_N)
 
 
+def chosen_thresholds(
+    shares_NC: Floats, truth_N: Classes, labels: Sequence[str], asked: Evaluation
+) -> dict[str, float]:
+    """By precision or by recall, whichever is asked for; none where neither is."""
+    if asked.abstain_below_precision is not None:
+        return thresholds(shares_NC, truth_N, labels, asked.abstain_below_precision)
+    if asked.abstain_keeping_recall is not None:
+        return recall_thresholds(shares_NC, truth_N, labels, asked.abstain_keeping_recall)
+    return {}
+
+
 def thresholds(shares_NC: Floats, truth_N: Classes, labels: Sequence[str], precision: float) -> dict[str, float]:
     """For each label the lowest probability from which on so many of its predictions are right; 1 where there is none.
 
@@ -94,6 +106,28 @@ def thresholds(shares_NC: Floats, truth_N: Classes, labels: Sequence[str], preci
         place = int(places[-1])
         below = float(sure[place + 1]) if place + 1 < len(sure) else 0.0
         found[label] = 0.0 if place + 1 == len(sure) else (float(sure[place]) + below) / 2
+    return found
+
+
+def recall_thresholds(shares_NC: Floats, truth_N: Classes, labels: Sequence[str], recall: float) -> dict[str, float]:
+    """For each label the highest probability from which on so many of its items are predicted so.
+
+    0 where even all such predictions are too few; none for a label without items. Halfway to the next lower
+    probability of its predictions, as `thresholds`.
+    """
+    found = {}
+    sure_N, predicted_N = shares_NC.max(-1), shares_NC.argmax(-1)
+    for number, label in enumerate(labels):
+        own_N, true_N = predicted_N == number, truth_N == number
+        if not true_N.any():
+            continue
+        hits = -np.sort(-sure_N[own_N & true_N])
+        enough = np.flatnonzero(np.arange(1, len(hits) + 1) / true_N.sum() >= recall)
+        if not len(enough):
+            found[label] = 0.0
+            continue
+        bound = float(hits[enough[0]])
+        found[label] = (bound + float(sure_N[own_N & (sure_N < bound)].max(initial=0.0))) / 2
     return found
 
 

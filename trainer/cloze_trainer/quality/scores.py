@@ -81,7 +81,7 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
         raise ValueError("there is nothing to judge the model by")
     classes = len(labels)
     hits_N = scores.predicted == scores.truth_N
-    found = {"accuracy": Statistic(_by_example(scores, np.stack([hits_N, np.ones_like(hits_N)], 1)), _ratio)}
+    found = {"accuracy": Statistic(_by_example(scores, np.stack([hits_N, np.ones_like(hits_N)], 1)), ratio_of)}
     everything_N = np.ones_like(hits_N)
     counts_E3C = np.stack(
         [
@@ -102,7 +102,7 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
 def mean(values_E: npt.NDArray[Any], of_E: npt.NDArray[np.bool_] | None = None) -> Statistic:
     """The mean over examples, or over some of them."""
     counted_E = np.ones(len(values_E)) if of_E is None else of_E.astype(np.float64)
-    return Statistic(np.stack([values_E * counted_E, counted_E], axis=1), _ratio)
+    return Statistic(np.stack([values_E * counted_E, counted_E], axis=1), ratio_of)
 
 
 def rank_correlation(given_E: Floats, true_E: Floats) -> Statistic:
@@ -127,7 +127,7 @@ def correlation(one_E: Floats, other_E: Floats) -> Statistic:
 
 def root_mean_square(values_E: Floats) -> Statistic:
     """The root of the mean of squares."""
-    return Statistic(np.stack([values_E**2, np.ones_like(values_E)], axis=1), lambda sums: np.sqrt(_ratio(sums)))
+    return Statistic(np.stack([values_E**2, np.ones_like(values_E)], axis=1), lambda sums: np.sqrt(ratio_of(sums)))
 
 
 def _levelled(values_E: Floats) -> Floats:
@@ -171,14 +171,6 @@ def class_f1(counts_CC: Classes, labels: Sequence[str]) -> dict[str, float]:
     return {f"f1_{label}": float(score) for label, score in zip(labels, f1_of(sums_C3), strict=True)}
 
 
-def macro_f1(truth_N: Classes, predicted_N: Classes, classes: int) -> float:
-    """Mean F1 over the classes that occur."""
-    counts_CC = confusion(truth_N, predicted_N, classes)
-    return float(
-        macro_f1_of(np.concatenate([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)]).astype(np.float64))
-    )
-
-
 def _classes(scores: Scores, classes_N: Classes, counted_N: npt.NDArray[np.bool_], classes: int) -> Floats:
     """How many items of each example are of each class, (E, C)."""
     flat = (scores.example_N * classes + classes_N)[counted_N]
@@ -203,7 +195,8 @@ def _entities(scores: Scores, labels: Sequence[str]) -> Floats:
     return counts_E3
 
 
-def _ratio(sums: Floats) -> Floats:
+def ratio_of(sums: Floats) -> Floats:
+    """Of sums of values, and of how many there are; 0 where there are none."""
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))
 
 

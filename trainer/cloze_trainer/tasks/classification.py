@@ -132,9 +132,9 @@ class _Classification(Kind[Example, Scores]):
         """What goes into the manifest."""
         temperature = calibration.temperature(scores.logits_NC, scores.truth_N) if asked.calibrate else 1.0
         bounds: dict[str, float] = {}
-        if self.abstains and asked.abstain_below_precision is not None:
+        if self.abstains:
             shares_NC = probabilities(scores.logits_NC, temperature)
-            bounds = calibration.thresholds(shares_NC, scores.truth_N, labels, asked.abstain_below_precision)
+            bounds = calibration.chosen_thresholds(shares_NC, scores.truth_N, labels, asked)
         if not asked.calibrate and not bounds:
             return None
         return Calibration(temperature=temperature, thresholds=bounds)

@@ -59,6 +59,11 @@ def _wide(values: Array) -> Array:
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
+def evenly(count: int, most: int) -> Ids:
+    """At most so many of the numbers below `count`, from all over them."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
+
+
 class Rows:
     """Sequences and their targets. lengths: tokens of each. places, spans: as of `Labelled`, (R, 3) and (N, 2)."""
 
@@ -106,8 +111,12 @@ class Rows:
 
     def spread(self, most: int) -> list[Row]:
         """At most so many rows, from all over the file."""
+        return self.some(evenly(len(self), most))
+
+    def some(self, rows_B: Ids) -> list[Row]:
+        """Some rows, each by itself."""
         found = []
-        for row in np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64):
+        for row in rows_B:
             span = slice(self._starts[row], self._starts[row + 1])
             ids = self._ids[span].astype(np.int64)
             targets = _wide(self._targets[span if self._per_token else slice(row, row + 1)])

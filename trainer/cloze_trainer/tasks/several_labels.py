@@ -137,16 +137,12 @@ class SeveralLabels(Kind[Example, Marked]):
         }
 
     def further(self, scores: Marked, labels: Sequence[str], asked: Evaluation) -> Further:
-        """With thresholds for the precision that is asked for, if one is."""
-        chosen = None
-        if asked.abstain_below_precision is not None:
-            bounds: dict[str, float] = {}
-            for label, shares_E, truth_E in zip(labels, scores.probabilities.T, scores.truth_EC.T, strict=True):
-                pair_E2 = np.stack([shares_E, np.zeros_like(shares_E)], -1)
-                bounds |= calibration.thresholds(
-                    pair_E2, (~truth_E).astype(np.int64), [label], asked.abstain_below_precision
-                )
-            chosen = Calibration(thresholds=bounds)
+        """With thresholds for the precision or the recall that is asked for, if one is."""
+        bounds: dict[str, float] = {}
+        for label, shares_E, truth_E in zip(labels, scores.probabilities.T, scores.truth_EC.T, strict=True):
+            pair_E2 = np.stack([shares_E, np.zeros_like(shares_E)], -1)
+            bounds |= calibration.chosen_thresholds(pair_E2, (~truth_E).astype(np.int64), [label], asked)
+        chosen = Calibration(thresholds=bounds) if bounds else None
         return Further(self.details(scores, labels), {"labels": list(labels)}, chosen)
 
     def said(self, scores: Marked, labels: Sequence[str], calibration: Calibration | None) -> Said:
