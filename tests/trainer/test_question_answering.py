@@ -168,7 +168,8 @@ async def test_a_trained_model_answers_as_it_was_scored(tuned: Callable[..., Any
     """From lines to a served artifact: figures of the training, of the artifact's graph and of the server's answers are
     the same, over several windows too.
     """
-    made = tuned(Task.QUESTION_ANSWERING, LINES, LINES, max_length=24, steps=300)
+    # Twice what most seeds need: processors round otherwise, and with that some learn it later.
+    made = tuned(Task.QUESTION_ANSWERING, LINES, LINES, max_length=24, steps=600)
     judged = made.judge()
     assert judged.figures["exact_match"] >= 0.8
     assert judged.figures["lower_f1"] <= judged.figures["f1"] <= judged.figures["upper_f1"]

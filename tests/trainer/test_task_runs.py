@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from families import PAIRED
 from mlflow import MlflowClient
 from transformers import (
     AutoModelForMaskedLM,
@@ -243,6 +244,8 @@ def test_token_classifier_is_published_with_a_score_for_each_label(base: Trainer
         ("modernbert", "byte-level-bpe"),
         pytest.param("roberta", "byte-level-bpe", marks=pytest.mark.full),
         pytest.param("distilbert", "wordpiece", marks=pytest.mark.full),
+        pytest.param("xlm-roberta", "unigram", marks=pytest.mark.full),
+        pytest.param("electra", "wordpiece", marks=pytest.mark.full),
     ],
 )
 def test_other_architectures_go_the_whole_way(
@@ -260,7 +263,7 @@ def test_other_architectures_go_the_whole_way(
     assert second.run(fine) == 0, second.log
     for trainer, auto in ((first, AutoModelForMaskedLM), (second, AutoModelForSequenceClassification)):
         manifest = verify(trainer.artifact)
-        assert manifest.inputs == ["input_ids", "attention_mask"]
+        assert ("token_type_ids" in manifest.inputs) == (architecture in PAIRED)
         tokenizer = AutoTokenizer.from_pretrained(trainer.artifact)
         theirs = auto.from_pretrained(trainer.artifact).eval()
         assert type(theirs).__name__ == manifest.architecture
