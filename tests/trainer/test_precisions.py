@@ -17,6 +17,7 @@ from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import Manifest, verify, version_tags
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
+from cloze_api.profile import PROFILE_FILE, Profile
 from cloze_api.task import Task
 from cloze_trainer import artifact, import_options, importing, precisions, sample
 from cloze_trainer.base import BaseModel
@@ -146,7 +147,6 @@ def test_sixteen_bits_need_no_examples(tmp_path: Path, tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "rows", "reason"),
     [
-        ({"precision": ()}, EXAMPLES[Task.SEQUENCE_CLASSIFICATION], "ExamplesUnused"),
         ({"max_accuracy_loss": 2.0}, EXAMPLES[Task.SEQUENCE_CLASSIFICATION], "LossInvalid"),
         ({}, [{"text": "hello", "label": "unheard-of"}], "LabelUnknown"),
         ({}, [], "DatasetEmpty"),
@@ -162,6 +162,31 @@ def test_what_cannot_be_measured_is_refused(
         convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **given)
     assert refused.value.reason == reason
     assert not (tmp_path / "artifact").exists()
+
+
+def test_examples_of_blanks_are_for_another_precision(tmp_path: Path, tiny: Any) -> None:
+    """Without one nothing would come of them."""
+    tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+    with pytest.raises(InputError) as refused:
+        convert(tmp_path, Task.FILL_MASK, examples=examples(tmp_path, [{"text": "hello"}]))
+    assert refused.value.reason == "ExamplesUnused"
+
+
+@pytest.mark.parametrize("task", [task for task in EXAMPLES if task is not Task.FILL_MASK])
+def test_examples_make_a_profile(tmp_path: Path, tiny: Any, task: Task) -> None:
+    """Without another precision, too; what a classifier says of them is in it."""
+    tiny.save(tmp_path / "model", "bert", task)
+    pooling = {"pooling": "mean"} if task is Task.EMBEDDING else {}
+    manifest = convert(tmp_path, task, examples=examples(tmp_path, EXAMPLES[task]), **pooling)
+    assert PROFILE_FILE in manifest.files
+    found = Profile.model_validate_json((tmp_path / "artifact" / PROFILE_FILE).read_bytes())
+    assert found.inputs == sum(found.tokens.counts) == sum(found.unknown.counts) == len(EXAMPLES[task])
+    items = {
+        Task.SEQUENCE_CLASSIFICATION: len(EXAMPLES[task]),
+        Task.TOKEN_CLASSIFICATION: sum(len(row.get("tokens", ())) for row in EXAMPLES[task]),
+    }
+    assert sum(found.predictions.values()) == items.get(task, 0)
+    assert set(found.predictions) <= set(manifest.labels)
 
 
 class Tuned:

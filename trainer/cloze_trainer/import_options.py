@@ -101,7 +101,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         "--examples",
         type=Path,
         metavar="FILE",
-        help="JSON lines on which they are held to fp32, with text, label, tokens and labels, or question and context",
+        help="JSON lines with text, label, tokens and labels, or question and context: on them other precisions are "
+        "held to fp32, and the profile is what they are like and what the model says of them",
     )
     parser.add_argument(
         "--max-accuracy-loss",
@@ -141,8 +142,9 @@ def check(asked: Asked) -> None:
         raise InputError("NameInvalid", message) from error
     if asked.examples is not None and not asked.examples.is_file():
         raise InputError("ExamplesMissing", f"--examples: {asked.examples} isn't a file")
-    if asked.examples is not None and not asked.precision:
-        raise InputError("ExamplesUnused", "--examples are for a precision besides fp32: give --precision int8, too")
+    if asked.examples is not None and asked.task is Task.FILL_MASK and not asked.precision:
+        message = "--examples of fill-mask are for a precision besides fp32: give --precision int8, too"
+        raise InputError("ExamplesUnused", message)
     if Precision.INT8 in asked.precision and asked.examples is None:
         message = "--precision int8 needs --examples, on which its answers are held to those of fp32: name a file"
         raise InputError("ExamplesMissing", message)

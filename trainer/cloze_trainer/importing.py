@@ -29,13 +29,14 @@ from cloze_api.manifest import (
 from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_MLFLOW_URI
 from cloze_api.precision import Measured, Precision
 from cloze_api.pretrained import PretrainedFolder
+from cloze_api.profile import PROFILE_FILE
 from cloze_api.progress import Outcome
 from cloze_api.task import Task
 from cloze_trainer import card, huggingface
 from cloze_trainer.adoption import find_whole
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import publish
+from cloze_trainer.files import publish, write_json
 from cloze_trainer.huggingface import Checkpoint
 from cloze_trainer.import_options import Asked, check
 from cloze_trainer.signing import SigningKey
@@ -43,6 +44,7 @@ from cloze_trainer.tracking import JobTags
 
 if TYPE_CHECKING:
     from cloze_trainer.conversion import Facts
+    from cloze_trainer.data.examples import Row
 
 KIND = "Import"
 
@@ -136,7 +138,7 @@ def _sources(folder: Path) -> dict[str, str]:
 def _identity(asked: Asked, sources: dict[str, str]) -> str:
     """The same for the same files and options."""
     options: list[Any] = [asked.task, asked.name, asked.pooling, asked.normalize, asked.matryoshka]
-    if asked.precision:
+    if asked.precision or asked.examples:
         examples = file_sha256(asked.examples) if asked.examples else None
         options += [sorted(asked.precision), examples, asked.max_accuracy_loss]
     options += [given for given in (asked.license, asked.problem) if given]
@@ -182,7 +184,8 @@ def _import(
         matryoshka = sorted(set(asked.matryoshka))
         if matryoshka and not (facts.dimensions and matryoshka[0] >= 1 and matryoshka[-1] < facts.dimensions):
             raise InputError("MatryoshkaInvalid", f"--matryoshka needs numbers from 1 to below {facts.dimensions}")
-        measured = _add_precisions(asked, checkpoint, facts, staging)
+        rows = _examples(asked, checkpoint, facts, staging)
+        measured = _add_precisions(asked, checkpoint, facts, staging, rows)
         vectors = checkpoint.vectors
         manifest = Manifest(
             name=asked.name,
@@ -218,30 +221,42 @@ def _import(
             ),
             files={},
         )
+        if rows and asked.task is not Task.FILL_MASK:
+            from cloze_trainer.quality.assessment import profile_of  # noqa: PLC0415 - torch, as above
+
+            write_json(staging / PROFILE_FILE, profile_of(staging, manifest, rows).model_dump(mode="json"))
         publish_card(staging, manifest, {}, {})
     return verify_with_digest(asked.output)
 
 
-def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder: Path) -> dict[Precision, Measured]:
-    """Graphs besides fp32's. Raises InputError for one that isn't accurate enough."""
+def _examples(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder: Path) -> "list[Row]":
+    """What the model is tried on; none where nobody gave a file. Raises InputError."""
+    from cloze_trainer.data import examples  # noqa: PLC0415 - torch, as above
+
+    if asked.examples is None:
+        return []
+    return examples.read(
+        asked.examples,
+        asked.task,
+        checkpoint.problem,
+        Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
+        special=facts.special_tokens,
+        labels=checkpoint.labels,
+        max_length=facts.max_length,
+    )
+
+
+def _add_precisions(
+    asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder: Path, given: "list[Row]"
+) -> dict[Precision, Measured]:
+    """Graphs besides fp32's, tried on the given examples. Raises InputError for one that isn't accurate enough."""
     if not asked.precision:
         return {}
     from cloze_trainer import precisions  # noqa: PLC0415 - torch, as above
     from cloze_trainer.data import examples  # noqa: PLC0415
     from cloze_trainer.trial import Trial  # noqa: PLC0415
 
-    if asked.examples is None:
-        rows = examples.made_up(checkpoint.vocab_size, facts.max_length)
-    else:
-        rows = examples.read(
-            asked.examples,
-            asked.task,
-            checkpoint.problem,
-            Tokenizer.from_file(str(folder / TOKENIZER_FILE)),
-            special=facts.special_tokens,
-            labels=checkpoint.labels,
-            max_length=facts.max_length,
-        )
+    rows = given or examples.made_up(checkpoint.vocab_size, facts.max_length)
     trial = Trial(
         task=asked.task,
         problem=checkpoint.problem,
@@ -249,7 +264,7 @@ def _add_precisions(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder
         output=facts.output,
         labels=checkpoint.labels,
         batches=examples.batches(rows, pad_id=facts.special_tokens.pad, wide=asked.task is Task.FILL_MASK),
-        examples=len(rows) if asked.examples else 0,
+        examples=len(given),
     )
     added = precisions.add(folder, asked.precision, trial, asked.max_accuracy_loss)
     if added.refused:

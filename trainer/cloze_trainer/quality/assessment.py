@@ -5,16 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from cloze_api.finetune import Truncation
 from cloze_api.manifest import ONNX_FILE, Manifest
+from cloze_api.profile import Profile
+from cloze_api.task import Problem
 from cloze_trainer import tasks
 from cloze_trainer.data import tokenizer
+from cloze_trainer.data.examples import Row
+from cloze_trainer.data.labelled import Labelled
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS
+from cloze_trainer.quality import profile
 from cloze_trainer.tasks import scoring
-from cloze_trainer.tasks.kind import AnyKind, Line, Reader, Scored
+from cloze_trainer.tasks.kind import AnyKind, Line, Outputs, Reader, Said, Scored
 from cloze_trainer.tasks.rows import Batch, Rows
 
 _BATCH_TOKENS = 4096
@@ -53,15 +59,38 @@ def assess(
     reader = Reader(tokenizer.read(folder), manifest.special_tokens, manifest.limits.max_length, whole)
     part = kind.tokenize(examples, labels, reader)
     rows = Rows.of(part, per_token=kind.per_token, pad=manifest.special_tokens.pad)
-    order = [manifest.labels.index(label) for label in labels] or slice(None)
+    order = [manifest.labels.index(label) for label in labels]
+    found = _outputs(kind, folder, manifest, rows)[:, order or slice(None)]
+    slices = [example.slices for example in examples]
+    scored: Scored = kind.scored(found, rows, kind.key(examples), slices)
+    return scored
+
+
+def profile_of(folder: Path, manifest: Manifest, examples: Sequence[Row]) -> Profile:
+    """The reference profile of an artifact; examples need no labels for it."""
+    kind, special = kind_of(manifest), manifest.special_tokens
+    targets = tuple(_blank(kind, manifest, row) if row.targets is None else row.targets for row in examples)
+    lengths = np.array([len(row.ids) for row in examples], np.int64)
+    part = Labelled(tuple(row.ids for row in examples), targets, lengths, 0, 0)
+    rows, said = Rows.of(part, per_token=kind.per_token, pad=special.pad), Said()
+    if manifest.labels and kind.problem is not Problem.REGRESSION:
+        scored = kind.scored(_outputs(kind, folder, manifest, rows), rows, None, ())
+        said = kind.said(scored, manifest.labels, manifest.calibration)
+    return profile.of(kind, rows, said, special.unk)
+
+
+def _blank(kind: AnyKind, manifest: Manifest, row: Row) -> npt.NDArray[np.int64]:
+    """A target of the right form, which says nothing."""
+    return np.zeros(len(row.ids) if kind.per_token else (1, max(1, len(manifest.labels))), np.int64)
+
+
+def _outputs(kind: AnyKind, folder: Path, manifest: Manifest, rows: Rows) -> Outputs:
+    """What the fp32 graph puts out for all rows' items, with the classes in the manifest's order."""
     session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), providers=["CPUExecutionProvider"])
 
     def infer(batch: Batch) -> Any:
         given = dict(zip(INPUTS, (batch.ids_BT, batch.visible_BT.astype(np.int64), batch.segments_BT), strict=True))
-        return session.run([manifest.output], {name: given[name] for name in manifest.inputs})[0][..., order]
+        return session.run([manifest.output], {name: given[name] for name in manifest.inputs})[0]
 
-    width = kind.width(labels, manifest.embedding.dimensions if manifest.embedding else 0)
-    found = scoring.outputs(rows, width, infer, at_once=_BATCH_TOKENS)
-    slices = [example.slices for example in examples]
-    scored: Scored = kind.scored(found, rows, kind.key(examples), slices)
-    return scored
+    width = kind.width(manifest.labels, manifest.embedding.dimensions if manifest.embedding else 0)
+    return scoring.outputs(rows, width, infer, at_once=_BATCH_TOKENS)
