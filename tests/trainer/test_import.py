@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, PAIRED
-from stores import KEYS, Stores, serving
+from remote_stores import KEYS, Stores, serving
 from whole_runs import command
 
 from cloze_api.manifest import ONNX_FILE, Manifest, verify

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
-from stores import KEYS, Stores, serving
+from remote_stores import KEYS, Stores, serving
 
 from cloze_api.pretrain import Corpus
 from cloze_api.progress import ExitCode

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,7 +282,9 @@ def test_a_run_ends_for_good_where_its_base_is_not_signed(
     tiny.save(tmp_path / "given", "bert", Task.FILL_MASK)
     monkeypatch.setenv(ENV_MLFLOW_URI, mlflow)
 
-    def ended(name: str) -> tuple[int, str]:
+    def ended(kind: str) -> tuple[int, str]:
+        # The registry is other tests', too.
+        name = f"{kind}-{uuid.uuid4().hex[:8]}"
         words = ("--task", "fill-mask", "--name", name, "--output", str(tmp_path / name / "artifact"), "--register")
         importing.run(import_options.parse([str(tmp_path / "given"), *words]))
         run_of(tmp_path / name)
