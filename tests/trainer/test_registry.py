@@ -78,7 +78,7 @@ def test_a_persons_job_with_another_result_is_another_version(mlflow: str, tags:
 def test_aliases_are_the_operators(mlflow: str, tags: JobTags, folder: Path) -> None:
     """A trainer makes versions; what is served, and what is tried, isn't for it to say."""
     tags = JobTags(tags.uid, tags.job, tags.task, tags.experiment, repeatable=True)
-    client, name = MlflowClient(mlflow), register(mlflow, tags, folder, "sha256:a").name
+    client, name = MlflowClient(mlflow, mlflow), register(mlflow, tags, folder, "sha256:a").name
     assert client.get_registered_model(name).aliases == {}
     client.set_registered_model_alias(name, "champion", "1")
     assert register(mlflow, tags, folder, "sha256:b").version == "2"
