@@ -54,6 +54,10 @@ def switch(text: str) -> bool:
     return text == "true"
 
 
+# What a text that can't be read should have been; otherwise a number.
+_KINDS = {int: "a whole number", switch: "true or false", Precision: f"one of {', '.join(Precision)}"}
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """One setting on the command line and in the environment.
@@ -74,6 +78,18 @@ class Flag:
     def option(self) -> str:
         """The flag's spelling."""
         return "--" + self.field.replace("_", "-")
+
+    def value(self, text: str) -> Any:
+        """What a text says. Raises ValueError that tells what to give instead."""
+        try:
+            value = self.parse(text)
+        except ValueError as error:
+            raise ValueError(f"give {_KINDS.get(self.parse, 'a number')}") from error
+        if self.minimum is not None and not value >= self.minimum:
+            raise ValueError(f"give {self.minimum:g} or more")
+        if self.minimum is not None and value > self.maximum:
+            raise ValueError(f"give {self.maximum:.10g} or less")
+        return value
 
 
 # A Service named `cloze` makes Kubernetes set CLOZE_PORT and CLOZE_SERVICE_HOST in every pod of its namespace, hence

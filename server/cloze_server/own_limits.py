@@ -23,12 +23,9 @@ def declared(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not name or flag is None:
             raise ValueError(f"{text!r}: give NAME:LIMIT=NUMBER, where LIMIT is one of {', '.join(_FLAGS)}")
         try:
-            value = flag.parse(number)
+            value = flag.value(number)
         except ValueError as error:
-            raise ValueError(f"{text!r}: give a number for {limit}") from error
-        least = flag.minimum or 0
-        if not least <= value <= flag.maximum:
-            raise ValueError(f"{text!r}: give {limit} a number from {least:g} to {flag.maximum:.10g}")
+            raise ValueError(f"{text!r}: {error}") from error
         if flag.field in found.setdefault(name, {}):
             raise ValueError(f"{text!r}: {name} has {limit} already")
         found[name][flag.field] = value

@@ -91,8 +91,6 @@ _DEFAULTS = {each.name: None if each.default is MISSING else each.default for ea
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 _ADDRESS = re.compile(r"https?://[^\s/]+\S*")
-# What a text that can't be read should have been; otherwise a number.
-_KINDS = {int: "a whole number", switch: "true or false", Precision: f"one of {', '.join(Precision)}"}
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -215,15 +213,9 @@ def from_flags(
 
 def _value(flag: Flag, text: str, origin: str) -> Any:
     try:
-        value = flag.parse(text)
+        return flag.value(text)
     except ValueError as error:
-        kind = _KINDS.get(flag.parse, "a number")
-        raise _invalid(f"{origin} is {text!r}: give {kind}") from error
-    if flag.minimum is not None and not value >= flag.minimum:
-        raise _invalid(f"{origin} is {text}: give {flag.minimum:g} or more")
-    if flag.minimum is not None and value > flag.maximum:
-        raise _invalid(f"{origin} is {text}: give {flag.maximum:.10g} or less")
-    return value
+        raise _invalid(f"{origin} is {text!r}: {error}") from error
 
 
 def _invalid(message: str) -> FatalError:

@@ -89,7 +89,7 @@ def test_a_service_link_of_kubernetes_does_not_set_the_port() -> None:
             {},
             "--max-queue-tokens of x",
         ),
-        (["--model", "x", "--limit", "x:max-inputs=0"], {}, "--limit is 'x:max-inputs=0': give max-inputs a number"),
+        (["--model", "x", "--limit", "x:max-inputs=0"], {}, "--limit is 'x:max-inputs=0': give 1 or more"),
         (["--model", "x"], {"CLOZE_LIMIT": "x:max-input=3"}, "LIMIT is one of"),
         (["--model", "x", "--limit", "x:max-inputs=3", "--limit", "x:max-inputs=4"], {}, "x has max-inputs already"),
         (["--model", "x", "--drain-seconds", "29"], {}, "--drain-seconds"),
