@@ -101,7 +101,7 @@ full-training: $(VENV) ## part: training runs killed at any moment, outside a cl
 
 .PHONY: full-serving
 full-serving: $(VENV) ## part: the inference server under hostile requests, and under load for CLOZE_SOAK_SECONDS (60)
-	@hack/test-full serving tests/server
+	@UV=$(UV) hack/test-full serving tests/server
 
 .PHONY: full-tasks
 full-tasks: $(VENV) ## part: every task on a real cluster, from a signed encoder to answers

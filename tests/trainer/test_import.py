@@ -576,3 +576,12 @@ def test_a_store_that_refuses_or_is_down_is_told_by_the_code(tmp_path: Path) -> 
     assert (code, "SourceUnavailable" in said) == (ExitCode.INTERNAL, True)
     assert not (tmp_path / "artifact").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_command_line_takes_dimensions_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """What isn't any is refused in words."""
+    given = ["model", "--task", "embedding", "--name", "x", "--output", "y"]
+    assert import_options.parse([*given, "--matryoshka", "256,128"]).matryoshka == [256, 128]
+    with pytest.raises(SystemExit):
+        import_options.parse([*given, "--matryoshka", "half"])
+    assert "'half' isn't whole numbers with commas between" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,6 +163,22 @@ def test_what_cannot_be_measured_is_refused(
         convert(tmp_path, Task.SEQUENCE_CLASSIFICATION, **given)
     assert refused.value.reason == reason
     assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize("task", EXAMPLES)
+def test_an_import_is_tried_by_slices(tmp_path: Path, tiny: Any, task: Task) -> None:
+    """Those that have enough examples, whichever the task."""
+    tiny.save(tmp_path / "model", "bert", task)
+    rows = [
+        {**row, "metadata": {"language": language}}
+        for language, count in (("de", 30), ("en", 31), ("fr", 29))
+        for row in islice(cycle(EXAMPLES[task]), count)
+    ]
+    options = {"pooling": "mean"} if task is Task.EMBEDDING else {}
+    given = {"precision": (Precision.INT8,), "examples": examples(tmp_path, rows), "max_accuracy_loss": 1.0}
+    worst = convert(tmp_path, task, **given, **options).precisions[Precision.INT8].worst_slice
+    assert worst is not None
+    assert (worst.name, worst.examples) in (("language=de", 30), ("language=en", 31))
 
 
 def test_examples_of_blanks_are_for_another_precision(tmp_path: Path, tiny: Any) -> None:

@@ -41,7 +41,7 @@ def register(mlflow: str, tags: JobTags, folder: Path, digest: str) -> registry.
         digest,
         facts={"cloze.dev/tokenizer": "t"},
         params={"a": "1"},
-        figures={"f1_grün & blau": 0.5, "f1_/": 0.25, "f1_да": 0.1, "f1_но": 0.2},
+        figures={"f1_grün & blau": 0.5, "f1_C#": 0.25, "f1_C+": 0.3, "f1_/": 0.4, "f1_да": 0.1, "f1_но": 0.2},
     )
 
 
@@ -62,7 +62,7 @@ def test_a_clusters_job_has_one_version_whatever_its_digest(mlflow: str, tags: J
     assert register(mlflow, tags, folder, "sha256:b") == first
     assert first.digest == "sha256:a"
     assert run_status(mlflow, first.run_id) == "FINISHED"
-    figures = {"f1_grün _ blau": 0.5, "f1__": 0.25, "f1_да": 0.1, "f1_но": 0.2}
+    figures = {"f1_grün _26 blau": 0.5, "f1_C_23": 0.25, "f1_C_2b": 0.3, "f1__2f": 0.4, "f1_да": 0.1, "f1_но": 0.2}
     assert MlflowClient(mlflow).get_run(first.run_id).data.metrics == figures
 
 

@@ -51,11 +51,14 @@ def params(job: TrainingJob) -> dict[str, str]:
         "cleaning",
         "topology",
         "task",
+        "problem",
         "max_length",
         "truncate",
         "base",
         "distillation",
         "privacy",
+        "evaluation",
+        "export",
     }
     parts &= set(type(job.spec).model_fields)
     if isinstance(job.spec, PretrainJobSpec) and job.spec.pretrained:

@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument("--normalize", action="store_true", help="give vectors length 1; without modules.json")
     parser.add_argument(
         "--matryoshka",
-        type=lambda text: [int(part) for part in text.split(",")],
+        type=_dimensions,
         default=[],
         metavar="N,N",
         help="numbers of leading dimensions that the model was trained to be cut to",
@@ -122,6 +122,14 @@ def parse(arguments: Sequence[str]) -> Asked:
         "--license", metavar="NAME", help="for the model card, such as apache-2.0; by default that of its README.md"
     )
     return Asked(**vars(parser.parse_args(arguments)))
+
+
+def _dimensions(text: str) -> list[int]:
+    """Raises ArgumentTypeError."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't whole numbers with commas between, as 256,128") from None
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from cloze_api.card import Card
+from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import (
     TOKENIZER_FILE,
     ArtifactError,
@@ -254,6 +255,7 @@ def _add_precisions(
         return {}
     from cloze_trainer import precisions  # noqa: PLC0415 - torch, as above
     from cloze_trainer.data import examples  # noqa: PLC0415
+    from cloze_trainer.quality.judgement import counted_slices  # noqa: PLC0415
     from cloze_trainer.trial import Trial  # noqa: PLC0415
 
     rows = given or examples.made_up(checkpoint.vocab_size, facts.max_length)
@@ -265,6 +267,7 @@ def _add_precisions(
         labels=checkpoint.labels,
         batches=examples.batches(rows, pad_id=facts.special_tokens.pad, wide=asked.task is Task.FILL_MASK),
         examples=len(given),
+        slices=sorted(counted_slices((row.slices for row in given), Evaluation().min_slice_examples)),
     )
     added = precisions.add(folder, asked.precision, trial, asked.max_accuracy_loss)
     if added.refused:

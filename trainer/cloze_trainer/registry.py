@@ -65,16 +65,21 @@ def _tagged(tags: JobTags) -> str:
 def log_metrics(connection: MlflowClient, run_id: str, rows: list[tuple[int, str, float, int]]) -> None:
     """Log figures: (step, name, value, milliseconds since the epoch).
 
-    MLflow's names have letters, of any script, digits and a few signs; what else a label's name holds becomes `_`.
+    MLflow's names have letters, of any script, digits and a few signs; of what else a label's name holds there is the
+    code point, so that `C#` (`C_23`) and `C+` (`C_2b`) stay two.
     """
     for start in range(0, len(rows), 500):
         connection.log_batch(
             run_id,
             metrics=[
-                Metric(_UNNAMEABLE.sub("_", name)[:_LONGEST_NAME], value, stamp, step)
+                Metric(_UNNAMEABLE.sub(_code_point, name)[:_LONGEST_NAME], value, stamp, step)
                 for step, name, value, stamp in rows[start : start + 500]
             ],
         )
+
+
+def _code_point(found: re.Match[str]) -> str:
+    return f"_{ord(found[0]):x}"
 
 
 def _versions(connection: MlflowClient, tags: JobTags) -> Iterator[Any]:

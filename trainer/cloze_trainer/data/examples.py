@@ -13,7 +13,7 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.labelled import IGNORED, pad
+from cloze_trainer.data.labelled import IGNORED, pad, slices_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 
@@ -63,7 +63,7 @@ def read(
     """Examples of a JSON-lines file. Raises InputError with file and line.
 
     Classification with one label: as `labelled.read` takes them. Question answering: `{"question": …, "context": …}`.
-    Others: `{"text": …}`; for fill-mask every seventh token is hidden.
+    Others: `{"text": …}`; for fill-mask every seventh token is hidden. All may have `metadata`, which makes slices.
     """
     if task in LABEL_TASKS and problem is Problem.SINGLE_LABEL:
         examples = labelled.read([path], task)
@@ -72,21 +72,23 @@ def read(
                 # Not shown: what stands in the wrong field may be a text.
                 raise InputError("LabelUnknown", f"{example.place} has a label that the model doesn't have: correct it")
         found = labelled.tokenize(examples, labels, tokenizer, task=task, max_length=max_length, special=special)
-        return [Row(ids, np.zeros_like(ids), targets) for ids, targets in zip(found.ids, found.targets, strict=True)]
+        told = zip(found.ids, found.targets, examples, strict=True)
+        return [Row(ids, np.zeros_like(ids), targets, example.slices) for ids, targets, example in told]
     pairs = task is Task.QUESTION_ANSWERING
     names = ("question", "context") if pairs else ("text",)
     tokenizer.encode_special_tokens = True
     tokenizer.enable_truncation(max_length, strategy="only_second" if pairs else "longest_first")
     rows: list[Row] = []
     for number, document in objects(path):
-        first, *second = [_text(f"{path}:{number}", document, name) for name in names]
+        place = f"{path}:{number}"
+        first, *second = [_text(place, document, name) for name in names]
         try:
             encoding = tokenizer.encode(first, second[0] if second else None)
         except Exception as error:  # the library's errors have no class: nothing of the context would be left
-            raise InputError("QuestionTooLong", f"{path}:{number} has a question as long as the model reads") from error
+            raise InputError("QuestionTooLong", f"{place} has a question as long as the model reads") from error
         ids = np.array(encoding.ids, dtype=np.int64)
         targets = _hide(ids, special, start=len(rows)) if task is Task.FILL_MASK else None
-        rows.append(Row(ids, np.array(encoding.type_ids, dtype=np.int64), targets))
+        rows.append(Row(ids, np.array(encoding.type_ids, dtype=np.int64), targets, slices_of(place, document)))
     if not rows:
         raise InputError("DatasetEmpty", f"{path} holds no example")
     return rows
