@@ -14,6 +14,8 @@ from hypothesis import settings
 # Several test processes share the processors, where threads of torch would wait for each other's turns. Read when torch
 # is imported; what tests start sets its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No registry but where a test asks for one: else it would be in a file of the checkout.
+os.environ.setdefault("MLFLOW_TRACKING_URI", "")
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("cloze", deadline=None)

@@ -256,6 +256,18 @@ TRAIN_ROLLBACKS = Metric(
 TRAIN_SKIPPED_BATCHES = Metric(
     "cloze_train_skipped_batches", "counter", "Batches that were passed over after the training had diverged.", _RUN
 )
+TRAIN_LEFT_OUT_UPDATES = Metric(
+    "cloze_train_left_out_updates", "counter", "Updates that were left out as their gradient wasn't finite.", _RUN
+)
+TRAIN_MASKED_LOSS = Metric(
+    "cloze_train_masked_loss_nats", "gauge", "Loss on held-out documents, at the last evaluation in the training.", _RUN
+)
+TRAIN_MASKED_ACCURACY = Metric(
+    "cloze_train_masked_accuracy_ratio", "gauge", "Share of their hidden tokens that were told rightly then.", _RUN
+)
+TRAIN_PERPLEXITY = Metric(
+    "cloze_train_pseudo_perplexity", "gauge", "Exponential of that loss: over hidden tokens, not over a text.", _RUN
+)
 TRAIN_CHECKPOINT_DURATION = Metric(
     "cloze_train_checkpoint_duration_seconds",
     "histogram",

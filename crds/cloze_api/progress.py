@@ -56,6 +56,8 @@ class Progress(Reported):
     eta_seconds: int | None = None
     checkpoint_step: int | None = None
     """Step of the newest durable checkpoint."""
+    figures: dict[str, float] = {}
+    """Of the last step, and of the last evaluation within the training."""
 
 
 class Outcome(Reported):

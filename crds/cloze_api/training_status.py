@@ -36,6 +36,10 @@ class ProgressStatus(Reported):
     summary: Annotated[str, Field(max_length=128)] = ""
     """`step/total (percent)` for the printer column."""
     checkpoint_step: int | None = None
+    figures: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
+    """Of the last step (`gradient_norm`, `padding_share`, `data_wait_seconds`, `memory_bytes`, `learning_rate`, on GPUs
+    that are known `flops_share`), and of the last evaluation within the training (`masked_loss`, `masked_accuracy`,
+    `perplexity`, or the task's own)."""
     updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
 
 

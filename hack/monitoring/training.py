@@ -75,7 +75,10 @@ def _progress() -> Row:
                 "Loss",
                 "Training loss of the last step. A jump or a plateau says more than the value.",
                 "suffix:nats",
-                [Query(_of_runs(metrics.TRAIN_LOSS), _NAME)],
+                [
+                    Query(_of_runs(metrics.TRAIN_LOSS), _NAME),
+                    Query(_of_runs(metrics.TRAIN_MASKED_LOSS), f"{_NAME} held out"),
+                ],
                 width=12,
             ),
             Panel(
@@ -84,6 +87,18 @@ def _progress() -> Row:
                 "short",
                 [Query(_of_runs(metrics.TRAIN_STEP), _NAME)],
                 width=12,
+            ),
+            Panel(
+                "Hidden words told rightly",
+                "Of held-out documents, at the evaluations within the training (`evaluation.everySteps`).",
+                "percentunit",
+                [Query(_of_runs(metrics.TRAIN_MASKED_ACCURACY), _NAME)],
+            ),
+            Panel(
+                "Pseudo-perplexity",
+                "Of hidden words of held-out documents; lower is better, and 1 the least.",
+                "short",
+                [Query(_of_runs(metrics.TRAIN_PERPLEXITY), _NAME)],
             ),
             Panel(
                 "Speed",
@@ -153,9 +168,11 @@ def _progress() -> Row:
             ),
             Panel(
                 "Rollbacks",
-                "A run that diverges goes back to a checkpoint and passes over the batches since. Repeated, it ends.",
+                "A run that diverges goes back to a checkpoint and passes over the batches since. Repeated, it ends. "
+                "Updates whose gradient isn't finite are left out, and too many of them are a divergence.",
                 "short",
                 [
+                    Query(_of_runs(metrics.TRAIN_LEFT_OUT_UPDATES), f"{_NAME} updates left out"),
                     Query(_of_runs(metrics.TRAIN_ROLLBACKS), f"{_NAME} rollbacks"),
                     Query(_of_runs(metrics.TRAIN_SKIPPED_BATCHES), f"{_NAME} batches passed over"),
                 ],

@@ -889,3 +889,6 @@ def test_figures_are_for_people() -> None:
     shown = progress_status(progress, "2026-03-01T12:00:00Z")
     assert (shown["loss"], shown["tokensPerSecond"]) == (4.9375, 10234.6)
     assert "loss" not in progress_status(progress.model_copy(update={"loss": math.nan}), "2026-03-01T12:00:00Z")
+    figures = {"gradient_norm": 0.123456789, "memory_bytes": 1234567890.0, "masked_loss": math.inf}
+    shown = progress_status(progress.model_copy(update={"figures": figures}), "2026-03-01T12:00:00Z")
+    assert shown["figures"] == {"gradient_norm": 0.1235, "memory_bytes": 1235000000.0}

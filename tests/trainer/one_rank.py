@@ -8,7 +8,8 @@ once that memory is enough for, by rank; `freeze`, the rank that stops before th
 checkpoints up to the step `from` it goes on from; `optimization`, which differs; `every`, steps between checkpoints;
 `teacher`, what is learnt from one, a random model of another size; `noise`, of private steps; `scale`, the first one of
 the loss, and `growth`, the steps after which it is doubled; `burst`, a first batch and one after the last, of which the
-gradient isn't finite, and the loss is; `unchecked`, whether arithmetic that the device hasn't is taken all the same.
+gradient isn't finite, and the loss is; `unchecked`, whether arithmetic that the device hasn't is taken all the same;
+`stop`, of which `rank` is sent a signal at `batches` and at `evaluations`, each of which it goes on from.
 """
 
 import json
@@ -41,7 +42,7 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.distillation.lesson import Distilling, SoftTargets
 from cloze_trainer.distillation.relation import RelationLoss
 from cloze_trainer.encoders.config import EncoderConfig
-from cloze_trainer.errors import TrainerError
+from cloze_trainer.errors import Suspended, TrainerError
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
@@ -124,6 +125,10 @@ class Failing(FineTuning):
         )
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
+        self.evaluations: list[dict[str, float]] = []
+        asked = scenario.get("stop", {})
+        stopped = asked.get("rank") == rank
+        self.stops = {name: list(asked[name]) if stopped else [] for name in ("batches", "evaluations") if asked}
 
     @property
     def clock(self) -> Clock:
@@ -138,12 +143,25 @@ class Failing(FineTuning):
             if self.asleep:
                 time.sleep(3600)
             os.kill(os.getpid(), signal.SIGSTOP)
+        self.stop("batches", batch)
         self.here = batch
         self.taken.append(batch)
         chunks = super().share(batch, rank, world, done)
         if batch not in self.empty:
             return chunks
         return [replace(chunk, targets=torch.full_like(chunk.targets, IGNORED), weight=0) for chunk in chunks]
+
+    def stop(self, where: str, number: int) -> None:
+        if number in self.stops.get(where, ()):
+            self.stops[where].remove(number)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluate(self, model: nn.Module, gang: Gang, stopped: Any = lambda: False) -> Any:
+        self.stop("evaluations", len(self.evaluations))
+        found = super().evaluate(model, gang, stopped)
+        if found is not None:
+            self.evaluations.append(found)
+        return found
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         loss = super().loss_sum(model, chunk)
@@ -216,7 +234,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 if int(path.name[5:]) > scenario["from"]:
                     shutil.rmtree(path)
         gang.from_leader()
-        error, choice = "", None
+        error, choice, suspended = "", None, []
         while True:
             model = initial_model_of(workload)
             adapters = lora.begin(spec.optimization, model)
@@ -244,6 +262,10 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 choice = asdict(state.choice) if state.choice else None
             except Crash:
                 continue
+            except Suspended as failure:
+                suspended.append(str(failure))
+                stop.requested = False
+                continue
             except TrainerError as failure:
                 error = failure.reason
                 if isinstance(failure, memory.ChunkTooLarge):
@@ -260,6 +282,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "gradients": torch.stack(gradients) if gradients else None,
             "weights": weights,
             "choice": choice,
+            "suspended": suspended,
+            "evaluations": workload.evaluations,
             "measured": measured,
             "taken": workload.taken,
             "sizes": workload.sizes,

@@ -1,5 +1,6 @@
 """What training costs, held to torch's own count of its operations."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,6 +9,7 @@ from cloze_api.pretrain import Architecture
 from cloze_api.task import Task
 from cloze_api.training import Arithmetic
 from cloze_trainer import flops
+from cloze_trainer.data.packing import attended
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.model import build
 
@@ -53,3 +55,10 @@ def test_what_devices_can_do() -> None:
     assert flops.peak("Tesla V100-SXM2-16GB", Arithmetic.FP16) == 125e12
     assert flops.peak("Tesla V100-PCIE-32GB", Arithmetic.FP32) == 14e12
     assert flops.peak("NVIDIA GeForce RTX 4090", Arithmetic.BF16) is None
+
+
+def test_a_token_looks_at_its_own_text_alone() -> None:
+    """Of packed rows the operations are those of their texts, of which the longer ones have more tokens."""
+    row = [2, *[7] * 8, 3, 2, *[7] * 3, 3, 0]
+    rows_BT = np.array([row, [2, *[7] * 14, 3]], np.uint16)
+    assert attended(rows_BT) == pytest.approx((10**2 + 5**2 + 16**2) / (10 + 5 + 16))

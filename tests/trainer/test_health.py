@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,20 @@ def test_a_few_updates_may_be_left_out() -> None:
     assert (health.trouble(1.0), health.sound(1.0)) == ("", False)
     assert health.updated(finite=True).left_out == 0
     assert "not finite in 3 steps" in health.updated(finite=False).trouble(1.0)
+
+
+@pytest.mark.parametrize(("every", "tolerable"), [(2, False), (5, False), (11, True)])
+def test_gradients_that_fail_again_and_again_are_trouble(every: int, tolerable: bool) -> None:
+    """Though never twice in a row: else half of a training could be lost without a word. One in eleven may be."""
+    health, first = after([2.0] * WINDOW), None
+    for step in range(1, 1001):
+        health = health.updated(finite=step % every != 0)
+        if first is None and health.trouble(1.0):
+            first = step
+    assert (first is None) == tolerable
+    assert first is None or first <= 5 * every
+    assert tolerable or "more than one of 10 steps" in health.trouble(1.0)
+    assert health.restarted().trouble(1.0) == ""
 
 
 def test_halfway_to_trouble_is_not_sound() -> None:

@@ -424,7 +424,7 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(
     said: str,
 ) -> None:
     """Final, in a sentence that says what to do, and without leaving anything behind."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
     break_it(tmp_path / "model")
     with pytest.raises(InputError, match=said) as refused:

@@ -56,6 +56,7 @@ SCENARIOS += [
     {"name": "stopping", **STOPPING},
     # After the best step, once with a checkpoint between.
     {"name": "stopping-crashing", **STOPPING, "crash": [7, 31, 37]},
+    {"name": "stopping-suspended", **STOPPING, "stop": {"rank": 0, "batches": [8], "evaluations": [4]}},
     {"name": "choosing", **CHOOSING},
     {"name": "choosing-crashing", **CHOOSING, "crash": [41, 66, 82]},
 ]
@@ -112,6 +113,7 @@ PAIR = [
     {"name": "taught-sharded", **TAUGHT, "optimization": SHARDED},
     {"name": "stopping", **STOPPING},
     {"name": "stopping-crashing", **STOPPING, "crash": [7, 31, 37]},
+    {"name": "stopping-suspended", **STOPPING, "stop": {"rank": 1, "batches": [8], "evaluations": [4]}},
     {
         "name": "stopping-sharded",
         **STOPPING,
@@ -120,12 +122,15 @@ PAIR = [
     },
 ]
 
+# Sums of three numbers depend on their order.
+THREE = [STEADY, {"name": "crashing", "crash": [2, 5]}]
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the ranks left, by `ranks-rank-scenario`."""
     folder = tmp_path_factory.mktemp("ranks")
-    run(folder, {1: SCENARIOS, 2: PAIR})
+    run(folder, {1: SCENARIOS, 2: PAIR, 3: THREE})
     run(folder, {1: [{"name": "resized", "after": "2-sharded", "from": 3}]})
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
@@ -217,6 +222,14 @@ def test_a_run_that_went_back_and_was_killed_has_the_same_bits(results: dict[str
     steady, crashing = results["1-0-ascent"], results["1-0-crashing"]
     assert len(crashing["taken"]) > len(steady["taken"])
     assert torch.equal(crashing["weights"], steady["weights"])
+
+
+def test_three_ranks_that_were_killed_have_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    """The order in which their gradients are added up is the same after each start."""
+    steady, crashing = results["3-0-steady"], results["3-0-crashing"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert torch.equal(crashing["weights"], steady["weights"])
+    assert torch.allclose(steady["weights"], results["1-0-steady"]["weights"], atol=1e-5)
 
 
 def test_ranks_go_back_together(results: dict[str, dict[str, Any]]) -> None:
@@ -448,6 +461,19 @@ def test_a_run_that_was_killed_takes_the_same_step(results: dict[str, dict[str, 
     assert len(crashing["taken"]) > len(steady["taken"])
     assert crashing["choice"] == steady["choice"]
     assert torch.equal(crashing["weights"], steady["weights"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stop_waits_for_no_evaluation(results: dict[str, dict[str, Any]], world: int) -> None:
+    """One that is due or goes on, on whichever rank the signal comes; it is made once, when the run goes on."""
+    steady, suspended = (results[f"{world}-0-{name}"] for name in ("stopping", "stopping-suspended"))
+    assert [told.split(";")[0] for told in suspended["suspended"]] == [
+        f"stopped by a signal after step {step}" for step in (9, 15)
+    ]
+    assert suspended["taken"] == steady["taken"]
+    assert suspended["evaluations"] == steady["evaluations"]
+    assert suspended["choice"] == steady["choice"]
+    assert torch.equal(suspended["weights"], steady["weights"])
 
 
 def test_the_best_step_of_a_model_in_parts_is_taken(results: dict[str, dict[str, Any]]) -> None:

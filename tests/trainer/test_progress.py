@@ -1,9 +1,11 @@
 """What a run's pod tells Prometheus about it."""
 
 import json
+import math
 import urllib.request
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloze_api import metrics
@@ -40,7 +42,8 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     server = serve(0, path, ("PretrainJob", "encoder"))
     try:
         figures.saving(blocked_seconds=1.5, missed=2)
-        figures.trouble(rollbacks=1, skipped=30)
+        figures.trouble(rollbacks=1, skipped=30, left_out=4)
+        figures.evaluated({"masked_loss": 2.0, "masked_accuracy": 0.5, "perplexity": 7.4, "f1_ham": 0.9})
         figures.figures({"gradient_norm": 0.5, "padding_share": 0.25, "data_wait_seconds": 3.5, "memory_bytes": 1e9})
         figures.step(3, 10, loss=2.5, tokens=1000)
         figures.stage("evaluation")
@@ -55,12 +58,58 @@ def test_figures_are_told_by_the_runs_kind_and_name(tmp_path: Path) -> None:
     assert found[f"{metrics.TRAIN_MISSED_CHECKPOINTS.name}_total"] == (run, 2)
     assert found[f"{metrics.TRAIN_ROLLBACKS.name}_total"] == (run, 1)
     assert found[f"{metrics.TRAIN_SKIPPED_BATCHES.name}_total"] == (run, 30)
+    assert found[f"{metrics.TRAIN_LEFT_OUT_UPDATES.name}_total"] == (run, 4)
+    assert found[metrics.TRAIN_MASKED_LOSS.name] == (run, 2)
+    assert found[metrics.TRAIN_MASKED_ACCURACY.name] == (run, 0.5)
+    assert found[metrics.TRAIN_PERPLEXITY.name] == (run, 7.4)
     assert found[metrics.TRAIN_GRADIENT_NORM.name] == (run, 0.5)
     assert found[metrics.TRAIN_PADDING.name] == (run, 0.25)
     assert found[f"{metrics.TRAIN_DATA_WAIT.name}_total"] == (run, 3.5)
     assert found[metrics.TRAIN_MEMORY.name] == (run, 1e9)
     assert metrics.TRAIN_UTILIZATION.name not in found
     assert found[metrics.TRAIN_STAGE.name] == ({**run, "stage": "evaluation"}, 1)
+
+
+def test_the_progress_has_the_last_steps_and_the_last_evaluations_figures(tmp_path: Path) -> None:
+    """Also after further steps; what isn't finite is left out."""
+    path = tmp_path / "progress.json"
+    figures = ProgressFile(path, clock=iter(range(100)).__next__)
+    figures.figures({"gradient_norm": 0.5})
+    figures.evaluated({"validation_f1": 0.75, "validation_log_loss": math.nan})
+    figures.step(1, 10, loss=1.0, tokens=10)
+    figures.figures({"gradient_norm": 0.25})
+    figures.step(2, 10, loss=1.0, tokens=20)
+    assert json.loads(path.read_text())["progress"]["figures"] == {"gradient_norm": 0.25, "validation_f1": 0.75}
+
+
+def test_a_training_that_ends_early_is_complete(tmp_path: Path) -> None:
+    """What was expected of it doesn't come any more."""
+    path = tmp_path / "progress.json"
+    figures = ProgressFile(path)
+    figures.step(6, 10, loss=1.0, tokens=10)
+    figures.over(6)
+    progress = json.loads(path.read_text())["progress"]
+    assert (progress["step"], progress["totalSteps"], progress["etaSeconds"]) == (6, 6, 0)
+
+
+def test_the_durations_of_all_checkpoints_are_counted(tmp_path: Path) -> None:
+    """Buckets that fell would be taken for a counter that begins anew."""
+    path = tmp_path / "progress.json"
+    figures = ProgressFile(path)
+    server = serve(0, path, ("PretrainJob", "encoder"))
+    try:
+        for number in range(1200):
+            figures.checkpoint(number, 0.1 if number < 1100 else 200.0)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_address[1]}/metrics", timeout=10) as reply:
+            families = list(text_string_to_metric_families(reply.read().decode()))
+    finally:
+        server.shutdown()
+        server.server_close()
+    (family,) = [family for family in families if family.name == metrics.TRAIN_CHECKPOINT_DURATION.name]
+    buckets = {each.labels["le"]: each.value for each in family.samples if "le" in each.labels}
+    assert [buckets[le] for le in ("0.05", "0.1", "60.0", "+Inf")] == [0, 1100, 1100, 1200]
+    (total,) = [each.value for each in family.samples if each.name.endswith("_sum")]
+    assert total == pytest.approx(1100 * 0.1 + 100 * 200)
 
 
 def test_going_back_takes_nothing_from_what_was_trained_on(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ COMMAND = Path(sys.executable).with_name("cloze-train")
 
 def command(folder: Path, *words: str, **environment: str) -> tuple[int, str]:
     """The exit code of `cloze-train` with these words, and what it said."""
-    own = os.environ | {"CLOZE_TERMINATION_LOG": str(folder / "termination")} | environment
+    own = os.environ | {"CLOZE_TERMINATION_LOG": str(folder / "termination"), "MLFLOW_TRACKING_URI": ""} | environment
     with (folder / "log").open("w") as log:
         code = warm.start([str(COMMAND), *words], own, log).wait(240)
     return code, (folder / "log").read_text(encoding="utf-8")
@@ -45,7 +45,8 @@ class Trainer:
         environment = (
             # Another test's MLflow client leaves its server's address in this process's environment.
             {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-            | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore"}
+            # No registry, where a test asks for none.
+            | {"CLOZE_WORKSPACE": str(self.folder / "workspace"), "PYTHONWARNINGS": "ignore", "MLFLOW_TRACKING_URI": ""}
             | self.environment
             | {"CLOZE_TERMINATION_LOG": str(self.folder / "termination")}
         )

@@ -49,6 +49,7 @@ class LoopState:
     rollbacks: how often, the last time to the step `retreat`. health: what the steps so far tell.
     chunk_tokens: how many go through the model at once, which were more before memory was too small for them.
     scale: of the loss. choice: the best step so far, where one is selected; its weights lie beside the last step's.
+    evaluated: the last step that was. left_out: updates that were, of all steps.
     """
 
     step: int
@@ -60,6 +61,8 @@ class LoopState:
     chunk_tokens: int = CHUNK_TOKENS
     scale: LossScale = field(default_factory=LossScale)
     choice: Choice | None = None
+    evaluated: int = 0
+    left_out: int = 0
 
     @property
     def batch(self) -> int:
@@ -75,6 +78,7 @@ class LoopState:
             retreat=before.step,
             health=before.health.restarted(),
             chunk_tokens=min(self.chunk_tokens, before.chunk_tokens),
+            left_out=self.left_out,
         )
 
     @classmethod
@@ -91,6 +95,9 @@ class LoopState:
             chunk_tokens=document.get("chunk_tokens", CHUNK_TOKENS),
             scale=LossScale(**document.get("scale", {})),
             choice=Choice(**document["choice"]) if document.get("choice") else None,
+            # Older ones were written after the evaluation of their step.
+            evaluated=document.get("evaluated", document["step"]),
+            left_out=document.get("left_out", 0),
         )
 
 

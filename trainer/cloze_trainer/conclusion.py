@@ -85,8 +85,8 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
         key.sign(run.artifact, manifest)
     result = Outcome(
         reason="Completed",
-        message=f"the artifact is in {run.artifact}; it is not registered, as MLFLOW_TRACKING_URI isn't set"
-        + artifact.remarks(run, manifest),
+        message=f"the artifact is in {run.artifact}; it is not registered, as there is no registry: set "
+        "MLFLOW_TRACKING_URI, or install mlflow for one in a file" + artifact.remarks(run, manifest),
         model_digest=digest,
         metrics=figures,
     )

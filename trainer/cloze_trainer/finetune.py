@@ -1,6 +1,6 @@
 """Fine-tuning: an encoder and labelled examples to a model of a task, whichever it is."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -88,7 +88,9 @@ class FineTuning:
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations of training on a token; the head's are nothing beside it."""
-        whole = flops.per_token(self.config, length=float(self.train.lengths.mean()), predicted=0.0)
+        # Of tokens, most of which are in the longer texts.
+        lengths = self.train.lengths.astype(np.float64)
+        whole = flops.per_token(self.config, length=float((lengths**2).sum() / lengths.sum()), predicted=0.0)
         # Without the gradients of weights that stay as they are.
         return whole if self.spec.optimization.lora is None else whole * 2 / 3
 
@@ -158,14 +160,21 @@ class FineTuning:
         early = self.spec.optimization.early_stopping
         return step % ((early and early.every_steps) or self._order.steps_per_epoch) == 0
 
-    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """The task's figures on the validation examples, as `validation_…`; without any on the test examples."""
+    def evaluate(
+        self, model: nn.Module, gang: Gang, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """The task's figures on the validation examples, as `validation_…`; without any on the test examples. None when
+        a rank was `stopped` meanwhile.
+        """
+        rows = self.test if self.validation is None else self.validation
+        outputs_NK = self.outputs(model, rows, gang, stopped)
+        if any(gang.sum(stopped())):
+            return None
         if self.validation is None:
-            scores = self.score(model, gang)
+            scores = self.scores_of(outputs_NK)
             further: Mapping[str, float] = self._kind.details(scores, self.labels)
         else:
-            outputs_NK = self.outputs(model, self.validation, gang)
-            scores = self._kind.scored(outputs_NK, self.validation, self._examples.keys["validation"], ())
+            scores = self._kind.scored(outputs_NK, rows, self._examples.keys["validation"], ())
             further = self._kind.further(scores, self.labels, _UNCALIBRATED).figures
         prefix = "" if self.validation is None else selection.PREFIX
         return {f"{prefix}{name}": value for name, value in {**self._main_figures(scores), **further}.items()}
@@ -198,8 +207,13 @@ class FineTuning:
         """The test examples, and what was said of them."""
         return profile.of(self._kind, self.test, said, self.config.special_tokens.unk)
 
-    def outputs(self, model: nn.Module, rows: Rows, gang: Gang) -> npt.NDArray[np.float32]:
-        """A model's outputs (N, K) of the rows' items, in their order; all ranks share the work."""
+    def outputs(
+        self, model: nn.Module, rows: Rows, gang: Gang, stopped: Callable[[], bool] = lambda: False
+    ) -> npt.NDArray[np.float32]:
+        """A model's outputs (N, K) of the rows' items, in their order; all ranks share the work.
+
+        stopped: whether a rank leaves what is missing of its share at 0.
+        """
         model.eval()
 
         def infer(batch: Batch) -> npt.NDArray[np.float32]:
@@ -208,6 +222,7 @@ class FineTuning:
 
         width = self._kind.width(self.labels, self.config.hidden_size)
         with torch.inference_mode():
-            own_NK = scoring.outputs(rows, width, infer, at_once=self.chunk_tokens, rank=gang.rank, world=gang.world)
+            share = {"rank": gang.rank, "world": gang.world}
+            own_NK = scoring.outputs(rows, width, infer, at_once=self.chunk_tokens, **share, stopped=stopped)
         found: npt.NDArray[np.float32] = gang.sum_array(torch.from_numpy(own_NK)).numpy()
         return found

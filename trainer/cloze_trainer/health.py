@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 #: Steps over which losses are averaged: one batch says little.
 WINDOW = 16
-#: Updates in a row that may be left out because the gradient isn't finite.
+#: Updates in a row that may be left out because the gradient isn't finite; of more steps, those above one in so many.
 NON_FINITE_BUDGET = 3
+TOLERABLE_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +15,13 @@ class Health:
     """What the steps so far tell.
 
     losses: the last finite ones (nats), at most WINDOW of them. lowest: the lowest mean of WINDOW losses in a row so
-    far. left_out: updates that were left out in a row.
+    far. left_out: updates that were left out in a row. strain: of all of them those that are above what is tolerable.
     """
 
     losses: tuple[float, ...] = ()
     lowest: float | None = None
     left_out: int = 0
+    strain: float = 0.0
 
     def seen(self, loss: float) -> "Health":
         """After a step with this loss; one that isn't finite tells nothing but by its gradient."""
@@ -33,7 +35,9 @@ class Health:
 
     def updated(self, *, finite: bool) -> "Health":
         """After an update, or after one that was left out as its gradient wasn't finite."""
-        return replace(self, left_out=0 if finite else self.left_out + 1)
+        if finite:
+            return replace(self, left_out=0, strain=max(0.0, self.strain - 1 / TOLERABLE_EVERY))
+        return replace(self, left_out=self.left_out + 1, strain=self.strain + 1)
 
     @property
     def rise(self) -> float:
@@ -48,6 +52,8 @@ class Health:
         """Why the training diverges; empty when it doesn't."""
         if self.left_out >= NON_FINITE_BUDGET:
             return f"the gradient was not finite in {self.left_out} steps in a row"
+        if self.strain >= NON_FINITE_BUDGET:
+            return f"the gradient is not finite in more than one of {TOLERABLE_EVERY} steps"
         if self.rise > max_rise:
             return f"the mean loss of {WINDOW} steps has risen by {self.rise:.2f} nats"
         return ""
@@ -58,4 +64,4 @@ class Health:
 
     def restarted(self) -> "Health":
         """After going back to where this was: a full window of losses shows whether it helped."""
-        return replace(self, losses=())
+        return replace(self, losses=(), strain=0.0)

@@ -33,7 +33,7 @@ from cloze_api.pretrained import PretrainedFolder
 from cloze_api.profile import PROFILE_FILE
 from cloze_api.progress import Outcome
 from cloze_api.task import Task
-from cloze_trainer import card, huggingface
+from cloze_trainer import card, huggingface, own_registry
 from cloze_trainer.adoption import find_whole
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
@@ -53,9 +53,9 @@ KIND = "Import"
 def run(asked: Asked) -> Outcome:
     """Import and, where asked, register. Raises InputError, TrainerError, OSError."""
     check(asked)
-    tracking_uri = os.environ.get(ENV_MLFLOW_URI) or None
+    tracking_uri = own_registry.address()
     if asked.register and tracking_uri is None:
-        raise InputError("RegistryUnset", f"--register needs the registry's address: set {ENV_MLFLOW_URI}")
+        raise InputError("RegistryUnset", f"--register needs a registry: set {ENV_MLFLOW_URI}, or install mlflow")
     key = SigningKey.find()
     with _folder(asked) as folder:
         manifest, digest = _artifact(asked, folder)

@@ -72,11 +72,12 @@ class Surroundings:
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         self.progress.figures(figures)
         self.progress.step(state.step, total, loss=loss if math.isfinite(loss) else None, tokens=state.tokens)
-        self.progress.trouble(rollbacks=state.rollbacks, skipped=state.skipped)
+        self.progress.trouble(rollbacks=state.rollbacks, skipped=state.skipped, left_out=state.left_out)
         if state.step % _TRACK_EVERY_STEPS == 0 or state.step == total:
             values = {
                 "loss": loss,
                 "rollbacks": state.rollbacks,
+                "left_out_updates": state.left_out,
                 "checkpoint_blocked_seconds": saver.blocked_seconds,
                 "missed_checkpoints": saver.missed,
                 "chunk_tokens": state.chunk_tokens,
@@ -135,12 +136,15 @@ def train(
             around.profiler.at(state.step)
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
-            over = clock.over(step, state.tokens) or best.over(state.choice)
+            last = clock.over(step, state.tokens)
+            over = last or best.over(state.choice)
+            # The last step is evaluated, too, where it may not be the one that is taken.
+            due = step > state.evaluated and (bool(around.selection) if last else workload.evaluate_after(step))
             done = clock.share(step, state.tokens)
             share = partial(workload.share, state.batch, gang.rank, gang.world, done)
             began = time.monotonic()
             attendance.at(step, Part.DATA)
-            chunks = () if over else share()
+            chunks = () if over or due else share()
             waited += time.monotonic() - began
             attendance.at(step, Part.BATCH)
             weight, tokens, places, stop, loss_sum, failed, smaller = gang.sum(
@@ -158,7 +162,7 @@ def train(
                 # What fits on one rank is right for all, and for whoever goes on from a checkpoint.
                 workload.chunk_tokens = int(gang.least(workload.chunk_tokens))
                 state = replace(state, chunk_tokens=workload.chunk_tokens)
-                chunks = () if over else share()
+                chunks = () if over or due else share()
             if unseen:
                 # A batch in which nothing was to be predicted tells nothing.
                 unseen, loss = False, loss_sum / last_weight if last_weight else math.nan
@@ -175,7 +179,7 @@ def train(
                 around.report(state, step if over else max(expected, step + 1), loss, saver, figures)
             padding = 1 - tokens / places if places else 0.0
 
-            # --- what to do about it: go back and pass over what went wrong, end, save, stop
+            # --- what to do about it: go back and pass over what went wrong, end, save, stop, evaluate
             if trouble := state.health.trouble(optimization.max_loss_rise):
                 if state.rollbacks >= optimization.max_rollbacks:
                     raise _diverged(trouble, state)
@@ -189,9 +193,9 @@ def train(
                 workload.chunk_tokens = state.chunk_tokens
                 progress.checkpoint(back)
                 continue
-            if over:
+            if over and not due:
                 break
-            if step and step % every_steps == 0 and not state.health.left_out:
+            if step and step % every_steps == 0 and not (state.health.left_out or due):
                 saver.save(state, model, optimizer, best.weights)
             if stop:
                 saver.save(state, model, optimizer, best.weights)
@@ -202,6 +206,19 @@ def train(
                     if saver.durable != step:
                         kept = f"it could not be saved: the newest checkpoint is that of step {saver.durable or 0}"
                 raise Suspended(f"stopped by a signal after step {step}; {kept}")
+            if due:
+                whole = trained.whole()
+                measured = workload.evaluate(whole, gang, lambda: around.stop.requested)
+                trained.module.train()
+                # What was broken off is made when the run goes on.
+                if measured is not None:
+                    around.tracker.metrics(step, measured)
+                    progress.evaluated(measured)
+                    choice = best.after(state.choice, step, measured, whole)
+                    state = replace(state, choice=choice, evaluated=step)
+                    if best.over(choice):
+                        progress.over(step)
+                continue
 
             # --- gradient of the mean loss over the global batch; once more where a scaled loss was too much for fp16
             rate = learning_rate(
@@ -231,19 +248,15 @@ def train(
             elif gang.leads:
                 log("update left out", step=step, why="the gradient isn't finite")
             optimizer.zero_grad()
-            health = state.health.updated(finite=finite)
-            state = replace(state, step=step + 1, tokens=state.tokens + int(tokens), health=health, scale=scale)
-
+            state = replace(
+                state,
+                step=step + 1,
+                tokens=state.tokens + int(tokens),
+                health=state.health.updated(finite=finite),
+                scale=scale,
+                left_out=state.left_out + (not finite),
+            )
             attendance.rest()
-
-            # --- now and then: evaluate; the last step is, too, where it may not be the one that is taken
-            last = clock.over(state.step, state.tokens)
-            if (last and around.selection) or (not last and workload.evaluate_after(state.step)):
-                whole = trained.whole()
-                measured = workload.evaluate(whole, gang)
-                around.tracker.metrics(state.step, measured)
-                state = replace(state, choice=best.after(state.choice, state.step, measured, whole))
-                trained.module.train()
 
         whole = trained.whole()
         if not math.isfinite(float(sum(parameter.detach().double().sum() for parameter in whole.parameters()))):

@@ -19,7 +19,7 @@ from cloze_api.names import (
     PROGRESS_PORT,
 )
 from cloze_api.progress import ExitCode, Outcome
-from cloze_trainer import import_options, importing, outcome, trust
+from cloze_trainer import import_options, importing, outcome, own_registry, trust
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, Suspended, TrainerError, classify
 from cloze_trainer.files import write_atomically
@@ -42,7 +42,8 @@ cloze-train lineage VERSION | --data DATA tells where a registered version comes
 data set: see cloze-train lineage --help.
 
 environment:
-  {ENV_MLFLOW_URI:<22} registry of the finished model; without it the artifact stays in the workspace
+  {ENV_MLFLOW_URI:<22} registry of the finished model; ./{own_registry.FILE} where it isn't set and mlflow is installed,
+                         none where it is empty
   {ENV_SIGNING_KEY:<22} file of the private key by which the artifact is signed
   {ENV_VERIFY_KEY:<22} public keys, separated by white space, as --verify-key
   {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine

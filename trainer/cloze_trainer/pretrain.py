@@ -25,7 +25,7 @@ from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masked, Masker
 from cloze_trainer.data.order import Indices, Order
-from cloze_trainer.data.packing import Tokens, texts_of
+from cloze_trainer.data.packing import Tokens, attended, texts_of
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
 from cloze_trainer.data.unpadded import unpadded
 from cloze_trainer.encoders.attention import Attention, Texts
@@ -113,6 +113,10 @@ def masking_probability(masking: Masking, share: float) -> float:
     return masking.probability + (final - masking.probability) * min(1.0, share)
 
 
+# Of the data, by which it is told how long texts are.
+_SAMPLED_TOKENS = 1 << 20
+
+
 class Pretraining:
     """Masked language modelling over packed sequences.
 
@@ -169,6 +173,9 @@ class Pretraining:
             special_tokens=special,
         )
         self._evaluation_masker = evaluation_masker(self.shards.vocab_size, special)
+        rows = self.shards.train_NT
+        sampled = max(1, _SAMPLED_TOKENS // rows.shape[1])
+        self._attended = attended(rows[:: -(-len(rows) // sampled)], special)
 
     @property
     def total_steps(self) -> int:
@@ -189,9 +196,8 @@ class Pretraining:
 
     @property
     def flops_per_token(self) -> float:
-        """Floating-point operations of training on a token, as if each row were one text."""
-        length, predicted = self.config.max_length, self.spec.masking.probability
-        return flops.per_token(self.config, length=length, predicted=predicted)
+        """Floating-point operations of training on a token, which looks at its own text alone."""
+        return flops.per_token(self.config, length=self._attended, predicted=self.spec.masking.probability)
 
     @property
     def _rows(self) -> int:
@@ -274,14 +280,20 @@ class Pretraining:
         every = self.spec.evaluation.every_steps
         return every is not None and step % every == 0
 
-    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """`masked_loss`, `masked_accuracy`, `perplexity` on the held-out documents, with the same masks each time."""
+    def evaluate(
+        self, model: nn.Module, gang: Gang, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """`masked_loss`, `masked_accuracy`, `perplexity` on the held-out documents, with the same masks each time; None
+        when a rank was `stopped` meanwhile.
+        """
         model.eval()
         held_out_NT = self.shards.held_out_NT
         loss = hits = count = 0.0
         rows = self._rows
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(held_out_NT), gang.world * rows):
+                if stopped():
+                    break
                 samples_B = np.arange(at, min(at + rows, len(held_out_NT)))
                 places = (held_out_NT, samples_B, np.zeros_like(samples_B))
                 chunk = self._chunk(self._evaluation_masker, *places, inputs=self._padded)
@@ -289,6 +301,8 @@ class Pretraining:
                 loss += float(functional.cross_entropy(logits_MV, chunk.targets, reduction="sum"))
                 hits += float((logits_MV.argmax(-1) == chunk.targets).sum())
                 count += chunk.weight
-        loss, hits, count = gang.sum(loss, hits, count)
+        loss, hits, count, left = gang.sum(loss, hits, count, stopped())
+        if left:
+            return None
         assert count, "the corpus was refused otherwise"
         return evaluation.masked(loss, hits, count)

@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,27 @@ _FIGURES = {
     "memory_bytes": metrics.TRAIN_MEMORY,
     "flops_share": metrics.TRAIN_UTILIZATION,
 }
+_EVALUATED_MOST = 12
+#: Figures of an evaluation within the training that are gauges; others differ from task to task.
+_EVALUATED = {
+    "masked_loss": metrics.TRAIN_MASKED_LOSS,
+    "masked_accuracy": metrics.TRAIN_MASKED_ACCURACY,
+    "perplexity": metrics.TRAIN_PERPLEXITY,
+}
+
+
+class _Durations:
+    """How many checkpoints took how long. counts: by the metric's buckets. total: seconds of all."""
+
+    def __init__(self) -> None:
+        self._bounds = metrics.TRAIN_CHECKPOINT_DURATION.buckets
+        self.counts = [0] * (len(self._bounds) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self._bounds, seconds)] += 1
+        self.total += seconds
 
 
 class ProgressFile:
@@ -44,10 +68,11 @@ class ProgressFile:
         self._leg, self._legs, self._leg_steps = 0, 1, 0
         self._written = -_WRITE_SECONDS
         self._marks: deque[tuple[float, int, int]] = deque()
-        self._checkpoint_seconds: list[float] = []
+        self._checkpoints = _Durations()
         self._blocked_seconds, self._missed = 0.0, 0
-        self._rollbacks, self._skipped = 0, 0
+        self._rollbacks, self._skipped, self._left_out = 0, 0, 0
         self._figures: dict[str, float] = {}
+        self._evaluated: dict[str, float] = {}
 
     def stage(self, stage: str) -> None:
         """Say what begins."""
@@ -87,6 +112,7 @@ class ProgressFile:
                 "loss": loss,
                 "tokens_per_second": rate,
                 "eta_seconds": eta,
+                "figures": {**self._figures, **self._evaluated},
             }
         )
         self._write(force=step == total_steps)
@@ -95,20 +121,34 @@ class ProgressFile:
         """Say that a step's checkpoint is durable."""
         self._progress = self._progress.model_copy(update={"checkpoint_step": step + self._leg * self._leg_steps})
         if seconds is not None:
-            self._checkpoint_seconds.append(seconds)
+            self._checkpoints.add(seconds)
         self._write(force=True)
 
     def saving(self, *, blocked_seconds: float, missed: int) -> None:
         """Say for how long the training has waited for its checkpoints, and how many were left out."""
         self._blocked_seconds, self._missed = blocked_seconds, missed
 
-    def trouble(self, *, rollbacks: int, skipped: int) -> None:
-        """Say how often the training went back to a checkpoint, and how many batches it has passed over."""
-        self._rollbacks, self._skipped = rollbacks, skipped
+    def trouble(self, *, rollbacks: int, skipped: int, left_out: int) -> None:
+        """Say how often the training went back to a checkpoint, how many batches it has passed over, and how many
+        updates it has left out.
+        """
+        self._rollbacks, self._skipped, self._left_out = rollbacks, skipped, left_out
 
     def figures(self, values: Mapping[str, float]) -> None:
         """Tell figures of the last step, by the names that `_FIGURES` has."""
         self._figures = dict(values)
+
+    def evaluated(self, values: Mapping[str, float]) -> None:
+        """Tell figures of an evaluation within the training, the main ones first, which are told on with each step."""
+        finite = ((name, value) for name, value in values.items() if math.isfinite(value))
+        self._evaluated = dict(islice(finite, _EVALUATED_MOST))
+
+    def over(self, step: int) -> None:
+        """Say that the training ends with this step, which may be earlier than was expected."""
+        step += self._leg * self._leg_steps
+        if self._leg + 1 == self._legs:
+            self._progress = self._progress.model_copy(update={"total_steps": step, "eta_seconds": 0})
+            self._write(force=True)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -124,12 +164,14 @@ class ProgressFile:
         document = {
             "progress": self._progress.model_dump(mode="json", by_alias=True),
             "tokens": self._tokens,
-            "checkpoint_seconds": self._checkpoint_seconds[-1000:],
+            "checkpoint_seconds": self._checkpoints.total,
+            "checkpoint_counts": self._checkpoints.counts,
             "checkpoint_blocked_seconds": self._blocked_seconds,
             "missed_checkpoints": self._missed,
             "rollbacks": self._rollbacks,
             "skipped": self._skipped,
-            "figures": self._figures,
+            "left_out": self._left_out,
+            "figures": {**self._figures, **self._evaluated},
         }
         # A file system that is full must not end the training for the sake of its progress.
         with contextlib.suppress(OSError):
@@ -160,7 +202,7 @@ class _Figures(Collector):
             (metrics.TRAIN_STEP, progress.step),
             (metrics.TRAIN_LOSS, progress.loss),
             (metrics.TRAIN_TOKENS_RATE, progress.tokens_per_second),
-            *((metric, document["figures"].get(name)) for name, metric in _FIGURES.items()),
+            *((metric, document["figures"].get(name)) for name, metric in (_FIGURES | _EVALUATED).items()),
         )
         for metric, value in gauges:
             if value is not None:
@@ -173,6 +215,7 @@ class _Figures(Collector):
             (metrics.TRAIN_MISSED_CHECKPOINTS, document["missed_checkpoints"]),
             (metrics.TRAIN_ROLLBACKS, document["rollbacks"]),
             (metrics.TRAIN_SKIPPED_BATCHES, document["skipped"]),
+            (metrics.TRAIN_LEFT_OUT_UPDATES, document["left_out"]),
             (metrics.TRAIN_DATA_WAIT, document["figures"].get("data_wait_seconds", 0.0)),
         )
         for metric, value in counters:
@@ -180,10 +223,10 @@ class _Figures(Collector):
             counter.add_metric(self._run, value)
             yield counter
         duration = metrics.TRAIN_CHECKPOINT_DURATION
-        seconds = document["checkpoint_seconds"]
-        buckets = [(str(float(bound)), float(sum(value <= bound for value in seconds))) for bound in duration.buckets]
+        bounds = [*(str(float(bound)) for bound in duration.buckets), "+Inf"]
+        reached = accumulate(map(float, document["checkpoint_counts"]))
         histogram = HistogramMetricFamily(duration.name, duration.help, labels=duration.labels)
-        histogram.add_metric(self._run, [*buckets, ("+Inf", float(len(seconds)))], sum(seconds))
+        histogram.add_metric(self._run, list(zip(bounds, reached, strict=True)), document["checkpoint_seconds"])
         yield histogram
 
 

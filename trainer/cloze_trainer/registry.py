@@ -20,6 +20,7 @@ from cloze_trainer.connection import Result, budget_seconds, client, persist, re
 from cloze_trainer.console import log
 from cloze_trainer.errors import BaseModelError
 from cloze_trainer.files import sync_folder, sync_tree
+from cloze_trainer.own_registry import artifacts_of
 from cloze_trainer.tracking import JobTags
 
 # What may not be in a metric's name. A slash may only where the name is a path, which `/` and `a//b` aren't.
@@ -42,7 +43,8 @@ def find_or_create_run(connection: MlflowClient, tags: JobTags) -> str:
     found = connection.get_experiment_by_name(tags.experiment)
     if found is None:
         try:
-            experiment = connection.create_experiment(tags.experiment)
+            place = artifacts_of(str(connection.tracking_uri))
+            experiment = connection.create_experiment(tags.experiment, artifact_location=place)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

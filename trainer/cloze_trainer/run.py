@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_JOB_UID, ENV_MLFLOW_URI, ENV_WORKSPACE
+from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_JOB_UID, ENV_WORKSPACE
 from cloze_api.progress import Outcome
 from cloze_api.resources import TrainingJob, parse_job
-from cloze_trainer import outcome
+from cloze_trainer import outcome, own_registry
 from cloze_trainer.errors import InputError
 
 # Fields of the spec that don't define the result.
@@ -117,11 +117,11 @@ def open_run(file: Path) -> Run:
         raise InputError("JobInvalid", f"{file}: {error}") from error
     parts = [job.kind, job.metadata.name, job.spec.model_dump(mode="json", exclude=_MUTABLE)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    default = Path.cwd() / "cloze-run" / job.metadata.name
+    default = Path.cwd() / own_registry.RUNS_FOLDER / job.metadata.name
     return Run(
         job=job,
         identity=os.environ.get(ENV_JOB_UID) or job.metadata.uid or f"{_LOCAL}{digest[:24]}",
         workspace=Path(os.environ.get(ENV_WORKSPACE) or default).resolve(),
         corpus_root=Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT),
-        tracking_uri=os.environ.get(ENV_MLFLOW_URI) or None,
+        tracking_uri=own_registry.address(),
     )

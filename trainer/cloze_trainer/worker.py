@@ -219,6 +219,7 @@ def _judge(
     """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
     if isinstance(workload, Pretraining):
         figures = workload.evaluate(model, gang)
+        assert figures is not None, "nothing breaks it off"
         if not gang.leads:
             return Judgement(figures)
         return judging.judge(

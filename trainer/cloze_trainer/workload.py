@@ -1,6 +1,6 @@
 """What a training loop trains: batches in chunks, their losses, and how well the model does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -69,8 +69,10 @@ class Workload(Protocol):
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
         """Sum of the losses (nats) of a chunk's predictions."""
 
-    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
-        """Figures over the evaluation data, the same on every rank."""
+    def evaluate(
+        self, model: nn.Module, gang: Gang, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Figures over the evaluation data, the same on every rank; None when a rank was `stopped` meanwhile."""
 
     def evaluate_after(self, step: int) -> bool:
         """Whether to evaluate within the training once this many steps are done."""

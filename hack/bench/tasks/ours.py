@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "18399"}
+os.environ["MLFLOW_TRACKING_URI"] = ""
 
 import numpy as np
 import onnxruntime

@@ -24,13 +24,15 @@ _LEFT_OUT = 3
 class Bench:
     """One model, prepared."""
 
-    def __init__(self, sizes: Sizes, steps: int, threads: int, arithmetic: str, **shape: int) -> None:
-        """shape: `batch` and `max_length`, for what the peer doesn't run."""
+    def __init__(
+        self, sizes: Sizes, steps: int, threads: int, arithmetic: str, *, compiled: bool = False, **shape: int
+    ) -> None:
+        """compiled, shape (`batch` and `max_length`): for what the peer doesn't run."""
         self.sizes, self.steps, self.threads, self.arithmetic = sizes, steps, threads, arithmetic
         self.folder = CACHE / f"train-{sizes.layers}x{sizes.width}-{sizes.vocab}"
         self.folder.mkdir(parents=True, exist_ok=True)
         document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus(), **shape)
-        document["spec"]["optimization"]["arithmetic"] = arithmetic
+        document["spec"]["optimization"] |= {"arithmetic": arithmetic, "compile": compiled}
         (self.folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
         prepared = self.ours(documents=True)
         self.tokenizer, self._vocab = prepared["tokenizer"], prepared["vocab"]
@@ -112,15 +114,18 @@ def quality(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str
                 )
 
 
-def utilization(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str, **shape: int) -> None:
+def utilization(
+    sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str, *, compiled: bool, **shape: int
+) -> None:
     """share of a GPU's arithmetic that the model's own operations come to (MFU); ours alone"""
-    bench = Bench(sizes, steps, threads, arithmetic, **shape)
+    bench = Bench(sizes, steps, threads, arithmetic, compiled=compiled, **shape)
     rates: list[float] = []
     for _ in range(rounds):
         run = bench.ours(train=True)
         rates.append(speed(run["steps"]))
     rows = f"{shape['batch']} rows of {shape['max_length']}"
-    print(f"{sizes.name}, {arithmetic}, {rows}: real tokens/s {Spread(tuple(rates))}")
+    how = f"attention {run['attention']}, {'compiled' if compiled else 'not compiled'}"
+    print(f"{sizes.name}, {arithmetic}, {rows}, {how}: real tokens/s {Spread(tuple(rates))}")
     print(f"  {run['flops_per_token']:,.0f} operations a token, {run['memory_bytes'] / 2**30:.1f} GiB at most")
     if run["peak_flops"] is None:
         print("  there is no GPU here whose most operations a second are known: no share of them can be told")
@@ -210,6 +215,7 @@ def main() -> None:
         if function is utilization:
             command.add_argument("--batch", type=int, default=256, help="rows (256)")
             command.add_argument("--max-length", type=int, default=512, help="tokens of a row (512)")
+            command.add_argument("--compile", action="store_true", dest="compiled", help="as optimization.compile does")
     command = commands.add_parser(preparation.__name__, help=preparation.__doc__)
     command.set_defaults(run=preparation)
     command.add_argument("--vocab", type=int, default=30_522)

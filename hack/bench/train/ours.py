@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "18399"}
+os.environ["MLFLOW_TRACKING_URI"] = ""
 
 import torch
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from cloze_trainer.encoders.names import theirs
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
 from cloze_trainer.origin import locate_all
+from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import open_run
@@ -49,6 +51,10 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     gang = Gang(spec.topology.threads_per_process, spec.failure_policy.stuck_seconds)
     progress = Recorder()
     workload, _ = open_workload(run, gang, progress)
+    assert isinstance(workload, Pretraining)
+    workload.attention = gang.attention(
+        spec.optimization.arithmetic, workload.config.hidden_size // workload.config.heads
+    )
     model = initial_model(workload, spec.optimization.seed)
     result: dict[str, Any] = {"tokenizer": str(workload.tokenizer_folder), "vocab": workload.config.vocab_size}
     if plan.get("documents"):
@@ -71,6 +77,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
         result["steps"], result["flops_per_token"] = progress.steps, workload.flops_per_token
         result["peak_flops"] = gang.peak_flops(spec.optimization.arithmetic)
         result["memory_bytes"] = gang.memory_bytes()
+        result["attention"] = str(workload.attention)
     if plan.get("evaluate"):
         result["evaluation"] = workload.evaluate(model, gang)
     gang.leave()

@@ -1,8 +1,9 @@
 """How a training run is going, and how it ended."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from cloze_api.evaluation import Gate
@@ -42,14 +43,20 @@ def progress_status(progress: Progress, now: str) -> dict[str, Any]:
         "tokensPerSecond": _rounded(progress.tokens_per_second, 1),
         "etaSeconds": progress.eta_seconds,
         "checkpointStep": progress.checkpoint_step,
+        "figures": dict(islice(_told(progress.figures), METRICS_MAX)),
         "summary": summary(progress.step, progress.total_steps),
         "updated": now,
     }
     return {
         key: value
         for key, value in figures.items()
-        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+        if value not in (None, {}) and not (isinstance(value, float) and not math.isfinite(value))
     }
+
+
+def _told(figures: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Figures in four digits, which are for people."""
+    return ((name, float(f"{value:.4g}")) for name, value in figures.items() if math.isfinite(value))
 
 
 def report_progress(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:

@@ -64,6 +64,16 @@ def texts_of(rows_BT: Tokens, special: SpecialTokens = tokenizer.SPECIAL_IDS) ->
     return np.cumsum(begins_BT, axis=1), columns_T - starts_BT
 
 
+def attended(rows_BT: Tokens, special: SpecialTokens = tokenizer.SPECIAL_IDS) -> float:
+    """How many tokens a token looks at, on average over all of them: those of its own text."""
+    texts_BT, _ = texts_of(rows_BT, special)
+    real_BT = rows_BT != special.pad
+    # No text goes on from one row to the next.
+    texts_BT = texts_BT + (rows_BT.shape[1] + 1) * np.arange(len(rows_BT))[:, None]
+    _, lengths = np.unique(texts_BT[real_BT], return_counts=True)
+    return float((lengths**2).sum() / lengths.sum())
+
+
 @dataclass(slots=True)
 class Counts:
     """What was written. filled: all but padding; tokens: ordinary ones; unknown: `[UNK]`; seen_V: each id."""

@@ -9,7 +9,7 @@ Dimensions: N items (texts, or words), C classes, B sequences.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -122,9 +122,11 @@ class Distilling:
         """As the inner one's."""
         return self.inner.share(batch, rank, world, done)
 
-    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, gang: Gang, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """As the inner one's."""
-        return self.inner.evaluate(model, gang)
+        return self.inner.evaluate(model, gang, stopped)
 
     def evaluate_after(self, step: int) -> bool:
         """As the inner one's."""

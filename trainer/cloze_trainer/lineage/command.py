@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
+from cloze_trainer import own_registry
 from cloze_trainer.errors import InputError, TrainerError
 from cloze_trainer.lineage import descent
 
@@ -48,9 +48,9 @@ def parse(arguments: Sequence[str]) -> Asked:
 
 def run(asked: Asked) -> Outcome:
     """Print the tree. Raises InputError, RegistryError, TrainerError for an answer that isn't whole."""
-    uri = os.environ.get(ENV_MLFLOW_URI)
+    uri = own_registry.address(there=True)
     if not uri:
-        raise InputError("RegistryUnset", f"versions are in MLflow: set {ENV_MLFLOW_URI}")
+        raise InputError("RegistryUnset", f"versions are in MLflow: {own_registry.ADVICE}")
     from cloze_trainer.lineage.reading import Reader  # noqa: PLC0415 - MLflow takes seconds to import
 
     reader = Reader(uri)

@@ -1,6 +1,6 @@
 """A fine-tuning whose steps are on examples drawn at random, each by itself, as the accountant takes for granted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,9 +59,11 @@ class Private:
         """As the inner one's."""
         return self.inner.loss_sum(model, chunk)
 
-    def evaluate(self, model: nn.Module, gang: Gang) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, gang: Gang, stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """As the inner one's."""
-        return self.inner.evaluate(model, gang)
+        return self.inner.evaluate(model, gang, stopped)
 
     def evaluate_after(self, step: int) -> bool:
         """As the inner one's."""

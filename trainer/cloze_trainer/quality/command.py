@@ -1,7 +1,6 @@
 """`cloze-train gate`: judge an artifact on labelled examples, for people and for CI."""
 
 import argparse
-import os
 import re
 import shutil
 import sys
@@ -20,7 +19,7 @@ from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
 from cloze_api.signature import TrustedKeys
 from cloze_api.task import LABEL_TASKS
-from cloze_trainer import trust
+from cloze_trainer import own_registry, trust
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of
@@ -156,11 +155,11 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
 def _artifact(model: str, folder: Path, keys: TrustedKeys | None) -> tuple[Path, Manifest]:
     """A verified artifact: the folder itself, or what the registry has, in `folder`."""
     if not Path(model).is_dir():
-        match, uri = _REFERENCE.fullmatch(model), os.environ.get(ENV_MLFLOW_URI)
+        match, uri = _REFERENCE.fullmatch(model), own_registry.address(there=True)
         if match is None:
             raise InputError("ModelUnknown", f"{model} is no folder: give one, or name/version or name@alias")
         if not uri:
-            raise InputError("RegistryUnset", f"{model} is in MLflow: set {ENV_MLFLOW_URI}")
+            raise InputError("RegistryUnset", f"{model} is in MLflow: {own_registry.ADVICE}")
         from cloze_trainer import registry  # noqa: PLC0415 - MLflow takes seconds to import
 
         version = match["version"] or registry.version_of_alias(uri, match["name"], match["alias"])

@@ -19,8 +19,9 @@ def outputs(
     at_once: int,
     rank: int = 0,
     world: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Outputs:
-    """Outputs (N, K) of all rows' items; of a rank its share, and zeros where others' are.
+    """Outputs (N, K) of all rows' items; of a rank its share, and zeros where others' are, or where it was `stopped`.
 
     infer: outputs (B, K) or (B, T, K) of rows of like lengths. at_once: tokens of a batch, padding included.
     """
@@ -29,6 +30,8 @@ def outputs(
     by_length = np.argsort(rows.lengths, kind="stable")
     size = max(1, at_once // int(rows.lengths.max()))
     for at in range(rank * size, len(by_length), world * size):
+        if stopped():
+            break
         rows_B = by_length[at : at + size]
         batch = rows.batch(rows_B)
         output = infer(batch).reshape(-1, width)
