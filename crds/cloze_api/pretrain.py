@@ -118,6 +118,8 @@ class TokenizerAlgorithm(StrEnum):
     """As RoBERTa's and ModernBERT's: merges of pairs over the bytes of UTF-8, so that nothing is unknown."""
     UNIGRAM = "unigram"
     """As XLM-RoBERTa's: pieces with probabilities, of which a word takes the likeliest; blanks are part of words."""
+    BPE = "bpe"
+    """Merges of pairs over characters; one that has no piece is unknown, and blanks are part of words."""
 
 
 class Tokenizer(Schema):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import run_of
+from packed_texts import learnt, workload_of
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import varlen
@@ -20,14 +20,9 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.data.unpadded import unpadded
 from cloze_trainer.encoders.attention import Attention, Texts, chosen
 from cloze_trainer.encoders.config import LOCAL_REACH
-from cloze_trainer.model import TaskModel
-from cloze_trainer.pretrain import Pretraining, prepare
-from cloze_trainer.progress import ProgressFile
 from cloze_trainer.worker import initial_model
-from cloze_trainer.workload import Chunk
 
 AMPERE, TURING = (8, 0), (7, 5)
-LENGTH = 2 * LOCAL_REACH + 32
 
 
 @pytest.mark.parametrize(
@@ -88,29 +83,6 @@ def reference(
         near = distances <= (window_size[0] if window_size[0] >= 0 else end)
         parts.append(functional.scaled_dot_product_attention(*own, attn_mask=near).transpose(0, 1))
     return torch.cat(parts)
-
-
-def workload_of(folder: Path, architecture: Architecture) -> Pretraining:
-    """Texts of which some are longer than local layers reach, and rows that hold several."""
-    words = [f"word{number}" for number in range(160)]
-    documents = [" ".join(words[number % 40 :][: 3 + 17 * (number % 8)]) for number in range(24)]
-    run, spec = run_of(
-        folder,
-        [f"{text} {number}" for number, text in enumerate(documents)],
-        tokenizer={"vocabSize": 200},
-        model={"maxLength": LENGTH, "architecture": architecture, "dropout": 0, "layers": 4},
-        evaluation={"heldOutFraction": 0.3},
-    )
-    return Pretraining(spec, prepare(run, spec, ProgressFile(None)), torch.device("cpu"))
-
-
-def learnt(workload: Pretraining, model: TaskModel, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """Logits of what is predicted, and the gradient."""
-    model.zero_grad()
-    workload.loss_sum(model, chunk).backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        logits = model(*chunk.inputs)
-    return logits, torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
 
 
 # The layers of the other two are BERT's: they are left to the long suite.

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens, tokenizer_fingerprint
 from cloze_api.pretrain import TokenizerAlgorithm
-from cloze_trainer.data import bpe, byte_level, unigram
+from cloze_trainer.data import bpe, byte_level, character_bpe, unigram
+from cloze_trainer.data.character_bpe import stands_alone
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 from cloze_trainer.errors import InputError
 
@@ -67,6 +67,7 @@ def train(
         TokenizerAlgorithm.WORDPIECE: _wordpiece,
         TokenizerAlgorithm.BYTE_LEVEL_BPE: _byte_level,
         TokenizerAlgorithm.UNIGRAM: _unigram,
+        TokenizerAlgorithm.BPE: _character_bpe,
     }[algorithm]
     tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase)
 
@@ -113,22 +114,42 @@ def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> To
 def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
     """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
     first = [*SPECIAL, *PLACEHOLDERS]
-    words = unigram.words(texts, lowercase=lowercase)
-    characters: Counter[str] = Counter()
-    for word, count in words.items():
-        for character in word:
-            characters[character] += count
-    kept = "".join(_alphabet(characters, (vocab_size - len(first)) // 2))
-    known: Counter[str] = Counter()
-    for word, count in words.items():
-        for found in re.findall(f"[{re.escape(kept)}]+", word) if kept else ():
-            known[found] += count
-    learnt = unigram.learn(known, vocab_size - len(first))
+    words = unigram.words(texts, unigram.splitter(), lowercase=lowercase)
+    room = vocab_size - len(first)
+    learnt = unigram.learn(_known(words, room // 2), room)
     tokenizer = Tokenizer(models.Unigram([*((token, 0.0) for token in first), *learnt], SPECIAL_IDS.unk))
     tokenizer.normalizer = unigram.normalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = unigram.splitter()
     tokenizer.decoder = decoders.Metaspace(replacement=unigram.BLANK)
     return tokenizer
+
+
+def _character_bpe(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+    """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
+    first = [*SPECIAL, *PLACEHOLDERS]
+    words = unigram.words(texts, character_bpe.splitter(), lowercase=lowercase)
+    room = vocab_size - len(first)
+    learnt = character_bpe.learn(_known(words, room // 2), room)
+    vocabulary = {piece: number for number, piece in enumerate([*first, *learnt.pieces])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, learnt.pairs, unk_token=UNK))
+    tokenizer.normalizer = unigram.normalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = character_bpe.splitter()
+    tokenizer.decoder = decoders.Metaspace(replacement=unigram.BLANK)
+    return tokenizer
+
+
+def _known(words: Mapping[str, int], room: int) -> Counter[str]:
+    """How often there are which stretches of words between characters that the alphabet has no room for."""
+    characters: Counter[str] = Counter()
+    for word, count in words.items():
+        for character in word:
+            characters[character] += count
+    kept = "".join(_alphabet(characters, room))
+    known: Counter[str] = Counter()
+    for word, count in words.items():
+        for found in re.findall(f"[{re.escape(kept)}]+", word) if kept else ():
+            known[found] += count
+    return known
 
 
 def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> dict[str, int]:
@@ -147,8 +168,8 @@ def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> di
         for character in stretch:
             characters[character] += count
     kept = _alphabet(characters, (vocab_size - len(first)) // 2)
-    alone = re.escape("".join(c for c in kept if _stands_alone(c)))
-    inner = re.escape("".join(c for c in kept if not _stands_alone(c)))
+    alone = re.escape("".join(c for c in kept if stands_alone(c)))
+    inner = re.escape("".join(c for c in kept if not stands_alone(c)))
     # What is between characters that are kept, split as BERT's pre-tokenizer does.
     word = re.compile(
         "|".join(part for part in (f"[{inner}]+" if inner else "", f"[{alone}]" if alone else "") if part)
@@ -167,11 +188,6 @@ def _alphabet(characters: Mapping[str, int], room: int) -> list[str]:
     wanted = _COVERAGE * sum(characters.values())
     covered = list(accumulate(characters[c] for c in ranked))
     return ranked[: min(room, max(_COMMON_CHARACTERS, bisect_left(covered, wanted) + 1))]
-
-
-def _stands_alone(character: str) -> bool:
-    """Whether BERT's pre-tokenizer makes a word of the character wherever it stands: ASCII symbols, punctuation."""
-    return unicodedata.category(character).startswith("P") or (character.isascii() and not character.isalnum())
 
 
 def ordinary(vocab_size: int, special: SpecialTokens) -> npt.NDArray[np.int64]:
@@ -204,6 +220,8 @@ def _continues(tokenizer: Tokenizer) -> Callable[[str], bool]:
         return byte_level.continues
     if isinstance(tokenizer.model, models.Unigram) and "Metaspace" in splitter:
         return unigram.continues
+    if isinstance(tokenizer.model, models.BPE) and "Metaspace" in splitter and "Punctuation" in splitter:
+        return character_bpe.continues
     raise InputError(
         "TokenizerUnsupported",
         "the pieces of this tokenizer don't tell which of them begin a word: set masking.unit to token, or take a "
@@ -241,7 +259,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: boo
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer.model, models.WordPiece):
         settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-    elif isinstance(tokenizer.model, models.BPE):
+    elif "ByteLevel" in str(tokenizer.pre_tokenizer):
         settings |= {"add_prefix_space": True}
     settings |= {
         "model_max_length": max_length,

@@ -43,9 +43,9 @@ def continues(piece: str) -> bool:
     return piece[0].isalnum() or (piece[0] != BLANK and not piece[0].isascii())
 
 
-def words(texts: Iterable[str], *, lowercase: bool) -> Mapping[str, int]:
+def words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer, *, lowercase: bool) -> Mapping[str, int]:
     """How often each word occurs, as the splitter gives it."""
-    normal, split, stretches, counted = normalizer(lowercase=lowercase), splitter(), bpe.Tally(), bpe.Tally()
+    normal, stretches, counted = normalizer(lowercase=lowercase), bpe.Tally(), bpe.Tally()
 
     def parts(stretch: str) -> Iterator[str]:
         for word, _ in split.pre_tokenize_str(stretch):
