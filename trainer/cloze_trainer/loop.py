@@ -133,13 +133,14 @@ def train(
         compiled(trained.model, wanted=optimization.compile),
     ):
         while True:
-            around.profiler.at(state.step)
             # --- one small sum tells all ranks the batch's weight, who was asked to stop, and the last step's loss
             step, last_weight = state.step, weight
             last = clock.over(step, state.tokens)
             over = last or best.over(state.choice)
             # The last step is evaluated, too, where it may not be the one that is taken.
             due = step > state.evaluated and (bool(around.selection) if last else workload.evaluate_after(step))
+            if not due:
+                around.profiler.at(step)
             done = clock.share(step, state.tokens)
             share = partial(workload.share, state.batch, gang.rank, gang.world, done)
             began = time.monotonic()
