@@ -126,6 +126,7 @@ class Failing(FineTuning):
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
         self.evaluations: list[dict[str, float]] = []
+        self.broken_off = 0
         asked = scenario.get("stop", {})
         stopped = asked.get("rank") == rank
         self.stops = {name: list(asked[name]) if stopped else [] for name in ("batches", "evaluations") if asked}
@@ -143,7 +144,6 @@ class Failing(FineTuning):
             if self.asleep:
                 time.sleep(3600)
             os.kill(os.getpid(), signal.SIGSTOP)
-        self.stop("batches", batch)
         self.here = batch
         self.taken.append(batch)
         chunks = super().share(batch, rank, world, done)
@@ -159,11 +159,14 @@ class Failing(FineTuning):
     def evaluate(self, model: nn.Module, gang: Gang, stopped: Any = lambda: False) -> Any:
         self.stop("evaluations", len(self.evaluations))
         found = super().evaluate(model, gang, stopped)
-        if found is not None:
+        if found is None:
+            self.broken_off += 1
+        else:
             self.evaluations.append(found)
         return found
 
     def loss_sum(self, model: nn.Module, chunk: Chunk) -> Tensor:
+        self.stop("batches", self.here)
         loss = super().loss_sum(model, chunk)
         self.sizes.append(chunk.places)
         if chunk.places > self.fits:
@@ -284,6 +287,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "choice": choice,
             "suspended": suspended,
             "evaluations": workload.evaluations,
+            "broken_off": workload.broken_off,
             "measured": measured,
             "taken": workload.taken,
             "sizes": workload.sizes,

@@ -10,7 +10,7 @@ def test_a_runs_parameters_say_what_was_asked_for() -> None:
         "base": {"uri": "file:///base"},
         "task": "sequence-classification",
         "problem": "multi-label",
-        "dataset": {"train": [{"uri": "file:///train"}], "test": [{"uri": "file:///test"}]},
+        "dataset": {"train": "file:///train", "test": "file:///test"},
         "registry": {"name": "mails"},
         "evaluation": {"gates": [{"figure": "macro_f1", "minimum": 0.9}]},
         "export": {"precisions": ["int8"]},

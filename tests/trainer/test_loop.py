@@ -470,6 +470,7 @@ def test_a_stop_waits_for_no_evaluation(results: dict[str, dict[str, Any]], worl
     assert [told.split(";")[0] for told in suspended["suspended"]] == [
         f"stopped by a signal after step {step}" for step in (9, 15)
     ]
+    assert (steady["broken_off"], suspended["broken_off"]) == (0, 1)
     assert suspended["taken"] == steady["taken"]
     assert suspended["evaluations"] == steady["evaluations"]
     assert suspended["choice"] == steady["choice"]
