@@ -108,6 +108,8 @@ def conclude(run: Run, progress: ProgressFile) -> Outcome:
             update={
                 "reason": "Registered",
                 "message": f"registered {registered.name} version {registered.version}"
+                # Whom no cluster shows it.
+                + (f" in {run.tracking_uri}, and the artifact is in {run.artifact}" if run.local else "")
                 + ("" if registered.digest == digest else ", by an earlier attempt, whose digest counts")
                 + artifact.remarks(run, manifest),
                 "model_digest": registered.digest,
