@@ -68,7 +68,8 @@ _GPU: Final = f"{DEVICE_PREFIX}gpu"
 
 
 class Topology(Schema):
-    """How many pods train, and how many processes run in each."""
+    """How many pods train, and how many processes run in each. A suspended run may be given another one: it goes on
+    from its checkpoint, and what it learns is the same but for rounding and dropout."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods of the gang, one per machine in production."""
@@ -159,7 +160,7 @@ class FailurePolicy(Schema):
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
     stuck_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
     """A rank that has waited within a training step for so long ends, and names the ranks that haven't come and their
-    pods. The gang starts again from the newest checkpoint."""
+    pods. The gang starts again from the newest checkpoint. Of a run that has started it may change while suspended."""
 
 
 class Signing(Schema):
@@ -273,7 +274,8 @@ class Profile(Schema):
 
 
 class TrainingSpec(Schema):
-    """Fields of both kinds of training job. Only `suspend`, deadline, TTL and `profile` don't define the result."""
+    """Fields of both kinds of training job. After the start `suspend`, deadline, TTL and `maxRestarts` change freely,
+    `topology`, `profile` and `stuckSeconds` while the job is suspended, and what defines the result not at all."""
 
     topology: Topology = Topology()
     storage: Storage = Storage()
@@ -281,7 +283,8 @@ class TrainingSpec(Schema):
     failure_policy: FailurePolicy = FailurePolicy()
     registry: Registry
     profile: Profile | None = None
-    """A trace of some of rank 0's steps, in the run's volume and in MLflow. None is made when absent."""
+    """A trace of some of rank 0's steps, in the run's volume and in MLflow. None is made when absent. Of a run that has
+    started it may change while suspended."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Training image; the operator's default when absent."""
     suspend: bool = False
@@ -311,14 +314,30 @@ EPHEMERAL_NEEDS_BUCKET = Rule(
 SPEC_RULES: Final = (BATCH_COVERS_RANKS, EPHEMERAL_NEEDS_BUCKET)
 
 
-def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Rules at the resource's root: these fields of `spec` may not change once `status.startTime` is set."""
+def _unless(free: str, fields: tuple[str, ...], message: str) -> tuple[Rule, ...]:
+    """Rules at the resource's root: once `status.startTime` is set, these fields of `spec` change only where `free`."""
     return tuple(
         Rule(
-            cel=f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || "
+            cel=f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || {free}"
             f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
             f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))",
-            message=f"spec.{field} can't change after the run has started: create a new {kind}",
+            message=message.format(field=field),
         )
         for field in fields
     )
+
+
+def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Rules at the resource's root: these fields of `spec` may not change once `status.startTime` is set."""
+    return _unless("", fields, f"spec.{{field}} can't change after the run has started: create a new {kind}")
+
+
+#: What pods read once, as they start, and what the result doesn't follow from: a suspended run takes on another one
+#: when it is resumed. Either of the two may be the suspended one, as a change may come together with a suspension, or
+#: with its end: the operator stops pods that have the old one in any case.
+ADJUSTABLE_RULES: Final = _unless(
+    "self.spec.suspend || oldSelf.spec.suspend || ",
+    ("topology", "profile", "failurePolicy.stuckSeconds"),
+    "spec.{field} can't change while the run's pods have the old one: suspend the job first (spec.suspend: true), "
+    "change it, then resume",
+)

@@ -92,7 +92,8 @@ def test_service(training: Make) -> None:
 
 def test_config_map_has_an_exact_base(training: Make) -> None:
     """The pods read the resource with its base resolved, and without what only the operator acts on."""
-    spec = {"suspend": True, "ttlSecondsAfterFinished": 5, "failurePolicy": {"maxRestarts": 1}}
+    policy = {"maxRestarts": 1, "stuckSeconds": 900}
+    spec = {"suspend": True, "ttlSecondsAfterFinished": 5, "activeDeadlineSeconds": 9, "failurePolicy": policy}
     snapshot = training("FineTuneJob", spec=spec)
     manifest = config_map(snapshot.resource, snapshot.job, BASE)
     assert manifest["metadata"]["name"] == "run-finetune-spec"
@@ -105,6 +106,7 @@ def test_config_map_has_an_exact_base(training: Make) -> None:
             "base": {"model": {"name": "encoder", "version": "4"}},
             "task": "sequence-classification",
             "dataset": {"train": "configmap://mails/train.jsonl", "test": "configmap://mails/test.jsonl"},
+            "failurePolicy": {"stuckSeconds": 900},
             "registry": {"name": "spam"},
         },
     }
