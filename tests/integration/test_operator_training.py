@@ -201,7 +201,7 @@ def test_a_suspended_run_is_resized(objects: Any, registry: Any, kubelet: Any, e
     started = objects.get("PretrainJob", "resized")["status"]["startTime"]
     volume = objects.get("PersistentVolumeClaim", "resized-pretrain-run")["metadata"]["uid"]
     job = objects.get("Job", "resized-pretrain")["metadata"]["uid"]
-    with pytest.raises(Exception, match="spec.topology can't change .* suspend the job first"):
+    with pytest.raises(Exception, match=r"spec\.topology can't change .* suspend the job first"):
         objects.patch("PretrainJob", "resized", {"spec": {"topology": {"nodes": 2}}})
 
     # It takes its time to save a checkpoint.
