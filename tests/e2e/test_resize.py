@@ -44,8 +44,13 @@ def resize(namespace: str, name: str, nodes: int, *, after: int) -> int:
         f"there is a Job of {nodes} pods",
     )
     patch(namespace, name, suspend=False)
+    live.until(
+        lambda: [pod["status"]["phase"] for pod in pods(namespace, name)],
+        lambda phases: phases == ["Running"] * nodes,
+        120,
+        f"{nodes} pods run",
+    )
     live.until(lambda: resumed_at(namespace, name), bool, 300, "the next pods have gone on from the checkpoint")
-    assert len(pods(namespace, name)) == nodes
     (reached,) = set(resumed_at(namespace, name))
     return reached
 
