@@ -9,6 +9,7 @@ from pydantic import Field
 from cloze_api.card import Card
 from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
+from cloze_api.scheduling import NodeSelector, PriorityClassName, Tolerations
 from cloze_api.schema import Alias, ModelName, Rule, Schema, alias_rule
 from cloze_api.source import Credentials
 
@@ -66,6 +67,15 @@ def size_rule(path: str, example: str) -> Rule:
 
 _GPU: Final = f"{DEVICE_PREFIX}gpu"
 
+#: Settings of NCCL that choose networks, ways and amounts, and neither load code nor touch files.
+_NCCL: Final = (
+    *("ALGO", "BUFFSIZE", "CROSS_NIC", "CUMEM_ENABLE", "DEBUG", "DEBUG_SUBSYS", "DMABUF_ENABLE"),
+    *("IB_ADAPTIVE_ROUTING", "IB_DISABLE", "IB_GID_INDEX", "IB_HCA", "IB_PCI_RELAXED_ORDERING"),
+    *("IB_QPS_PER_CONNECTION", "IB_RETRY_CNT", "IB_SL", "IB_TC", "IB_TIMEOUT", "MAX_CTAS", "MIN_CTAS"),
+    *("MNNVL_ENABLE", "NET_GDR_LEVEL", "NET_GDR_READ", "NSOCKS_PERTHREAD", "NVLS_ENABLE", "P2P_DISABLE", "P2P_LEVEL"),
+    *("PROTO", "SHM_DISABLE", "SOCKET_FAMILY", "SOCKET_IFNAME", "SOCKET_NTHREADS"),
+)
+
 
 class Topology(Schema):
     """How many pods train, and how many processes run in each. A suspended run may be given another one: it goes on
@@ -80,11 +90,26 @@ class Topology(Schema):
     resources: Resources = Resources()
     shared_memory: Quantity = "64Mi"
     """Size of `/dev/shm`."""
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
+    node_selector: NodeSelector = {}
+    tolerations: Tolerations = []
+    priority_class_name: PriorityClassName = ""
+    grace_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
+    """How long a pod that is told to go has for its checkpoint, until it is killed."""
+    rendezvous_seconds: Annotated[int, Field(ge=30, le=86_400)] = 600
+    """A pod that has waited so long for the gang to be whole ends, for a peer's sake (exit code 22), and another comes."""
+    nccl: Annotated[dict[str, Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=32)] = {}
+    """NCCL's settings in each rank's environment, by their names without `NCCL_`: `SOCKET_IFNAME`, `IB_HCA`… Those that
+    name a file or a plug-in aren't taken."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *resource_rules("spec.topology.resources"),
         size_rule("spec.topology.sharedMemory", "64Mi"),
+        Rule(
+            cel=f"self.nccl.all(name, name in {list(_NCCL)})",
+            message="spec.topology.nccl has a name that isn't taken: give names as NCCL documents them, without NCCL_, "
+            f"of {', '.join(_NCCL)}",
+            check=lambda topology: topology.nccl.keys() <= set(_NCCL),
+        ),
         Rule(
             cel=f"!('{_GPU}' in self.resources.limits) || "
             f"quantity(string(self.resources.limits['{_GPU}'])).asInteger() == self.processesPerNode",

@@ -215,6 +215,24 @@ def test_indexed_job(training: Make) -> None:
     }
 
 
+def test_pods_go_where_others_may_not(training: Make) -> None:
+    """Taints, priority and the time to save a checkpoint are the topology's; nothing is said of what isn't asked for."""
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    asked = {"tolerations": [taint], "priorityClassName": "batch", "graceSeconds": 300}
+    for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
+        plain, placed = (
+            indexed_job(made.resource, made.job, origins, made.platform)["spec"]["template"]["spec"]
+            for made in (training(kind, spec={"topology": topology}) for topology in ({}, asked))
+        )
+        assert placed == {
+            **plain,
+            "tolerations": [taint],
+            "priorityClassName": "batch",
+            "terminationGracePeriodSeconds": 300,
+        }
+        assert not {"tolerations", "priorityClassName", "nodeSelector"} & plain.keys()
+
+
 def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
     """Each Secret once, apart from the others: what gives access to one source is no other's."""
     corpus = [
