@@ -96,7 +96,7 @@ class Topology(Schema):
     grace_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
     """How long a pod that is told to go has for its checkpoint, until it is killed."""
     rendezvous_seconds: Annotated[int, Field(ge=30, le=86_400)] = 600
-    """A pod that has waited so long for the gang to be whole ends, for a peer's sake (exit code 22), and another comes."""
+    """A pod that has waited so long for the gang to be whole ends for a peer's sake (exit code 22); another comes."""
     nccl: Annotated[dict[str, Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=32)] = {}
     """NCCL's settings in each rank's environment, by their names without `NCCL_`: `SOCKET_IFNAME`, `IB_HCA`… Those that
     name a file or a plug-in aren't taken."""

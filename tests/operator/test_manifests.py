@@ -216,7 +216,7 @@ def test_indexed_job(training: Make) -> None:
 
 
 def test_pods_go_where_others_may_not(training: Make) -> None:
-    """Taints, priority and the time to save a checkpoint are the topology's; nothing is said of what isn't asked for."""
+    """Taints, priority and the time to save a checkpoint are the topology's; what isn't asked for isn't there."""
     taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     asked = {"tolerations": [taint], "priorityClassName": "batch", "graceSeconds": 300}
     for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
