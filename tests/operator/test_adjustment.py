@@ -174,7 +174,7 @@ def test_an_end_is_not_undone(look: Make, ended: Make, end: str) -> None:
     assert verdict.findings["Succeeded"].status == str(end == "Complete")
 
 
-def test_a_config_map_that_says_nothing_stops_no_run(look: Make, training: Make, live: Make) -> None:
+def test_a_config_map_that_says_nothing_stops_no_run(training: Make, live: Make) -> None:
     """Somebody has edited it."""
     snapshot = training(spec=ONE)
     for data in ({}, {"job.yaml": "a: ["}, {"job.yaml": "spec: 3"}, {"job.yaml": "spec: {topology: {nodes: many}}"}):
