@@ -16,7 +16,15 @@ from cloze_api.privacy import Privacy
 from cloze_api.schema import ObjectName, Rule, Schema, distinct
 from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import LABEL_TASKS, Problem, Task
-from cloze_api.training import SPEC_RULES, Arithmetic, Optimization, Sharding, TrainingSpec, immutable_after_start
+from cloze_api.training import (
+    ADJUSTABLE_RULES,
+    SPEC_RULES,
+    Arithmetic,
+    Optimization,
+    Sharding,
+    TrainingSpec,
+    immutable_after_start,
+)
 
 
 class BaseJob(Schema):
@@ -314,25 +322,27 @@ class FineTuneJobSpec(TrainingSpec):
         return self.base
 
 
-FINE_TUNE_RULES = immutable_after_start(
-    "FineTuneJob",
-    (
-        "base",
-        "task",
-        "problem",
-        "dataset",
-        "labels",
-        "maxLength",
-        "truncate",
-        "optimization",
-        "distillation",
-        "privacy",
-        "evaluation",
-        "export",
-        "topology",
-        "storage",
-        "checkpoint",
-        "registry",
-        "image",
-    ),
+FINE_TUNE_RULES = (
+    immutable_after_start(
+        "FineTuneJob",
+        (
+            "base",
+            "task",
+            "problem",
+            "dataset",
+            "labels",
+            "maxLength",
+            "truncate",
+            "optimization",
+            "distillation",
+            "privacy",
+            "evaluation",
+            "export",
+            "storage",
+            "checkpoint",
+            "registry",
+            "image",
+        ),
+    )
+    + ADJUSTABLE_RULES
 )

@@ -11,7 +11,7 @@ from cloze_api.people import Names
 from cloze_api.pretrained import Pretrained
 from cloze_api.schema import Rule, Schema, undefaulted
 from cloze_api.source import REVISION_PATTERN, Credentials, SourceURI, uri_rule
-from cloze_api.training import SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
+from cloze_api.training import ADJUSTABLE_RULES, SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
 class CorpusFormat(StrEnum):
@@ -356,21 +356,23 @@ class PretrainJobSpec(TrainingSpec):
         return self.base or self.tokenizer.reuse
 
 
-PRETRAIN_RULES = immutable_after_start(
-    "PretrainJob",
-    (
-        "corpus",
-        "cleaning",
-        "base",
-        "tokenizer",
-        "model",
-        "masking",
-        "optimization",
-        "evaluation",
-        "topology",
-        "storage",
-        "checkpoint",
-        "registry",
-        "image",
-    ),
+PRETRAIN_RULES = (
+    immutable_after_start(
+        "PretrainJob",
+        (
+            "corpus",
+            "cleaning",
+            "base",
+            "tokenizer",
+            "model",
+            "masking",
+            "optimization",
+            "evaluation",
+            "storage",
+            "checkpoint",
+            "registry",
+            "image",
+        ),
+    )
+    + ADJUSTABLE_RULES
 )

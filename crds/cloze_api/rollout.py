@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from cloze_api.metrics import OBJECTIVE_SECONDS
+from cloze_api.scheduling import NodeSelector, PriorityClassName, Tolerations
 from cloze_api.schema import Rule, Schema
 
 _DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
@@ -264,21 +265,12 @@ class Autoscaling(Schema):
     )
 
 
-class Toleration(Schema):
-    """A taint that the pods tolerate, in Kubernetes' own terms."""
-
-    key: Annotated[str, Field(max_length=316)] = ""
-    operator: Literal["Exists", "Equal"] = "Equal"
-    value: Annotated[str, Field(max_length=63)] = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-
-
 class Scheduling(Schema):
     """Where the pods run. They are spread over machines as far as that is possible."""
 
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
-    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
-    priority_class_name: Annotated[str, Field(max_length=253)] = ""
+    node_selector: NodeSelector = {}
+    tolerations: Tolerations = []
+    priority_class_name: PriorityClassName = ""
 
 
 class DisruptionBudget(Schema):

@@ -9,6 +9,7 @@ from pydantic import Field
 from cloze_api.card import Card
 from cloze_api.names import CANDIDATE_ALIAS, DEVICE_PREFIX
 from cloze_api.quantity import Quantity, quantity
+from cloze_api.scheduling import NodeSelector, PriorityClassName, Tolerations
 from cloze_api.schema import Alias, ModelName, Rule, Schema, alias_rule
 from cloze_api.source import Credentials
 
@@ -66,9 +67,19 @@ def size_rule(path: str, example: str) -> Rule:
 
 _GPU: Final = f"{DEVICE_PREFIX}gpu"
 
+#: Settings of NCCL that choose networks, ways and amounts, and neither load code nor touch files.
+_NCCL: Final = (
+    *("ALGO", "BUFFSIZE", "CROSS_NIC", "CUMEM_ENABLE", "DEBUG", "DEBUG_SUBSYS", "DMABUF_ENABLE"),
+    *("IB_ADAPTIVE_ROUTING", "IB_DISABLE", "IB_GID_INDEX", "IB_HCA", "IB_PCI_RELAXED_ORDERING"),
+    *("IB_QPS_PER_CONNECTION", "IB_RETRY_CNT", "IB_SL", "IB_TC", "IB_TIMEOUT", "MAX_CTAS", "MIN_CTAS"),
+    *("MNNVL_ENABLE", "NET_GDR_LEVEL", "NET_GDR_READ", "NSOCKS_PERTHREAD", "NVLS_ENABLE", "P2P_DISABLE", "P2P_LEVEL"),
+    *("PROTO", "SHM_DISABLE", "SOCKET_FAMILY", "SOCKET_IFNAME", "SOCKET_NTHREADS"),
+)
+
 
 class Topology(Schema):
-    """How many pods train, and how many processes run in each."""
+    """How many pods train, and how many processes run in each. A suspended run may be given another one: it goes on
+    from its checkpoint, and what it learns is the same but for rounding and dropout."""
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods of the gang, one per machine in production."""
@@ -79,11 +90,26 @@ class Topology(Schema):
     resources: Resources = Resources()
     shared_memory: Quantity = "64Mi"
     """Size of `/dev/shm`."""
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=16)] = {}
+    node_selector: NodeSelector = {}
+    tolerations: Tolerations = []
+    priority_class_name: PriorityClassName = ""
+    grace_seconds: Annotated[int, Field(ge=10, le=3600)] = 60
+    """How long a pod that is told to go has for its checkpoint, until it is killed."""
+    rendezvous_seconds: Annotated[int, Field(ge=30, le=86_400)] = 600
+    """A pod that has waited so long for the gang to be whole ends for a peer's sake (exit code 22); another comes."""
+    nccl: Annotated[dict[str, Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=32)] = {}
+    """NCCL's settings in each rank's environment, by their names without `NCCL_`: `SOCKET_IFNAME`, `IB_HCA`… Those that
+    name a file or a plug-in aren't taken."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         *resource_rules("spec.topology.resources"),
         size_rule("spec.topology.sharedMemory", "64Mi"),
+        Rule(
+            cel=f"self.nccl.all(name, name in {list(_NCCL)})",
+            message="spec.topology.nccl has a name that isn't taken: give names as NCCL documents them, without NCCL_, "
+            f"of {', '.join(_NCCL)}",
+            check=lambda topology: topology.nccl.keys() <= set(_NCCL),
+        ),
         Rule(
             cel=f"!('{_GPU}' in self.resources.limits) || "
             f"quantity(string(self.resources.limits['{_GPU}'])).asInteger() == self.processesPerNode",
@@ -159,7 +185,7 @@ class FailurePolicy(Schema):
     max_restarts: Annotated[int, Field(ge=0, le=100)] = 3
     stuck_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
     """A rank that has waited within a training step for so long ends, and names the ranks that haven't come and their
-    pods. The gang starts again from the newest checkpoint."""
+    pods. The gang starts again from the newest checkpoint. Of a run that has started it may change while suspended."""
 
 
 class Signing(Schema):
@@ -273,7 +299,8 @@ class Profile(Schema):
 
 
 class TrainingSpec(Schema):
-    """Fields of both kinds of training job. Only `suspend`, deadline, TTL and `profile` don't define the result."""
+    """Fields of both kinds of training job. After the start `suspend`, deadline, TTL and `maxRestarts` change freely,
+    `topology`, `profile` and `stuckSeconds` while the job is suspended, and what defines the result not at all."""
 
     topology: Topology = Topology()
     storage: Storage = Storage()
@@ -281,7 +308,8 @@ class TrainingSpec(Schema):
     failure_policy: FailurePolicy = FailurePolicy()
     registry: Registry
     profile: Profile | None = None
-    """A trace of some of rank 0's steps, in the run's volume and in MLflow. None is made when absent."""
+    """A trace of some of rank 0's steps, in the run's volume and in MLflow. None is made when absent. Of a run that has
+    started it may change while suspended."""
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Training image; the operator's default when absent."""
     suspend: bool = False
@@ -311,14 +339,30 @@ EPHEMERAL_NEEDS_BUCKET = Rule(
 SPEC_RULES: Final = (BATCH_COVERS_RANKS, EPHEMERAL_NEEDS_BUCKET)
 
 
-def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Rules at the resource's root: these fields of `spec` may not change once `status.startTime` is set."""
+def _unless(free: str, fields: tuple[str, ...], message: str) -> tuple[Rule, ...]:
+    """Rules at the resource's root: once `status.startTime` is set, these fields of `spec` change only where `free`."""
     return tuple(
         Rule(
-            cel=f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || "
+            cel=f"!has(oldSelf.status) || !has(oldSelf.status.startTime) || {free}"
             f"(has(self.spec.{field}) == has(oldSelf.spec.{field}) && "
             f"(!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field}))",
-            message=f"spec.{field} can't change after the run has started: create a new {kind}",
+            message=message.format(field=field),
         )
         for field in fields
     )
+
+
+def immutable_after_start(kind: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Rules at the resource's root: these fields of `spec` may not change once `status.startTime` is set."""
+    return _unless("", fields, f"spec.{{field}} can't change after the run has started: create a new {kind}")
+
+
+#: What pods read once, as they start, and what the result doesn't follow from: a suspended run takes on another one
+#: when it is resumed. Either of the two may be the suspended one, as a change may come together with a suspension, or
+#: with its end: the operator stops pods that have the old one in any case.
+ADJUSTABLE_RULES: Final = _unless(
+    "self.spec.suspend || oldSelf.spec.suspend || ",
+    ("topology", "profile", "failurePolicy.stuckSeconds"),
+    "spec.{field} can't change while the run's pods have the old one: suspend the job first (spec.suspend: true), "
+    "change it, then resume",
+)

@@ -137,6 +137,7 @@ def test_there_are_examples_of_every_kind() -> None:
         (with_spec("PretrainJob", storage={"size": 0}), "spec.storage.size"),
         (with_spec("PretrainJob", topology={"sharedMemory": "0Mi"}), "spec.topology.sharedMemory"),
         (with_spec("PretrainJob", topology={"resources": {"limits": {"gpu": 1}}}), "spec.topology.resources"),
+        (with_spec("PretrainJob", topology={"nccl": {"NET_PLUGIN": "x"}}), "spec.topology.nccl has a name"),
         (
             with_spec("ModelDeployment", resources={"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}),
             "spec.resources.requests asks for more",

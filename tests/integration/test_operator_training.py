@@ -186,6 +186,97 @@ def test_start_freezes_what_defines_the_result(objects: Any, kubelet: Any) -> No
     assert objects.get("PretrainJob", "frozen")["status"]["restarts"] == 0
 
 
+def read_by_pods(objects: Any, name: str) -> Document:
+    """The document that a run's pods read."""
+    document: Document = yaml.safe_load(objects.get("ConfigMap", f"{name}-spec")["data"]["job.yaml"])
+    return document
+
+
+def test_a_suspended_run_is_resized(objects: Any, registry: Any, kubelet: Any, eventually: Any) -> None:
+    """One pod, two, one: the run keeps its uid, start and volume, and no pod reads what is for the next ones."""
+    run = objects.create(pretrain_job("resized", kubelet, nodes=1))
+    (pod,) = kubelet.pods("resized", 1)
+    kubelet.run(pod)
+    objects.wait_for_reason("PretrainJob", "resized", "Running", "PodsRunning")
+    started = objects.get("PretrainJob", "resized")["status"]["startTime"]
+    volume = objects.get("PersistentVolumeClaim", "resized-pretrain-run")["metadata"]["uid"]
+    job = objects.get("Job", "resized-pretrain")["metadata"]["uid"]
+    with pytest.raises(Exception, match=r"spec\.topology can't change .* suspend the job first"):
+        objects.patch("PretrainJob", "resized", {"spec": {"topology": {"nodes": 2}}})
+
+    # It takes its time to save a checkpoint.
+    own = pod["metadata"].get("finalizers") or []
+    objects.patch("Pod", pod["metadata"]["name"], {"metadata": {"finalizers": [*own, "cloze.dev/saving"]}})
+    objects.patch("PretrainJob", "resized", {"spec": {"suspend": True}})
+    objects.wait_for_reason("PretrainJob", "resized", "Running", "Suspended")
+    objects.patch("PretrainJob", "resized", {"spec": {"topology": {"nodes": 2}}})
+    eventually(lambda: objects.get("Job", "resized-pretrain")["metadata"].get("deletionTimestamp"), "the Job to go")
+    time.sleep(3)
+    assert read_by_pods(objects, "resized-pretrain")["spec"]["topology"]["nodes"] == 1
+    objects.patch("Pod", pod["metadata"]["name"], {"metadata": {"finalizers": None}})
+
+    def made() -> Any:
+        found = objects.get("Job", "resized-pretrain")
+        return found if found and found["metadata"]["uid"] != job else None
+
+    two = eventually(made, "another Job")
+    assert (two["spec"]["completions"], two["spec"]["suspend"]) == (2, True)
+    document = read_by_pods(objects, "resized-pretrain")
+    assert (document["spec"]["topology"]["nodes"], document["metadata"]["uid"]) == (2, run["metadata"]["uid"])
+    objects.wait_for_reason("PretrainJob", "resized", "Running", "Suspended")
+    objects.patch("PretrainJob", "resized", {"spec": {"suspend": False}})
+    kubelet.run(*kubelet.pods("resized", 2))
+    objects.wait_for_reason("PretrainJob", "resized", "Running", "PodsRunning")
+
+    # Back, by a change that comes with the end of the suspension.
+    job = two["metadata"]["uid"]
+    objects.patch("PretrainJob", "resized", {"spec": {"suspend": True}})
+    objects.wait_for_reason("PretrainJob", "resized", "Running", "Suspended")
+    objects.patch("PretrainJob", "resized", {"spec": {"suspend": False, "topology": {"nodes": 1}}})
+    assert eventually(made, "another Job")["spec"]["completions"] == 1
+    succeed(registry, kubelet, "resized")
+    objects.wait_for_reason("PretrainJob", "resized", "Registered", "AliasSet")
+    status = objects.get("PretrainJob", "resized")["status"]
+    assert (status["restarts"], status["interruptions"], status["startTime"]) == (0, 0, started)
+    assert objects.get("PersistentVolumeClaim", "resized-pretrain-run")["metadata"]["uid"] == volume
+    told = [event["message"].split(":")[0] for event in objects.list("Event") if event["reason"] == "Resized"]
+    assert sorted(told) == ["topology.nodes 1 → 2", "topology.nodes 2 → 1"]
+
+
+@pytest.mark.parametrize("kind", ["PretrainJob", "FineTuneJob"])
+def test_what_pods_have_read_changes_with_a_suspension(objects: Any, kubelet: Any, eventually: Any, kind: str) -> None:
+    """A trace, how long a rank may be stuck, threads: refused while pods have others, and delivered to the next."""
+    name = "told" if kind == "PretrainJob" else "tuned-told"
+    body = pretrain_job(name, kubelet, nodes=1)
+    if kind == "FineTuneJob":
+        body = fine_tune_job(name, kubelet, {"uri": "hf://owner/name"})
+    body["spec"]["failurePolicy"] = {"stuckSeconds": 900}
+    objects.create(body)
+    objects.wait_for_reason(kind, name, "Running", "Unschedulable")
+    own = f"{name}-{'pretrain' if kind == 'PretrainJob' else 'finetune'}"
+    assert read_by_pods(objects, own)["spec"]["failurePolicy"] == {"stuckSeconds": 900}
+    changes = {
+        "profile": {"fromStep": 50, "steps": 2},
+        "failurePolicy": {"stuckSeconds": 60},
+        "topology": {"threadsPerProcess": 3},
+    }
+    for field, value in changes.items():
+        with pytest.raises(Exception, match=rf"spec\.{field}.* can't change .* suspend the job first"):
+            objects.patch(kind, name, {"spec": {field: value}})
+    objects.patch(kind, name, {"spec": {"failurePolicy": {"maxRestarts": 7}}})
+    # All at once is fine, too: the pods stop first.
+    objects.patch(kind, name, {"spec": {"suspend": True, **changes}})
+    eventually(lambda: read_by_pods(objects, own)["spec"].get("profile") == changes["profile"], "the profile")
+    objects.patch(kind, name, {"spec": {"suspend": False}})
+    objects.wait_for_reason(kind, name, "Running", "Unschedulable")
+    spec = read_by_pods(objects, own)["spec"]
+    assert spec["failurePolicy"] == {"stuckSeconds": 60}
+    (pod,) = kubelet.pods(name, 1)
+    assert {"name": "OMP_NUM_THREADS", "value": "3"} in pod["spec"]["containers"][0]["env"]
+    with pytest.raises(Exception, match="can't change after the run has started"):
+        objects.patch(kind, name, {"spec": {"suspend": True, "optimization": {"seed": 5}}})
+
+
 def test_success_registers_and_sets_the_alias(objects: Any, registry: Any, kubelet: Any) -> None:
     """The version comes from the pods' own words; the alias is set by the operator, after success."""
     objects.create(pretrain_job("good", kubelet))

@@ -191,6 +191,9 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (P, put("spec.optimization.steps", "many"), ("spec.optimization.steps", "integer")),
     (P, put("spec.topology", {"nodes": 64}), ("batchSequences", "raise the batch")),
     (P, put("spec.topology.nodes", 65), ("spec.topology.nodes", "less than or equal to 64")),
+    (P, put("spec.topology.nccl", {"NCCL_DEBUG": "INFO"}), ("spec.topology.nccl", "without NCCL_")),
+    (F, put("spec.topology.nccl", {"NET_PLUGIN": "x"}), ("spec.topology.nccl", "SOCKET_IFNAME")),
+    (F, put("spec.topology.tolerations", [{"operator": "In"}]), ("spec.topology.tolerations", "Exists")),
     (P, put("spec.topology.sharedMemory", "much"), ("spec.topology.sharedMemory",)),
     (P, put("spec.topology.resources", {"limits": {"memory": "2 GB"}}), ("spec.topology.resources.limits",)),
     (P, put("spec.storage.accessMode", "ReadOnly"), ("spec.storage.accessMode", "ReadWriteOnce")),
@@ -608,6 +611,13 @@ def test_what_rollouts_need_is_accepted(
             {"processesPerNode": 8, "resources": {"limits": {"nvidia.com/gpu": "8", "hugepages-2Mi": "64Mi"}}},
         ),
         put("spec.topology.resources", {"requests": {"cpu": 0, "ephemeral-storage": "0.5Gi"}}),
+        put(
+            "spec.topology",
+            {
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                "nccl": {"SOCKET_IFNAME": "eth0", "IB_HCA": "mlx5_0:1,mlx5_1:1"},
+            },
+        ),
         put("spec.corpus.0.uri", "pvc://books/a..b/*.txt"),
         put("spec.registry.alias", "v1beta"),
         put("spec.checkpoint", {"uri": "s3://runs.example/a/b=1/", "credentials": {"secretName": "runs"}}),

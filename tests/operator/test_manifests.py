@@ -92,7 +92,8 @@ def test_service(training: Make) -> None:
 
 def test_config_map_has_an_exact_base(training: Make) -> None:
     """The pods read the resource with its base resolved, and without what only the operator acts on."""
-    spec = {"suspend": True, "ttlSecondsAfterFinished": 5, "failurePolicy": {"maxRestarts": 1}}
+    policy = {"maxRestarts": 1, "stuckSeconds": 900}
+    spec = {"suspend": True, "ttlSecondsAfterFinished": 5, "activeDeadlineSeconds": 9, "failurePolicy": policy}
     snapshot = training("FineTuneJob", spec=spec)
     manifest = config_map(snapshot.resource, snapshot.job, BASE)
     assert manifest["metadata"]["name"] == "run-finetune-spec"
@@ -105,6 +106,7 @@ def test_config_map_has_an_exact_base(training: Make) -> None:
             "base": {"model": {"name": "encoder", "version": "4"}},
             "task": "sequence-classification",
             "dataset": {"train": "configmap://mails/train.jsonl", "test": "configmap://mails/test.jsonl"},
+            "failurePolicy": {"stuckSeconds": 900},
             "registry": {"name": "spam"},
         },
     }
@@ -211,6 +213,24 @@ def test_indexed_job(training: Make) -> None:
             {"name": "corpus-1", "persistentVolumeClaim": {"claimName": "books"}},
         ],
     }
+
+
+def test_pods_go_where_others_may_not(training: Make) -> None:
+    """Taints, priority and the time to save a checkpoint are the topology's; what isn't asked for isn't there."""
+    taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    asked = {"tolerations": [taint], "priorityClassName": "batch", "graceSeconds": 300}
+    for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
+        plain, placed = (
+            indexed_job(made.resource, made.job, origins, made.platform)["spec"]["template"]["spec"]
+            for made in (training(kind, spec={"topology": topology}) for topology in ({}, asked))
+        )
+        assert placed == {
+            **plain,
+            "tolerations": [taint],
+            "priorityClassName": "batch",
+            "terminationGracePeriodSeconds": 300,
+        }
+        assert not {"tolerations", "priorityClassName", "nodeSelector"} & plain.keys()
 
 
 def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:

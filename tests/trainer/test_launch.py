@@ -1,6 +1,7 @@
 """The launcher: every failure becomes an outcome, and a fault is not taken for a lost peer for ever."""
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer import launch as launcher
 from cloze_trainer import outcome
 from cloze_trainer.losses import PATIENCE, PeerLosses
+from cloze_trainer.place import rendezvous_seconds
 from cloze_trainer.run import Run, open_run
 
 
@@ -26,7 +28,7 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def run_of(folder: Path, **topology: int) -> Run:
+def run_of(folder: Path, **topology: Any) -> Run:
     job = {
         "apiVersion": "cloze.dev/v1alpha1",
         "kind": "PretrainJob",
@@ -119,3 +121,20 @@ def test_what_is_told_first_of_a_model_is_told_where_there_isnt_room_for_all() -
     assert list(kept.metrics.items()) == list(figures.items())[: len(kept.metrics)]
     assert len(kept.metrics) > 32
     assert len(kept.message) == 2048
+
+
+def test_ranks_find_what_the_topology_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's settings, before the process group is made, and how long the gang may take."""
+    run = run_of(tmp_path, nccl={"SOCKET_IFNAME": "eth0"}, rendezvousSeconds=90)
+    found: list[Any] = []
+
+    def stop(run: Run, *_: object) -> Any:
+        found.extend([os.environ["NCCL_SOCKET_IFNAME"], rendezvous_seconds(run.job.spec.topology)])
+        raise RuntimeError("that was all")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(launcher, "_agent", stop)
+    launcher.launch(run, tmp_path / "job.json", None)
+    assert found == ["eth0", 90]
+    os.environ["CLOZE_RENDEZVOUS_TIMEOUT_SECONDS"] = "5"
+    assert rendezvous_seconds(run.job.spec.topology) == 5

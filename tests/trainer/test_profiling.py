@@ -29,9 +29,10 @@ def watch(folder: Path, steps: range, **asked: Any) -> Kept:
     return kept
 
 
-def test_a_run_that_goes_on_behind_the_window_has_no_trace(tmp_path: Path) -> None:
-    """Nor has one that ends before; one that ends within has what there was."""
+def test_a_run_that_goes_on_behind_the_window_has_no_trace(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It says so, once. Nor has one that ends before; one that ends within has what there was."""
     assert watch(tmp_path, range(5, 9), fromStep=3) == []
+    assert capfd.readouterr().err.count("step 3 of spec.profile.fromStep is done") == 1
     assert watch(tmp_path, range(3), fromStep=3) == []
     assert watch(tmp_path, range(4), fromStep=3) == [tmp_path / "trace.json.gz"]
 

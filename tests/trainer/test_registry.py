@@ -33,14 +33,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def register(mlflow: str, tags: JobTags, folder: Path, digest: str) -> registry.Registered:
+def register(mlflow: str, tags: JobTags, folder: Path, digest: str, nodes: str = "1") -> registry.Registered:
     return registry.register(
         mlflow,
         tags,
         folder,
         digest,
         facts={"cloze.dev/tokenizer": "t"},
-        params={"a": "1"},
+        params={"a": "1", "topology.nodes": nodes},
         figures={"f1_grün & blau": 0.5, "f1_C#": 0.25, "f1_C+": 0.3, "f1_/": 0.4, "f1_да": 0.1, "f1_но": 0.2},
     )
 
@@ -119,6 +119,22 @@ def test_broken_upload_is_taken_up_and_leaves_no_orphan(
     assert model.tags["cloze.dev/digest"] == "sha256:b"
     assert str(model.status) == "READY"
     assert model.source_run_id == made.run_id
+
+
+def test_a_run_of_another_size_registers_too(
+    mlflow: str, tags: JobTags, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow lets no parameter of a run change: what the attempt said that had trained stays."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise MlflowException("the storage is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifacts", broken)
+        with pytest.raises(RegistryError):
+            register(mlflow, tags, folder, "sha256:a", nodes="1")
+    made = register(mlflow, tags, folder, "sha256:a", nodes="2")
+    assert MlflowClient(mlflow).get_run(made.run_id).data.params == {"a": "1", "topology.nodes": "1"}
 
 
 def test_run_that_failed_for_good_is_marked(mlflow: str, tags: JobTags) -> None:

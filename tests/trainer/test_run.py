@@ -71,3 +71,23 @@ def test_a_field_of_the_other_kind_of_job_is_told(tmp_path: Path, kind: str, pla
     job = {"apiVersion": "cloze.dev/v1alpha1", "kind": kind, "metadata": {"name": "one"}, "spec": spec}
     with pytest.raises(InputError, match=rf"spec\.{place}\.{field}: there is no such field in this kind of job"):
         opened(tmp_path, json.dumps(job))
+
+
+def test_a_run_stays_the_same_with_another_topology(tmp_path: Path) -> None:
+    """Nor is it another one for what watches, retries or stores it; it is, for what it learns."""
+
+    def identity(**spec: object) -> str:
+        whole = {"corpus": [{"uri": "file:///x"}], "registry": {"name": "x"}, **spec}
+        job = {"apiVersion": "cloze.dev/v1alpha1", "kind": "PretrainJob", "metadata": {"name": "one"}, "spec": whole}
+        file = tmp_path / "job.json"
+        file.write_text(json.dumps(job), encoding="utf-8")
+        return open_run(file).identity
+
+    same: list[dict[str, object]] = [
+        {"topology": {"nodes": 2, "processesPerNode": 2, "threadsPerProcess": 4}},
+        {"profile": {"fromStep": 20}},
+        {"failurePolicy": {"stuckSeconds": 60, "maxRestarts": 0}},
+        {"suspend": True, "image": "train:2", "storage": {"size": "1Gi"}},
+    ]
+    assert {identity(**spec) for spec in same} == {identity()}
+    assert identity(optimization={"seed": 1}) != identity()

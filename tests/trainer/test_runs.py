@@ -40,17 +40,31 @@ def test_killed_and_resumed_run_has_the_same_bits(corpus: Path, undisturbed: Tra
     assert weights(trainer) == weights(undisturbed)
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(corpus: Path, undisturbed: Trainer, tmp_path: Path) -> None:
-    """One, two, one: each step has the same batch and the same masks, so that the end is the same but for rounding."""
-    trainer = Trainer(tmp_path, {})
-    kill_after(trainer, pretrain(corpus, topology={"processesPerNode": 1}), 14)
-    kill_after(trainer, pretrain(corpus, topology={"processesPerNode": 2}), 35)
-    assert trainer.run(pretrain(corpus, topology={"processesPerNode": 1})) == 0, trainer.log
+def test_a_run_goes_on_with_another_number_of_ranks(
+    corpus: Path, undisturbed: Trainer, mlflow: str, tmp_path: Path
+) -> None:
+    """One, two, one, in the same workspace: each step has the same batch and the same masks, so that the end is the
+    same but for rounding and dropout. It is one run of one job, registered once.
+    """
+    trainer = Trainer(tmp_path, {"MLFLOW_TRACKING_URI": mlflow})
+
+    def job(ranks: int) -> dict[str, Any]:
+        made = pretrain(corpus, topology={"processesPerNode": ranks}, registry={"name": "resized"})
+        # No cluster says which run it is.
+        del made["metadata"]["uid"]
+        return made
+
+    kill_after(trainer, job(1), 14)
+    kill_after(trainer, job(2), 35)
+    assert trainer.run(job(1)) == 0, trainer.log
     assert trainer.resumed() >= 35
     resized, steady = (verify(each.artifact).evaluation for each in (trainer, undisturbed))
     # Dropout differs with the number of ranks.
     assert resized["masked_loss"] == pytest.approx(steady["masked_loss"], abs=0.03)
     assert resized["data_tokens"] == steady["data_tokens"]
+    assert trainer.run(job(2)) == 0, trainer.log
+    assert "finished before" in trainer.log
+    assert len(versions(mlflow, "resized")) == 1
 
 
 @pytest.mark.full

@@ -38,8 +38,8 @@ _HEARTBEAT_SECONDS, _MISSED_HEARTBEATS = 2, 5
 _STORE_TIMEOUT_SECONDS = 60
 # Restarts for a peer's sake within one life of the pod; beyond them Kubernetes' own back-off is better.
 _PEER_RESTARTS = 50
-# Kubernetes' grace period is shorter and decides; this bounds a run outside it.
-_STOP_SECONDS = 120
+# What the ranks may take to end beyond the pod's grace period, which decides in Kubernetes; this bounds a run outside.
+_STOP_SECONDS = 60
 # Codes of ranks that ended for another pod's sake.
 _FOR_OTHERS = {int(ExitCode.PEER_LOST), int(ExitCode.SUSPENDED)}
 
@@ -60,7 +60,7 @@ class _Agent(LocalElasticAgent):
             spec,
             logs_specs=DefaultLogsSpecs(log_dir=str(scratch / "logs")),
             start_method=nursery.METHOD,
-            shutdown_timeout=_STOP_SECONDS,
+            shutdown_timeout=run.job.spec.topology.grace_seconds + _STOP_SECONDS,
         )
         self._run, self._scratch = run, scratch
 
@@ -117,8 +117,9 @@ def _explaining(failures: Mapping[int, ProcessFailure], scratch: Path) -> Proces
     return worst(named or failures)
 
 
-def _environment(place: Place, scratch: Path) -> None:
+def _environment(run: Run, place: Place, scratch: Path) -> None:
     """What the ranks find in their environment, besides what the nursery has."""
+    os.environ.update({f"NCCL_{name}": value for name, value in run.job.spec.topology.nccl.items()})
     os.environ[outcome.ENV_FOLDER] = str(scratch)
     os.environ[ENV_PROGRESS_FILE] = str(scratch / "progress.json")
     # A shared store would be kept for the pod's life, and a later round would look for it in a pod that is gone.
@@ -131,7 +132,7 @@ def _environment(place: Place, scratch: Path) -> None:
 
 
 def _agent(run: Run, file: Path, place: Place, scratch: Path) -> _Agent:
-    seconds = rendezvous_seconds()
+    seconds = rendezvous_seconds(run.job.spec.topology)
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=place.endpoint,
@@ -219,7 +220,7 @@ def _serve(port: int, scratch: Path, run: Run) -> ThreadingHTTPServer:
 def _supervise(run: Run, file: Path, scratch: Path) -> Outcome:
     try:
         place = place_of(run)
-        _environment(place, scratch)
+        _environment(run, place, scratch)
         result = _agent(run, file, place, scratch).run()
     except _RunFinished as finished:
         return finished.outcome

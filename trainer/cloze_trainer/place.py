@@ -8,14 +8,13 @@ import time
 from dataclasses import dataclass
 
 from cloze_api.names import ENV_ATTEMPT_DEADLINE, ENV_RENDEZVOUS
+from cloze_api.training import Topology
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, PeerLost
 from cloze_trainer.run import Run
 
 ENV_INDEX = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an Indexed Job; index 0 hosts the rendezvous."""
-
-_DEFAULT_RENDEZVOUS_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +54,23 @@ def place_of(run: Run) -> Place:
     if not host or not port.isdigit():
         raise InputError("RendezvousInvalid", f"{ENV_RENDEZVOUS} is {endpoint!r}: give host:port")
     hosts = os.environ.get(ENV_INDEX, "0") == "0"
-    address = "127.0.0.1" if host in ("127.0.0.1", "localhost") else _own_address(host, int(port), hosts=hosts)
+    seconds = rendezvous_seconds(topology)
+    local = host in ("127.0.0.1", "localhost")
+    address = "127.0.0.1" if local else _own_address(host, int(port), hosts=hosts, seconds=seconds)
     return Place(topology.nodes, topology.processes_per_node, endpoint, hosts=hosts, address=address)
 
 
-def rendezvous_seconds() -> int:
-    """How long the gang may take to be whole."""
-    return int(os.environ.get(ENV_ATTEMPT_DEADLINE) or _DEFAULT_RENDEZVOUS_SECONDS)
+def rendezvous_seconds(topology: Topology) -> int:
+    """How long the gang may take to be whole; the environment's word counts first."""
+    return int(os.environ.get(ENV_ATTEMPT_DEADLINE) or topology.rendezvous_seconds)
 
 
-def _own_address(host: str, port: int, *, hosts: bool) -> str:
+def _own_address(host: str, port: int, *, hosts: bool, seconds: int) -> str:
     """The address from which the rendezvous is reached; waits until its name resolves and it listens.
 
     The other pods start at the same time, and a headless Service names a pod only once it has an address.
     """
-    deadline = time.monotonic() + rendezvous_seconds()
+    deadline = time.monotonic() + seconds
     while True:
         try:
             if hosts:

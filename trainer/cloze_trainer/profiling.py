@@ -32,7 +32,10 @@ class Profiler:
         if self._asked is None:
             return
         first = self._asked.from_step
-        if step == first and self._running is None:
+        if step > first and self._running is None:
+            log("no profile", why=f"step {first} of spec.profile.fromStep is done, the training goes on at {step}")
+            self._asked = None
+        elif step == first and self._running is None:
             # Steps are marked where there is a schedule; this one records until the end.
             self._running = profile(schedule=lambda _: ProfilerAction.RECORD)
             self._running.start()

@@ -163,7 +163,10 @@ def register(
             raise refused(what, error) from error
 
     def log_figures() -> None:
-        connection.log_batch(run_id, params=[Param(key, value[:500]) for key, value in params.items()])
+        # MLflow refuses another value: what an attempt with another topology has said stays.
+        said = connection.get_run(run_id).data.params
+        new = [Param(key, value[:500]) for key, value in params.items() if key not in said]
+        connection.log_batch(run_id, params=new)
         stamp = int(time.time() * 1000)
         log_metrics(connection, run_id, [(0, key, value, stamp) for key, value in figures.items()])
         connection.set_tag(run_id, TAG_DIGEST, digest)

@@ -16,8 +16,17 @@ from cloze_api.resources import TrainingJob, parse_job
 from cloze_trainer import outcome, own_registry
 from cloze_trainer.errors import InputError
 
-# Fields of the spec that don't define the result.
-_MUTABLE = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "failure_policy", "storage", "image"}
+# Fields of the spec that don't define the result: with others a run goes on from where it is.
+_MUTABLE = {
+    "suspend",
+    "active_deadline_seconds",
+    "ttl_seconds_after_finished",
+    "failure_policy",
+    "storage",
+    "image",
+    "topology",
+    "profile",
+}
 
 _KINDS = ("PretrainJob", "FineTuneJob")
 # Begins the identity of a run outside Kubernetes.
@@ -28,7 +37,7 @@ _LOCAL = "local-"
 class Run:
     """What a process of a run knows from the start.
 
-    identity: the resource's UID, or outside Kubernetes a digest of the name and spec.
+    identity: the resource's UID, or outside Kubernetes a digest of the name and of what defines the result.
     tracking_uri: MLflow's address; None when the artifact is not registered.
     """
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from cloze_api.training_status import TrainingStatus
+from cloze_operator.decide.adjustment import adjust_job, adjustments, tell_adjustments
 from cloze_operator.decide.admission import is_held, queue_of
 from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
@@ -100,7 +101,8 @@ def wait_for_origins(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
 
 
 def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
-    """Children that are missing are made; before the start, outdated ones are made anew.
+    """Children that are missing are made; before the start, outdated ones are made anew, and after it the ConfigMap
+    that gives another topology to pods, once the former ones are gone.
 
     The start is written into the status right before the Job: from then on the API server refuses changes of what
     defines the result, so no pod can run with another spec than the one that is shown.
@@ -121,6 +123,8 @@ def provide_children(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
         verdict = _waiting(verdict, "ReplacingChildren", text)
         return verdict.replacing(*targets).again(2).settle()
     verdict = verdict.applying(*outdated)
+    if any(manifest["kind"] == "ConfigMap" for manifest in outdated) and adjustments(snapshot):
+        verdict = tell_adjustments(snapshot, verdict)
     if ephemeral and _exists(snapshot, "PersistentVolumeClaim"):
         verdict = verdict.deleting(target_of(snapshot.children["PersistentVolumeClaim"]))
     if is_held(snapshot) and _exists(snapshot, "Job"):
@@ -144,6 +148,8 @@ def _is_settled(snapshot: TrainingSnapshot, manifest: Manifest) -> bool:
         return snapshot.has_started and manifest["kind"] == "PersistentVolumeClaim"
     if manifest["kind"] == "Service":
         return not has_drifted(child, manifest)
+    if manifest["kind"] == "ConfigMap" and adjustments(snapshot):
+        return "Job" in snapshot.children
     return snapshot.has_started or is_current(child, manifest)
 
 
@@ -199,6 +205,7 @@ TRAINING = Steps(
         report_progress,
         report_nodes,
         follow_run,
+        adjust_job,
         renew_job,
         conclude,
         name_version,

@@ -33,6 +33,7 @@ from cloze_operator.desired.metadata import (
     selector,
 )
 from cloze_operator.desired.options import mounted_secrets, runtime_environment, shared_environment
+from cloze_operator.desired.placement import placement
 from cloze_operator.desired.platform import Platform
 from cloze_operator.desired.revision import Revision, child_name, is_device
 
@@ -116,12 +117,9 @@ def _scheduling(scheduling: Scheduling, chosen: Mapping[str, str]) -> dict[str, 
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": dict(chosen)},
     }
-    tolerations = [entry.model_dump(by_alias=True, exclude_defaults=True) for entry in scheduling.tolerations]
     return {
         "topologySpreadConstraints": [spread],
-        **({"nodeSelector": dict(scheduling.node_selector)} if scheduling.node_selector else {}),
-        **({"tolerations": tolerations} if tolerations else {}),
-        **({"priorityClassName": scheduling.priority_class_name} if scheduling.priority_class_name else {}),
+        **placement(scheduling.node_selector, scheduling.tolerations, scheduling.priority_class_name),
     }
 
 

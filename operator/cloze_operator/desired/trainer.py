@@ -27,13 +27,11 @@ from cloze_api.source import Source, SourceKind, parse_source
 from cloze_api.training import AccessMode
 from cloze_operator.desired.metadata import container_security, labels, pod_security, selector
 from cloze_operator.desired.origins import Origins
+from cloze_operator.desired.placement import placement
 from cloze_operator.desired.platform import Platform
 
 TRAINER: Final = "trainer"
 """Name of the container that trains."""
-
-#: Between SIGTERM and SIGKILL: enough for the checkpoint that makes suspension cheap.
-GRACE_SECONDS: Final = 60
 
 #: Readable by the pod's group alone.
 _SECRET_MODE: Final = 0o440
@@ -92,14 +90,13 @@ def pod_template(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platfor
         "subdomain": gang.service,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": topology.grace_seconds,
         "securityContext": pod_security(),
         **platform.pull_secret_references(),
         "containers": [_container(owner, job, gang, platform)],
         "volumes": _volumes(job, gang),
     }
-    if topology.node_selector:
-        spec["nodeSelector"] = dict(topology.node_selector)
+    spec |= placement(topology.node_selector, topology.tolerations, topology.priority_class_name)
     if is_pinned(job):
         spec["affinity"] = {
             "podAffinity": {

@@ -16,8 +16,10 @@ from cloze_operator.desired.trainer import TRAINER, Gang, pod_template
 #: Fields of a Job's spec that may change while it exists.
 MUTABLE_JOB_FIELDS: Final = ("suspend", "activeDeadlineSeconds", "backoffLimit")
 
-#: Fields of a training spec that only the operator acts on. The rest defines the result, and is what the pods read.
-_OPERATIONAL: Final = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "failurePolicy")
+#: Fields of a training spec that only the operator acts on. The rest is what the pods read.
+_OPERATIONAL: Final = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+#: The same of its failurePolicy.
+_OPERATIONAL_POLICY: Final = ("maxRestarts",)
 
 JOB_KEY: Final = JOB_FILE.rsplit("/", 1)[1]
 
@@ -64,12 +66,11 @@ def claim(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
 
 def config_map(owner: Mapping[str, Any], job: TrainingJob, origins: Origins) -> Manifest:
     """The resource as the training pods read it, with exact versions."""
-    spec = {key: value for key, value in owner["spec"].items() if key not in _OPERATIONAL}
     document = {
         "apiVersion": API_VERSION,
         "kind": owner["kind"],
         "metadata": {key: owner["metadata"][key] for key in ("name", "namespace", "uid")},
-        "spec": with_origins(spec, origins),
+        "spec": with_origins(_without_operational(owner["spec"]), origins),
     }
     return sealed(
         {
@@ -79,6 +80,22 @@ def config_map(owner: Mapping[str, Any], job: TrainingJob, origins: Origins) -> 
             "data": {JOB_KEY: yaml.safe_dump(document, sort_keys=True, allow_unicode=True)},
         }
     )
+
+
+def read_spec(config_map: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The spec that a run's ConfigMap gives to its pods; None where it can't be read."""
+    try:
+        document = yaml.safe_load(config_map["data"][JOB_KEY]) if config_map else None
+    except (KeyError, TypeError, yaml.YAMLError):
+        return None
+    found = document.get("spec") if isinstance(document, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _without_operational(spec: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in spec.items() if key not in _OPERATIONAL}
+    policy = {key: value for key, value in kept.pop("failurePolicy", {}).items() if key not in _OPERATIONAL_POLICY}
+    return {**kept, "failurePolicy": policy} if policy else kept
 
 
 def service(owner: Mapping[str, Any], job: TrainingJob) -> Manifest:
