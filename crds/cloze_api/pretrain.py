@@ -11,7 +11,7 @@ from cloze_api.people import Names
 from cloze_api.pretrained import Pretrained
 from cloze_api.schema import Rule, Schema, undefaulted
 from cloze_api.source import REVISION_PATTERN, Credentials, SourceURI, uri_rule
-from cloze_api.training import ADJUSTABLE_RULES, SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
+from cloze_api.training import ADJUSTABLE_RULES, RANKS, SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
 class CorpusFormat(StrEnum):
@@ -339,8 +339,7 @@ class PretrainJobSpec(TrainingSpec):
             check=lambda spec: spec.evaluation.audit.personal_data is None or spec.cleaning.pii is PII.KEEP,
         ),
         Rule(
-            cel="!has(self.optimization.batchWarmup) || "
-            "self.optimization.batchWarmup.fromSequences >= self.topology.nodes * self.topology.processesPerNode",
+            cel=f"!has(self.optimization.batchWarmup) || self.optimization.batchWarmup.fromSequences >= {RANKS}",
             message="spec.optimization.batchWarmup.fromSequences is smaller than the number of ranks "
             "(topology.nodes × topology.processesPerNode): raise it or use fewer processes",
             check=lambda spec: (

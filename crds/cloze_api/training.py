@@ -83,8 +83,8 @@ class Topology(Schema):
 
     nodes: Annotated[int, Field(ge=1, le=64)] = 1
     """Pods of the gang, one per machine in production."""
-    processes_per_node: Annotated[int, Field(ge=1, le=16)] = 1
-    """Ranks in one pod; one per GPU where there are GPUs."""
+    processes_per_node: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Ranks in one pod. When absent as many as it has GPUs, by `nvidia.com/gpu` in `resources.limits`; else 1."""
     threads_per_process: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU threads of one rank. Part of the result: bit-identical resume holds for the same number only."""
     resources: Resources = Resources()
@@ -111,21 +111,27 @@ class Topology(Schema):
             check=lambda topology: topology.nccl.keys() <= set(_NCCL),
         ),
         Rule(
-            cel=f"!('{_GPU}' in self.resources.limits) || "
+            cel=f"!has(self.processesPerNode) || !('{_GPU}' in self.resources.limits) || "
             f"quantity(string(self.resources.limits['{_GPU}'])).asInteger() == self.processesPerNode",
             message=f"spec.topology.processesPerNode must be the number of {_GPU} in spec.topology.resources.limits, "
-            "as each process trains on one: set it to that number",
+            "as each process trains on one: set it to that number, or leave it out",
             check=lambda topology: (
-                _GPU not in topology.resources.limits
+                topology.processes_per_node is None
+                or _GPU not in topology.resources.limits
                 or quantity(topology.resources.limits[_GPU]) == topology.processes_per_node
             ),
         ),
     )
 
     @property
+    def processes(self) -> int:
+        """Ranks in one pod."""
+        return self.processes_per_node or max(1, int(quantity(self.resources.limits.get(_GPU)) or 1))
+
+    @property
     def world_size(self) -> int:
         """Number of ranks."""
-        return self.nodes * self.processes_per_node
+        return self.nodes * self.processes
 
 
 class AccessMode(StrEnum):
@@ -320,8 +326,15 @@ class TrainingSpec(Schema):
     """Seconds after the end until the resource and all its children are deleted."""
 
 
+#: CEL on a spec for its ranks, `Topology.world_size`.
+RANKS: Final = (
+    "self.topology.nodes * (has(self.topology.processesPerNode) ? self.topology.processesPerNode : "
+    f"'{_GPU}' in self.topology.resources.limits ? "
+    f"quantity(string(self.topology.resources.limits['{_GPU}'])).asInteger() : 1)"
+)
+
 BATCH_COVERS_RANKS = Rule(
-    cel="self.optimization.batchSequences >= self.topology.nodes * self.topology.processesPerNode",
+    cel=f"self.optimization.batchSequences >= {RANKS}",
     message="spec.optimization.batchSequences is smaller than the number of ranks "
     "(topology.nodes × topology.processesPerNode): raise the batch or use fewer processes",
     check=lambda spec: spec.optimization.batch_sequences >= spec.topology.world_size,

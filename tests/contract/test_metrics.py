@@ -51,9 +51,22 @@ _UNITS = {
     *("seconds", "tokens", "ratio", "bytes", "nats", "requests", "pods", "inputs"),
     # Things that are counted, and states that are 0 or 1.
     *("predictions", "reconciles", "failures", "errors", "rollouts", "events", "evictions", "spans", "connections"),
-    *("splits", "checkpoints", "rollbacks", "batches"),
+    *("splits", "checkpoints", "rollbacks", "batches", "updates"),
 }
-_STATES = {"state", "stage", "step", "check", "progress", "leader", "depth", "confidence", "model", "second", "norm"}
+_STATES = {
+    "state",
+    "stage",
+    "step",
+    "check",
+    "progress",
+    "leader",
+    "depth",
+    "confidence",
+    "model",
+    "second",
+    "norm",
+    "perplexity",
+}
 
 
 @pytest.mark.parametrize("metric", metrics.ALL, ids=lambda metric: metric.name)

@@ -10,6 +10,7 @@ import yaml
 
 from cloze_api.resources import KINDS, ModelDeployment, Resource, parse_job
 from cloze_api.source import parse_source
+from cloze_api.training import Topology
 
 Document = dict[str, Any]
 
@@ -157,6 +158,28 @@ def test_models_refuse_what_the_api_server_refuses(body: Document, said: str) ->
     with pytest.raises(ValueError, match=r".") as refusal:
         validate(body)
     assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("topology", "ranks"),
+    [
+        ({}, 1),
+        ({"nodes": 3}, 3),
+        ({"nodes": 2, "processesPerNode": 4}, 8),
+        ({"nodes": 2, "resources": {"limits": {"nvidia.com/gpu": 8}}}, 16),
+        ({"resources": {"limits": {"nvidia.com/gpu": "8", "cpu": 4}}, "processesPerNode": 8}, 8),
+        ({"resources": {"limits": {"nvidia.com/mig-1g.10gb": 1}}}, 1),
+    ],
+)
+def test_a_pod_has_a_process_for_each_gpu(topology: dict[str, Any], ranks: int) -> None:
+    """Where nothing else is said; without GPUs one."""
+    assert Topology.model_validate(topology).world_size == ranks
+    body = with_spec("PretrainJob", topology=topology, optimization={"batchSequences": max(1, ranks - 1)})
+    if ranks == 1:
+        validate(body)
+    else:
+        with pytest.raises(ValueError, match="smaller than the number of ranks"):
+            validate(body)
 
 
 @pytest.mark.parametrize("uri", ["pvc://claim/..", "pvc://claim/../other", "pvc://claim/a/../../b", "file:///a/../b"])

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client
+
+from cloze_api.resources import parse_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator_address")]
 
@@ -43,7 +46,7 @@ def job(name: str, gpus: int) -> dict[str, Any]:
             "registry": {"name": name},
             "storage": {"ephemeral": True},
             "checkpoint": {"uri": "s3://runs"},
-            "topology": {"processesPerNode": gpus, "resources": {"limits": {GPU: str(gpus)}}},
+            "topology": {"resources": {"limits": {GPU: str(gpus)}}},
         },
     }
 
@@ -59,7 +62,8 @@ def test_gpus_are_given_by_the_scheduler(objects: Any, eventually: Any, two_gpus
     pod = eventually(lambda: placed("first"), "the pod to get its machine")
     (container,) = pod["spec"]["containers"]
     assert container["resources"]["requests"][GPU] == container["resources"]["limits"][GPU] == "2"
-    assert "processesPerNode: 2" in objects.get("ConfigMap", "first-pretrain-spec")["data"]["job.yaml"]
+    given = parse_job(yaml.safe_load(objects.get("ConfigMap", "first-pretrain-spec")["data"]["job.yaml"]))
+    assert given.spec.topology.processes == 2
 
     objects.create(job("second", 1))
     found = objects.wait_for_reason("PretrainJob", "second", "Running", "Unschedulable")

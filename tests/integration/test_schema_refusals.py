@@ -161,8 +161,16 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
     (P, put("spec.cleaning.names", {"uri": "pvc://a/b", "minProbability": 0}), ("minProbability", "greater than 0")),
     (
         P,
-        put("spec.topology.resources", {"limits": {"nvidia.com/gpu": 2}}),
+        put("spec.topology", {"processesPerNode": 3, "resources": {"limits": {"nvidia.com/gpu": 2}}}),
         ("processesPerNode", "set it to that number"),
+    ),
+    (
+        P,
+        both(
+            put("spec.topology.resources", {"limits": {"nvidia.com/gpu": 4}}),
+            put("spec.optimization.batchSequences", 3),
+        ),
+        ("batchSequences is smaller than the number of ranks",),
     ),
     (P, put("spec.model.layers", 0), ("spec.model.layers", "greater than or equal to 1")),
     (P, put("spec.model.dropout", 1), ("spec.model.dropout", "less than 1")),

@@ -57,7 +57,7 @@ def place_of(run: Run) -> Place:
     seconds = rendezvous_seconds(topology)
     local = host in ("127.0.0.1", "localhost")
     address = "127.0.0.1" if local else _own_address(host, int(port), hosts=hosts, seconds=seconds)
-    return Place(topology.nodes, topology.processes_per_node, endpoint, hosts=hosts, address=address)
+    return Place(topology.nodes, topology.processes, endpoint, hosts=hosts, address=address)
 
 
 def rendezvous_seconds(topology: Topology) -> int:
