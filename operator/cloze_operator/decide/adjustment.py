@@ -57,6 +57,8 @@ def _fields(topology: Topology, profile: Profile | None, stuck_seconds: int | No
     """The values by name; without stuckSeconds where it isn't known."""
     found = {
         **{f"topology.{name}": value for name, value in topology.model_dump(mode="json", by_alias=True).items()},
+        # As many as there are, whether they were told or follow from the GPUs.
+        "topology.processesPerNode": topology.processes,
         "profile": profile.model_dump(mode="json", by_alias=True) if profile else None,
     }
     return found if stuck_seconds is None else {**found, _STUCK: stuck_seconds}
