@@ -50,7 +50,7 @@ def look(training: Make, live: Make) -> Make:
             if going:
                 children["Job"]["metadata"]["deletionTimestamp"] = "2026-03-01T11:59:00Z"
         found = training(
-            kind, spec=spec, labels=labels, children=children, pods=pods, status=status if status else STARTED
+            kind, spec=spec, labels=labels, children=children, pods=pods, status=STARTED if status is None else status
         )
         return decide_training(found)[0]
 
@@ -97,6 +97,12 @@ def test_the_next_pods_have_the_new_size(look: Make, *, suspend: bool) -> None:
     assert (level, reason) == ("Normal", "Resized")
     assert "topology.nodes 1 → 2: Job run-pretrain is made anew" in message
     assert verdict.status["startTime"] == STARTED["startTime"]
+
+
+def test_before_the_start_nothing_is_resized(look: Make) -> None:
+    """The children follow the spec as it is."""
+    verdict = look(ONE, {**TWO, "suspend": True}, without=("Job",), status={})
+    assert (kinds(verdict), read(verdict)["topology"], verdict.events) == (["ConfigMap", "Job"], {"nodes": 2}, ())
 
 
 def test_what_was_taken_on_is_told_once(look: Make) -> None:

@@ -147,6 +147,18 @@ def test_run_that_failed_for_good_is_marked(mlflow: str, tags: JobTags) -> None:
     assert MlflowClient(mlflow).get_run(run_id).data.metrics == {"loss": 3.0}
 
 
+def test_a_run_that_is_suspended_has_its_figures_so_far(mlflow: str, tags: JobTags) -> None:
+    """What comes next may be of another size, and hours later. Plots are of the end."""
+    tracker = MlflowTracker(mlflow, tags)
+    tracker.metrics(10, {"loss": 3.0})
+    # The time of a pod is short, and that of a test of a busy machine isn't.
+    tracker.pause(timeout=60)
+    client = MlflowClient(mlflow)
+    (run,) = client.search_runs([client.get_experiment_by_name(tags.experiment).experiment_id])
+    assert (run.data.metrics, run.info.status) == ({"loss": 3.0}, "RUNNING")
+    assert client.list_artifacts(run.info.run_id) == []
+
+
 def test_what_is_not_there_is_the_jobs_mistake(mlflow: str, tags: JobTags, folder: Path, tmp_path: Path) -> None:
     """A model, a version or an alias that MLflow doesn't have."""
     register(mlflow, tags, folder, "sha256:a")

@@ -47,6 +47,9 @@ class Silent:
     def close(self, *, failed: bool = False, report: Mapping[str, Any] | None = None) -> None:
         """Nothing to send."""
 
+    def pause(self) -> None:
+        """Nothing to send."""
+
 
 class MlflowTracker:
     """Buffers figures and sends them from a thread of its own."""
@@ -55,7 +58,7 @@ class MlflowTracker:
         self._uri, self._tags = tracking_uri, tags
         self._rows: queue.SimpleQueue[tuple[int, str, float, int]] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._failed = False
+        self._failed = self._paused = False
         self._report: Mapping[str, Any] = {}
         self._files: list[Path] = []
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -77,6 +80,12 @@ class MlflowTracker:
         failed: whether the run has failed for good. report: a classifier's `evaluation.json`, for its plots.
         """
         self._failed, self._report = failed, report or {}
+        self._closing.set()
+        self._thread.join(timeout)
+
+    def pause(self, timeout: float = 5.0) -> None:
+        """Send what is left of a run that is suspended, within the time that its pod has to end. Nothing is plotted."""
+        self._paused = True
         self._closing.set()
         self._thread.join(timeout)
 
@@ -109,7 +118,7 @@ class MlflowTracker:
                         log("tracking delayed", why=type(error).__name__, waiting=len(backlog))
                     warned = True
             if closing:
-                if run_id and not warned:
+                if run_id and not warned and not self._paused:
                     self._draw(run_id)
                 return
 

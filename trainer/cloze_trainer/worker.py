@@ -124,6 +124,8 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
             memory.keep(run.workspace, error)
         if error.exit_code in FINAL_EXIT_CODES:
             tracker.close(failed=True)
+        elif error.exit_code is ExitCode.SUSPENDED:
+            tracker.pause()
         raise
     progress.stage("evaluation")
     judged = _judge(run, workload, trained, gang, lesson, further=further)
