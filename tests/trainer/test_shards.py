@@ -1,6 +1,8 @@
 """Prepared corpora: what is in the files is what the texts say."""
 
 import itertools
+import json
+import os
 import random
 import subprocess
 import sys
@@ -122,6 +124,65 @@ def test_text_without_any_token_is_refused_and_leaves_no_folder(tmp_path: Path) 
         prepared(tmp_path, "\n\n".join(chr(0x200B) * 8 + chr(0x200C) * (number + 1) for number in range(9)))
     assert refusal.value.reason == "CorpusTooSmall"
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def damage(path: Path) -> None:
+    """Turn over one bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["train.npy", "held-out.npy", "tokenizer.json", "report.json"])
+def test_damaged_data_are_told_and_prepared_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """One bit of any file; what is prepared then is the same to the last byte."""
+    text = "\n\n".join(PARAGRAPHS)
+    folder = prepared(tmp_path, text).folder
+    before = content(folder)
+    capsys.readouterr()
+    assert prepared(tmp_path, text).folder == folder
+    assert [line["event"] for line in events(capsys)] == ["prepared data verified"]
+    damage(folder / name)
+    again = prepared(tmp_path, text)
+    assert again.folder == folder
+    assert content(folder) == before
+    (told,) = events(capsys)
+    assert told["event"] == "prepared data damaged"
+    assert told["why"] == f"{name} is damaged: the data are removed and prepared again"
+
+
+def test_data_that_lack_a_file_or_their_digests_are_prepared_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is gone, a marker without content; but what isn't finished says nothing of damage."""
+    text = "\n\n".join(PARAGRAPHS)
+    folder = prepared(tmp_path, text).folder
+    before = content(folder)
+    (folder / "train.npy").unlink()
+    prepared(tmp_path, text)
+    assert content(folder) == before
+    (folder / "COMPLETE").write_bytes(b"")
+    prepared(tmp_path, text)
+    assert content(folder) == before
+    reasons = [line["why"].partition(":")[0] for line in events(capsys) if line["event"] == "prepared data damaged"]
+    assert reasons == ["train.npy is missing", "its marker can't be read"]
+    (folder / "COMPLETE").unlink()
+    prepared(tmp_path, text)
+    assert content(folder) == before
+    assert "prepared data damaged" not in {line["event"] for line in events(capsys)}
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What was logged since the last look."""
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
 
 
 PREPARE = """

@@ -16,9 +16,10 @@ from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.console import log
 from cloze_trainer.data import leakage, tokenizer, validation
 from cloze_trainer.data.remote import redacted
+from cloze_trainer.data.verification import intact
 from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.files import publish, write_json
 from cloze_trainer.origin import digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement, luck
@@ -101,7 +102,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     if spec.truncate is Truncation.WINDOW:
         key |= {"truncate": spec.truncate}
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
-    if not is_complete(folder):
+    if not intact(folder):
         # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
         champion.find(run, spec)
         paths = [train.paths, test.paths, *(each.paths for each in others)]
@@ -172,7 +173,7 @@ def publish_examples(
     # What a step is chosen by is seen, too.
     seen_by_then = [*train, *(others[0] if others else [])]
     seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (seen_by_then, test)))
-    with publish(folder) as staging:
+    with publish(folder, digests=True) as staging:
         for name, part in parts.items():
             rows.save(staging, name, part)
         for name, examples in scored.items():

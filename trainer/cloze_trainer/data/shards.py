@@ -23,8 +23,9 @@ from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.data.splitting import part, split
 from cloze_trainer.data.spool import Chosen, Spool
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
+from cloze_trainer.data.verification import intact
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.files import publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
 EDITION = 5
@@ -103,7 +104,8 @@ def prepare(
     reused: PretrainedTokenizer | None = None,
     names: NameModel | None = None,
 ) -> tuple[Shards, bool]:
-    """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before.
+    """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before, and each
+    byte is still the same.
 
     stage: told what begins, `data` or `tokenizer`. max_length: tokens of a row; the spec's when absent. reused: the
     tokenizer, where none is trained. names: the model that finds people's, where they are to go. Returns the shards and
@@ -112,11 +114,11 @@ def prepare(
     length = max_length or spec.model.max_length
     special: SpecialTokens = reused.special_tokens if reused else tokenizer.SPECIAL_IDS
     folder = root / content_key(sources, spec, length, reused, names)
-    if is_complete(folder):
+    if intact(folder):
         return read(folder), True
     stage("data")
     broken = [BrokenLines(corpus.max_broken_lines) for corpus in spec.corpus]
-    with Spool(root) as spool, publish(folder) as staging:
+    with Spool(root) as spool, publish(folder, digests=True) as staging:
         cleaned = cleaning.clean(
             (
                 text
