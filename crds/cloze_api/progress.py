@@ -56,6 +56,15 @@ class Progress(Reported):
     eta_seconds: int | None = None
     checkpoint_step: int | None = None
     """Step of the newest durable checkpoint."""
+    doing: str | None = None
+    """What is done with the data before the training: `reading` (and cleaning), `comparing`, `counting` words,
+    `tokenizing`, or `verifying` what was prepared before."""
+    documents: int | None = None
+    """Documents with which it is done."""
+    done_bytes: int | None = None
+    """Bytes with which it is done: of files as they are while they are read or verified, else of text."""
+    total_bytes: int | None = None
+    """Bytes of all."""
 
 
 class Outcome(Reported):

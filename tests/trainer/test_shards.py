@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import packing, shards, tokenizer
+from cloze_trainer.data.passes import Unheard
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.data.splitting import split
 from cloze_trainer.data.spool import Digesting
@@ -36,7 +37,7 @@ def prepared(folder: Path, text: str, **spec: Any) -> shards.Shards:
         }
     )
     source: SourceFiles = locate(job.corpus[0].uri, corpus_root=folder, downloads=folder)
-    return shards.prepare(job, [source], folder / "data", lambda _: None)[0]
+    return shards.prepare(job, [source], folder / "data", Unheard())[0]
 
 
 PARAGRAPHS = [f"paragraph {number} speaks of the sea and of {number} ships" for number in range(300)]
@@ -190,6 +191,7 @@ import resource, sys
 from pathlib import Path
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import shards
+from cloze_trainer.data.passes import Unheard
 from cloze_trainer.data.source import locate
 
 file = Path(sys.argv[1])
@@ -199,7 +201,7 @@ job = PretrainJobSpec.model_validate({
     "registry": {"name": "x"},
 })
 source = locate(job.corpus[0].uri, corpus_root=file.parent, downloads=file.parent)
-got, _ = shards.prepare(job, [source], file.parent / "data", lambda _: None)
+got, _ = shards.prepare(job, [source], file.parent / "data", Unheard())
 assert got.report["documents"] > 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """

@@ -5,10 +5,14 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from cloze_trainer.data.passes import Pass, alone
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
@@ -26,6 +30,7 @@ _LARGEST = np.uint64((1 << 32) - 1)
 _HALF = np.uint64(32)
 
 Hashes = npt.NDArray[np.uint64]
+Sketch = npt.NDArray[np.uint32]
 
 
 class Words(dict[str, int]):
@@ -74,6 +79,13 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     return common / max(1, len(first) + len(second) - common)
 
 
+def sketches(texts: Iterable[str]) -> list[Sketch]:
+    """The smallest hashes of each text's shingles."""
+    words = Words()
+    # They are sorted, and of 32 bits.
+    return [shingles(text, words)[:SKETCH].astype(np.uint32) for text in texts]
+
+
 class Sketched:
     """Few texts, among which what is nearly another text is found: by the smallest hashes of their word 5-grams.
 
@@ -82,26 +94,15 @@ class Sketched:
     are checked against the exact similarity. 16 numbers of each text are in memory.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.words = Words()
-        sketches = [self._sketch(self.shingles(text)) for text in texts]
+    def __init__(self, sketches: Iterable[Sketch]) -> None:
+        sketches = list(sketches)
         owners = np.repeat(np.arange(len(sketches), dtype=np.int64), [len(sketch) for sketch in sketches])
         entries = np.concatenate([*sketches, np.empty(0, dtype=np.uint32)])
         order = np.argsort(entries, kind="stable")
         self._entries, self._owners = entries[order], owners[order]
 
-    @staticmethod
-    def _sketch(hashes: Hashes) -> npt.NDArray[np.uint32]:
-        # They are sorted, and of 32 bits.
-        return hashes[:SKETCH].astype(np.uint32)
-
-    def shingles(self, text: str) -> Hashes:
-        """As the function of this name has them."""
-        return shingles(text, self.words)
-
-    def candidates(self, hashes: Hashes) -> list[int]:
-        """Numbers of the texts that the one of these shingles may nearly be, in their order."""
-        sketch = self._sketch(hashes)
+    def candidates(self, sketch: Sketch) -> list[int]:
+        """Numbers of the texts that the one of this sketch may nearly be, in their order."""
         begins = np.searchsorted(self._entries, sketch, "left")
         ends = np.searchsorted(self._entries, sketch, "right")
         if not (ends > begins).any():
@@ -110,13 +111,30 @@ class Sketched:
         those, shared = np.unique(found, return_counts=True)
         return [int(number) for number in those[shared >= min(_SHARED, math.ceil(SIMILAR * len(sketch)))]]
 
-    def is_near(self, hashes: Hashes, text: str) -> bool:
-        """Whether a text is nearly the one of these shingles."""
-        return jaccard(hashes, self.shingles(text)) >= SIMILAR
+
+@dataclass(frozen=True, slots=True)
+class _Signing:
+    """Makes the signatures of texts, as `signature` has them."""
+
+    multipliers: Hashes
+    offsets: Hashes
+
+    def __call__(self, texts: Iterable[str]) -> list[tuple[bytes, Hashes] | None]:
+        """Of each text a digest of its shingles and its signature; None where there are none."""
+        words = Words()
+        hashes = (shingles(text, words) for text in texts)
+        return [
+            (hashlib.sha256(each.tobytes()).digest(), signature(each, self.multipliers, self.offsets))
+            if len(each)
+            else None
+            for each in hashes
+        ]
 
 
-def near_duplicate_groups(texts: Sequence[str], threshold: float = SIMILAR, seed: int = 0) -> list[int]:
-    """For each text the number of its group: the index of the group's first text.
+def near_duplicate_groups(
+    texts: Sequence[str], threshold: float = SIMILAR, seed: int = 0, *, over: Pass = alone
+) -> list[int]:
+    """For each text the number of its group: the index of the group's first text. over: how to pass over the texts.
 
     Two texts whose word 5-grams have a Jaccard similarity of at least `threshold` are in one group, and so is what
     connects them. Texts without any word are in groups of their own.
@@ -137,18 +155,23 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = SIMILAR, seed
         return item
 
     exact: dict[bytes, int] = {}
-    for number, text in enumerate(texts):
-        hashes = shingles(text, words)
-        if not len(hashes):
+    signed = chain.from_iterable(over("comparing", _Signing(multipliers, offsets), texts))
+    for number, found in enumerate(signed):
+        if found is None:
             continue
-        twin = exact.setdefault(hashlib.sha256(hashes.tobytes()).digest(), number)
+        digest, values = found
+        twin = exact.setdefault(digest, number)
         if twin != number:
             parents[number] = root(twin)
             continue
-        sketch = MinHash(hashvalues=signature(hashes, multipliers, offsets), scheme="legacy")
+        sketch = MinHash(hashvalues=values, scheme="legacy")
+        hashes: Hashes | None = None
         for candidate in sorted(index.query(sketch)):
             first, second = sorted((root(candidate), root(number)))
-            if first != second and jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
+            if first == second:
+                continue
+            hashes = shingles(texts[number], words) if hashes is None else hashes
+            if jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
                 parents[second] = first
         index.insert(number, sketch, check_duplication=False)
     return [root(number) for number in range(len(texts))]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.pretrain import Tokenizer as TokenizerSpec
 from cloze_trainer.data import cleaning, personal, tokenizer
+from cloze_trainer.data.crew import Crew
 from cloze_trainer.data.documents import documents
-from cloze_trainer.data.lines import BrokenLines
+from cloze_trainer.data.lines import BrokenLines, Meter
 from cloze_trainer.data.names import NameModel
 from cloze_trainer.data.packing import Seen, Tokens, write_rows
+from cloze_trainer.data.passes import Listener, Pass, Passes
 from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.data.splitting import part, split
 from cloze_trainer.data.spool import Chosen, Spool
@@ -28,7 +30,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 5
+EDITION = 6
 # Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
 _UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
 TRAIN_FILE = "train.npy"
@@ -87,70 +89,89 @@ def _vocabulary_figures(model: Tokenizer, seen_V: Seen, special: SpecialTokens) 
     return figures
 
 
-def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int) -> Tokenizer:
+def _told(dropped: Mapping[str, int]) -> str:
+    """In a sentence, why documents were dropped."""
+    found = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()) if count)
+    return f" (dropped: {found})" if found else ""
+
+
+def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int, over: Pass) -> Tokenizer:
     """Trained on the texts; its files are in the folder then."""
-    model = tokenizer.train(texts, vocab_size=wanted.vocab_size, lowercase=wanted.lowercase, algorithm=wanted.algorithm)
+    model = tokenizer.train(
+        texts, vocab_size=wanted.vocab_size, lowercase=wanted.lowercase, algorithm=wanted.algorithm, over=over
+    )
     tokenizer.write(model, folder, max_length=max_length, lowercase=wanted.lowercase)
     return model
+
+
+class _Reading:
+    """The documents of all sources, and how far they are read."""
+
+    def __init__(self, spec: PretrainJobSpec, sources: Sequence[SourceFiles], broken: Sequence[BrokenLines]) -> None:
+        self._parts = list(zip(spec.corpus, sources, broken, strict=True))
+        self._meter = Meter()
+        self._total = sum(size for source in sources for size, _ in source.stamps)
+
+    def __iter__(self) -> Iterator[str]:
+        for corpus, source, broken in self._parts:
+            yield from documents(corpus, source.paths, broken, self._meter)
+
+    def measured(self, _done: int) -> tuple[int, int]:
+        """Bytes of the files that are read, and of all."""
+        return self._meter.done, self._total
 
 
 def prepare(
     spec: PretrainJobSpec,
     sources: Sequence[SourceFiles],
     root: Path,
-    stage: Callable[[str], None],
+    listener: Listener,
     *,
     max_length: int | None = None,
     reused: PretrainedTokenizer | None = None,
     names: NameModel | None = None,
+    processes: int = 1,
 ) -> tuple[Shards, bool]:
-    """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before, and each
-    byte is still the same.
+    """Clean, train the tokenizer, pack and publish under `root`, unless that was done before and no byte has changed.
 
-    stage: told what begins, `data` or `tokenizer`. max_length: tokens of a row; the spec's when absent. reused: the
-    tokenizer, where none is trained. names: the model that finds people's, where they are to go. Returns the shards and
-    whether they were there already.
+    max_length: tokens of a row; the spec's when absent. reused: the tokenizer, where none is trained. names: the model
+    that finds people's, where they are to go. processes: how many share the work, which gives the same whatever their
+    number. Returns the shards and whether they were there already.
     """
     length = max_length or spec.model.max_length
     special: SpecialTokens = reused.special_tokens if reused else tokenizer.SPECIAL_IDS
     folder = root / content_key(sources, spec, length, reused, names)
-    if intact(folder):
+    if intact(folder, lambda done, total: listener.advance("verifying", done_bytes=done, total_bytes=total)):
         return read(folder), True
-    stage("data")
+    listener.stage("data")
     broken = [BrokenLines(corpus.max_broken_lines) for corpus in spec.corpus]
-    with Spool(root) as spool, publish(folder, digests=True) as staging:
-        cleaned = cleaning.clean(
-            (
-                text
-                for corpus, source, counted in zip(spec.corpus, sources, broken, strict=True)
-                for text in documents(corpus, source.paths, counted)
-            ),
-            spec.cleaning,
-            spool,
-            names.load() if names else None,
-        )
+    with Spool(root) as spool, Crew(processes) as crew, publish(folder, digests=True) as staging:
+        over = Passes(crew, listener)
+        reading = _Reading(spec, sources, broken)
+        cleaned = cleaning.clean(reading, spec.cleaning, spool, names.load() if names else None, over=over)
         report = cleaned.report
         for source in sources:
             source.check_unchanged()
         if not report.documents_out:
             raise InputError(
                 "CorpusEmpty",
-                f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
+                f"no document is left of {report.documents_in} read{_told(report.dropped)}: check corpus.format and "
+                "spec.cleaning",
             )
         chosen = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
-        sides = part(spool, *chosen)
+        sides = part(spool, *chosen, over=over)
         train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
         if reused:
             reused.copy(staging, max_length=length)
             model = tokenizer.read(staging)
         else:
-            stage("tokenizer")
-            model = _tokenizer(train_texts, spec.tokenizer, staging, length)
+            listener.stage("tokenizer")
+            model = _tokenizer(train_texts, spec.tokenizer, staging, length, over)
         vocab_size = tokenizer.size(model)
-        stage("data")
+        listener.stage("data")
 
         parts = {
-            name: write_rows(staging / name, model, texts, length, special)
+            name: write_rows(staging / name, model, texts, length, special, tell=over.telling("tokenizing", texts))
             for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
         }
         if probe := spec.evaluation.audit.personal_data:

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens, tokenizer_fingerprint
 from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_trainer.data import bpe, byte_level, unigram
+from cloze_trainer.data.passes import Pass, alone
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 from cloze_trainer.errors import InputError
 
@@ -57,10 +58,12 @@ def train(
     vocab_size: int,
     lowercase: bool,
     algorithm: TokenizerAlgorithm = TokenizerAlgorithm.WORDPIECE,
+    over: Pass = alone,
 ) -> Tokenizer:
     """Train on the texts; the same texts in the same order give the same tokenizer.
 
     The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
+    over: how to pass over the texts.
     """
     by_bytes = algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE
     make = {
@@ -68,7 +71,7 @@ def train(
         TokenizerAlgorithm.BYTE_LEVEL_BPE: _byte_level,
         TokenizerAlgorithm.UNIGRAM: _unigram,
     }[algorithm]
-    tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase)
+    tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase, over=over)
 
     def added(word: str, *, special: bool) -> AddedToken:
         # Where a word's blank is part of it, that of a token which stands for one is, too.
@@ -88,9 +91,9 @@ def train(
     return tokenizer
 
 
-def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens (Schuster and Nakajima 2012; Devlin et al., arXiv:1810.04805)."""
-    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase)
+    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase, over=over)
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=PREFIX))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -98,10 +101,10 @@ def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tok
     return tokenizer
 
 
-def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens."""
     first = [*SPECIAL, *PLACEHOLDERS]
-    learnt = byte_level.learn(texts, vocab_size - len(first), lowercase=lowercase)
+    learnt = byte_level.learn(texts, vocab_size - len(first), lowercase=lowercase, over=over)
     vocabulary = {piece: number for number, piece in enumerate([*first, *learnt.pieces])}
     tokenizer = Tokenizer(models.BPE(vocabulary, learnt.pairs))
     tokenizer.normalizer = byte_level.normalizer(lowercase=lowercase)
@@ -110,10 +113,10 @@ def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> To
     return tokenizer
 
 
-def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
     first = [*SPECIAL, *PLACEHOLDERS]
-    words = unigram.words(texts, lowercase=lowercase)
+    words = unigram.words(texts, lowercase=lowercase, over=over)
     characters: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
@@ -131,17 +134,30 @@ def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Token
     return tokenizer
 
 
-def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """Counts the stretches of texts between blanks."""
+
+    lowercase: bool
+
+    def __call__(self, texts: Sequence[str]) -> Counter[str]:
+        normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(normalizer.normalize_str(text).split())
+        return counts
+
+
+def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> dict[str, int]:
     """Pieces and their ids: special tokens, placeholders, characters, merged pieces.
 
     The rarest characters are left out where the vocabulary has no room for them; they become `[UNK]`.
     """
     first = [*SPECIAL, *PLACEHOLDERS]
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     # Distinct stretches between blanks with their counts: far fewer than the text, of which no second copy is made.
     stretches = bpe.Tally()
-    for text in texts:
-        stretches.add(normalizer.normalize_str(text).split())
+    for counted in over("counting", _Counting(lowercase), texts):
+        stretches.merge(counted)
     characters: Counter[str] = Counter()
     for stretch, count in stretches.counts.items():
         for character in stretch:
