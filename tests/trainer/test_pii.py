@@ -1,10 +1,14 @@
 """Personal data gives way to its kind; what only looks like it stays."""
 
 import time
+from pathlib import Path
 
 import pytest
 
+from cloze_api.pretrain import PII, Cleaning
 from cloze_trainer.data import pii
+from cloze_trainer.data.cleaning import clean
+from cloze_trainer.data.spool import Spool
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,23 @@ def test_places_are_those_that_are_replaced() -> None:
 def test_what_only_looks_like_personal_data_stays(text: str) -> None:
     """Names of programs in which hexadecimal letters surround colons, and numbers without a valid check digit."""
     assert pii.replace(text) == (text, {})
+
+
+def test_documents_with_personal_data_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Whole, where that is asked for; nothing of them is left, and the others stay as they are."""
+    texts = [
+        "write to ada.lovelace@example.org today, or call +49 30 1234567",
+        "the card 4111 1111 1111 1111 was charged",
+        "version 1.2.3 of 2024-11-24",
+    ]
+    left = {}
+    for wanted in PII:
+        with Spool(tmp_path) as spool:
+            report = clean(texts, Cleaning(pii=wanted), spool).report
+            left[wanted] = list(spool), report.dropped["pii"], report.replaced.total(), report.documents_out
+    assert left[PII.KEEP] == (texts, 0, 0, 3)
+    assert left[PII.REPLACE][1:] == (0, 3, 3)
+    assert left[PII.DROP] == (texts[2:], 2, 0, 1)
 
 
 def test_long_rows_of_numbers_take_linear_time() -> None:

@@ -186,6 +186,25 @@ def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
 
 
+def test_what_the_tokenizer_made_of_the_text_is_told(tmp_path: Path) -> None:
+    """The share of unknown tokens and the tokens for each character are those of the training texts, counted anew."""
+    # More characters than a small vocabulary has room for.
+    texts = [f"ship {number} carries {chr(0x4E00 + 7 * number)} and {chr(0x5E00 + number)}" for number in range(200)]
+    got = prepared(tmp_path, "\n\n".join(texts), tokenizer={"vocabSize": 128}, evaluation={"heldOutFraction": 0.2})
+    model = tokenizer.read(got.folder)
+    digesting = Digesting()
+    for text in texts:
+        digesting.add(text)
+    train, _ = split(np.ones(len(texts), dtype=bool), digesting.all(), 0.2)
+    trained = [texts[at] for at in np.flatnonzero(train)]
+    assert len(trained) == got.report["documents"] - got.report["documents_held_out"]
+    tokens = [token for text in trained for token in model.encode(text, add_special_tokens=False).ids]
+    unknown = tokens.count(SPECIAL_IDS.unk)
+    assert unknown > 100
+    assert got.report["unknown_share"] == pytest.approx(unknown / len(tokens))
+    assert got.report["tokens_per_character"] == pytest.approx(len(tokens) / sum(map(len, trained)))
+
+
 PREPARE = """
 import resource, sys
 from pathlib import Path

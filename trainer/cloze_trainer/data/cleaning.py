@@ -103,6 +103,9 @@ def _fitting(documents: Iterable[str], settings: Cleaning, report: CleaningRepor
         if settings.pii is PII.REPLACE:
             text, replaced = pii.replace(text)
             report.replaced.update(replaced)
+        if settings.pii is PII.DROP and pii.spans(text):
+            report.dropped["pii"] += 1
+            continue
         if len(text) < max(1, settings.min_characters):
             report.dropped["short"] += 1
             continue

@@ -19,7 +19,7 @@ def intact(folder: Path, heard: Callable[[int, int], object] | None = None) -> b
     if not is_complete(folder):
         return False
     began, done = time.monotonic(), 0
-    total = sum(path.stat().st_size for path in folder.iterdir())
+    total = sum(path.stat().st_size for path in folder.iterdir() if path.name != COMPLETE)
 
     def read(count: int) -> None:
         nonlocal done
