@@ -58,7 +58,7 @@ class Progress(Reported):
     """Step of the newest durable checkpoint."""
     doing: str | None = None
     """What is done with the data before the training: `reading` (and cleaning), `comparing`, `counting` words,
-    `tokenizing`, or `verifying` what was prepared before."""
+    `tokenizing`, `verifying` what was prepared before, or `waiting` for another run that prepares it."""
     documents: int | None = None
     """Documents with which it is done."""
     done_bytes: int | None = None

@@ -66,12 +66,13 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     prepared, reused = shards.prepare(
         spec,
         sources,
-        run.workspace / "data",
+        run.data,
         progress,
         max_length=length,
         reused=taken,
         names=names,
         processes=processors,
+        scratch=run.workspace / "data" if run.data_cache else None,
     )
     log("corpus prepared", reused=reused, **prepared.report)
     if len(prepared.train_NT) < spec.optimization.batch_sequences:

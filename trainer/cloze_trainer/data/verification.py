@@ -11,7 +11,7 @@ from cloze_trainer.files import COMPLETE, Damaged, check, is_complete, recorded
 
 
 def intact(folder: Path, heard: Callable[[int, int], object] | None = None) -> bool:
-    """Whether data are published in the folder, each byte as it was. What is damaged is removed, and the log says so.
+    """Whether data are published in the folder, each byte as it was. Where one isn't the log says so.
 
     All files are read once, in parts; the log says how many bytes and how long it took. heard: told of the bytes that
     are read, and of all there are. Raises OSError where the volume can't be used.
@@ -34,9 +34,14 @@ def intact(folder: Path, heard: Callable[[int, int], object] | None = None) -> b
             raise
         why = error if isinstance(error, Damaged) else "a file can't be read from its disk"
         log("prepared data damaged", folder=str(folder), why=f"{why}: the data are removed and prepared again")
-        # The marker goes first, so that a half-deleted folder doesn't count.
-        (folder / COMPLETE).unlink()
-        shutil.rmtree(folder)
         return False
     log("prepared data verified", bytes=done, seconds=round(time.monotonic() - began, 2))
     return True
+
+
+def discard(folder: Path) -> None:
+    """Remove what is in the folder, if there is anything: its room is needed."""
+    if folder.exists():
+        # The marker goes first, so that a half-deleted folder doesn't count.
+        (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
