@@ -17,7 +17,7 @@ Block = list[str]
 class Pass(Protocol):
     """A way to pass over texts."""
 
-    def __call__(self, doing: str, work: Callable[[Block], R], texts: Iterable[str]) -> Iterator[R]:
+    def __call__(self, doing: str, work: Callable[[Block], R], texts: Iterable[str], /) -> Iterator[R]:
         """What the work makes of each block, in the texts' order, whoever does it. doing: what it is, in a word."""
 
 
@@ -70,7 +70,7 @@ class Passes:
     def __init__(self, crew: Crew, listener: Listener) -> None:
         self._crew, self._listener = crew, listener
 
-    def __call__(self, doing: str, work: Callable[[Block], R], texts: Iterable[str]) -> Iterator[R]:
+    def __call__(self, doing: str, work: Callable[[Block], R], texts: Iterable[str], /) -> Iterator[R]:
         """As in Pass."""
         begun: deque[Block] = deque()
         tell = self.telling(doing, texts)

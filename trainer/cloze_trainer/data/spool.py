@@ -100,7 +100,8 @@ class Spool(Texts):
 
     def sizes(self) -> npt.NDArray[np.uint64]:
         """Bytes of each text."""
-        return np.diff(np.frombuffer(self._ends, dtype=np.uint64))
+        ends = np.frombuffer(self._ends, dtype=np.uint64)
+        return ends[1:] - ends[:-1]
 
     def characters(self, mask: Mask) -> int:
         """How many characters those have."""
