@@ -110,8 +110,7 @@ class AccessMode(StrEnum):
 
 
 class DataCache(Schema):
-    """Prepared data that jobs share: of the same text, cleaning and tokenizer one prepares them, and the others take
-    them. Whoever may write there decides what these jobs are trained on."""
+    """Where prepared data are that jobs share."""
 
     claim_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
     """A claim of the job's namespace that all pods of the jobs can mount; nothing in it is ever removed, but for data
@@ -129,7 +128,8 @@ class Storage(Schema):
     """No volume, but `size` of the pod's own machine: a new pod prepares the data again and goes on from the newest
     checkpoint, which `checkpoint.uri` has. For runs of one pod."""
     data_cache: DataCache | None = None
-    """Each run prepares its data for itself when absent."""
+    """Prepared data that jobs share: of the same text, cleaning and tokenizer one prepares them, and the others take
+    them. Each run prepares its own when absent. Whoever may write there decides what these jobs are trained on."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         size_rule("spec.storage.size", "10Gi"),

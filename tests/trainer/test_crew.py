@@ -85,7 +85,7 @@ def alive(pid: int) -> bool:
 def test_no_helper_outlives_its_crew() -> None:
     """Not even one that is at work."""
     with Crew(2) as helpers:
-        next(helpers.map(time.sleep, [0.0, 600.0, 600.0, 600.0, 600.0]))
+        next(helpers.map(time.sleep, [0.0, 60.0, 60.0, 60.0, 60.0]))
         pids = [helper.process.pid for helper in helpers._helpers]
         assert all(map(alive, pids))
     assert not any(map(alive, pids))
