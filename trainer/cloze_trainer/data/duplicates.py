@@ -4,10 +4,10 @@ candidate pair checked against the exact Jaccard similarity."""
 import hashlib
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,17 @@ def signature(hashes: Hashes, multipliers: Hashes, offsets: Hashes) -> Hashes:
     return smallest
 
 
+def bands(values: Hashes) -> list[int]:
+    """A hash for each band of a signature, in which its rows and the band's number go."""
+    rows = values[: BANDS * ROWS].reshape(BANDS, ROWS)
+    keys = np.arange(1, BANDS + 1, dtype=np.uint64)
+    for row in range(ROWS):
+        keys = (keys ^ rows[:, row]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    found: list[int] = keys.tolist()
+    return found
+
+
 def jaccard(first: Hashes, second: Hashes) -> float:
     """Share of common elements among the elements of both."""
     common = len(np.intersect1d(first, second, assume_unique=True))
@@ -114,17 +125,17 @@ class Sketched:
 
 @dataclass(frozen=True, slots=True)
 class _Signing:
-    """Makes the signatures of texts, as `signature` has them."""
+    """Makes the bands of texts' signatures, as the functions of these names have them."""
 
     multipliers: Hashes
     offsets: Hashes
 
-    def __call__(self, texts: Iterable[str]) -> list[tuple[bytes, Hashes] | None]:
-        """Of each text a digest of its shingles and its signature; None where there are none."""
+    def __call__(self, texts: Iterable[str]) -> list[tuple[bytes, list[int]] | None]:
+        """Of each text a digest of its shingles and the bands of its signature; None where there are none."""
         words = Words()
         hashes = (shingles(text, words) for text in texts)
         return [
-            (hashlib.sha256(each.tobytes()).digest(), signature(each, self.multipliers, self.offsets))
+            (hashlib.sha256(each.tobytes()).digest(), bands(signature(each, self.multipliers, self.offsets)))
             if len(each)
             else None
             for each in hashes
@@ -139,12 +150,11 @@ def near_duplicate_groups(
     Two texts whose word 5-grams have a Jaccard similarity of at least `threshold` are in one group, and so is what
     connects them. Texts without any word are in groups of their own.
     """
-    from datasketch import MinHash, MinHashLSH  # noqa: PLC0415 - brings SciPy, which takes a second to import
-
     generator = np.random.Generator(np.random.PCG64(seed))
     multipliers = generator.integers(1, 1 << 63, size=PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     offsets = generator.integers(0, 1 << 63, size=PERMUTATIONS, dtype=np.uint64)
-    index: Any = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
+    # The texts of which a band has this hash.
+    index: defaultdict[int, list[int]] = defaultdict(list)
     words = Words()
     parents = list(range(len(texts)))
 
@@ -159,19 +169,19 @@ def near_duplicate_groups(
     for number, found in enumerate(signed):
         if found is None:
             continue
-        digest, values = found
+        digest, keys = found
         twin = exact.setdefault(digest, number)
         if twin != number:
             parents[number] = root(twin)
             continue
-        sketch = MinHash(hashvalues=values, scheme="legacy")
         hashes: Hashes | None = None
-        for candidate in sorted(index.query(sketch)):
+        for candidate in sorted({other for key in keys for other in index[key]}):
             first, second = sorted((root(candidate), root(number)))
             if first == second:
                 continue
             hashes = shingles(texts[number], words) if hashes is None else hashes
             if jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
                 parents[second] = first
-        index.insert(number, sketch, check_duplication=False)
+        for key in keys:
+            index[key].append(number)
     return [root(number) for number in range(len(texts))]
