@@ -13,7 +13,7 @@ import pytest
 from cloze_api.pretrain import Cleaning
 from cloze_trainer.data import crew
 from cloze_trainer.data.cleaning import Fitting
-from cloze_trainer.data.crew import Crew
+from cloze_trainer.data.crew import Crew, affordable
 from cloze_trainer.errors import InputError, TrainerError
 
 
@@ -41,6 +41,15 @@ def test_answers_come_in_the_order_of_the_tasks_and_few_are_in_memory() -> None:
         assert list(helpers.map(sorted, ([number, -number] for number in range(30)))) == [
             [-number, number] for number in range(30)
         ]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gibibytes", "helpers"),
+    [(2, None, 2), (64, None, 16), (64, 2, 4), (64, 100, 16), (1, 100, 1), (8, 0.1, 1)],
+)
+def test_helpers_are_as_many_as_the_pod_has_room_for(cpus: int, gibibytes: float | None, helpers: int) -> None:
+    """They take a small part of its memory."""
+    assert affordable(cpus, gibibytes and int(gibibytes * (1 << 30))) == helpers
 
 
 def test_little_work_starts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,14 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import DEFAULT_STEPS, Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
-from cloze_trainer import cpus, evaluation, flops, tagging
+from cloze_trainer import evaluation, flops, limits, tagging
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
+from cloze_trainer.data.crew import affordable
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masked, Masker
 from cloze_trainer.data.order import Indices, Order
 from cloze_trainer.data.packing import Tokens, spread_tokenizing, texts_of
@@ -55,7 +56,7 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     """Clean, tokenize and pack the corpus into the workspace, once. Raises InputError with file and line."""
     progress.stage("data")
     # The other ranks of the pod wait meanwhile.
-    processors = cpus.available()
+    processors = limits.cpus()
     spread_tokenizing(processors)
     # Before a base: what reads one tells the hub's library to fetch nothing from then on.
     sources = locate_all(run)
@@ -71,7 +72,7 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
         max_length=length,
         reused=taken,
         names=names,
-        processes=processors,
+        processes=affordable(processors, limits.memory()),
         scratch=run.workspace / "data" if run.data_cache else None,
     )
     log("corpus prepared", reused=reused, **prepared.report)

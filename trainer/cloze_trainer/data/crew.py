@@ -25,12 +25,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MOST: Final = 16
-"""Helpers at most: one process reads for all of them, and each takes some memory."""
+"""Helpers at most: one process reads for all of them."""
+# What each is counted with, of which it takes half, and the part of the pod's memory that is for all of them.
+_BYTES_EACH: Final = 128 << 20
+_SHARE: Final = 4
 # What is done here first: helpers take a second to start, which a small corpus doesn't take in all.
 _ALONE: Final = 4
 _PROGRAM: Final = "from cloze_trainer.data.crew import help_out; help_out()"
 # Of libraries of NumPy's, which begin threads when they are loaded.
 _THREADS: Final = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def affordable(cpus: int, memory: int | None) -> int:
+    """How many helpers a pod with so many CPUs and bytes of memory may have; None is no limit. At least 1."""
+    room = MOST if memory is None else memory // _SHARE // _BYTES_EACH
+    return max(1, min(cpus, room, MOST))
 
 
 class Crew:
@@ -40,7 +49,7 @@ class Crew:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = min(size, MOST)
+        self._size = size
         self._helpers: list[_Helper] = []
         self._idle: queue.SimpleQueue[_Helper] = queue.SimpleQueue()
         self._askers: ThreadPoolExecutor | None = None

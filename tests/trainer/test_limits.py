@@ -1,11 +1,11 @@
-"""CPUs that the data may be prepared with."""
+"""CPUs and memory that the data may be prepared with."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from cloze_trainer import cpus
+from cloze_trainer import limits
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -19,7 +19,7 @@ def groups(tmp_path: Path) -> Path:
 
 
 def found(groups: Path) -> int:
-    return cpus.available(groups / "membership", groups / "root")
+    return limits.cpus(groups / "membership", groups / "root")
 
 
 def test_a_limit_is_rounded_up(groups: Path) -> None:
@@ -44,6 +44,18 @@ def test_without_a_limit_the_affinity_counts(groups: Path, limit: str) -> None:
 
 def test_other_systems_have_their_affinity_alone(tmp_path: Path) -> None:
     """No control groups, or those of version 1."""
-    assert cpus.available(tmp_path / "none", tmp_path) == AFFINITY
+    assert limits.cpus(tmp_path / "none", tmp_path) == AFFINITY
     (tmp_path / "membership").write_text("3:cpu,cpuacct:/pods/one\n")
     assert found(tmp_path) == AFFINITY
+    assert limits.memory(tmp_path / "none", tmp_path) is None
+
+
+def test_the_tightest_limit_of_memory_counts(groups: Path) -> None:
+    """Of the container's group and the pod's."""
+    paths = groups / "membership", groups / "root"
+    (groups / "root/pods/one/memory.max").write_text("max\n")
+    assert limits.memory(*paths) is None
+    (groups / "root/pods/memory.max").write_text("2147483648\n")
+    assert limits.memory(*paths) == 2 << 30
+    (groups / "root/pods/one/memory.max").write_text("1073741824\n")
+    assert limits.memory(*paths) == 1 << 30
