@@ -1,5 +1,6 @@
 """Prepared corpora: what is in the files is what the texts say."""
 
+import errno
 import itertools
 import json
 import os
@@ -158,6 +159,28 @@ def test_damaged_data_are_told_and_prepared_again(
     (told,) = events(capsys)
     assert told["event"] == "prepared data damaged"
     assert told["why"] == f"{name} is damaged: the data are removed and prepared again"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_disk_that_does_not_give_data_back_is_told_from_a_volume_that_can_not_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What can't be read any more is prepared again; what may not be read ends the run with what the system says."""
+    text = "\n\n".join(PARAGRAPHS)
+    folder = prepared(tmp_path, text).folder
+    before = content(folder)
+
+    def refuse(*_: object) -> str:
+        raise OSError(number, os.strerror(number), "train.npy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloze_trainer.data.verification.check", refuse)
+        if number == errno.EIO:
+            assert content(prepared(tmp_path, text).folder) == before
+        else:
+            with pytest.raises(PermissionError):
+                prepared(tmp_path, text)
+    assert content(folder) == before
 
 
 def test_data_that_lack_a_file_or_their_digests_are_prepared_again(
