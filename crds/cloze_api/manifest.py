@@ -8,7 +8,7 @@ or be made anew with another key, without making another artifact.
 import hashlib
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -156,12 +156,14 @@ class Manifest(_Part):
     among them."""
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex."""
+def file_sha256(path: Path, heard: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file's bytes, as hex. heard: told of the bytes of each part of it that is read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
+            if heard is not None:
+                heard(len(chunk))
     return digest.hexdigest()
 
 

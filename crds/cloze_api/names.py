@@ -55,6 +55,8 @@ CORPUS_MOUNT: Final = "/corpus"
 """Parent of the read-only mounts of `pvc://` and `configmap://` sources: see `cloze_api.source`."""
 WORKSPACE_MOUNT: Final = "/workspace"
 """The run's volume: shards, tokenizer, checkpoints and the finished artifact."""
+DATA_CACHE_MOUNT: Final = "/data-cache"
+"""Where the claim of `spec.storage.dataCache` is mounted."""
 PROGRESS_PORT: Final = 9400
 """HTTP port of a training pod: `/progress` (a `cloze_api.progress.Progress`), `/metrics`, `/healthz`."""
 RENDEZVOUS_PORT: Final = 29400
@@ -63,6 +65,8 @@ TERMINATION_LOG: Final = "/dev/termination-log"
 
 ENV_WORKSPACE: Final = "CLOZE_WORKSPACE"
 ENV_CORPUS_ROOT: Final = "CLOZE_CORPUS_ROOT"
+ENV_DATA_CACHE: Final = "CLOZE_DATA_CACHE"
+"""Folder of prepared data that runs share; each has its own when unset."""
 ENV_RENDEZVOUS: Final = "CLOZE_RENDEZVOUS"
 """`host:port` of torch elastic's c10d rendezvous; unset outside Kubernetes."""
 ENV_JOB_UID: Final = "CLOZE_JOB_UID"

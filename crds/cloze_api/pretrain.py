@@ -75,6 +75,9 @@ class PII(StrEnum):
     """What happens to e-mail addresses, IP addresses, phone, card and account numbers."""
 
     REPLACE = "replace"
+    """Their kind stands in their place, as `[EMAIL]`."""
+    DROP = "drop"
+    """Documents with any are dropped."""
     KEEP = "keep"
 
 

@@ -58,6 +58,15 @@ class Progress(Reported):
     """Step of the newest durable checkpoint."""
     figures: dict[str, float] = {}
     """Of the last step, and of the last evaluation within the training."""
+    doing: str | None = None
+    """What is done with the data before the training: `reading` (and cleaning), `comparing`, `counting` words,
+    `tokenizing`, `verifying` what was prepared before, or `waiting` for another run that prepares it."""
+    documents: int | None = None
+    """Documents with which it is done."""
+    done_bytes: int | None = None
+    """Bytes with which it is done: of files as they are while they are read or verified, else of text."""
+    total_bytes: int | None = None
+    """Bytes of all."""
 
 
 class Outcome(Reported):

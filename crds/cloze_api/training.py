@@ -141,6 +141,14 @@ class AccessMode(StrEnum):
     READ_WRITE_MANY = "ReadWriteMany"
 
 
+class DataCache(Schema):
+    """Where prepared data are that jobs share."""
+
+    claim_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    """A claim of the job's namespace that all pods of the jobs can mount; nothing in it is ever removed, but for data
+    that are damaged. Its file system must have locks (flock)."""
+
+
 class Storage(Schema):
     """The run's volume: shards, checkpoints and the artifact before it is registered."""
 
@@ -151,6 +159,9 @@ class Storage(Schema):
     ephemeral: bool = False
     """No volume, but `size` of the pod's own machine: a new pod prepares the data again and goes on from the newest
     checkpoint, which `checkpoint.uri` has. For runs of one pod."""
+    data_cache: DataCache | None = None
+    """Prepared data that jobs share: of the same text, cleaning and tokenizer one prepares them, and the others take
+    them. Each run prepares its own when absent. Whoever may write there decides what these jobs are trained on."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         size_rule("spec.storage.size", "10Gi"),

@@ -34,12 +34,20 @@ class ProgressStatus(Reported):
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
     summary: Annotated[str, Field(max_length=128)] = ""
-    """`step/total (percent)` for the printer column."""
+    """`step/total (percent)` for the printer column; before the training `doing (percent)`."""
     checkpoint_step: int | None = None
     figures: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
     """Of the last step (`gradient_norm`, `padding_share`, `data_wait_seconds`, `memory_bytes`, `learning_rate`, on GPUs
     that are known `flops_share`), and of the last evaluation within the training (`masked_loss`, `masked_accuracy`,
     `perplexity`, or the task's own)."""
+    doing: Annotated[str, Field(max_length=STAGE_MAX)] | None = None
+    """What is done with the data before the training, such as `reading`."""
+    documents: int | None = None
+    """Documents with which it is done."""
+    done_bytes: int | None = None
+    """Bytes with which it is done: of files while they are read or verified, else of text."""
+    total_bytes: int | None = None
+    """Bytes of all."""
     updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
 
 

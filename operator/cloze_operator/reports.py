@@ -74,7 +74,8 @@ class Reports:
                 progress = Progress.model_validate(answer)
             except ValidationError:
                 continue
-            return progress.model_copy(update={"stage": progress.stage[:STAGE_MAX]})
+            doing = progress.doing and progress.doing[:STAGE_MAX]
+            return progress.model_copy(update={"stage": progress.stage[:STAGE_MAX], "doing": doing})
         return None
 
     async def servers(self, pods: Iterable[Object]) -> tuple[dict[str, Loaded], dict[str, HeldUp]]:

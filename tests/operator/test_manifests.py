@@ -281,6 +281,22 @@ def test_the_signing_key_is_mounted_alone(training: Make) -> None:
         assert not any("valueFrom" in variable for variable in container["env"])
 
 
+def test_a_cache_of_data_is_mounted_where_the_trainer_looks(training: Make) -> None:
+    """In every pod of the gang, to be written to; nothing of it is there without one."""
+    for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):
+        before, after = (
+            indexed_job(snapshot.resource, snapshot.job, origins, snapshot.platform)["spec"]["template"]["spec"]
+            for snapshot in (training(kind), training(kind, spec={"storage": {"dataCache": {"claimName": "prepared"}}}))
+        )
+        volume = {"name": "data-cache", "persistentVolumeClaim": {"claimName": "prepared"}}
+        assert [each for each in after["volumes"] if each not in before["volumes"]] == [volume]
+        (old,), (new,) = before["containers"], after["containers"]
+        mount = {"name": "data-cache", "mountPath": "/data-cache"}
+        assert [each for each in new["volumeMounts"] if each not in old["volumeMounts"]] == [mount]
+        added = [entry for entry in new["env"] if entry not in old["env"]]
+        assert added == [{"name": "CLOZE_DATA_CACHE", "value": "/data-cache"}]
+
+
 def test_keys_of_the_platform_reach_the_trainer(training: Make) -> None:
     """As it takes them; without any the variable is absent."""
     for kind, origins in (("PretrainJob", NOTHING), ("FineTuneJob", BASE)):

@@ -580,6 +580,28 @@ def test_progress_is_reported(training: Make, children: Make) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("told", "summary"),
+    [
+        ({}, ""),
+        ({"doing": "reading"}, "reading"),
+        ({"doing": "reading", "documents": 120}, "reading (120 documents)"),
+        ({"doing": "reading", "documents": 120, "done_bytes": 30, "total_bytes": 90}, "reading (33%)"),
+        ({"doing": "verifying", "done_bytes": 0, "total_bytes": 0}, "verifying"),
+    ],
+)
+def test_progress_of_the_data_is_reported(training: Make, children: Make, told: dict[str, Any], summary: str) -> None:
+    """Before there are steps, the column tells how far the corpus is."""
+    progress = Progress.model_validate({"stage": "data", **told})
+    verdict, _ = decide_training(training(children=children(), status=STARTED, progress=progress))
+    shown = verdict.status["progress"]
+    assert shown["summary"] == summary
+    names = {"doing": "doing", "documents": "documents", "doneBytes": "done_bytes", "totalBytes": "total_bytes"}
+    assert {name: shown[name] for name in names if name in shown} == {
+        name: told[field] for name, field in names.items() if field in told
+    }
+
+
 @pytest.mark.parametrize(("updated", "step", "written"), [(-1, 121, False), (-3, 121, True), (-3, 120, False)])
 def test_progress_is_throttled(
     training: Make,

@@ -49,7 +49,7 @@ def test_pieces_are_those_of_the_librarys_trainer() -> None:
     library = Tokenizer(models.BPE())
     library.pre_tokenizer = character_bpe.splitter()
     library.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=10))
-    ours = character_bpe.learn(unigram.words(texts, character_bpe.splitter(), lowercase=False), 10)
+    ours = character_bpe.learn(unigram.words(texts, character_bpe.splitter, lowercase=False), 10)
     assert set(ours.pieces) == set(library.get_vocab())
 
 

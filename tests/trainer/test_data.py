@@ -1,6 +1,7 @@
 """Cleaning, near-duplicates, splits and labelled examples; wrong data is told with file and line."""
 
 import hashlib
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from cloze_api.pretrain import Cleaning, Corpus
 from cloze_api.task import Task
 from cloze_trainer.data import labelled
-from cloze_trainer.data.cleaning import clean
+from cloze_trainer.data.cleaning import clean, normalise
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.duplicates import SIMILAR, Words, jaccard, near_duplicate_groups, shingles
 from cloze_trainer.data.languages import Languages
@@ -33,6 +34,14 @@ def test_cleaning_counts_what_it_drops(tmp_path: Path) -> None:
     assert report.characters_out == 3 * len(LONG) + len("another text altogether")
     assert report.dropped == {"short": 1, "long": 1, "duplicate": 1, "near_duplicate": 1}
     assert report.documents_in == report.documents_out + sum(report.dropped.values())
+
+
+@given(st.text(st.characters() | st.sampled_from("\r\n\t\x00\x0b\x85\ud800é\u0301e ")))
+def test_normal_text_is_composed_and_without_control_characters(text: str) -> None:
+    """As the definition has it, character by character."""
+    composed = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
+    kept = (each for each in composed if each in "\n\t" or unicodedata.category(each) not in ("Cc", "Cs"))
+    assert normalise(text) == "".join(kept).strip()
 
 
 def test_documents_in_other_languages_are_dropped_and_counted(tmp_path: Path) -> None:

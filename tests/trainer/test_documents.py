@@ -21,6 +21,7 @@ from cloze_api.pretrain import Corpus, PretrainJobSpec
 from cloze_trainer.data import shards
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import LONGEST, BrokenLines
+from cloze_trainer.data.passes import Unheard
 from cloze_trainer.data.source import locate
 from cloze_trainer.errors import InputError
 
@@ -207,7 +208,7 @@ def test_report_counts_what_was_passed_over(tmp_path: Path) -> None:
     source = locate(f"file://{path}", corpus_root=tmp_path, downloads=tmp_path)
     spec = spec_of(path, format="jsonl", maxBrokenLines=1)
     for reused in (False, True):
-        got, again = shards.prepare(spec, [source], tmp_path / "data", lambda _: None)
+        got, again = shards.prepare(spec, [source], tmp_path / "data", Unheard())
         assert again is reused
         assert got.report["lines_broken"] == 1
         assert got.report["broken"] == {"TextFieldMissing": 1}
@@ -224,7 +225,7 @@ def test_source_that_goes_or_changes_in_mid_run_is_told(tmp_path: Path, gone: bo
     else:
         path.write_text("another text\nof two lines")
     with pytest.raises(InputError, match=r"a\.txt") as refusal:
-        shards.prepare(spec_of(path, format="lines"), [source], tmp_path / "data", lambda _: None)
+        shards.prepare(spec_of(path, format="lines"), [source], tmp_path / "data", Unheard())
     assert refusal.value.reason == ("SourceGone" if gone else "SourceChanged")
     assert not list(tmp_path.glob("data/*"))
 

@@ -1,10 +1,17 @@
 """Personal data gives way to its kind; what only looks like it stays."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cloze_api.pretrain import PII, Cleaning
 from cloze_trainer.data import pii
+from cloze_trainer.data.cleaning import clean
+from cloze_trainer.data.spool import Spool
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,48 @@ def test_places_are_those_that_are_replaced() -> None:
 def test_what_only_looks_like_personal_data_stays(text: str) -> None:
     """Names of programs in which hexadecimal letters surround colons, and numbers without a valid check digit."""
     assert pii.replace(text) == (text, {})
+
+
+def test_documents_with_personal_data_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Whole, where that is asked for; nothing of them is left, and the others stay as they are."""
+    texts = [
+        "write to ada.lovelace@example.org today, or call +49 30 1234567",
+        "the card 4111 1111 1111 1111 was charged",
+        "version 1.2.3 of 2024-11-24",
+    ]
+    left = {}
+    for wanted in PII:
+        with Spool(tmp_path) as spool:
+            report = clean(texts, Cleaning(pii=wanted), spool).report
+            left[wanted] = list(spool), report.dropped["pii"], report.replaced.total(), report.documents_out
+    assert left[PII.KEEP] == (texts, 0, 0, 3)
+    assert left[PII.REPLACE][1:] == (0, 3, 3)
+    assert left[PII.DROP] == (texts[2:], 2, 0, 1)
+
+
+# The patterns as one would write them down.
+PLAIN = {
+    "_IBAN_START": r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}",
+    "_DIGITS": r"(?<![\w.])\d(?:[ -]?\d)*(?!\w|\.\d)",
+    "_IPV4": r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)",
+    "_PHONE": r"(?<![\w.+-])(?:(?:\+|00)\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ ./-]?\d{2,4}){2,4}"
+    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|[2-9]\d{2} \d{3} \d{4}|\d{3}[.-]\d{3}[.-]\d{4}"
+    r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{2,5})(?![\w-])",
+}
+NEARLY = st.lists(
+    st.sampled_from(["+49", "0", "00", "30", "555", "1234", "12", "DE89", "1", "a", "x", "é", "٣", "(", ")", "(0", "+"])
+    | st.sampled_from([" ", ".", "-", "/", ":", "@", "_", "\n", "555 123 4567", "555-123-4567", "192.168.17.4"])
+).map("".join)
+
+
+@settings(max_examples=1000)
+@given(NEARLY)
+def test_patterns_find_what_their_plain_forms_find(text: str) -> None:
+    """Fast ones begin with a character and look behind it; the places are the same."""
+    for name, plain in PLAIN.items():
+        fast: re.Pattern[str] = getattr(pii, name)
+        found = [match.span() for match in fast.finditer(text)]
+        assert found == [match.span() for match in re.finditer(plain, text)], name
 
 
 def test_long_rows_of_numbers_take_linear_time() -> None:

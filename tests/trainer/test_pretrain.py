@@ -1,6 +1,7 @@
 """What is told before the first step, not after the last."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from cloze_api.pretrain import Architecture, MaskingUnit, PretrainJobSpec
 from cloze_api.task import Task
+from cloze_trainer.artifact import data_figures
 from cloze_trainer.clock import Clock
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, continuing, read
 from cloze_trainer.errors import InputError
@@ -38,6 +40,14 @@ def test_held_out_text_without_a_masked_token_is_refused_before_the_training(tmp
         prepared(tmp_path, 0.001)
     assert refusal.value.reason == "HeldOutTooSmall"
     prepared(tmp_path, 0.3)
+
+
+def test_figures_of_the_tokenizer_are_among_those_of_the_data(tmp_path: Path) -> None:
+    """By the names that MLflow and gates have."""
+    figures = data_figures(Pretraining(*prepared(tmp_path, 0.3), torch.device("cpu")))
+    report = json.loads(next((tmp_path / "workspace" / "data").glob("*/report.json")).read_text())
+    assert figures["data_unknown_share"] == report["unknown_share"]
+    assert figures["data_tokens_per_character"] == report["tokens_per_character"] > 0
 
 
 @pytest.mark.parametrize("unit", MaskingUnit)

@@ -4,11 +4,14 @@ import json
 import math
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloze_api import metrics
+from cloze_api.progress import Progress
+from cloze_trainer.console import Reporter
 from cloze_trainer.progress import ProgressFile, serve
 
 
@@ -110,6 +113,60 @@ def test_the_durations_of_all_checkpoints_are_counted(tmp_path: Path) -> None:
     assert [buckets[le] for le in ("0.05", "0.1", "60.0", "+Inf")] == [0, 1100, 1100, 1200]
     (total,) = [each.value for each in family.samples if each.name.endswith("_sum")]
     assert total == pytest.approx(1100 * 0.1 + 100 * 200)
+
+
+def test_passes_over_the_data_are_told_until_the_training_begins(tmp_path: Path) -> None:
+    """In the file that the pod serves; what begins next begins anew."""
+    path, clock = tmp_path / "progress.json", iter(range(100))
+    figures = ProgressFile(path, clock=lambda: float(next(clock)))
+
+    def told() -> dict[str, Any]:
+        progress = json.loads(path.read_text())["progress"]
+        return {name: progress[name] for name in ("stage", "doing", "documents", "doneBytes", "totalBytes")}
+
+    figures.stage("data")
+    figures.advance("reading", documents=12, done_bytes=300, total_bytes=1000)
+    expected = {"stage": "data", "doing": "reading", "documents": 12, "doneBytes": 300, "totalBytes": 1000}
+    assert told() == expected
+    figures.advance("comparing")
+    assert told() == expected | {"doing": "comparing", "documents": None, "doneBytes": None, "totalBytes": None}
+    nothing = dict.fromkeys(("doing", "documents", "doneBytes", "totalBytes"))
+    figures.stage("tokenizer")
+    assert told() == {"stage": "tokenizer", **nothing}
+    figures.advance("counting", documents=3)
+    figures.step(0, 10, loss=None, tokens=0)
+    assert told() == {"stage": "training", **nothing}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_person_sees_how_far_the_data_are(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bar where one watches, else a line at the begin of each stage and every ten seconds."""
+    now = 1000.0
+    monkeypatch.setattr("cloze_trainer.console.time.monotonic", lambda: now)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    reporter = Reporter()
+    for _ in range(31):
+        share = round(now - 1000)
+        reporter.show(
+            Progress(
+                stage="data", doing="reading", documents=100 * share, done_bytes=share * 10**6, total_bytes=40 * 10**6
+            )
+        )
+        now += 1.0
+    reporter.show(Progress(stage="tokenizer"))
+    shown = capsys.readouterr().err
+    if terminal:
+        assert f"data {'█' * 6}{'░' * 18} reading  10.0/40.0 MB  1,000 documents" in shown
+        assert "\n" not in shown
+    else:
+        lines = [json.loads(line) for line in shown.splitlines()]
+        assert [(line["stage"], line.get("documents")) for line in lines] == [
+            *(("data", documents) for documents in (0, 1000, 2000, 3000)),
+            ("tokenizer", None),
+        ]
+        assert (lines[1]["doing"], lines[1]["done_bytes"], lines[1]["total_bytes"]) == ("reading", 10**7, 4 * 10**7)
 
 
 def test_going_back_takes_nothing_from_what_was_trained_on(tmp_path: Path) -> None:

@@ -40,6 +40,24 @@ def test_killed_and_resumed_run_has_the_same_bits(corpus: Path, undisturbed: Tra
     assert weights(trainer) == weights(undisturbed)
 
 
+def test_a_damaged_corpus_is_found_prepared_again_and_costs_no_bit(
+    corpus: Path, undisturbed: Trainer, tmp_path: Path
+) -> None:
+    """One bit of the prepared data turned over between two starts: the log says so, and the weights are the same."""
+    trainer = Trainer(tmp_path, {})
+    kill_after(trainer, pretrain(corpus), 14)
+    (train,) = (tmp_path / "workspace" / "data").glob("*/train.npy")
+    whole = train.read_bytes()
+    with train.open("r+b") as file:
+        file.seek(len(whole) // 2)
+        file.write(bytes([whole[len(whole) // 2] ^ 1]))
+    assert trainer.run(pretrain(corpus)) == 0, trainer.log
+    assert "train.npy is damaged: the data are removed and prepared again" in trainer.log
+    assert train.read_bytes() == whole
+    assert trainer.resumed() >= 14
+    assert weights(trainer) == weights(undisturbed)
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(
     corpus: Path, undisturbed: Trainer, mlflow: str, tmp_path: Path
 ) -> None:

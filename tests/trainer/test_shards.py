@@ -1,6 +1,9 @@
 """Prepared corpora: what is in the files is what the texts say."""
 
+import errno
 import itertools
+import json
+import os
 import random
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import packing, shards, tokenizer
+from cloze_trainer.data.passes import Unheard
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.data.splitting import split
 from cloze_trainer.data.spool import Digesting
@@ -34,7 +38,7 @@ def prepared(folder: Path, text: str, **spec: Any) -> shards.Shards:
         }
     )
     source: SourceFiles = locate(job.corpus[0].uri, corpus_root=folder, downloads=folder)
-    return shards.prepare(job, [source], folder / "data", lambda _: None)[0]
+    return shards.prepare(job, [source], folder / "data", Unheard())[0]
 
 
 PARAGRAPHS = [f"paragraph {number} speaks of the sea and of {number} ships" for number in range(300)]
@@ -124,11 +128,112 @@ def test_text_without_any_token_is_refused_and_leaves_no_folder(tmp_path: Path) 
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def damage(path: Path) -> None:
+    """Turn over one bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["train.npy", "held-out.npy", "tokenizer.json", "report.json"])
+def test_damaged_data_are_told_and_prepared_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """One bit of any file; what is prepared then is the same to the last byte."""
+    text = "\n\n".join(PARAGRAPHS)
+    folder = prepared(tmp_path, text).folder
+    before = content(folder)
+    capsys.readouterr()
+    assert prepared(tmp_path, text).folder == folder
+    assert [line["event"] for line in events(capsys)] == ["prepared data verified"]
+    damage(folder / name)
+    again = prepared(tmp_path, text)
+    assert again.folder == folder
+    assert content(folder) == before
+    (told,) = events(capsys)
+    assert told["event"] == "prepared data damaged"
+    assert told["why"] == f"{name} is damaged: the data are removed and prepared again"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_disk_that_does_not_give_data_back_is_told_from_a_volume_that_can_not_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What can't be read any more is prepared again; what may not be read ends the run with what the system says."""
+    text = "\n\n".join(PARAGRAPHS)
+    folder = prepared(tmp_path, text).folder
+    before = content(folder)
+
+    def refuse(*_: object) -> str:
+        raise OSError(number, os.strerror(number), "train.npy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloze_trainer.data.verification.check", refuse)
+        if number == errno.EIO:
+            assert content(prepared(tmp_path, text).folder) == before
+        else:
+            with pytest.raises(PermissionError):
+                prepared(tmp_path, text)
+    assert content(folder) == before
+
+
+def test_data_that_lack_a_file_or_their_digests_are_prepared_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is gone, a marker without content; but what isn't finished says nothing of damage."""
+    text = "\n\n".join(PARAGRAPHS)
+    folder = prepared(tmp_path, text).folder
+    before = content(folder)
+    (folder / "train.npy").unlink()
+    prepared(tmp_path, text)
+    assert content(folder) == before
+    (folder / "COMPLETE").write_bytes(b"")
+    prepared(tmp_path, text)
+    assert content(folder) == before
+    reasons = [line["why"].partition(":")[0] for line in events(capsys) if line["event"] == "prepared data damaged"]
+    assert reasons == ["train.npy is missing", "its marker can't be read"]
+    (folder / "COMPLETE").unlink()
+    prepared(tmp_path, text)
+    assert content(folder) == before
+    assert "prepared data damaged" not in {line["event"] for line in events(capsys)}
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """What was logged since the last look."""
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+
+
+def test_what_the_tokenizer_made_of_the_text_is_told(tmp_path: Path) -> None:
+    """The share of unknown tokens and the tokens for each character are those of the training texts, counted anew."""
+    # More characters than a small vocabulary has room for.
+    texts = [f"ship {number} carries {chr(0x4E00 + 7 * number)} and {chr(0x5E00 + number)}" for number in range(200)]
+    got = prepared(tmp_path, "\n\n".join(texts), tokenizer={"vocabSize": 128}, evaluation={"heldOutFraction": 0.2})
+    model = tokenizer.read(got.folder)
+    digesting = Digesting()
+    for text in texts:
+        digesting.add(text)
+    train, _ = split(np.ones(len(texts), dtype=bool), digesting.all(), 0.2)
+    trained = [texts[at] for at in np.flatnonzero(train)]
+    assert len(trained) == got.report["documents"] - got.report["documents_held_out"]
+    tokens = [token for text in trained for token in model.encode(text, add_special_tokens=False).ids]
+    unknown = tokens.count(SPECIAL_IDS.unk)
+    assert unknown > 100
+    assert got.report["unknown_share"] == pytest.approx(unknown / len(tokens))
+    assert got.report["tokens_per_character"] == pytest.approx(len(tokens) / sum(map(len, trained)))
+
+
 PREPARE = """
 import resource, sys
 from pathlib import Path
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.data import shards
+from cloze_trainer.data.passes import Unheard
 from cloze_trainer.data.source import locate
 
 file = Path(sys.argv[1])
@@ -138,7 +243,7 @@ job = PretrainJobSpec.model_validate({
     "registry": {"name": "x"},
 })
 source = locate(job.corpus[0].uri, corpus_root=file.parent, downloads=file.parent)
-got, _ = shards.prepare(job, [source], file.parent / "data", lambda _: None)
+got, _ = shards.prepare(job, [source], file.parent / "data", Unheard())
 assert got.report["documents"] > 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """

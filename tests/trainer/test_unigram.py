@@ -63,7 +63,7 @@ def test_a_word_is_cut_as_sentencepiece_cuts_it(corpus: Path) -> None:
     model = trained(text.splitlines(), size=600)
     pieces = [model.id_to_token(number) for number in range(tokenizer.FIRST_ORDINARY_ID, model.get_vocab_size())]
     # It is told of a piece's probability by nothing but the words, so it is trained on them again.
-    words = unigram.words(text.splitlines(), unigram.splitter(), lowercase=False)
+    words = unigram.words(text.splitlines(), unigram.splitter, lowercase=False)
 
     learnt = io.BytesIO()
     SentencePieceTrainer.train(

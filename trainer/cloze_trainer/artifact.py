@@ -163,9 +163,21 @@ def _report(run: Run) -> dict[str, Any]:
 
 
 def remarks(run: Run, manifest: Manifest) -> str:
-    """For the outcome: which step was taken, and which precisions were asked for and are not there; often nothing."""
+    """For the outcome: which step was taken, and what was asked for and is not there; often nothing."""
     chosen = _report(run).get("selection")
-    return (f"; {chosen['told']}" if chosen else "") + left_out(run, manifest)
+    missing = small_vocabulary(run, manifest) + left_out(run, manifest)
+    return (f"; {chosen['told']}" if chosen else "") + missing
+
+
+def small_vocabulary(run: Run, manifest: Manifest) -> str:
+    """That the corpus gave fewer entries of a vocabulary than were asked for; empty when it gave all."""
+    spec, size = run.job.spec, manifest.limits.vocab_size
+    if not isinstance(spec, PretrainJobSpec) or spec.pretrained or size >= spec.tokenizer.vocab_size:
+        return ""
+    return (
+        f"; the vocabulary has {size} entries, fewer than spec.tokenizer.vocabSize ({spec.tokenizer.vocab_size}), as "
+        "the corpus gives no more: add text, or lower it"
+    )
 
 
 def left_out(run: Run, manifest: Manifest) -> str:

@@ -24,8 +24,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cloze_api.progress import ExitCode
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError, TrainerError
-from cloze_trainer.files import COMPLETE
-from cloze_trainer.volume import Damaged, Volume, check, digests_of, folder_name, step_of
+from cloze_trainer.files import COMPLETE, Damaged, check, digests_of
+from cloze_trainer.volume import Volume, folder_name, step_of
 
 NOT_STORED: Final = "CheckpointNotStored"
 """Reason of a checkpoint that the store didn't take: it costs that checkpoint only."""

@@ -28,12 +28,12 @@ from torch.distributed.tensor import DTensor
 
 from cloze_trainer.console import log
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.files import write_json
+from cloze_trainer.files import Damaged, write_json
 from cloze_trainer.health import Health
 from cloze_trainer.origin import Origin, changed
 from cloze_trainer.scaling import LossScale
 from cloze_trainer.selection import Choice
-from cloze_trainer.volume import Damaged, Store, Volume, folder_name
+from cloze_trainer.volume import Store, Volume, folder_name
 from cloze_trainer.workload import CHUNK_TOKENS
 
 _STATE = "state.json"

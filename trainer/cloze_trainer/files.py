@@ -1,16 +1,22 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Files that are whole or absent, whatever happens while they are written, and digests that tell what happens later."""
 
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cloze_api.manifest import file_sha256
+
 COMPLETE = "COMPLETE"
-"""Marker that is written last; a folder without it doesn't count."""
+"""Marker that is written last; a folder without it doesn't count. It may hold the digests of the files beside it."""
+
+
+class Damaged(Exception):
+    """What was published isn't what is there; the text says in which way."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -60,11 +66,42 @@ def is_complete(folder: Path) -> bool:
     return (folder / COMPLETE).is_file()
 
 
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder, keyed by name."""
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """The digests in a published folder's marker, keyed by name. Raises Damaged where there are none."""
+    try:
+        digests = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Damaged("it was not finished") from None
+    except (OSError, ValueError):
+        raise Damaged("its marker can't be read") from None
+    if not isinstance(digests, dict):
+        raise Damaged("its marker can't be read")
+    return digests
+
+
+def check(folder: Path, digests: Mapping[str, str], heard: Callable[[int], object] | None = None) -> None:
+    """Raise Damaged when a folder lacks one of these files or has it with another content.
+
+    heard: told of the bytes that are read, as they are.
+    """
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            raise Damaged(f"{name} is missing")
+        if file_sha256(folder / name, heard) != digest:
+            raise Damaged(f"{name} is damaged")
+
+
 @contextmanager
-def publish(folder: Path, *, marker: bool = True) -> Iterator[Path]:
+def publish(folder: Path, *, marker: bool = True, digests: bool = False) -> Iterator[Path]:
     """A temporary folder to fill; it becomes `folder` at the end: files synced, renamed, marker last.
 
     marker: false for a folder that lists its own content (an artifact's manifest) and may hold nothing else.
+    digests: true where the marker is to hold the digests of the files, all of which are on the top level.
     Only one process may publish a given folder at a time. A leftover of a killed attempt is removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,11 +111,14 @@ def publish(folder: Path, *, marker: bool = True) -> Iterator[Path]:
     try:
         yield staging
         sync_tree(staging)
+        found = digests_of(staging) if digests else None
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
         sync_folder(folder.parent)
-        if marker:
+        if found is not None:
+            write_json(folder / COMPLETE, found)
+        elif marker:
             write_atomically(folder / COMPLETE, b"")
     finally:
         shutil.rmtree(staging, ignore_errors=True)

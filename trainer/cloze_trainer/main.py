@@ -10,6 +10,7 @@ from types import FrameType
 from cloze_api.names import (
     CORPUS_MOUNT,
     ENV_CORPUS_ROOT,
+    ENV_DATA_CACHE,
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
     ENV_SIGNING_KEY,
@@ -49,6 +50,7 @@ environment:
   {ENV_RENDEZVOUS:<22} host:port of the gang's rendezvous; without it all ranks run on this machine
   {ENV_WORKSPACE:<22} as --workspace
   {ENV_CORPUS_ROOT:<22} as --corpus-root
+  {ENV_DATA_CACHE:<22} as --data-cache
 
 exit codes:
 {chr(10).join(f"  {int(code):<4}{code.name.lower().replace('_', ' ')}" for code in ExitCode)}
@@ -66,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="[run] FILE", help=f"the resource as YAML or JSON ({JOB_FILE})")
     parser.add_argument("--workspace", help="folder for shards, checkpoints and the artifact (./cloze-run/<name>)")
     parser.add_argument("--corpus-root", help=f"parent of the pvc:// and configmap:// mounts ({CORPUS_MOUNT})")
+    parser.add_argument("--data-cache", metavar="DIR", help="folder for prepared data that runs share (none)")
     parser.add_argument("--progress-port", type=int, help=f"serve /progress, /metrics, /healthz ({PROGRESS_PORT})")
     parser.add_argument(trust.FLAG, action="append", type=_key, metavar="KEY", help=trust.HELP)
     parsed = parser.parse_args()
@@ -183,6 +186,8 @@ def main() -> None:
         os.environ[ENV_WORKSPACE] = arguments.workspace
     if arguments.corpus_root:
         os.environ[ENV_CORPUS_ROOT] = arguments.corpus_root
+    if arguments.data_cache:
+        os.environ[ENV_DATA_CACHE] = arguments.data_cache
     if arguments.verify_key:
         os.environ[ENV_VERIFY_KEY] = " ".join(arguments.verify_key)
     result = _run(arguments)

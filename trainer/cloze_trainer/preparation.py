@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from cloze_trainer.base import BaseModel, fetch, open_base
 from cloze_trainer.console import log
 from cloze_trainer.data import leakage, tokenizer, validation
 from cloze_trainer.data.remote import redacted
+from cloze_trainer.data.sharing import turn
+from cloze_trainer.data.verification import discard, intact
 from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.files import publish, write_json
 from cloze_trainer.origin import digests, locate_all
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement, luck
@@ -100,12 +103,16 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         validation.refuse_same(train.digest, test.digest, others[0].digest if others else None)
     if spec.truncate is Truncation.WINDOW:
         key |= {"truncate": spec.truncate}
-    folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
-    if not is_complete(folder):
+    folder = run.data / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+    if not intact(folder):
         # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
         champion.find(run, spec)
         paths = [train.paths, test.paths, *(each.paths for each in others)]
-        publish_examples(folder, spec, paths, base=base, max_length=max_length)
+        with turn(folder, lambda: progress.advance("waiting")) if run.data_cache else nullcontext():
+            # Another run may have prepared them meanwhile.
+            if not (run.data_cache and intact(folder)):
+                discard(folder)
+                publish_examples(folder, spec, paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
@@ -172,7 +179,7 @@ def publish_examples(
     # What a step is chosen by is seen, too.
     seen_by_then = [*train, *(others[0] if others else [])]
     seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (seen_by_then, test)))
-    with publish(folder) as staging:
+    with publish(folder, digests=True) as staging:
         for name, part in parts.items():
             rows.save(staging, name, part)
         for name, examples in scored.items():

@@ -16,16 +16,17 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import DEFAULT_STEPS, Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
-from cloze_trainer import evaluation, flops, tagging
+from cloze_trainer import evaluation, flops, limits, tagging
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
 from cloze_trainer.clock import Clock
 from cloze_trainer.console import log
 from cloze_trainer.data import shards, tokenizer
+from cloze_trainer.data.crew import affordable
 from cloze_trainer.data.masking import EVALUATION_PROBABILITY, EVALUATION_SEED, Masked, Masker
 from cloze_trainer.data.order import Indices, Order
-from cloze_trainer.data.packing import Tokens, attended, texts_of
+from cloze_trainer.data.packing import Tokens, attended, spread_tokenizing, texts_of
 from cloze_trainer.data.tokenizer import SPECIAL_IDS, PretrainedTokenizer
 from cloze_trainer.data.unpadded import unpadded
 from cloze_trainer.encoders.attention import Attention, Texts
@@ -54,6 +55,9 @@ class PreparedCorpus:
 def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> PreparedCorpus:
     """Clean, tokenize and pack the corpus into the workspace, once. Raises InputError with file and line."""
     progress.stage("data")
+    # The other ranks of the pod wait meanwhile.
+    processors = limits.cpus()
+    spread_tokenizing(processors)
     # Before a base: what reads one tells the hub's library to fetch nothing from then on.
     sources = locate_all(run)
     names = tagging.find(run, spec.cleaning.names) if spec.cleaning.names else None
@@ -61,7 +65,15 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     taken = base or (_tokenizer(run, spec.tokenizer.reuse) if spec.tokenizer.reuse else None)
     length = base.config.max_length if base else spec.model.max_length
     prepared, reused = shards.prepare(
-        spec, sources, run.workspace / "data", progress.stage, max_length=length, reused=taken, names=names
+        spec,
+        sources,
+        run.data,
+        progress,
+        max_length=length,
+        reused=taken,
+        names=names,
+        processes=affordable(processors, limits.memory()),
+        scratch=run.workspace / "data" if run.data_cache else None,
     )
     log("corpus prepared", reused=reused, **prepared.report)
     if len(prepared.train_NT) < spec.optimization.batch_sequences:

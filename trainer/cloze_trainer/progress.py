@@ -27,6 +27,8 @@ from cloze_trainer.files import write_json
 ENV_PROGRESS_FILE = "CLOZE_PROGRESS_FILE"
 _WRITE_SECONDS = 0.5
 _RATE_WINDOW_SECONDS = 30.0
+# Between passes over the data.
+_NO_PASS: dict[str, None] = dict.fromkeys(("doing", "documents", "done_bytes", "total_bytes"))
 #: Figures of a step that are gauges.
 _FIGURES = {
     "gradient_norm": metrics.TRAIN_GRADIENT_NORM,
@@ -76,8 +78,16 @@ class ProgressFile:
 
     def stage(self, stage: str) -> None:
         """Say what begins."""
-        self._progress = self._progress.model_copy(update={"stage": stage, "eta_seconds": None})
+        self._progress = self._progress.model_copy(update={"stage": stage, "eta_seconds": None, **_NO_PASS})
         self._write(force=True)
+
+    def advance(
+        self, doing: str, *, documents: int | None = None, done_bytes: int | None = None, total_bytes: int | None = None
+    ) -> None:
+        """As in `passes.Listener`."""
+        told = {"doing": doing, "documents": documents, "done_bytes": done_bytes, "total_bytes": total_bytes}
+        self._progress = self._progress.model_copy(update=told)
+        self._write(force=False)
 
     def leg(self, number: int, of: int) -> None:
         """Say which of several trainings of as many steps each begins, counted from 0: steps go on over all of them."""
@@ -106,6 +116,7 @@ class ProgressFile:
             eta = round((total_steps - step) * (now - first_time) / (step - first_step))
         self._progress = self._progress.model_copy(
             update={
+                **_NO_PASS,
                 "stage": "training",
                 "step": step,
                 "total_steps": total_steps,

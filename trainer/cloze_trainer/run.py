@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_JOB_UID, ENV_WORKSPACE
+from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_DATA_CACHE, ENV_JOB_UID, ENV_WORKSPACE
 from cloze_api.progress import Outcome
 from cloze_api.resources import TrainingJob, parse_job
 from cloze_trainer import outcome, own_registry
@@ -39,6 +39,7 @@ class Run:
 
     identity: the resource's UID, or outside Kubernetes a digest of the name and of what defines the result.
     tracking_uri: MLflow's address; None when the artifact is not registered.
+    data_cache: where prepared data are that this run shares with others.
     """
 
     job: TrainingJob
@@ -46,6 +47,12 @@ class Run:
     workspace: Path
     corpus_root: Path
     tracking_uri: str | None
+    data_cache: Path | None = None
+
+    @property
+    def data(self) -> Path:
+        """Folder of the prepared data."""
+        return self.data_cache or self.workspace / "data"
 
     @property
     def kind(self) -> str:
@@ -133,4 +140,5 @@ def open_run(file: Path) -> Run:
         workspace=Path(os.environ.get(ENV_WORKSPACE) or default).resolve(),
         corpus_root=Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT),
         tracking_uri=own_registry.address(),
+        data_cache=Path(cache).resolve() if (cache := os.environ.get(ENV_DATA_CACHE)) else None,
     )

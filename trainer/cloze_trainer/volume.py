@@ -1,6 +1,5 @@
 """Checkpoints as folders of a file system: staged, synced, renamed, marked complete."""
 
-import json
 import re
 import shutil
 import threading
@@ -8,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from cloze_api.manifest import file_sha256
-from cloze_trainer.files import COMPLETE, sync_folder, sync_tree, write_json
+from cloze_trainer.files import COMPLETE, check, digests_of, recorded, sync_folder, sync_tree, write_json
 
 _PREFIX = "step-"
 
@@ -29,10 +27,6 @@ def finished_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that carry their marker, the newest first; their content is not looked at."""
     found = (step_of(path.parent.name) for path in folder.glob(f"{_PREFIX}*/{COMPLETE}"))
     return sorted((step for step in found if step is not None), reverse=True)
-
-
-class Damaged(Exception):
-    """A checkpoint isn't what was saved; the text says in which way."""
 
 
 class Store(Protocol):
@@ -95,14 +89,8 @@ class Volume:
 
     def marker(self, step: int) -> dict[str, str]:
         """Digests of a step's files, keyed by name, after a look at whether they still are right. Raises Damaged."""
-        path = self.path(step)
-        try:
-            digests: dict[str, str] = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise Damaged("it was not finished") from None
-        except (OSError, ValueError):
-            raise Damaged("its marker can't be read") from None
-        check(path, digests)
+        digests = recorded(self.path(step))
+        check(self.path(step), digests)
         return digests
 
     def publish(self, step: int, staged: Path, give_up: threading.Event) -> None:  # noqa: ARG002 - it is not tried again
@@ -129,17 +117,3 @@ class Volume:
         """As in Store."""
         for leftover in self._folder.glob(f".{_PREFIX}*.staging"):
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def digests_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file in a folder, keyed by name."""
-    return {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-
-
-def check(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raise Damaged when a folder lacks one of these files or has it with another content."""
-    for name, digest in digests.items():
-        if not (folder / name).is_file():
-            raise Damaged(f"{name} is missing")
-        if file_sha256(folder / name) != digest:
-            raise Damaged(f"{name} is damaged")

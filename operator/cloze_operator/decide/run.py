@@ -28,6 +28,15 @@ def summary(step: int, total: int) -> str:
     return f"{step}/{total} ({100 * step // total}%)" if total else ""
 
 
+def _of_data(progress: Progress) -> str:
+    """`reading (30%)`, or `reading (12000 documents)` where the share isn't known."""
+    if progress.doing is None:
+        return ""
+    if progress.done_bytes is not None and progress.total_bytes:
+        return f"{progress.doing} ({100 * progress.done_bytes // progress.total_bytes}%)"
+    return progress.doing if progress.documents is None else f"{progress.doing} ({progress.documents} documents)"
+
+
 def _rounded(figure: float | None, digits: int) -> float | None:
     return None if figure is None else round(figure, digits)
 
@@ -44,7 +53,11 @@ def progress_status(progress: Progress, now: str) -> dict[str, Any]:
         "etaSeconds": progress.eta_seconds,
         "checkpointStep": progress.checkpoint_step,
         "figures": dict(islice(_told(progress.figures), METRICS_MAX)),
-        "summary": summary(progress.step, progress.total_steps),
+        "summary": summary(progress.step, progress.total_steps) or _of_data(progress),
+        "doing": progress.doing,
+        "documents": progress.documents,
+        "doneBytes": progress.done_bytes,
+        "totalBytes": progress.total_bytes,
         "updated": now,
     }
     return {

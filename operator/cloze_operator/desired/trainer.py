@@ -6,8 +6,10 @@ from typing import Any, Final
 
 from cloze_api.names import (
     CORPUS_MOUNT,
+    DATA_CACHE_MOUNT,
     ENV_BASE_DIGEST,
     ENV_CORPUS_ROOT,
+    ENV_DATA_CACHE,
     ENV_JOB_UID,
     ENV_MLFLOW_URI,
     ENV_RENDEZVOUS,
@@ -130,6 +132,7 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
         ENV_WORKSPACE: WORKSPACE_MOUNT,
         ENV_CORPUS_ROOT: CORPUS_MOUNT,
         ENV_MLFLOW_URI: platform.tracking_uri,
+        **({ENV_DATA_CACHE: DATA_CACHE_MOUNT} if job.spec.storage.data_cache else {}),
         **platform.trust_environment(),
         "OMP_NUM_THREADS": str(topology.threads_per_process),
         # The root is read-only; what libraries keep in a home folder goes to memory of the pod's own.
@@ -167,6 +170,7 @@ def _container(owner: Mapping[str, Any], job: TrainingJob, gang: Gang, platform:
                 for index, secret in enumerate(store_secrets(job))
             ),
             *([{"name": "signing", "mountPath": SIGNING_MOUNT, "readOnly": True}] if signing else []),
+            *([{"name": "data-cache", "mountPath": DATA_CACHE_MOUNT}] if job.spec.storage.data_cache else []),
         ],
     }
 
@@ -183,7 +187,15 @@ def _volumes(job: TrainingJob, gang: Gang) -> list[dict[str, Any]]:
             for index, secret in enumerate(store_secrets(job))
         ),
         *_signing_volume(job),
+        *_data_cache_volume(job),
     ]
+
+
+def _data_cache_volume(job: TrainingJob) -> list[dict[str, Any]]:
+    cache = job.spec.storage.data_cache
+    if cache is None:
+        return []
+    return [{"name": "data-cache", "persistentVolumeClaim": {"claimName": cache.claim_name}}]
 
 
 def _signing_volume(job: TrainingJob) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ models.
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,6 +30,14 @@ class Tally:
         """Count each of the words so many times."""
         for word in words:
             self.counts[word] += times
+        self._forget()
+
+    def merge(self, counted: Mapping[str, int]) -> None:
+        """Count words that were counted elsewhere."""
+        self.counts.update(counted)
+        self._forget()
+
+    def _forget(self) -> None:
         while len(self.counts) > self._most:
             self._floor += 1
             self.counts = Counter({word: count for word, count in self.counts.items() if count > self._floor})

@@ -1,11 +1,14 @@
 """Chooses a vocabulary of byte sequences (Radford et al. 2019, section 2.2): nothing is unknown to it."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from tokenizers import normalizers, pre_tokenizers
 
 from cloze_trainer.data import bpe
+from cloze_trainer.data.passes import Pass, alone
 
 # A word never goes on beyond blanks, so that a text can be counted by these stretches, of which few are distinct.
 _STRETCH = re.compile(r"\s*\S+|\s+")
@@ -33,25 +36,47 @@ def normalizer(*, lowercase: bool) -> normalizers.Normalizer:
     return normalizers.Sequence(parts)
 
 
-def learn(texts: Iterable[str], size: int, *, lowercase: bool) -> bpe.Merges:
-    """At most `size` pieces, the 256 single bytes first. Bytes are written as the characters that stand for them."""
-    normal = normalizer(lowercase=lowercase)
-    stretches, words = bpe.Tally(), bpe.Tally()
-    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def _splitter() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
-    def parts(stretch: str) -> Iterable[str]:
-        for word, _ in splitter.pre_tokenize_str(stretch):
-            yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
 
-    for text in texts:
-        # Each word begins with its blank, also the first.
-        found = _STRETCH.findall(" " + normal.normalize_str(text))
-        stretches.add(stretch for stretch in found if len(stretch) <= _PART)
-        for stretch in found:
-            if len(stretch) > _PART:
-                words.add(parts(stretch))
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """Counts the stretches of texts, and the words of those that are long."""
+
+    lowercase: bool
+
+    def __call__(self, texts: Iterable[str]) -> tuple[Counter[str], Counter[str]]:
+        normal, split = normalizer(lowercase=self.lowercase), _splitter()
+        stretches: Counter[str] = Counter()
+        words: Counter[str] = Counter()
+        for text in texts:
+            # Each word begins with its blank, also the first.
+            found = _STRETCH.findall(" " + normal.normalize_str(text))
+            stretches.update(stretch for stretch in found if len(stretch) <= _PART)
+            for stretch in found:
+                if len(stretch) > _PART:
+                    words.update(_parts(stretch, split))
+        return stretches, words
+
+
+def _parts(stretch: str, split: pre_tokenizers.PreTokenizer) -> Iterator[str]:
+    """The words of a stretch."""
+    for word, _ in split.pre_tokenize_str(stretch):
+        yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
+
+
+def learn(texts: Iterable[str], size: int, *, lowercase: bool, over: Pass = alone) -> bpe.Merges:
+    """At most `size` pieces, the 256 single bytes first. Bytes are written as the characters that stand for them.
+
+    over: how to pass over the texts.
+    """
+    split, stretches, words = _splitter(), bpe.Tally(), bpe.Tally()
+    for counted, long in over("counting", _Counting(lowercase), texts):
+        stretches.merge(counted)
+        words.merge(long)
     for stretch, count in stretches.counts.items():
-        words.add(parts(stretch), count)
+        words.add(_parts(stretch, split), count)
     ordered = sorted(words.counts)
     return bpe.learn(
         [list(word) for word in ordered],

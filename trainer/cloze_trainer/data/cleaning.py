@@ -1,9 +1,11 @@
 """Normalises documents and drops what should not be learned from."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from cloze_trainer.data import pii
 from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.languages import Languages
 from cloze_trainer.data.names import NameFilter
+from cloze_trainer.data.passes import Pass, alone
 from cloze_trainer.data.spool import Chosen, Digesting, Digests, Mask, Spool, first_of_each
 
 
@@ -26,13 +29,21 @@ class CleaningReport:
     replaced: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: "CleaningReport") -> None:
+        """Count what another part of the documents came to, before it is told what is left of all."""
+        self.documents_in += other.documents_in
+        self.dropped.update(other.dropped)
+        self.replaced.update(other.replaced)
+        self.languages.update(other.languages)
+
+
+# Of categories Cc and Cs, but for tab and line feed.
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]+")
+
 
 def normalise(text: str) -> str:
     """Unicode NFC without control characters other than tab and line feed."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
-    return "".join(
-        character for character in text if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
-    ).strip()
+    return _CONTROL.sub("", unicodedata.normalize("NFC", text.replace("\r\n", "\n"))).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +55,57 @@ class Cleaned:
     report: CleaningReport
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Documents that fit, in their order. digests, keys: of each, joined; keys are those of its words alone."""
+
+    texts: list[str]
+    report: CleaningReport
+    digests: bytes
+    keys: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Tells which documents fit, and makes them so. digesting: whether they are digested, too."""
+
+    settings: Cleaning
+    digesting: bool
+
+    def __call__(self, documents: list[str]) -> Fitted:
+        """What is left of some documents."""
+        report, digests, keys = CleaningReport(), Digesting(), Digesting()
+        texts = list(_fitting(documents, self.settings, report))
+        if self.digesting:
+            for text in texts:
+                _digest(text, self.settings, digests, keys)
+        return Fitted(texts, report, bytes(digests), bytes(keys))
+
+
+def _digest(text: str, settings: Cleaning, digests: Digesting, keys: Digesting) -> None:
+    digests.add(text)
+    if settings.deduplicate is not Deduplication.NONE:
+        keys.add(" ".join(text.split()))
+
+
+@cache
+def _languages(wanted: tuple[str, ...], min_probability: float) -> Languages:
+    return Languages(wanted, min_probability)
+
+
 def _fitting(documents: Iterable[str], settings: Cleaning, report: CleaningReport) -> Iterator[str]:
     """Documents of the right length and language, without personal data that has a pattern."""
-    languages = Languages(settings.languages, settings.min_language_probability) if settings.languages else None
+    wanted = tuple(settings.languages)
+    languages = _languages(wanted, settings.min_language_probability) if wanted else None
     for document in documents:
         report.documents_in += 1
         text = normalise(document)
         if settings.pii is PII.REPLACE:
             text, replaced = pii.replace(text)
             report.replaced.update(replaced)
+        if settings.pii is PII.DROP and pii.spans(text):
+            report.dropped["pii"] += 1
+            continue
         if len(text) < max(1, settings.min_characters):
             report.dropped["short"] += 1
             continue
@@ -68,27 +121,41 @@ def _fitting(documents: Iterable[str], settings: Cleaning, report: CleaningRepor
         yield text
 
 
-def clean(documents: Iterable[str], settings: Cleaning, spool: Spool, names: NameFilter | None = None) -> Cleaned:
-    """Spool the documents that fit, and tell which of them are kept. names: what finds them, where they are to go.
+def clean(
+    documents: Iterable[str],
+    settings: Cleaning,
+    spool: Spool,
+    names: NameFilter | None = None,
+    *,
+    over: Pass = alone,
+) -> Cleaned:
+    """Spool the documents that fit, and tell which of them are kept.
 
-    No more than a document and about a hundred bytes for each are in memory; near-duplicates take some kilobytes each,
-    and names are searched in some documents at once.
+    names: what finds them, where they are to go. over: how to pass over the documents, and over what is left of them.
+    No more than a few blocks of documents and about a hundred bytes for each are in memory; near-duplicates take some
+    kilobytes each, and names are searched in some documents at once.
     """
     report = CleaningReport()
     digests, keys = Digesting(), Digesting()
-    texts = _fitting(documents, settings, report)
-    for text in names.filtered(texts, report.replaced, report.dropped) if names else texts:
-        spool.append(text)
-        digests.add(text)
-        if settings.deduplicate is not Deduplication.NONE:
-            keys.add(" ".join(text.split()))
+    fitted = over("reading", Fitting(settings, digesting=names is None), documents)
+    if names is None:
+        for part in fitted:
+            report.add(part.report)
+            for text in part.texts:
+                spool.append(text)
+            digests.extend(part.digests)
+            keys.extend(part.keys)
+    else:
+        for text in names.filtered(_counted(fitted, report), report.replaced, report.dropped):
+            spool.append(text)
+            _digest(text, settings, digests, keys)
     kept = np.ones(len(spool), dtype=bool)
     if settings.deduplicate is not Deduplication.NONE:
         kept = first_of_each(keys.all())
         report.dropped["duplicate"] = len(kept) - int(kept.sum())
     if settings.deduplicate is Deduplication.NEAR:
         once = np.flatnonzero(kept)
-        groups = near_duplicate_groups(Chosen(spool, once))
+        groups = near_duplicate_groups(Chosen(spool, once), over=over)
         # The first of each group is kept: a group's number is the index of its first member.
         repeated = once[[group != index for index, group in enumerate(groups)]]
         kept[repeated] = False
@@ -96,3 +163,9 @@ def clean(documents: Iterable[str], settings: Cleaning, spool: Spool, names: Nam
     report.documents_out = int(kept.sum())
     report.characters_out = spool.characters(kept)
     return Cleaned(kept, digests.all(), report)
+
+
+def _counted(parts: Iterable[Fitted], report: CleaningReport) -> Iterator[str]:
+    for part in parts:
+        report.add(part.report)
+        yield from part.texts

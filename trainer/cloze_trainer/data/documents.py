@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cloze_api.pretrain import Corpus, CorpusFormat
-from cloze_trainer.data.lines import LONGEST, BrokenLines, compression, lines, objects, opened, raw_lines
+from cloze_trainer.data.lines import LONGEST, BrokenLines, Meter, compression, lines, objects, opened, raw_lines
 from cloze_trainer.errors import InputError
 
 # Rows of a Parquet file that are in memory at once, and bytes that are read of it at once.
@@ -13,16 +13,18 @@ _BATCH_ROWS = 64
 _BUFFER_BYTES = 1 << 20
 
 
-def documents(corpus: Corpus, paths: Sequence[Path], broken: BrokenLines | None = None) -> Iterator[str]:
+def documents(
+    corpus: Corpus, paths: Sequence[Path], broken: BrokenLines | None = None, meter: Meter | None = None
+) -> Iterator[str]:
     """Documents of one corpus source, file after file; a document never goes on in the next file.
 
-    Raises InputError with file and line (of a Parquet file: row) where more lines are broken than `broken` allows, by
-    default none.
+    meter: knows how far it is. Raises InputError with file and line (of a Parquet file: row) where more lines are
+    broken than `broken` allows, by default none.
     """
     read = _READERS[corpus.format]
-    broken = broken or BrokenLines(0)
+    broken, meter = broken or BrokenLines(0), meter or Meter()
     for path in paths:
-        for place, text in read(path, corpus.text_field, broken):
+        for place, text in read(path, corpus.text_field, broken, meter):
             if not isinstance(text, str):
                 broken.add(
                     place,
@@ -33,6 +35,7 @@ def documents(corpus: Corpus, paths: Sequence[Path], broken: BrokenLines | None 
                 _too_long(place, broken)
             else:
                 yield text
+        meter.finished(path)
 
 
 Read = Iterator[tuple[str, object]]
@@ -44,7 +47,7 @@ def _too_long(place: str, broken: BrokenLines) -> None:
     broken.add(place, "DocumentTooLong", what)
 
 
-def _paragraphs(path: Path, _field: str, broken: BrokenLines) -> Read:
+def _paragraphs(path: Path, _field: str, broken: BrokenLines, meter: Meter) -> Read:
     paragraph: list[str] = []
     begin = length = 0
 
@@ -54,7 +57,7 @@ def _paragraphs(path: Path, _field: str, broken: BrokenLines) -> Read:
         elif paragraph:
             yield f"{path}:{begin}", "\n".join(paragraph)
 
-    for number, line in lines(path, broken):
+    for number, line in lines(path, broken, meter):
         if line.strip():
             begin = number if not length else begin
             length += len(line) + 1
@@ -66,15 +69,15 @@ def _paragraphs(path: Path, _field: str, broken: BrokenLines) -> Read:
     yield from whole()
 
 
-def _lines(path: Path, _field: str, broken: BrokenLines) -> Read:
-    yield from ((f"{path}:{number}", line) for number, line in lines(path, broken) if line.strip())
+def _lines(path: Path, _field: str, broken: BrokenLines, meter: Meter) -> Read:
+    yield from ((f"{path}:{number}", line) for number, line in lines(path, broken, meter) if line.strip())
 
 
-def _objects(path: Path, field: str, broken: BrokenLines) -> Read:
-    yield from ((f"{path}:{number}", row.get(field)) for number, row in objects(path, broken))
+def _objects(path: Path, field: str, broken: BrokenLines, meter: Meter) -> Read:
+    yield from ((f"{path}:{number}", row.get(field)) for number, row in objects(path, broken, meter))
 
 
-def _csv(path: Path, field: str, broken: BrokenLines) -> Read:
+def _csv(path: Path, field: str, broken: BrokenLines, meter: Meter) -> Read:
     """Rows as RFC 4180 has them, the first one the fields' names."""
     csv.field_size_limit(LONGEST)
     last = length = 0
@@ -88,7 +91,7 @@ def _csv(path: Path, field: str, broken: BrokenLines) -> Read:
                 raise csv.Error
             yield line
 
-    with opened(path) as stream:
+    with opened(path, meter) as stream:
         raw = raw_lines(stream, path, broken)
         column: int | None = None
         width = 0
@@ -117,7 +120,8 @@ def _csv(path: Path, field: str, broken: BrokenLines) -> Read:
                 yield f"{path}:{begin}", row[column]
 
 
-def _parquet(path: Path, field: str, _broken: BrokenLines) -> Read:
+def _parquet(path: Path, field: str, _broken: BrokenLines, _meter: Meter) -> Read:
+    """Its columns lie here and there, so that the file counts as read at its end."""
     import pyarrow as pa  # noqa: PLC0415 - a tenth of a second, for few
     from pyarrow import parquet  # noqa: PLC0415
 

@@ -4,11 +4,15 @@ candidate pair checked against the exact Jaccard similarity."""
 import hashlib
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+
+from cloze_trainer.data.passes import Pass, alone
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
@@ -26,6 +30,7 @@ _LARGEST = np.uint64((1 << 32) - 1)
 _HALF = np.uint64(32)
 
 Hashes = npt.NDArray[np.uint64]
+Sketch = npt.NDArray[np.uint32]
 
 
 class Words(dict[str, int]):
@@ -68,10 +73,28 @@ def signature(hashes: Hashes, multipliers: Hashes, offsets: Hashes) -> Hashes:
     return smallest
 
 
+def bands(values: Hashes) -> list[int]:
+    """A hash for each band of a signature, in which its rows and the band's number go."""
+    rows = values[: BANDS * ROWS].reshape(BANDS, ROWS)
+    keys = np.arange(1, BANDS + 1, dtype=np.uint64)
+    for row in range(ROWS):
+        keys = (keys ^ rows[:, row]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    found: list[int] = keys.tolist()
+    return found
+
+
 def jaccard(first: Hashes, second: Hashes) -> float:
     """Share of common elements among the elements of both."""
     common = len(np.intersect1d(first, second, assume_unique=True))
     return common / max(1, len(first) + len(second) - common)
+
+
+def sketches(texts: Iterable[str]) -> list[Sketch]:
+    """The smallest hashes of each text's shingles."""
+    words = Words()
+    # They are sorted, and of 32 bits.
+    return [shingles(text, words)[:SKETCH].astype(np.uint32) for text in texts]
 
 
 class Sketched:
@@ -82,26 +105,15 @@ class Sketched:
     are checked against the exact similarity. 16 numbers of each text are in memory.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.words = Words()
-        sketches = [self._sketch(self.shingles(text)) for text in texts]
+    def __init__(self, sketches: Iterable[Sketch]) -> None:
+        sketches = list(sketches)
         owners = np.repeat(np.arange(len(sketches), dtype=np.int64), [len(sketch) for sketch in sketches])
         entries = np.concatenate([*sketches, np.empty(0, dtype=np.uint32)])
         order = np.argsort(entries, kind="stable")
         self._entries, self._owners = entries[order], owners[order]
 
-    @staticmethod
-    def _sketch(hashes: Hashes) -> npt.NDArray[np.uint32]:
-        # They are sorted, and of 32 bits.
-        return hashes[:SKETCH].astype(np.uint32)
-
-    def shingles(self, text: str) -> Hashes:
-        """As the function of this name has them."""
-        return shingles(text, self.words)
-
-    def candidates(self, hashes: Hashes) -> list[int]:
-        """Numbers of the texts that the one of these shingles may nearly be, in their order."""
-        sketch = self._sketch(hashes)
+    def candidates(self, sketch: Sketch) -> list[int]:
+        """Numbers of the texts that the one of this sketch may nearly be, in their order."""
         begins = np.searchsorted(self._entries, sketch, "left")
         ends = np.searchsorted(self._entries, sketch, "right")
         if not (ends > begins).any():
@@ -110,23 +122,39 @@ class Sketched:
         those, shared = np.unique(found, return_counts=True)
         return [int(number) for number in those[shared >= min(_SHARED, math.ceil(SIMILAR * len(sketch)))]]
 
-    def is_near(self, hashes: Hashes, text: str) -> bool:
-        """Whether a text is nearly the one of these shingles."""
-        return jaccard(hashes, self.shingles(text)) >= SIMILAR
+
+@dataclass(frozen=True, slots=True)
+class _Signing:
+    """Makes the bands of texts' signatures, as the functions of these names have them."""
+
+    multipliers: Hashes
+    offsets: Hashes
+
+    def __call__(self, texts: Iterable[str]) -> list[tuple[bytes, list[int]] | None]:
+        """Of each text a digest of its shingles and the bands of its signature; None where there are none."""
+        words = Words()
+        hashes = (shingles(text, words) for text in texts)
+        return [
+            (hashlib.sha256(each.tobytes()).digest(), bands(signature(each, self.multipliers, self.offsets)))
+            if len(each)
+            else None
+            for each in hashes
+        ]
 
 
-def near_duplicate_groups(texts: Sequence[str], threshold: float = SIMILAR, seed: int = 0) -> list[int]:
-    """For each text the number of its group: the index of the group's first text.
+def near_duplicate_groups(
+    texts: Sequence[str], threshold: float = SIMILAR, seed: int = 0, *, over: Pass = alone
+) -> list[int]:
+    """For each text the number of its group: the index of the group's first text. over: how to pass over the texts.
 
     Two texts whose word 5-grams have a Jaccard similarity of at least `threshold` are in one group, and so is what
     connects them. Texts without any word are in groups of their own.
     """
-    from datasketch import MinHash, MinHashLSH  # noqa: PLC0415 - brings SciPy, which takes a second to import
-
     generator = np.random.Generator(np.random.PCG64(seed))
     multipliers = generator.integers(1, 1 << 63, size=PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     offsets = generator.integers(0, 1 << 63, size=PERMUTATIONS, dtype=np.uint64)
-    index: Any = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
+    # The texts of which a band has this hash.
+    index: defaultdict[int, list[int]] = defaultdict(list)
     words = Words()
     parents = list(range(len(texts)))
 
@@ -137,18 +165,23 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float = SIMILAR, seed
         return item
 
     exact: dict[bytes, int] = {}
-    for number, text in enumerate(texts):
-        hashes = shingles(text, words)
-        if not len(hashes):
+    signed = chain.from_iterable(over("comparing", _Signing(multipliers, offsets), texts))
+    for number, found in enumerate(signed):
+        if found is None:
             continue
-        twin = exact.setdefault(hashlib.sha256(hashes.tobytes()).digest(), number)
+        digest, keys = found
+        twin = exact.setdefault(digest, number)
         if twin != number:
             parents[number] = root(twin)
             continue
-        sketch = MinHash(hashvalues=signature(hashes, multipliers, offsets), scheme="legacy")
-        for candidate in sorted(index.query(sketch)):
+        hashes: Hashes | None = None
+        for candidate in sorted({other for key in keys for other in index[key]}):
             first, second = sorted((root(candidate), root(number)))
-            if first != second and jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
+            if first == second:
+                continue
+            hashes = shingles(texts[number], words) if hashes is None else hashes
+            if jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
                 parents[second] = first
-        index.insert(number, sketch, check_duplication=False)
+        for key in keys:
+            index[key].append(number)
     return [root(number) for number in range(len(texts))]

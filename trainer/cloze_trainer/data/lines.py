@@ -3,10 +3,11 @@
 import gzip
 import io
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -50,26 +51,54 @@ class BrokenLines:
             )
 
 
+class Meter:
+    """How many bytes of files have been read, as they are: packed, where they are packed."""
+
+    def __init__(self) -> None:
+        self._whole = 0
+        self._file: IO[bytes] | None = None
+
+    @property
+    def done(self) -> int:
+        """Of those that are read whole, and of the one that is being read."""
+        return self._whole + (0 if self._file is None else os.lseek(self._file.fileno(), 0, os.SEEK_CUR))
+
+    @contextmanager
+    def reading(self, file: IO[bytes]) -> Iterator[None]:
+        """While this block of code reads a file from its begin to its end."""
+        self._file = file
+        try:
+            yield
+        finally:
+            self._file = None
+
+    def finished(self, path: Path) -> None:
+        """Count a file as read."""
+        # One that is gone now is told of elsewhere.
+        with suppress(FileNotFoundError):
+            self._whole += path.stat().st_size
+
+
 def compression(path: Path) -> str:
     """`.gz`, `.zst`, or nothing for a file that isn't compressed: its name tells."""
     return path.suffix if path.suffix in COMPRESSIONS else ""
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path, meter: Meter | None = None) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked. Raises InputError, also while it is read, where it is gone or can't be unpacked."""
     try:
-        if compression(path) == _ZSTANDARD:
-            import pyarrow as pa  # noqa: PLC0415 - a tenth of a second, for few
+        with path.open("rb") as file, nullcontext() if meter is None else meter.reading(file):
+            if compression(path) == _ZSTANDARD:
+                import pyarrow as pa  # noqa: PLC0415 - a tenth of a second, for few
 
-            with pa.input_stream(path, compression="zstd") as packed, io.BufferedReader(packed) as stream:
-                yield cast(IO[bytes], stream)
-        elif compression(path) == _GZIP:
-            with gzip.open(path, "rb") as stream:
-                yield cast(IO[bytes], stream)
-        else:
-            with path.open("rb") as stream:
-                yield stream
+                with pa.input_stream(file, compression="zstd") as packed, io.BufferedReader(packed) as stream:
+                    yield cast(IO[bytes], stream)
+            elif compression(path) == _GZIP:
+                with gzip.open(file, "rb") as unpacked:
+                    yield cast(IO[bytes], unpacked)
+            else:
+                yield file
     except FileNotFoundError as error:
         raise InputError(
             "SourceGone", f"{path} was there when the run began and is gone: put it back and start a new job"
@@ -105,17 +134,19 @@ def raw_lines(stream: IO[bytes], path: Path, broken: BrokenLines) -> Iterator[tu
                 yield number, text
 
 
-def lines(path: Path, broken: BrokenLines | None = None) -> Iterator[tuple[int, str]]:
+def lines(path: Path, broken: BrokenLines | None = None, meter: Meter | None = None) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, without their ends. Raises InputError with the line for other bytes."""
-    with opened(path) as stream:
+    with opened(path, meter) as stream:
         for number, text in raw_lines(stream, path, broken or BrokenLines()):
             yield number, text.rstrip("\r\n")
 
 
-def objects(path: Path, broken: BrokenLines | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def objects(
+    path: Path, broken: BrokenLines | None = None, meter: Meter | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered objects of a JSON-lines file; blank lines are passed over. Raises InputError with the line."""
     broken = broken or BrokenLines()
-    for number, line in lines(path, broken):
+    for number, line in lines(path, broken, meter):
         if not line.strip():
             continue
         place = f"{path}:{number}"

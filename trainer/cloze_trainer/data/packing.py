@@ -1,6 +1,7 @@
 """Documents as packed rows of token ids, in one `.npy` file; never more than a block of them is in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,8 @@ from tokenizers import Encoding, Tokenizer
 
 from cloze_api.manifest import SpecialTokens
 from cloze_trainer.data import tokenizer
+from cloze_trainer.data.passes import Block, blocks
 
-# Texts and characters that are tokenized at once.
-_ENCODE_BATCH = 1000
-_ENCODE_CHARACTERS = 1 << 20
 _BLOCK_ROWS = 4096
 # Of a document that is cut, in tokens: less has hardly any context.
 _SHORTEST_PIECE = 16
@@ -122,42 +121,47 @@ def _dtype(vocab_size: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in their order, so many at once as are neither many nor long together."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if len(batch) == _ENCODE_BATCH or characters >= _ENCODE_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def spread_tokenizing(threads: int) -> None:
+    """Have the tokenizers library use so many threads in this process, if it has not begun any yet."""
+    os.environ.update(dict.fromkeys(("RAYON_RS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)))
 
 
-def _encode(model: Tokenizer, texts: Sequence[str]) -> Iterator[Sequence[int]]:
-    """Ids of the texts, a batch of which is worked out while the one before is used.
+def _encode(model: Tokenizer, texts: Sequence[str], tell: Callable[[Block], object] | None) -> Iterator[Sequence[int]]:
+    """Ids of the texts. tell: takes each block of them once it is used."""
+    for block, encodings in _ahead(model, texts):
+        yield from (encoding.ids for encoding in encodings)
+        if tell is not None:
+            tell(block)
+
+
+def _ahead(model: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[Block, list[Encoding]]]:
+    """Blocks of the texts, each of which is tokenized while the one before is used.
 
     `[SEP]` and the like within a text are ordinary text.
     """
     model.encode_special_tokens = True
-    # The library spreads a batch over the processors, and lets Python run meanwhile.
+    # The library spreads a block over the processors, and lets Python run meanwhile.
     with ThreadPoolExecutor(1) as ahead:
-        waiting: Future[list[Encoding]] | None = None
-        for batch in _batches(texts):
-            begun = ahead.submit(model.encode_batch_fast, batch, add_special_tokens=False)
+        waiting: tuple[Block, Future[list[Encoding]]] | None = None
+        for block in blocks(texts):
+            begun = block, ahead.submit(model.encode_batch_fast, block, add_special_tokens=False)
             if waiting:
-                yield from (encoding.ids for encoding in waiting.result())
+                yield waiting[0], waiting[1].result()
             waiting = begun
         if waiting:
-            yield from (encoding.ids for encoding in waiting.result())
+            yield waiting[0], waiting[1].result()
 
 
 def write_rows(
-    path: Path, model: Tokenizer, texts: Sequence[str], max_length: int, special: SpecialTokens = tokenizer.SPECIAL_IDS
+    path: Path,
+    model: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    special: SpecialTokens = tokenizer.SPECIAL_IDS,
+    *,
+    tell: Callable[[Block], object] | None = None,
 ) -> Counts:
-    """Tokenize the texts, pack them into rows, and write these as one `.npy` file."""
+    """Tokenize the texts, pack them into rows, and write these as one `.npy` file. tell: takes what is done of them."""
     vocab_size = tokenizer.size(model)
-    rows = pack(_encode(model, texts), max_length, _dtype(vocab_size), special)
+    rows = pack(_encode(model, texts, tell), max_length, _dtype(vocab_size), special)
     return _write(path, rows, max_length, vocab_size, special)

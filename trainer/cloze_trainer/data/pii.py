@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator
 
 Span = tuple[int, int]
 
+# Patterns begin with a character, of which the library finds the next at once, and look behind it afterwards.
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
-_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}")
+_IBAN_START = re.compile(r"[A-Za-z]{2}\d{2}(?<![A-Za-z0-9][A-Za-z]{2}\d{2})")
 # Digits and single separators between them, as far as they go.
-_DIGITS = re.compile(r"(?<![\w.])\d(?:[ -]?\d)*(?!\w|\.\d)")
+_DIGITS = re.compile(r"\d(?<![\w.]\d)(?:[ -]?\d)*(?!\w|\.\d)")
 _GROUP = re.compile(r"\d+")
-_IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]*\d)")
+_IPV4 = re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?![\d.]*\d)")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _PHONE = re.compile(
-    r"(?<![\w.+-])(?:(?:\+|00)\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ ./-]?\d{2,4}){2,4}"
-    r"|\(\d{3}\) ?\d{3}[ .-]\d{4}|[2-9]\d{2} \d{3} \d{4}|\d{3}[.-]\d{3}[.-]\d{4}"
-    r"|0\d{2,4}[ /-]\d{3,4}[ -]?\d{2,5})(?![\w-])"
+    r"[+(\d](?<![\w.+-][+(\d])"
+    r"(?:(?:(?<=\+)|(?<=0)0)\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ ./-]?\d{2,4}){2,4}"
+    r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}|(?<=[2-9])\d{2} \d{3} \d{4}|(?<=\d)\d{2}[.-]\d{3}[.-]\d{4}"
+    r"|(?<=0)\d{2,4}[ /-]\d{3,4}[ -]?\d{2,5})(?![\w-])"
 )
 
 _CARD_DIGITS = range(13, 20)
@@ -149,20 +151,23 @@ def _ipv4(text: str) -> bool:
     return True
 
 
-_KINDS: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...] = (
-    ("EMAIL", _matches(_EMAIL)),
-    ("IBAN", _ibans),
-    ("CARD", _cards),
-    ("IP", _matches(_IPV4, _ipv4)),
-    ("IP", _matches(_IPV6, _ipv6)),
-    ("PHONE", _matches(_PHONE)),
+# Kind, a sign that all data of the kind hold, if there is one, and what finds them.
+_KINDS: tuple[tuple[str, str, Callable[[str], Iterator[Span]]], ...] = (
+    ("EMAIL", "@", _matches(_EMAIL)),
+    ("IBAN", "", _ibans),
+    ("CARD", "", _cards),
+    ("IP", ".", _matches(_IPV4, _ipv4)),
+    ("IP", ":", _matches(_IPV6, _ipv6)),
+    ("PHONE", "", _matches(_PHONE)),
 )
 
 
 def spans(text: str) -> list[tuple[str, Span]]:
     """Kind and place of such data, in the text's order; none within another."""
     found: list[tuple[str, Span]] = []
-    for kind, find in _KINDS:
+    for kind, sign, find in _KINDS:
+        if sign not in text:
+            continue
         parts, done = [], 0
         for start, end in find(text):
             if start < done:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,26 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.pretrain import Tokenizer as TokenizerSpec
 from cloze_trainer.data import cleaning, personal, tokenizer
+from cloze_trainer.data.crew import Crew
 from cloze_trainer.data.documents import documents
-from cloze_trainer.data.lines import BrokenLines
+from cloze_trainer.data.lines import BrokenLines, Meter
 from cloze_trainer.data.names import NameModel
 from cloze_trainer.data.packing import Seen, Tokens, write_rows
+from cloze_trainer.data.passes import Listener, Pass, Passes
+from cloze_trainer.data.sharing import turn
 from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.data.splitting import part, split
 from cloze_trainer.data.spool import Chosen, Spool
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
+from cloze_trainer.data.verification import discard, intact
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import is_complete, publish, write_json
+from cloze_trainer.files import publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 5
-# Of a corpus: what is told by the sources' digests, and what decides whether there are shards, not which.
-_UNDECIDING = {"uri", "revision", "credentials", "max_broken_lines"}
+EDITION = 6
+# Of a corpus: what is told by the sources' digests. How many lines may be broken is a part of the key, as data may be
+# another job's that allows more.
+_UNDECIDING = {"uri", "revision", "credentials"}
 TRAIN_FILE = "train.npy"
 HELD_OUT_FILE = "held-out.npy"
 REPORT_FILE = "report.json"
@@ -86,106 +92,153 @@ def _vocabulary_figures(model: Tokenizer, seen_V: Seen, special: SpecialTokens) 
     return figures
 
 
-def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int) -> Tokenizer:
+def _told(dropped: Mapping[str, int]) -> str:
+    """In a sentence, why documents were dropped."""
+    found = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()) if count)
+    return f" (dropped: {found})" if found else ""
+
+
+def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int, over: Pass) -> Tokenizer:
     """Trained on the texts; its files are in the folder then."""
-    model = tokenizer.train(texts, vocab_size=wanted.vocab_size, lowercase=wanted.lowercase, algorithm=wanted.algorithm)
+    model = tokenizer.train(
+        texts, vocab_size=wanted.vocab_size, lowercase=wanted.lowercase, algorithm=wanted.algorithm, over=over
+    )
     tokenizer.write(model, folder, max_length=max_length, lowercase=wanted.lowercase)
     return model
+
+
+class _Reading:
+    """The documents of all sources, and how far they are read."""
+
+    def __init__(self, spec: PretrainJobSpec, sources: Sequence[SourceFiles], broken: Sequence[BrokenLines]) -> None:
+        self._parts = list(zip(spec.corpus, sources, broken, strict=True))
+        self._meter = Meter()
+        self._total = sum(size for source in sources for size, _ in source.stamps)
+
+    def __iter__(self) -> Iterator[str]:
+        for corpus, source, broken in self._parts:
+            yield from documents(corpus, source.paths, broken, self._meter)
+
+    def measured(self, _done: int) -> tuple[int, int]:
+        """Bytes of the files that are read, and of all."""
+        return self._meter.done, self._total
 
 
 def prepare(
     spec: PretrainJobSpec,
     sources: Sequence[SourceFiles],
     root: Path,
-    stage: Callable[[str], None],
+    listener: Listener,
     *,
     max_length: int | None = None,
     reused: PretrainedTokenizer | None = None,
     names: NameModel | None = None,
+    processes: int = 1,
+    scratch: Path | None = None,
 ) -> tuple[Shards, bool]:
-    """Clean, train the tokenizer, pack and publish under `root`; nothing is repeated when that was done before.
+    """Clean, train the tokenizer, pack and publish under `root`, unless that was done before and no byte has changed.
 
-    stage: told what begins, `data` or `tokenizer`. max_length: tokens of a row; the spec's when absent. reused: the
-    tokenizer, where none is trained. names: the model that finds people's, where they are to go. Returns the shards and
-    whether they were there already.
+    max_length: tokens of a row; the spec's when absent. reused: the tokenizer, where none is trained. names: the model
+    that finds people's, where they are to go. processes: how many share the work, which gives the same whatever their
+    number. scratch: this run's own folder, where `root` is shared with others. Returns the shards and whether they were
+    there already.
     """
     length = max_length or spec.model.max_length
-    special: SpecialTokens = reused.special_tokens if reused else tokenizer.SPECIAL_IDS
     folder = root / content_key(sources, spec, length, reused, names)
-    if is_complete(folder):
-        return read(folder), True
-    stage("data")
-    broken = [BrokenLines(corpus.max_broken_lines) for corpus in spec.corpus]
-    with Spool(root) as spool, publish(folder) as staging:
-        cleaned = cleaning.clean(
-            (
-                text
-                for corpus, source, counted in zip(spec.corpus, sources, broken, strict=True)
-                for text in documents(corpus, source.paths, counted)
-            ),
-            spec.cleaning,
-            spool,
-            names.load() if names else None,
-        )
-        report = cleaned.report
-        for source in sources:
-            source.check_unchanged()
-        if not report.documents_out:
-            raise InputError(
-                "CorpusEmpty",
-                f"no document is left of {report.documents_in} read: check corpus.format and cleaning.minCharacters",
-            )
-        chosen = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
-        sides = part(spool, *chosen)
-        train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
-        if reused:
-            reused.copy(staging, max_length=length)
-            model = tokenizer.read(staging)
-        else:
-            stage("tokenizer")
-            model = _tokenizer(train_texts, spec.tokenizer, staging, length)
-        vocab_size = tokenizer.size(model)
-        stage("data")
 
-        parts = {
-            name: write_rows(staging / name, model, texts, length, special)
-            for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
-        }
-        if probe := spec.evaluation.audit.personal_data:
-            texts = train_texts, held_out_texts
-            personal.write(staging, model, *texts, most=probe.sample, special=special, max_length=length)
-        train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
-        for name, counts in (("training", train), ("held-out", held_out)):
-            if not counts.rows:
-                raise InputError("CorpusTooSmall", f"the {name} documents hold no token: add text to the corpus")
-        tokens = train.tokens + train.unknown
-        figures: dict[str, Any] = {
-            "documents_in": report.documents_in,
-            "lines_broken": sum(item.counts.total() for item in broken),
-            "broken": dict(sum((item.counts for item in broken), Counter())),
-            "broken_first": [place for item in broken for place in item.places],
-            "documents": report.documents_out,
-            "documents_held_out": len(held_out_texts),
-            # Chosen at first, but nearly a training text.
-            "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
-            "dropped": dict(report.dropped),
-            "replaced": dict(report.replaced),
-            **({"names_model": names.digest} if names else {}),
-            "languages": dict(report.languages),
-            "characters": report.characters_out,
-            "tokens": tokens,
-            "tokens_held_out": held_out.tokens,
-            "sequences": train.rows,
-            "sequences_held_out": held_out.rows,
-            "vocab_size": vocab_size,
-            # Special tokens are none.
-            "padding_share": 1 - train.filled / (train.rows * length),
-            "unknown_share": train.unknown / max(1, tokens),
-            "tokens_per_character": tokens / max(1, spool.characters(sides[0])),
-            **_vocabulary_figures(model, train.seen_V, special),
-        }
-        write_json(staging / REPORT_FILE, figures)
+    def there() -> bool:
+        return intact(folder, lambda done, total: listener.advance("verifying", done_bytes=done, total_bytes=total))
+
+    if there():
+        return read(folder), True
+    with turn(folder, lambda: listener.advance("waiting")) if scratch else nullcontext():
+        # Another run may have prepared them meanwhile.
+        if scratch and there():
+            return read(folder), True
+        discard(folder)
+        with Spool(scratch or root) as spool, Crew(processes) as crew, publish(folder, digests=True) as staging:
+            over = Passes(crew, listener)
+            _fill(staging, spec, sources, spool, over, listener=listener, length=length, reused=reused, names=names)
     return read(folder), False
+
+
+def _fill(
+    staging: Path,
+    spec: PretrainJobSpec,
+    sources: Sequence[SourceFiles],
+    spool: Spool,
+    over: Passes,
+    *,
+    listener: Listener,
+    length: int,
+    reused: PretrainedTokenizer | None,
+    names: NameModel | None,
+) -> None:
+    """Put into an empty folder what `prepare` publishes."""
+    special: SpecialTokens = reused.special_tokens if reused else tokenizer.SPECIAL_IDS
+    listener.stage("data")
+    broken = [BrokenLines(corpus.max_broken_lines) for corpus in spec.corpus]
+    reading = _Reading(spec, sources, broken)
+    cleaned = cleaning.clean(reading, spec.cleaning, spool, names.load() if names else None, over=over)
+    report = cleaned.report
+    for source in sources:
+        source.check_unchanged()
+    if not report.documents_out:
+        raise InputError(
+            "CorpusEmpty",
+            f"no document is left of {report.documents_in} read{_told(report.dropped)}: check corpus.format and "
+            "spec.cleaning",
+        )
+    chosen = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
+    sides = part(spool, *chosen, over=over)
+    train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
+    if reused:
+        reused.copy(staging, max_length=length)
+        model = tokenizer.read(staging)
+    else:
+        listener.stage("tokenizer")
+        model = _tokenizer(train_texts, spec.tokenizer, staging, length, over)
+    vocab_size = tokenizer.size(model)
+    listener.stage("data")
+
+    parts = {
+        name: write_rows(staging / name, model, texts, length, special, tell=over.telling("tokenizing", texts))
+        for name, texts in ((TRAIN_FILE, train_texts), (HELD_OUT_FILE, held_out_texts))
+    }
+    if probe := spec.evaluation.audit.personal_data:
+        texts = train_texts, held_out_texts
+        personal.write(staging, model, *texts, most=probe.sample, special=special, max_length=length)
+    train, held_out = parts[TRAIN_FILE], parts[HELD_OUT_FILE]
+    for name, counts in (("training", train), ("held-out", held_out)):
+        if not counts.rows:
+            raise InputError("CorpusTooSmall", f"the {name} documents hold no token: add text to the corpus")
+    tokens = train.tokens + train.unknown
+    figures: dict[str, Any] = {
+        "documents_in": report.documents_in,
+        "lines_broken": sum(item.counts.total() for item in broken),
+        "broken": dict(sum((item.counts for item in broken), Counter())),
+        "broken_first": [place for item in broken for place in item.places],
+        "documents": report.documents_out,
+        "documents_held_out": len(held_out_texts),
+        # Chosen at first, but nearly a training text.
+        "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
+        "dropped": dict(report.dropped),
+        "replaced": dict(report.replaced),
+        **({"names_model": names.digest} if names else {}),
+        "languages": dict(report.languages),
+        "characters": report.characters_out,
+        "tokens": tokens,
+        "tokens_held_out": held_out.tokens,
+        "sequences": train.rows,
+        "sequences_held_out": held_out.rows,
+        "vocab_size": vocab_size,
+        # Special tokens are none.
+        "padding_share": 1 - train.filled / (train.rows * length),
+        "unknown_share": train.unknown / max(1, tokens),
+        "tokens_per_character": tokens / max(1, spool.characters(sides[0])),
+        **_vocabulary_figures(model, train.seen_V, special),
+    }
+    write_json(staging / REPORT_FILE, figures)
 
 
 def read(folder: Path) -> Shards:

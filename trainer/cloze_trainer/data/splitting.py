@@ -1,11 +1,13 @@
 """Which documents are trained on and which are held out: by their content alone, and never nearly the same on both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
-from cloze_trainer.data.duplicates import Sketched
-from cloze_trainer.data.spool import Digests, Mask, at_most, first_of_each, sorted_order
+from cloze_trainer.data.duplicates import SIMILAR, Sketch, Sketched, Words, jaccard, shingles, sketches
+from cloze_trainer.data.passes import Pass, alone
+from cloze_trainer.data.spool import Chosen, Digests, Mask, at_most, first_of_each, sorted_order
 from cloze_trainer.errors import InputError
 
 
@@ -28,29 +30,42 @@ def split(kept: Mask, digests: Digests, held_out_fraction: float) -> tuple[Mask,
     return kept & ~held_out, held_out
 
 
-def part(texts: Sequence[str], train: Mask, held_out: Mask) -> tuple[Mask, Mask]:
+def part(texts: Sequence[str], train: Mask, held_out: Mask, *, over: Pass = alone) -> tuple[Mask, Mask]:
     """The sides, with every held-out text that is nearly a training text among those: what is scored is unseen.
 
-    In memory are sketches of the held-out texts and one text. Raises InputError when nothing would be held out.
+    over: how to pass over the texts. In memory are sketches of the held-out texts and some texts. Raises InputError
+    when nothing would be held out.
     """
+
+    def sketching(side: Mask) -> Iterator[Sketch]:
+        return chain.from_iterable(over("comparing", sketches, Chosen(texts, np.flatnonzero(side))))
+
     numbers = np.flatnonzero(held_out).tolist()
-    sketched = Sketched(texts[number] for number in numbers)
+    sketched = Sketched(sketching(held_out))
+    words = Words()
     seen: set[int] = set()
 
-    def met(number: int) -> list[int]:
+    def met(number: int, sketch: Sketch) -> list[int]:
         """Held-out texts that are nearly this one and weren't met before."""
-        hashes = sketched.shingles(texts[number])
-        candidates = (numbers[place] for place in sketched.candidates(hashes))
-        near = [other for other in candidates if other not in seen and sketched.is_near(hashes, texts[other])]
+        candidates = [numbers[place] for place in sketched.candidates(sketch)]
+        if not candidates:
+            return []
+        hashes = shingles(texts[number], words)
+        near = [
+            other
+            for other in candidates
+            if other not in seen and jaccard(hashes, shingles(texts[other], words)) >= SIMILAR
+        ]
         seen.update(near)
         return near
 
     waiting: list[int] = []
-    for number in np.flatnonzero(train).tolist():
-        waiting += met(number)
+    for number, sketch in zip(np.flatnonzero(train).tolist(), sketching(train), strict=True):
+        waiting += met(number, sketch)
     # One that is trained on now may be nearly another one that is held out.
     while waiting:
-        waiting += met(waiting.pop())
+        number = waiting.pop()
+        waiting += met(number, sketches([texts[number]])[0])
     held_out = held_out.copy()
     held_out[list(seen)] = False
     if not held_out.any():

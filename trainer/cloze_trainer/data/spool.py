@@ -27,6 +27,13 @@ class Digesting:
         """The digest of one more text (SHA-256, cut)."""
         self._bytes += hashlib.sha256(text.encode()).digest()[:16]
 
+    def extend(self, others: bytes) -> None:
+        """The digests that another has collected."""
+        self._bytes += others
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._bytes)
+
     def all(self) -> Digests:
         """Of all texts so far."""
         return np.frombuffer(bytes(self._bytes), dtype=">u8").astype(np.uint64).reshape(-1, 2)
@@ -34,6 +41,14 @@ class Digesting:
 
 class Texts(Sequence[str]):
     """A sequence of texts; a part of it is a list."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of all texts, as UTF-8."""
+
+    def measured(self, done: int) -> tuple[int, int]:
+        """How far a pass over them is that has done so many bytes of them: that, and all."""
+        return done, self.size()
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -79,6 +94,15 @@ class Spool(Texts):
         self._file.flush()
         return os.pread(self._file.fileno(), self._ends[index + 1] - self._ends[index], self._ends[index]).decode()
 
+    def size(self) -> int:
+        """As in Texts."""
+        return self._ends[-1]
+
+    def sizes(self) -> npt.NDArray[np.uint64]:
+        """Bytes of each text."""
+        ends = np.frombuffer(self._ends, dtype=np.uint64)
+        return ends[1:] - ends[:-1]
+
     def characters(self, mask: Mask) -> int:
         """How many characters those have."""
         return int(np.frombuffer(self._characters, dtype=np.uint64)[mask].sum()) if len(self) else 0
@@ -89,6 +113,17 @@ class Chosen(Texts):
 
     def __init__(self, texts: Sequence[str], indices: npt.NDArray[np.int64]) -> None:
         self._texts, self._indices = texts, indices
+
+        self._size: int | None = None
+
+    def size(self) -> int:
+        """As in Texts."""
+        if self._size is None:
+            if isinstance(self._texts, Spool):
+                self._size = int(self._texts.sizes()[self._indices].sum())
+            else:
+                self._size = sum(len(text.encode()) for text in self)
+        return self._size
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -19,6 +19,7 @@ from cloze_api.manifest import TOKENIZER_FILE, SpecialTokens, tokenizer_fingerpr
 from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_trainer.data import bpe, byte_level, character_bpe, unigram
 from cloze_trainer.data.character_bpe import stands_alone
+from cloze_trainer.data.passes import Pass, alone
 from cloze_trainer.data.wordpiece import PREFIX, pieces
 from cloze_trainer.errors import InputError
 
@@ -57,10 +58,12 @@ def train(
     vocab_size: int,
     lowercase: bool,
     algorithm: TokenizerAlgorithm = TokenizerAlgorithm.WORDPIECE,
+    over: Pass = alone,
 ) -> Tokenizer:
     """Train on the texts; the same texts in the same order give the same tokenizer.
 
     The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
+    over: how to pass over the texts.
     """
     by_bytes = algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE
     make = {
@@ -69,7 +72,7 @@ def train(
         TokenizerAlgorithm.UNIGRAM: _unigram,
         TokenizerAlgorithm.BPE: _character_bpe,
     }[algorithm]
-    tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase)
+    tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase, over=over)
 
     def added(word: str, *, special: bool) -> AddedToken:
         # Where a word's blank is part of it, that of a token which stands for one is, too.
@@ -89,9 +92,9 @@ def train(
     return tokenizer
 
 
-def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens (Schuster and Nakajima 2012; Devlin et al., arXiv:1810.04805)."""
-    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase)
+    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase, over=over)
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=PREFIX))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -99,10 +102,10 @@ def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tok
     return tokenizer
 
 
-def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens."""
     first = [*SPECIAL, *PLACEHOLDERS]
-    learnt = byte_level.learn(texts, vocab_size - len(first), lowercase=lowercase)
+    learnt = byte_level.learn(texts, vocab_size - len(first), lowercase=lowercase, over=over)
     vocabulary = {piece: number for number, piece in enumerate([*first, *learnt.pieces])}
     tokenizer = Tokenizer(models.BPE(vocabulary, learnt.pairs))
     tokenizer.normalizer = byte_level.normalizer(lowercase=lowercase)
@@ -111,10 +114,10 @@ def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> To
     return tokenizer
 
 
-def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
     first = [*SPECIAL, *PLACEHOLDERS]
-    words = unigram.words(texts, unigram.splitter(), lowercase=lowercase)
+    words = unigram.words(texts, unigram.splitter, lowercase=lowercase, over=over)
     room = vocab_size - len(first)
     learnt = unigram.learn(_known(words, room // 2), room)
     tokenizer = Tokenizer(models.Unigram([*((token, 0.0) for token in first), *learnt], SPECIAL_IDS.unk))
@@ -124,10 +127,10 @@ def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Token
     return tokenizer
 
 
-def _character_bpe(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> Tokenizer:
+def _character_bpe(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
     first = [*SPECIAL, *PLACEHOLDERS]
-    words = unigram.words(texts, character_bpe.splitter(), lowercase=lowercase)
+    words = unigram.words(texts, character_bpe.splitter, lowercase=lowercase, over=over)
     room = vocab_size - len(first)
     learnt = character_bpe.learn(_known(words, room // 2), room)
     vocabulary = {piece: number for number, piece in enumerate([*first, *learnt.pieces])}
@@ -152,17 +155,30 @@ def _known(words: Mapping[str, int], room: int) -> Counter[str]:
     return known
 
 
-def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """Counts the stretches of texts between blanks."""
+
+    lowercase: bool
+
+    def __call__(self, texts: Sequence[str]) -> Counter[str]:
+        normalizer = normalizers.BertNormalizer(lowercase=self.lowercase)
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(normalizer.normalize_str(text).split())
+        return counts
+
+
+def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> dict[str, int]:
     """Pieces and their ids: special tokens, placeholders, characters, merged pieces.
 
     The rarest characters are left out where the vocabulary has no room for them; they become `[UNK]`.
     """
     first = [*SPECIAL, *PLACEHOLDERS]
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     # Distinct stretches between blanks with their counts: far fewer than the text, of which no second copy is made.
     stretches = bpe.Tally()
-    for text in texts:
-        stretches.add(normalizer.normalize_str(text).split())
+    for counted in over("counting", _Counting(lowercase), texts):
+        stretches.merge(counted)
     characters: Counter[str] = Counter()
     for stretch, count in stretches.counts.items():
         for character in stretch:

@@ -5,12 +5,15 @@ SentencePiece's trainer in one thread gives the same pieces for the same words, 
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from cloze_trainer.data import bpe
+from cloze_trainer.data.passes import Pass, alone
 
 BLANK = "▁"
 """Begins a word."""
@@ -43,22 +46,42 @@ def continues(piece: str) -> bool:
     return piece[0].isalnum() or (piece[0] != BLANK and not piece[0].isascii())
 
 
-def words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer, *, lowercase: bool) -> Mapping[str, int]:
-    """How often each word occurs, as the splitter gives it."""
-    normal, stretches, counted = normalizer(lowercase=lowercase), bpe.Tally(), bpe.Tally()
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """Counts the stretches of texts between blanks, and the words of those that are long."""
 
-    def parts(stretch: str) -> Iterator[str]:
-        for word, _ in split.pre_tokenize_str(stretch):
-            yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
+    splitter: Callable[[], pre_tokenizers.PreTokenizer]
+    lowercase: bool
 
-    for text in texts:
-        found = normal.normalize_str(text).split(" ")
-        stretches.add(stretch for stretch in found if stretch and len(stretch) <= _PART)
-        for stretch in found:
-            if len(stretch) > _PART:
-                counted.add(parts(stretch))
+    def __call__(self, texts: Iterable[str]) -> tuple[Counter[str], Counter[str]]:
+        normal, split = normalizer(lowercase=self.lowercase), self.splitter()
+        stretches: Counter[str] = Counter()
+        counted: Counter[str] = Counter()
+        for text in texts:
+            found = normal.normalize_str(text).split(" ")
+            stretches.update(stretch for stretch in found if stretch and len(stretch) <= _PART)
+            for stretch in found:
+                if len(stretch) > _PART:
+                    counted.update(_parts(stretch, split))
+        return stretches, counted
+
+
+def _parts(stretch: str, split: pre_tokenizers.PreTokenizer) -> Iterator[str]:
+    """The words of a stretch."""
+    for word, _ in split.pre_tokenize_str(stretch):
+        yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
+
+
+def words(
+    texts: Iterable[str], splitter: Callable[[], pre_tokenizers.PreTokenizer], *, lowercase: bool, over: Pass = alone
+) -> Mapping[str, int]:
+    """How often each word occurs, as the splitter gives it. over: how to pass over the texts."""
+    split, stretches, counted = splitter(), bpe.Tally(), bpe.Tally()
+    for found, long in over("counting", _Counting(splitter, lowercase), texts):
+        stretches.merge(found)
+        counted.merge(long)
     for stretch, count in stretches.counts.items():
-        counted.add(parts(stretch), count)
+        counted.add(_parts(stretch, split), count)
     return counted.counts
 
 
