@@ -30,7 +30,7 @@ from cloze_trainer.quality.judgement import Judgement, judge
 from cloze_trainer.tasks.kind import Reader
 
 # One rank, whose sums over the ranks are its own.
-ALONE: Any = SimpleNamespace(rank=0, world=1, sum_array=lambda values: values)
+ALONE: Any = SimpleNamespace(rank=0, world=1, sum=lambda *values: values, sum_array=lambda values: values)
 
 
 class Tuned:
