@@ -128,6 +128,12 @@ def test_what_was_taken_on_is_told_once(look: Make) -> None:
             "Adjusted",
             "topology.resources, topology.nodeSelector: ",
         ),
+        (
+            {"topology": {"sharedMemory": "1Gi"}},
+            {"topology": {"sharedMemory": "2Gi", "priorityClassName": "batch", "graceSeconds": 90}},
+            "Adjusted",
+            "topology.sharedMemory, topology.priorityClassName, topology.graceSeconds 60 → 90: ",
+        ),
         ({}, {"profile": {"fromStep": 500}}, "Adjusted", "profile: "),
         ({"profile": {"fromStep": 5}}, {}, "Adjusted", "profile: "),
         (

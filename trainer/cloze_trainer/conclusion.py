@@ -40,7 +40,7 @@ def params(job: TrainingJob) -> dict[str, str]:
         if isinstance(value, dict):
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, inner)
-        elif value not in (None, [], {}):
+        elif value not in (None, "", [], {}):
             flat[prefix] = str(value)
 
     parts = {

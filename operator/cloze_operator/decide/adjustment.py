@@ -79,4 +79,4 @@ def _given(snapshot: TrainingSnapshot) -> Mapping[str, Any]:
 
 
 def _told(name: str, before: object, now: object) -> str:
-    return f"{name} {before} → {now}" if isinstance(before, int | str) and isinstance(now, int | str) else name
+    return f"{name} {before} → {now}" if isinstance(before, int) and isinstance(now, int) else name
