@@ -3,6 +3,7 @@
 The metrics are those of the rooms themselves; only what happens is made up. Time goes on with each scrape of a server.
 """
 
+import math
 import random
 import threading
 from collections.abc import Iterator
@@ -127,6 +128,8 @@ class World:
                 "memory_bytes": 2e9,
             }
         )
+        self._progress.evaluated({"masked_loss": loss, "masked_accuracy": 1 / (1 + loss), "perplexity": math.exp(loss)})
+        self._progress.trouble(rollbacks=0, skipped=0, left_out=self._step // 50)
         self._progress.step(self._step, 100_000, loss=loss, tokens=4096 * self._step)
         self._progress.checkpoint(self._step, self._chance.uniform(0.1, 2))
 

@@ -12,6 +12,7 @@ import pytest
 import ranks
 from whole_runs import pretrain
 
+from cloze_api.names import ENV_MLFLOW_URI
 from cloze_trainer.outcome import ENV_FOLDER
 
 pytestmark = pytest.mark.timeout(300)
@@ -33,6 +34,8 @@ class Recorded:
         self.attempts += 1
         words = [str(PROGRAM), str(self.folder / "job.json"), str(record)]
         places = {"CLOZE_WORKSPACE": str(self.folder / "workspace"), ENV_FOLDER: str(self.folder)}
+        # Another test's MLflow client leaves its server's address in this process's environment.
+        places[ENV_MLFLOW_URI] = ""
         processes = ranks.gang(self.folder, world, words, **places)
         if until is not None:
             last = record.with_name(f"{record.name}-{world - 1}")
