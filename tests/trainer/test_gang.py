@@ -63,6 +63,7 @@ class Gang:
         command = [str(Path(sys.executable).with_name("cloze-train")), "run", str(file)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | {
             "CLOZE_WORKSPACE": str(self.workspace),
+            "MLFLOW_TRACKING_URI": "",
             "CLOZE_RENDEZVOUS": f"127.0.0.1:{self.port}",
             "CLOZE_RENDEZVOUS_TIMEOUT_SECONDS": "60",
             "CLOZE_TERMINATION_LOG": str(self.folder / f"termination-{index}"),
