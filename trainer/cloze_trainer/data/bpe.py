@@ -7,14 +7,26 @@ models.
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
+
+from tokenizers.pre_tokenizers import PreTokenizer
 
 # A pair that occurs once is no pattern, it is a word of the corpus learned by heart.
 _LEAST_COUNT = 2
 
+#: Longer words are counted in parts of as many characters, or bytes, as scripts without blanks have sentences instead
+#: of words. It's a multiple of the bytes that a character takes.
+PART = 96
+
 Pair = tuple[str, str]
+
+
+def parts(stretch: str, split: PreTokenizer) -> Iterator[str]:
+    """The words of a stretch of text, those that are long in parts."""
+    for word, _ in split.pre_tokenize_str(stretch):
+        yield from (word[at : at + PART] for at in range(0, len(word), PART))
 
 
 class Tally:

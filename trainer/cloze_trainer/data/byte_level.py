@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tokenizers import normalizers, pre_tokenizers
@@ -12,9 +12,6 @@ from cloze_trainer.data.passes import Pass, alone
 
 # A word never goes on beyond blanks, so that a text can be counted by these stretches, of which few are distinct.
 _STRETCH = re.compile(r"\s*\S+|\s+")
-# Longer words are counted in parts of as many bytes, as scripts without blanks have sentences instead of words. It's a
-# multiple of what a character takes.
-_PART = 96
 
 
 # Bytes that are no visible character of Latin-1 are written as the characters from U+0100 on, in their order.
@@ -53,17 +50,11 @@ class _Counting:
         for text in texts:
             # Each word begins with its blank, also the first.
             found = _STRETCH.findall(" " + normal.normalize_str(text))
-            stretches.update(stretch for stretch in found if len(stretch) <= _PART)
+            stretches.update(stretch for stretch in found if len(stretch) <= bpe.PART)
             for stretch in found:
-                if len(stretch) > _PART:
-                    words.update(_parts(stretch, split))
+                if len(stretch) > bpe.PART:
+                    words.update(bpe.parts(stretch, split))
         return stretches, words
-
-
-def _parts(stretch: str, split: pre_tokenizers.PreTokenizer) -> Iterator[str]:
-    """The words of a stretch."""
-    for word, _ in split.pre_tokenize_str(stretch):
-        yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
 
 
 def learn(texts: Iterable[str], size: int, *, lowercase: bool, over: Pass = alone) -> bpe.Merges:
@@ -76,7 +67,7 @@ def learn(texts: Iterable[str], size: int, *, lowercase: bool, over: Pass = alon
         stretches.merge(counted)
         words.merge(long)
     for stretch, count in stretches.counts.items():
-        words.add(_parts(stretch, split), count)
+        words.add(bpe.parts(stretch, split), count)
     ordered = sorted(words.counts)
     return bpe.learn(
         [list(word) for word in ordered],

@@ -6,7 +6,7 @@ SentencePiece's trainer in one thread gives the same pieces for the same words, 
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
@@ -17,8 +17,6 @@ from cloze_trainer.data.passes import Pass, alone
 
 BLANK = "▁"
 """Begins a word."""
-# Longer words are counted in parts of as many characters: scripts without blanks have sentences instead of words.
-_PART = 96
 _SILENT = 2
 _DIGITS = 6
 
@@ -59,17 +57,11 @@ class _Counting:
         counted: Counter[str] = Counter()
         for text in texts:
             found = normal.normalize_str(text).split(" ")
-            stretches.update(stretch for stretch in found if stretch and len(stretch) <= _PART)
+            stretches.update(stretch for stretch in found if stretch and len(stretch) <= bpe.PART)
             for stretch in found:
-                if len(stretch) > _PART:
-                    counted.update(_parts(stretch, split))
+                if len(stretch) > bpe.PART:
+                    counted.update(bpe.parts(stretch, split))
         return stretches, counted
-
-
-def _parts(stretch: str, split: pre_tokenizers.PreTokenizer) -> Iterator[str]:
-    """The words of a stretch."""
-    for word, _ in split.pre_tokenize_str(stretch):
-        yield from (word[at : at + _PART] for at in range(0, len(word), _PART))
 
 
 def words(
@@ -81,7 +73,7 @@ def words(
         stretches.merge(found)
         counted.merge(long)
     for stretch, count in stretches.counts.items():
-        counted.add(_parts(stretch, split), count)
+        counted.add(bpe.parts(stretch, split), count)
     return counted.counts
 
 
