@@ -1,18 +1,7 @@
-"""The vocabulary of merged characters: of the asked size, as the library's trainer has it, without a way to spell a
-special token.
-"""
+"""The vocabulary of merged characters: as the library's trainer has it. What it shares with Unigram is tested there."""
 
-import json
-from functools import cache
-from pathlib import Path
-
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
-from transformers import AutoTokenizer
 
-from cloze_api.manifest import tokenizer_fingerprint
 from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_trainer.data import character_bpe, tokenizer, unigram
 
@@ -21,25 +10,8 @@ TEXTS = ["the quick brown fox jumps over the lazy dog,\n\nagain and again: 12 + 
 UNK = tokenizer.SPECIAL_IDS.unk
 
 
-def trained(texts: list[str] = TEXTS, *, lowercase: bool = False, size: int = 128) -> Tokenizer:
-    return tokenizer.train(texts, vocab_size=size, lowercase=lowercase, algorithm=TokenizerAlgorithm.BPE)
-
-
-@cache
-def literal() -> Tokenizer:
-    """It takes the names of special tokens for text."""
-    model = trained()
-    model.encode_special_tokens = True
-    return model
-
-
-@given(st.text(alphabet="aegnx [CLSMASKUP]\n"))
-def test_no_text_is_a_special_token(text: str) -> None:
-    """Whatever a corpus says, no row gets a border within it; and what is known comes back, but for its blanks."""
-    encoding = literal().encode(text, add_special_tokens=False)
-    assert not {0, 2, 3, 4} & set(encoding.ids)
-    if UNK not in encoding.ids:
-        assert literal().decode(encoding.ids, skip_special_tokens=False).split() == text.split()
+def trained() -> Tokenizer:
+    return tokenizer.train(TEXTS, vocab_size=128, lowercase=False, algorithm=TokenizerAlgorithm.BPE)
 
 
 def test_pieces_are_those_of_the_librarys_trainer() -> None:
@@ -64,15 +36,6 @@ def test_what_a_text_has_is_known_and_what_it_lacks_is_unknown() -> None:
     assert [token for token in encoding.tokens if token[0] == "["] == ["[CLS]", "[MASK]", "[EMAIL]", "[UNK]", "[SEP]"]
 
 
-def test_rare_characters_make_room_for_words() -> None:
-    """A vocabulary that is smaller than the alphabet leaves the rarest out, and training goes on."""
-    script = "".join(chr(0x4E00 + number) for number in range(500))
-    model = trained([script, *["the fox and the dog"] * 50], size=200)
-    assert model.get_vocab_size() <= 200
-    assert UNK in model.encode(script).ids
-    assert UNK not in model.encode("the dog").ids
-
-
 def test_pieces_tell_whether_they_go_on_with_a_word() -> None:
     """A blank or a mark begins one."""
     model = trained()
@@ -84,16 +47,3 @@ def test_pieces_tell_whether_they_go_on_with_a_word() -> None:
     found = [word.strip(unigram.BLANK) for word in words if word != unigram.BLANK]
     assert found[:4] == ["größer", "12", ",", "don"]
     assert found[-2:] == ["[EMAIL]", "fox"]
-
-
-@pytest.mark.parametrize("lowercase", [False, True])
-def test_transformers_reads_it(tmp_path: Path, lowercase: bool) -> None:
-    """With the same ids; what is read again has the fingerprint of what was written."""
-    model = trained(lowercase=lowercase)
-    tokenizer.write(model, tmp_path, max_length=32, lowercase=lowercase)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    for text in ("The quick [MASK] größer", "a\n\n b  c", "", "ﬁne ¼"):
-        assert theirs(text)["input_ids"] == model.encode(text).ids
-    assert (theirs.pad_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id) == (0, 2, 3, 4)
-    written = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    assert tokenizer_fingerprint(json.loads(tokenizer.read(tmp_path).to_str())) == tokenizer_fingerprint(written)

@@ -21,25 +21,37 @@ TEXTS = ["the quick brown fox jumps over the lazy dog,\n\nagain and again: 12 + 
 UNK = tokenizer.SPECIAL_IDS.unk
 
 
-def trained(texts: list[str] = TEXTS, *, lowercase: bool = False, size: int = 128) -> Tokenizer:
-    return tokenizer.train(texts, vocab_size=size, lowercase=lowercase, algorithm=TokenizerAlgorithm.UNIGRAM)
+def trained(
+    texts: list[str] = TEXTS,
+    *,
+    lowercase: bool = False,
+    size: int = 128,
+    algorithm: TokenizerAlgorithm = TokenizerAlgorithm.UNIGRAM,
+) -> Tokenizer:
+    return tokenizer.train(texts, vocab_size=size, lowercase=lowercase, algorithm=algorithm)
+
+
+#: Merges of characters share its normalizer, its blanks and its alphabet.
+EITHER = pytest.mark.parametrize("algorithm", [TokenizerAlgorithm.UNIGRAM, TokenizerAlgorithm.BPE])
 
 
 @cache
-def literal() -> Tokenizer:
+def literal(algorithm: TokenizerAlgorithm) -> Tokenizer:
     """It takes the names of special tokens for text."""
-    model = trained()
+    model = trained(algorithm=algorithm)
     model.encode_special_tokens = True
     return model
 
 
-@given(st.text(alphabet="aegnx [CLSMASKUP]\n"))
-def test_no_text_is_a_special_token(text: str) -> None:
+@EITHER
+@given(text=st.text(alphabet="aegnx [CLSMASKUP]\n"))
+def test_no_text_is_a_special_token(algorithm: TokenizerAlgorithm, text: str) -> None:
     """Whatever a corpus says, no row gets a border within it; and what is known comes back, but for its blanks."""
-    encoding = literal().encode(text, add_special_tokens=False)
+    model = literal(algorithm)
+    encoding = model.encode(text, add_special_tokens=False)
     assert not {0, 2, 3, 4} & set(encoding.ids)
     if UNK not in encoding.ids:
-        assert literal().decode(encoding.ids, skip_special_tokens=False).split() == text.split()
+        assert model.decode(encoding.ids, skip_special_tokens=False).split() == text.split()
 
 
 def test_what_a_text_has_is_known_and_what_it_lacks_is_unknown() -> None:
@@ -90,10 +102,11 @@ def test_a_word_is_cut_as_sentencepiece_cuts_it(corpus: Path) -> None:
         assert ours.tokens == theirs.encode(word, out_type=str)
 
 
-def test_rare_characters_make_room_for_words() -> None:
+@EITHER
+def test_rare_characters_make_room_for_words(algorithm: TokenizerAlgorithm) -> None:
     """A vocabulary that is smaller than the alphabet leaves the rarest out, and training goes on."""
     script = "".join(chr(0x4E00 + number) for number in range(500))
-    model = trained([script, *["the fox and the dog"] * 50], size=200)
+    model = trained([script, *["the fox and the dog"] * 50], size=200, algorithm=algorithm)
     assert model.get_vocab_size() <= 200
     assert UNK in model.encode(script).ids
     assert UNK not in model.encode("the dog").ids
@@ -121,11 +134,12 @@ def test_its_fit_is_reported(tmp_path: Path) -> None:
     assert figures.keys() == {"rare_token_share"}
 
 
+@EITHER
 @pytest.mark.parametrize("lowercase", [False, True])
-def test_transformers_and_the_server_read_it(tmp_path: Path, lowercase: bool) -> None:
+def test_transformers_and_the_server_read_it(tmp_path: Path, lowercase: bool, algorithm: TokenizerAlgorithm) -> None:
     """With the same ids; what is read again has the fingerprint of what was written."""
 
-    model = trained(lowercase=lowercase)
+    model = trained(lowercase=lowercase, algorithm=algorithm)
     tokenizer.write(model, tmp_path, max_length=32, lowercase=lowercase)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for text in ("The quick [MASK] größer", "a\n\n b  c", "", "ﬁne ¼"):

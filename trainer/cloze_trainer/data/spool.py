@@ -113,7 +113,6 @@ class Chosen(Texts):
 
     def __init__(self, texts: Sequence[str], indices: npt.NDArray[np.int64]) -> None:
         self._texts, self._indices = texts, indices
-
         self._size: int | None = None
 
     def size(self) -> int:
