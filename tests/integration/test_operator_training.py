@@ -154,13 +154,18 @@ def test_kueue_decides_when_a_queued_run_may_run(objects: Any, kubelet: Any, eve
 
 
 def test_missing_source_is_waited_for(objects: Any, kubelet: Any) -> None:
-    """No pod is created before the source exists; the condition names it, and its arrival is noticed."""
-    objects.create(pretrain_job("waits", kubelet, nodes=1, corpus=[{"uri": "pvc://late/x.txt"}]))
+    """No pod is created before its claims exist; the condition names them, and their arrival is noticed."""
+    job = pretrain_job("waits", kubelet, nodes=1, corpus=[{"uri": "pvc://late/x.txt"}])
+    job["spec"]["storage"]["dataCache"] = {"claimName": "shared"}
+    objects.create(job)
     found = objects.wait_for_reason("PretrainJob", "waits", "SourcesReady", "SourceNotFound")
     assert "PersistentVolumeClaim late" in found["message"]
+    assert "PersistentVolumeClaim shared doesn't exist" in found["message"]
+    assert "spec.storage.dataCache.claimName" in found["message"]
     assert objects.get("Job", "waits-pretrain") is None
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}
-    objects.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "late"}, "spec": spec})
+    for name in ("late", "shared"):
+        objects.create({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
     objects.wait_for_reason("PretrainJob", "waits", "SourcesReady", "SourcesFound", 20)
 
 

@@ -1,6 +1,6 @@
 """The snapshot of a training job."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -119,25 +119,27 @@ class TrainingObserver:
     async def _missing(self, namespace: str, job: TrainingJob) -> tuple[str, ...]:
         """A sentence for each claim, ConfigMap or key that isn't there. Other sources only the pods can reach."""
         found: dict[tuple[str, str], Object | None] = {}
-        sentences: list[str] = []
-        for uri in source_uris(job):
-            source = parse_source(uri)
-            if source.kind not in (SourceKind.PVC, SourceKind.CONFIG_MAP):
-                continue
-            kind = "PersistentVolumeClaim" if source.kind is SourceKind.PVC else "ConfigMap"
-            at = (kind, source.container)
-            if at not in found:
-                found[at] = await self._cluster.get(kind, namespace, source.container)
-            live = found[at]
+        sentences: dict[str, None] = {}
+        for kind, name, key, field in _mounted(job):
+            if (kind, name) not in found:
+                found[kind, name] = await self._cluster.get(kind, namespace, name)
+            live = found[kind, name]
             if live is None:
-                sentence = f"{kind} {source.container} doesn't exist in namespace {namespace}: create it ({uri})"
-            elif kind == "ConfigMap" and source.path not in _keys(live):
-                sentence = f"ConfigMap {source.container} has no key {source.path}: add it ({uri})"
-            else:
-                continue
-            if sentence not in sentences:
-                sentences.append(sentence)
+                sentences[f"{kind} {name} doesn't exist in namespace {namespace}: create it ({field})"] = None
+            elif kind == "ConfigMap" and key not in _keys(live):
+                sentences[f"ConfigMap {name} has no key {key}: add it ({field})"] = None
         return tuple(sentences)
+
+
+def _mounted(job: TrainingJob) -> Iterator[tuple[str, str, str, str]]:
+    """Kind and name of each object that the pods mount, the key in it, and the place that names it."""
+    for uri in source_uris(job):
+        source = parse_source(uri)
+        if source.kind in (SourceKind.PVC, SourceKind.CONFIG_MAP):
+            kind = "PersistentVolumeClaim" if source.kind is SourceKind.PVC else "ConfigMap"
+            yield kind, source.container, source.path, uri
+    if cache := job.spec.storage.data_cache:
+        yield "PersistentVolumeClaim", cache.claim_name, "", "spec.storage.dataCache.claimName"
 
 
 def _keys(config_map: Object) -> set[str]:
