@@ -11,6 +11,7 @@ FIGURE_PATTERN = r"^[a-zA-Z](.*\S)?$"
 """Name of a figure, as the evaluation reports it: `accuracy`, `f1_spam`, `entity_f1`…"""
 
 Share = Annotated[float, Field(ge=0, le=1)]
+_Bound = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Gate(Schema):
@@ -20,14 +21,19 @@ class Gate(Schema):
     """As the evaluation names it: `accuracy`, `macro_f1`, `f1_<label>`, `entity_f1`, `calibration_error`,
     `false_positive_rate`, `exact_match`, `spearman`, `worst_slice_accuracy`, `seed_deviation_accuracy`,
     `data_test_seen_share`…"""
-    minimum: float | None = None
-    maximum: float | None = None
+    minimum: _Bound | None = None
+    maximum: _Bound | None = None
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             cel="has(self.minimum) || has(self.maximum)",
             message="spec.evaluation.gates has a gate without a bound: give minimum, maximum or both",
             check=lambda gate: gate.minimum is not None or gate.maximum is not None,
+        ),
+        Rule(
+            cel="!has(self.minimum) || !has(self.maximum) || self.minimum <= self.maximum",
+            message="spec.evaluation.gates has a gate that nothing passes: its minimum is above its maximum",
+            check=lambda gate: gate.minimum is None or gate.maximum is None or gate.minimum <= gate.maximum,
         ),
     )
 
@@ -56,10 +62,11 @@ class Evaluation(Schema):
     """Of the intervals that the figures come with."""
     calibrate: bool = True
     """Find the temperature that makes probabilities say how often they are right, and put it into the artifact. Of
-    classifiers."""
+    classifiers, multi-label too."""
     abstain_below_precision: Annotated[float, Field(gt=0, lt=1)] | None = None
     """When set, the artifact gets a threshold for each label, above which so many of its predictions are right; the
-    server marks those below as abstained. Of sequence classification; multi-label, the label applies from there on."""
+    server marks those below as abstained. Of sequence classification; multi-label, the label applies from there on.
+    `answered_share` and `answered_accuracy`, or `applied_micro_f1`, tell what comes of it, and may have gates."""
     abstain_keeping_recall: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The same for recall: the highest threshold for each label from which on so many of the examples that have the
     label are still given it."""
@@ -73,6 +80,11 @@ class Evaluation(Schema):
     min_slice_examples: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Slices with fewer examples don't count for the worst one, and no precision is held to fp32 on them: chance alone
     would decide."""
+
+    @property
+    def thresholds(self) -> bool:
+        """Whether labels get thresholds."""
+        return self.abstain_below_precision is not None or self.abstain_keeping_recall is not None
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -7,6 +7,7 @@ or be made anew with another key, without making another artifact.
 
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -85,11 +86,12 @@ class Calibration(_Part):
     """Logits are divided by it before softmax."""
     thresholds: _Share | dict[str, _Share] = {}
     """A label with a lower probability is answered as abstained: one bound for all labels, or for those named here as
-    replies name them."""
+    replies name them. 1 says that no prediction is sure enough."""
 
-    def threshold(self, label: str) -> float:
-        """The bound of a label; 0 without one."""
-        return self.thresholds.get(label, 0.0) if isinstance(self.thresholds, dict) else self.thresholds
+    def threshold(self, label: str, default: float = 0.0) -> float:
+        """The bound of a label; `default` without one. Infinite instead of 1, which probabilities are rounded to."""
+        bound = self.thresholds.get(label, default) if isinstance(self.thresholds, dict) else self.thresholds
+        return bound if bound < 1 else math.inf
 
 
 class Lineage(_Part):

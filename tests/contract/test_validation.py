@@ -98,6 +98,10 @@ def test_there_are_examples_of_every_kind() -> None:
             "spec.evaluation.gates has a gate without",
         ),
         (
+            with_spec("FineTuneJob", evaluation={"gates": [{"figure": "f1", "minimum": 0.9, "maximum": 0.8}]}),
+            "its minimum is above its maximum",
+        ),
+        (
             with_spec("FineTuneJob", privacy={"epsilon": 1, "delta": 0.1}, optimization={"arithmetic": "fp16"}),
             "of which fp16 loses small parts",
         ),

@@ -76,6 +76,17 @@ async def test_each_label_can_have_a_bound_of_its_own(serving: Any) -> None:
     assert f'cloze_abstained_predictions_total{{model="dummy",version="local"}} {withheld}.0' in counted
 
 
+async def test_a_bound_of_one_is_reached_by_no_probability(serving: Any) -> None:
+    """Not by one that is rounded to 1 either: it says that the model is never sure enough of the label."""
+    results, _ = await answers(
+        *(serving, Task.SEQUENCE_CLASSIFICATION, "/v1/classify", {"inputs": TEXTS, "top_k": 1}),
+        temperature=1e-6,
+        thresholds=1.0,
+    )
+    assert {result["predictions"][0]["score"] for result in results} == {1.0}
+    assert all(result["abstained"] for result in results)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"temperature": 0}, {"temperature": float("inf")}, {"thresholds": 1.5}, {"thresholds": {"a": -1}}]
 )

@@ -115,12 +115,14 @@ async def test_a_trained_model_answers_as_transformers_pipeline_does(
 ) -> None:
     """From lines to a served artifact with the same figures: sigmoid of each label, or the number itself."""
     rows = LINES[problem]
-    asked = {"evaluation": {abstention: 0.9}} if abstention else {}
+    asked = {"evaluation": {abstention: 0.9, "calibrate": False}} if abstention else {}
     made = tuned(
         TEXTS, rows, rows, steps=60, problem=problem, export={"precisions": ["int8"], "maxAccuracyLoss": 1}, **asked
     )
     judged = made.judge()
-    told, others = tasks.of(TEXTS, problem).figure_names(made.workload.labels)
+    kind = tasks.of(TEXTS, problem)
+    told, others = kind.figure_names(made.workload.labels)
+    others += kind.thresholded if abstention else []
     assert {name for name in judged.figures if not name.startswith(("lower_", "upper_"))} == {*told, *others}
     artifact = made.publish(judged)
     manifest = verify(artifact)
@@ -137,7 +139,6 @@ async def test_a_trained_model_answers_as_transformers_pipeline_does(
     for result, expected in zip(results, theirs(texts), strict=True):
         given = {each["label"]: each["score"] for each in result["predictions"]}
         assert given == pytest.approx({each["label"]: each["score"] for each in expected}, abs=1e-4)
-    kind = tasks.of(TEXTS, problem)
     read = kind.read([write(tmp_path / "data.jsonl", rows)])
     found = kind.statistics(assess(artifact, manifest, read, manifest.labels), manifest.labels)
     assert {name: each.figure for name, each in found.items()} == pytest.approx(

@@ -1,6 +1,7 @@
 """Figures equal scikit-learn's and seqeval's; intervals, calibration and gates do what they say."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 from cloze_api.evaluation import Champion, Evaluation, Gate
 from cloze_api.figures import by_importance
 from cloze_api.finetune import FineTuneJobSpec
+from cloze_api.manifest import Calibration
 from cloze_api.task import Problem, Task
 from cloze_api.training_status import METRICS_MAX
 from cloze_trainer import preparation, tasks
@@ -159,10 +161,76 @@ def test_temperature_undoes_a_scale() -> None:
     assert np.array_equal(loud.cooled(found).predicted, loud.predicted)
 
 
-def test_a_model_that_is_always_right_has_a_temperature() -> None:
-    """The best would be 0, which no probability survives."""
-    logits_NC = np.eye(3, dtype=np.float32) * 5
-    assert calibration.temperature(logits_NC, np.arange(3)) == pytest.approx(0.05, rel=1e-6)
+@pytest.mark.parametrize("truth", ["each", "one"])
+@pytest.mark.parametrize("items", [3, 60])
+def test_a_model_that_was_always_right_isnt_taken_for_one_that_is(items: int, truth: str) -> None:
+    """It becomes as sure as so many items without a mistake show: (N + 1) / (N + 2)."""
+    truth_N = np.arange(items) % 2 if truth == "each" else np.zeros(items, np.int64)
+    logits_NC = 0.6 * np.eye(2, dtype=np.float32)[truth_N]
+    found = calibration.temperature(logits_NC, truth_N)
+    assert probabilities(logits_NC, found).max(-1) == pytest.approx((items + 1) / (items + 2), abs=1e-6)
+    # Half of them show less.
+    assert calibration.held_out_error(logits_NC, truth_N, np.arange(items)) >= 1 / (items / 2 + 2.5)
+
+
+def answered(scores: Scores, asked: Evaluation) -> Mapping[str, float]:
+    labels = [f"label {number}" for number in range(scores.logits_NC.shape[1])]
+    return tasks.of(TEXTS).further(scores, labels, asked).figures
+
+
+def test_what_is_answered_is_judged_by_thresholds_of_the_other_half() -> None:
+    """Items that are as sure as the wrong ones aren't answered, and those that are have the precision asked for."""
+    random = np.random.default_rng(4)
+    sure_N = random.random(4000) < 0.5
+    right_N = sure_N | (random.random(4000) < 0.5)
+    truth_N = np.arange(4000) % 2
+    chosen_N = np.where(right_N, truth_N, 1 - truth_N)
+    logits_NC = (np.eye(2)[chosen_N] * np.where(sure_N, 4, 1)[:, None]).astype(np.float32)
+    logits_NC += random.normal(0, 0.01, (4000, 2)).astype(np.float32)
+    scores = Scores(logits_NC, truth_N, np.arange(4000), 4000)
+    figures = answered(scores, Evaluation(abstain_below_precision=0.95))
+    # A tenth of those sure ones may be joined by others that are half right.
+    assert figures["answered_share"] == pytest.approx(0.5 / 0.9, abs=0.03)
+    assert figures["answered_accuracy"] == pytest.approx(0.95, abs=0.01)
+    assert "answered_share" not in answered(scores, Evaluation())
+
+
+def test_where_nothing_is_sure_enough_nothing_is_answered() -> None:
+    """The accuracy of no answer is missing, so that no gate on it passes, however sure the model is."""
+    truth_N = np.zeros(100, np.int64)
+    truth_N[::2] = 1
+    sure_NC = np.tile(np.array([900, -900], np.float32), (100, 1))
+    scores = Scores(sure_NC, np.repeat(truth_N[:50], 2), np.arange(100), 100)
+    figures = answered(scores, Evaluation(abstain_below_precision=0.95, calibrate=False))
+    assert figures["answered_share"] == 0
+    assert "answered_accuracy" not in figures
+
+
+def test_several_labels_are_calibrated_and_judged_as_they_are_served() -> None:
+    """Of logits that are twice what would be honest. Thresholds for a precision give fewer, and so precise ones."""
+    random = np.random.default_rng(5)
+    honest_EC = random.normal(-1, 2, (6000, 3)).astype(np.float32)
+    marked = Marked(2 * honest_EC, random.random((6000, 3)) < 1 / (1 + np.exp(-honest_EC)))
+    kind, labels = tasks.of(TEXTS, Problem.MULTI_LABEL), ["a", "b", "c"]
+    found = kind.further(marked, labels, Evaluation(abstain_below_precision=0.9))
+    assert found.calibration is not None
+    assert found.calibration.temperature == pytest.approx(2, rel=0.05)
+    assert found.figures["calibration_error"] < 0.02
+    plain = kind.further(marked, labels, Evaluation(calibrate=False))
+    assert plain.figures["calibration_error"] > 0.05
+    assert plain.figures["log_loss"] > found.figures["log_loss"]
+    assert plain.calibration is None
+    assert found.figures["applied_precision"] == pytest.approx(0.9, abs=0.015)
+    assert found.figures["applied_recall"] < kind.statistics(marked, labels)["micro_f1"].figure
+    assert {"applied_micro_f1", "applied_precision", "applied_recall"} <= found.figures.keys() - plain.figures.keys()
+
+
+def test_a_threshold_of_zero_is_reached_by_all_and_one_of_one_by_none() -> None:
+    """As servers say which labels apply; not a half, which labels without a threshold have."""
+    marked = Marked(np.array([[-9, -9, 99], [9, 9, 99]], np.float32), np.ones((2, 3), bool))
+    chosen = Calibration(thresholds={"all": 0.0, "none": 1.0})
+    said = tasks.of(TEXTS, Problem.MULTI_LABEL).said(marked, ["all", "half", "none"], chosen)
+    assert said.labels == {"all": 2, "half": 1, "none": 0}
 
 
 @given(seed=st.integers(0, 200), precision=st.floats(0.5, 0.99))
@@ -234,7 +302,7 @@ def test_each_of_several_labels_keeps_the_recall_asked(seed: int, recall: float)
     found = kind.further(marked, ["a", "b"], Evaluation(abstain_keeping_recall=recall)).calibration
     assert found is not None
     assert isinstance(found.thresholds, dict)
-    for label, shares_E, true_E in zip("ab", marked.probabilities.T, marked.truth_EC.T, strict=True):
+    for label, shares_E, true_E in zip("ab", marked.probabilities(found.temperature).T, marked.truth_EC.T, strict=True):
         bound = found.thresholds[label]
         assert (shares_E[true_E] >= bound).mean() >= recall
         assert (shares_E[true_E] > shares_E[shares_E >= bound].min()).mean() < recall

@@ -135,6 +135,7 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
     counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
     told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
     counted += luck.figure_names([*told, *others]) if spec.evaluation.seeds > 1 else []
+    counted += tasks.of(spec.task, spec.problem).thresholded if spec.evaluation.thresholds else []
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
     known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
     if spec.optimization.early_stopping is not None:

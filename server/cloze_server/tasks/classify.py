@@ -100,11 +100,10 @@ class Classify(Handler[ClassifyRequest, ClassifyResult]):
             return [LabelPrediction(label=self.model.labels[0], score=float(logits[0]))]
         # tanh doesn't overflow.
         shares = 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
-        thresholds = self.model.calibration.thresholds
         found = []
         for place in np.argsort(-shares, kind="stable"):
             label, score = self.model.labels[place], float(shares[place])
-            bound = thresholds.get(label, _HALF) if isinstance(thresholds, dict) else thresholds or _HALF
+            bound = self.model.calibration.threshold(label, _HALF)
             found.append(LabelPrediction(label=label, score=score, applies=score >= bound))
         return found
 

@@ -1,13 +1,15 @@
 """Probabilities that say how often they are right."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cloze_api.evaluation import Evaluation
-from cloze_trainer.quality.scores import Classes, Floats, probabilities
+from cloze_trainer.quality.scores import Classes, Floats, Scores, probabilities
+
+Marks = npt.NDArray[np.bool_]
 
 BINS = 15
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -25,14 +27,21 @@ def log_loss(logits_NC: npt.NDArray[Any], truth_N: Classes, temperature: float =
 def temperature(logits_NC: npt.NDArray[Any], truth_N: Classes) -> float:
     """The one with the lowest `log_loss` (Guo et al., arXiv:1706.04599), between 0.05 and 20.
 
-    The loss is convex in 1/T, and its derivative, the mean of what is expected of the logit minus the true class' one,
+    As though one item more had been right and one more wrong, its likeliest other class being the true one: where all
+    are right, any lower temperature would be better, and N items don't show that one is right always. (Targets of
+    (N + 1) / (N + 2), Platt 1999, doi:10.7551/mitpress/1113.003.0008.)
+
+    The loss is convex in 1/T, and its derivative, the mean of what is expected of the logit minus the target's one,
     rises with it.
     """
     exact_NC = logits_NC.astype(np.float64)
-    true_N = exact_NC[np.arange(len(truth_N)), truth_N]
+    everyone_N, share = np.arange(len(truth_N)), (len(truth_N) + 1) / (len(truth_N) + 2)
+    others_NC = exact_NC.copy()
+    others_NC[everyone_N, truth_N] = -np.inf
+    target_N = share * exact_NC[everyone_N, truth_N] + (1 - share) * others_NC.max(-1)
 
     def slope(candidate: float) -> float:
-        return float(((probabilities(exact_NC, candidate) * exact_NC).sum(-1) - true_N).mean())
+        return float(((probabilities(exact_NC, candidate) * exact_NC).sum(-1) - target_N).mean())
 
     low, high = np.log(_LOWEST), np.log(_HIGHEST)
     for _ in range(_HALVINGS):
@@ -60,18 +69,43 @@ def calibration_error(shares_NC: Floats, truth_N: Classes) -> float:
     return sum(count * abs(sure - right) for count, sure, right in bins) / max(1, len(truth_N))
 
 
-def held_out_error(logits_NC: npt.NDArray[Any], truth_N: Classes, example_N: Classes) -> float:
-    """`calibration_error` after scaling, of each half of the examples with the temperature of the other half.
+def halves(example_N: Classes) -> Iterator[tuple[Marks, Marks]]:
+    """Items by examples: one half and the other, either way. What is found on one is judged on the other.
 
-    With the temperature of the same items it would look better than it is.
+    On the items that it was found on it would look better than it is. Where there is no other half, each is both. Which
+    half it is says nothing of the example: files often alternate between labels.
     """
-    half_N = example_N % 2
-    shares_NC = probabilities(logits_NC)
+    half_E = np.random.default_rng(0).permutation(int(example_N.max()) + 1) % 2
+    half_N = half_E[example_N]
     for half in (0, 1):
         own_N, other_N = half_N == half, half_N != half
-        if own_N.any() and other_N.any():
-            shares_NC[own_N] = probabilities(logits_NC[own_N], temperature(logits_NC[other_N], truth_N[other_N]))
+        if own_N.any():
+            yield own_N, other_N if other_N.any() else own_N
+
+
+def held_out_error(logits_NC: npt.NDArray[Any], truth_N: Classes, example_N: Classes) -> float:
+    """`calibration_error` after scaling, of each half of the examples with the temperature of the other half."""
+    shares_NC = np.empty(logits_NC.shape)
+    for own_N, other_N in halves(example_N):
+        shares_NC[own_N] = probabilities(logits_NC[own_N], temperature(logits_NC[other_N], truth_N[other_N]))
     return calibration_error(shares_NC, truth_N)
+
+
+def certainty(scores: Scores, temperature: float, *, held_out: bool) -> dict[str, float]:
+    """Figures of how sure a model is. held_out: whether the temperature was found on these items."""
+    logits_NC, truth_N = scores.logits_NC, scores.truth_N
+    error = (
+        held_out_error(logits_NC, truth_N, scores.example_N)
+        if held_out
+        else calibration_error(probabilities(logits_NC, temperature), truth_N)
+    )
+    return {"log_loss": log_loss(logits_NC, truth_N, temperature), "calibration_error": error}
+
+
+def diagrams(scores: Scores, temperature: float, *, scaled: bool) -> dict[str, Any]:
+    """`reliability` for the report, and without the temperature where it was scaled."""
+    before, after = (reliability(probabilities(scores.logits_NC, each), scores.truth_N) for each in (1.0, temperature))
+    return {"reliability": after, "reliability_before": before if scaled else None}
 
 
 def chosen_thresholds(
@@ -131,7 +165,7 @@ def recall_thresholds(shares_NC: Floats, truth_N: Classes, labels: Sequence[str]
     return found
 
 
-def average_precision(shares_N: Floats, positive_N: npt.NDArray[np.bool_]) -> float:
+def average_precision(shares_N: Floats, positive_N: Marks) -> float:
     """Area under the precision-recall curve, as the mean of precisions weighted by what recall gains at each.
 
     0 without a positive one.

@@ -38,6 +38,15 @@ class Scores:
         """The likeliest class of each item."""
         return np.asarray(self.logits_NC.argmax(-1), dtype=np.int64)
 
+    def only(self, marks_N: npt.NDArray[np.bool_]) -> "Scores":
+        """Of some items."""
+        return replace(
+            self,
+            logits_NC=self.logits_NC[marks_N],
+            truth_N=self.truth_N[marks_N],
+            example_N=self.example_N[marks_N],
+        )
+
     def cooled(self, temperature: float) -> "Scores":
         """With logits divided by the temperature."""
         return replace(self, logits_NC=self.logits_NC / np.float32(temperature))

@@ -106,15 +106,13 @@ class _Classification(Kind[Example, Scores]):
         figures = {
             **self.whole(scores, labels),
             **_certainty(scores, labels, temperature, held_out=asked.calibrate),
+            **self._answered(scores, labels, asked),
             **self.details(scores, labels),
         }
         report = {
             "labels": list(labels),
             "confusion": confusion(scores.truth_N, scores.predicted, len(labels)).tolist(),
-            "reliability": calibration.reliability(probabilities(scores.logits_NC, temperature), scores.truth_N),
-            "reliability_before": calibration.reliability(probabilities(scores.logits_NC), scores.truth_N)
-            if asked.calibrate
-            else None,
+            **calibration.diagrams(scores, temperature, scaled=asked.calibrate),
         }
         return Further(figures, report, chosen)
 
@@ -128,6 +126,22 @@ class _Classification(Kind[Example, Scores]):
         """Figures of what several words make up."""
         return {}
 
+    def _answered(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> dict[str, float]:
+        """How many items are sure enough to be answered, and their accuracy; the latter missing where none is."""
+        if not (self.abstains and asked.thresholds):
+            return {}
+        answered_N = np.zeros(len(scores.truth_N), bool)
+        for own_N, other_N in calibration.halves(scores.example_N):
+            chosen = self._calibration(scores.only(other_N), labels, asked)
+            assert chosen is not None, "thresholds are asked for"
+            shares_NC = probabilities(scores.logits_NC[own_N], chosen.temperature)
+            bounds_C = np.array([chosen.threshold(label) for label in labels])
+            answered_N[own_N] = shares_NC.max(-1) >= bounds_C[shares_NC.argmax(-1)]
+        found = {"answered_share": float(answered_N.mean())}
+        if answered_N.any():
+            found["answered_accuracy"] = float((scores.predicted == scores.truth_N)[answered_N].mean())
+        return found
+
     def _calibration(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> Calibration | None:
         """What goes into the manifest."""
         temperature = calibration.temperature(scores.logits_NC, scores.truth_N) if asked.calibrate else 1.0
@@ -135,9 +149,14 @@ class _Classification(Kind[Example, Scores]):
         if self.abstains:
             shares_NC = probabilities(scores.logits_NC, temperature)
             bounds = calibration.chosen_thresholds(shares_NC, scores.truth_N, labels, asked)
-        if not asked.calibrate and not bounds:
+        if not (asked.calibrate or (self.abstains and asked.thresholds)):
             return None
         return Calibration(temperature=temperature, thresholds=bounds)
+
+    @property
+    def thresholded(self) -> Sequence[str]:
+        """Of those that abstain."""
+        return ("answered_share", "answered_accuracy") if self.abstains else ()
 
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """See the methods above."""
@@ -150,16 +169,10 @@ class _Classification(Kind[Example, Scores]):
 
 def _certainty(scores: Scores, labels: Sequence[str], temperature: float, *, held_out: bool) -> dict[str, float]:
     """How sure the model is. held_out: whether the temperature was found on these items."""
-    logits_NC, truth_N = scores.logits_NC, scores.truth_N
-    shares_NC = probabilities(logits_NC, temperature)
-    figures = {
-        "log_loss": calibration.log_loss(logits_NC, truth_N, temperature),
-        "calibration_error": calibration.held_out_error(logits_NC, truth_N, scores.example_N)
-        if held_out
-        else calibration.calibration_error(shares_NC, truth_N),
-    }
+    figures = calibration.certainty(scores, temperature, held_out=held_out)
     if len(labels) == 2:
-        negative_N = truth_N == 0
+        negative_N = scores.truth_N == 0
+        shares_NC = probabilities(scores.logits_NC, temperature)
         figures["average_precision"] = calibration.average_precision(shares_NC[:, 1], ~negative_N)
         # Of none the rate would be a perfect 0, and pass any gate.
         if negative_N.any():

@@ -177,6 +177,11 @@ class Kind(ABC, Generic[LineT, ScoredT]):
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """What figures there may be: those with an interval, and those without."""
 
+    @property
+    def thresholded(self) -> Sequence[str]:
+        """Figures of what is answered with thresholds, where `evaluation` asks for some."""
+        return ()
+
     def main_of(self, found: Container[str]) -> str:
         """The name of the figure that stands for the task."""
         return next(name for name in self.main if name in found)

@@ -19,7 +19,7 @@ from cloze_trainer.data.labelled import Example, Labelled, label_of, slices_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
-from cloze_trainer.quality.scores import Floats, Statistic, f1_of, macro_f1_of, mean
+from cloze_trainer.quality.scores import Floats, Scores, Statistic, f1_of, macro_f1_of, mean
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader, Said
 from cloze_trainer.tasks.pooling import pooled
 from cloze_trainer.tasks.rows import Batch, Rows
@@ -41,10 +41,25 @@ class Marked:
         """E."""
         return len(self.truth_EC)
 
-    @property
-    def probabilities(self) -> Floats:
+    def probabilities(self, temperature: float = 1.0) -> Floats:
         """Probability of each label."""
-        return np.asarray(1 / (1 + np.exp(-self.logits_EC.astype(np.float64))))
+        # tanh doesn't overflow.
+        return np.asarray(0.5 * (1 + np.tanh(self.logits_EC.astype(np.float64) / temperature / 2)))
+
+    @property
+    def answers(self) -> Scores:
+        """Each label of each text as an item of two classes: that it applies, and that it doesn't."""
+        examples, labels = self.truth_EC.shape
+        logits_N = self.logits_EC.reshape(-1)
+        logits_N2 = np.stack([logits_N, np.zeros_like(logits_N)], -1)
+        return Scores(
+            logits_N2, (~self.truth_EC).reshape(-1).astype(np.int64), np.repeat(np.arange(examples), labels), examples
+        )
+
+    def only(self, marks_E: npt.NDArray[np.bool_]) -> "Marked":
+        """Of some texts."""
+        slices = [own for own, mark in zip(self.slices, marks_E, strict=bool(self.slices)) if mark]
+        return Marked(self.logits_EC[marks_E], self.truth_EC[marks_E], slices)
 
 
 class SeveralLabels(Kind[Example, Marked]):
@@ -127,7 +142,7 @@ class SeveralLabels(Kind[Example, Marked]):
         sums_C3 = np.stack([(predicted_EC & scores.truth_EC).sum(0), predicted_EC.sum(0), scores.truth_EC.sum(0)], -1)
         found = [
             calibration.average_precision(shares_E, truth_E)
-            for shares_E, truth_E in zip(scores.probabilities.T, scores.truth_EC.T, strict=True)
+            for shares_E, truth_E in zip(scores.probabilities().T, scores.truth_EC.T, strict=True)
             if truth_E.any()
         ]
         scores_C = f1_of(sums_C3.astype(np.float64))
@@ -137,25 +152,68 @@ class SeveralLabels(Kind[Example, Marked]):
         }
 
     def further(self, scores: Marked, labels: Sequence[str], asked: Evaluation) -> Further:
-        """With thresholds for the precision or the recall that is asked for, if one is."""
-        bounds: dict[str, float] = {}
-        for label, shares_E, truth_E in zip(labels, scores.probabilities.T, scores.truth_EC.T, strict=True):
-            pair_E2 = np.stack([shares_E, np.zeros_like(shares_E)], -1)
-            bounds |= calibration.chosen_thresholds(pair_E2, (~truth_E).astype(np.int64), [label], asked)
-        chosen = Calibration(thresholds=bounds) if bounds else None
-        return Further(self.details(scores, labels), {"labels": list(labels)}, chosen)
+        """How sure the model is, and what applies with thresholds where some are asked for."""
+        chosen, answers = _calibration(scores, labels, asked), scores.answers
+        temperature = chosen.temperature if chosen else 1.0
+        figures = {
+            **self.details(scores, labels),
+            **calibration.certainty(answers, temperature, held_out=asked.calibrate),
+            **_applying(scores, labels, asked),
+        }
+        report = {"labels": list(labels), **calibration.diagrams(answers, temperature, scaled=asked.calibrate)}
+        return Further(figures, report, chosen)
 
     def said(self, scores: Marked, labels: Sequence[str], calibration: Calibration | None) -> Said:
         """The labels that apply: from their thresholds on, or from a half."""
-        shares_EC = scores.probabilities
-        bounds_C = np.array([(calibration and calibration.threshold(label)) or _HALF for label in labels])
-        applies_EC = shares_EC >= bounds_C
+        calibration = calibration or Calibration()
+        shares_EC, applies_EC = scores.probabilities(calibration.temperature), _applies(scores, labels, calibration)
         return Said(dict(zip(labels, applies_EC.sum(0).tolist(), strict=True)), shares_EC[applies_EC])
+
+    @property
+    def thresholded(self) -> Sequence[str]:
+        """As `micro_f1`, and what it is made of."""
+        return ("applied_micro_f1", "applied_precision", "applied_recall")
 
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """See the methods above."""
         told = ["micro_f1", "macro_f1", "exact_match"]
-        return told, ["average_precision", *(f"f1_{label}" for label in labels)]
+        return told, ["log_loss", "calibration_error", "average_precision", *(f"f1_{label}" for label in labels)]
+
+
+def _calibration(scores: Marked, labels: Sequence[str], asked: Evaluation) -> Calibration | None:
+    """What goes into the manifest: a temperature for all labels, and each one's threshold."""
+    answers = scores.answers
+    temperature = calibration.temperature(answers.logits_NC, answers.truth_N) if asked.calibrate else 1.0
+    bounds: dict[str, float] = {}
+    for label, shares_E, truth_E in zip(labels, scores.probabilities(temperature).T, scores.truth_EC.T, strict=True):
+        pair_E2 = np.stack([shares_E, np.zeros_like(shares_E)], -1)
+        bounds |= calibration.chosen_thresholds(pair_E2, (~truth_E).astype(np.int64), [label], asked)
+    if not (asked.calibrate or asked.thresholds):
+        return None
+    return Calibration(temperature=temperature, thresholds=bounds)
+
+
+def _applies(scores: Marked, labels: Sequence[str], chosen: Calibration) -> npt.NDArray[np.bool_]:
+    """Whether a server says that a label applies (E, C)."""
+    bounds_C = np.array([chosen.threshold(label, _HALF) for label in labels])
+    return np.asarray(scores.probabilities(chosen.temperature) >= bounds_C)
+
+
+def _applying(scores: Marked, labels: Sequence[str], asked: Evaluation) -> dict[str, float]:
+    """Figures over all labels of all texts with thresholds; each half of the texts with those of the other half."""
+    if not asked.thresholds:
+        return {}
+    applies_EC = np.zeros(scores.truth_EC.shape, bool)
+    for own_E, other_E in calibration.halves(np.arange(scores.examples)):
+        chosen = _calibration(scores.only(other_E), labels, asked)
+        assert chosen is not None, "thresholds are asked for"
+        applies_EC[own_E] = _applies(scores.only(own_E), labels, chosen)
+    right, applied, there = (applies_EC & scores.truth_EC).sum(), applies_EC.sum(), scores.truth_EC.sum()
+    return {
+        "applied_micro_f1": float(f1_of(np.array([right, applied, there], np.float64))),
+        "applied_precision": right / max(applied, 1),
+        "applied_recall": right / max(there, 1),
+    }
 
 
 def _example(place: str, row: dict[str, Any]) -> Example:
