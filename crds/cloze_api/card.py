@@ -20,6 +20,8 @@ class Card(Schema):
     """Of what it is trained on."""
     base_license: License | None = None
     """Of the base; that which a registered base states when absent."""
+    teacher_license: Annotated[License | None, Field(exclude_if=lambda given: given is None)] = None
+    """Of the teacher of a distillation; that which its card states when absent."""
     intended_use: _Text | None = None
     """What the model is for, in Markdown's plain text."""
     limitations: _Text | None = None

@@ -38,8 +38,8 @@ def _named(base: "Base") -> int:
 
 
 class Base(PretrainedFolder):
-    """The encoder to start from: a registered version, what a PretrainJob registers, or a folder in Hugging Face's
-    format with weights in safetensors, whose head, if it has one, is left."""
+    """The encoder to start from: a registered version of any task, what a PretrainJob registers, or a folder in Hugging
+    Face's format with weights in safetensors. A head, if there is one, is left."""
 
     model: PretrainedVersion | None = None
     pretrain_job: BaseJob | None = None

@@ -126,6 +126,19 @@ def test_a_bases_licence_is_that_of_the_base_unless_the_job_states_one() -> None
     assert card.stated(Card(license="apache-2.0"), "mit") == Card(license="apache-2.0", base_license="mit")
     own = Card(base_license="cc-by-4.0")
     assert card.stated(own, "mit") is own
+    assert card.stated(own, "mit", "bsd") == own.model_copy(update={"teacher_license": "bsd"})
+
+
+def test_a_students_card_names_its_teacher() -> None:
+    """With its digest and its licence; a manifest without one says nothing of it, as older servers expect."""
+    own = manifest()
+    taught = {"teacher": "large/3", "teacher_digest": "sha256:" + "e" * 64}
+    student = manifest(lineage=own.lineage.model_copy(update=taught), card=Card(teacher_license="bsd"))
+    text = card.render(student, {}, {})
+    assert "| its teacher | bsd |" in text
+    assert "| teacher | large/3 |" in text
+    assert f"| teacher's digest | sha256:{'e' * 64} |" in text
+    assert "teacher" not in own.model_dump_json()
 
 
 HOSTILE = st.text(alphabet="|`<>[]()#=-\n \ta*_", min_size=1, max_size=40)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 import transformers
 from families import FAMILIES, PAIRED
 from remote_stores import KEYS, Stores, serving
+from safetensors.torch import load_file, save_file
 from whole_runs import command
 
-from cloze_api.manifest import ONNX_FILE, Manifest, verify
+from cloze_api.manifest import ONNX_FILE, WEIGHTS_FILE, Manifest, verify
 from cloze_api.precision import Precision
 from cloze_api.progress import ExitCode
 from cloze_api.task import Problem, Task
@@ -26,9 +28,10 @@ from cloze_server.settings import Settings
 from cloze_server.tasks import HANDLERS
 from cloze_server.telemetry import Telemetry
 from cloze_trainer import import_options, importing
-from cloze_trainer.base import open_base
+from cloze_trainer.base import open_base, open_encoder
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.huggingface import PROBLEM_TYPES
+from cloze_trainer.model import build, load_encoder, tensors
 
 TEXTS = ["Ada Lovelace lived in London.", "hello"]
 QUESTION = "who?"
@@ -469,6 +472,32 @@ def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny:
     with pytest.raises(BaseModelError) as refused:
         open_base(tmp_path / "artifact", "tiny/1", None)
     assert refused.value.reason == "BaseTokenizerUnsuitable"
+    assert open_encoder(tmp_path / "artifact", "tiny/1", None).special_tokens.mask is None
+
+
+@pytest.mark.parametrize("task", [Task.EMBEDDING, Task.SEQUENCE_CLASSIFICATION])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fine_tuning_starts_from_the_encoder_of_any_task(tmp_path: Path, tiny: Any, family: str, task: Task) -> None:
+    """Of a bare one, and of one with a head, which is left; a pretraining needs one that predicts hidden tokens."""
+    sizes = {"local_attention": 128} if family == "modernbert" else {}
+    tiny.save(tmp_path / "model", family, task, **sizes)
+    convert(tmp_path / "model", tmp_path / "artifact", task, pooling="mean" if task is Task.EMBEDDING else None)
+    base = open_encoder(tmp_path / "artifact", "tiny/1", None)
+    tagger = build(Task.TOKEN_CLASSIFICATION, base.config, 3)
+    load_encoder(tagger, load_file(base.folder / WEIGHTS_FILE))
+    (tmp_path / "tagger").mkdir()
+    save_file(tensors(tagger), tmp_path / "tagger" / WEIGHTS_FILE, metadata={"format": "pt"})
+    shutil.copy(tmp_path / "model" / "config.json", tmp_path / "tagger")
+    given, taken = (
+        transformers.AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("model", "tagger")
+    )
+    encoder = [name for name in given if "pooler" not in name]
+    assert len(encoder) > 10
+    for name in encoder:
+        torch.testing.assert_close(taken[name], given[name], rtol=0, atol=0)
+    with pytest.raises(BaseModelError) as refused:
+        open_base(tmp_path / "artifact", "tiny/1", None)
+    assert refused.value.reason == "BaseTaskUnsuitable"
 
 
 def test_the_command_registers_a_version_once(tmp_path: Path, tiny: Any, mlflow: str) -> None:

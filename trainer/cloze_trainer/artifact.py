@@ -116,7 +116,7 @@ def write(
                 precisions=measured,
                 evaluation={**judged.figures, **data_figures(workload), **_figures(measured)},
                 calibration=judged.calibration,
-                card=card.stated(spec.registry.card, base.license if base else None),
+                card=card.stated(spec.registry.card, base.license if base else None, _license(lesson)),
                 lineage=Lineage(
                     job=run.label,
                     job_uid=run.identity,
@@ -140,6 +140,12 @@ def publish_card(folder: Path, manifest: Manifest, report: Mapping[str, Any], se
     """Write the card and then the manifest, which lists all files that are in the folder."""
     (folder / card.CARD_FILE).write_text(card.render(manifest, report, settings), encoding="utf-8")
     write_manifest(folder, manifest.model_copy(update={"files": digest_files(folder)}))
+
+
+def _license(lesson: Distilling | None) -> str | None:
+    """The teacher's."""
+    theirs = lesson.teacher.manifest.card if lesson else None
+    return theirs.license if theirs else None
 
 
 def _problem(workload: Pretraining | FineTuning) -> Problem:

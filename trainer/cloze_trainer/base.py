@@ -34,28 +34,37 @@ Opened = TypeVar("Opened", bound=PretrainedTokenizer)
 
 
 def open_base(folder: Path, name: str, expected_digest: str | None) -> BaseModel:
-    """Verify an artifact as a base. Raises BaseModelError."""
+    """Verify an artifact as what a pretraining goes on from: it predicts hidden tokens. Raises BaseModelError."""
     manifest = verified(folder, name, expected_digest)
     if manifest.task is not Task.FILL_MASK:
         raise BaseModelError(
             "BaseTaskUnsuitable",
             f"the base model {name} is for {manifest.task}: name a fill-mask model, as a PretrainJob registers it",
         )
-    tokenizer = _tokenizer(folder, name, manifest)
+    return _base(_hiding(folder, name, manifest), manifest)
+
+
+def open_encoder(folder: Path, name: str, expected_digest: str | None) -> BaseModel:
+    """Verify an artifact of any task as what a fine-tuning starts from: its encoder. Raises BaseModelError."""
+    manifest = verified(folder, name, expected_digest)
+    return _base(_tokenizer(folder, name, manifest), manifest)
+
+
+def _base(tokenizer: PretrainedTokenizer, manifest: Manifest) -> BaseModel:
     return BaseModel(
-        folder=folder,
-        name=name,
+        folder=tokenizer.folder,
+        name=tokenizer.name,
         digest=tokenizer.digest,
         special_tokens=tokenizer.special_tokens,
         lowercase=tokenizer.lowercase,
-        config=read_config(folder, tokenizer),
+        config=read_config(tokenizer.folder, tokenizer),
         license=manifest.card.license if manifest.card else None,
     )
 
 
 def open_tokenizer(folder: Path, name: str, expected_digest: str | None) -> PretrainedTokenizer:
     """Verify an artifact of any task, for the sake of its tokenizer. Raises BaseModelError."""
-    return _tokenizer(folder, name, verified(folder, name, expected_digest))
+    return _hiding(folder, name, verified(folder, name, expected_digest))
 
 
 def read_config(folder: Path, tokenizer: PretrainedTokenizer) -> EncoderConfig:
@@ -88,12 +97,17 @@ def verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
         ) from error
 
 
-def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
+def _hiding(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
+    """The tokenizer of a pretraining."""
     if manifest.special_tokens.mask is None:
         raise BaseModelError(
             "BaseTokenizerUnsuitable",
             f"the tokenizer of {name} has no mask token, without which nothing can be hidden: name another model",
         )
+    return _tokenizer(folder, name, manifest)
+
+
+def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
     return PretrainedTokenizer(
         folder=folder,
         name=name,

@@ -68,11 +68,11 @@ def render(manifest: Manifest, report: Mapping[str, Any], settings: Mapping[str,
     return f"---\n{_front_matter(manifest)}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def stated(card: Card | None, base_license: str | None) -> Card | None:
-    """What the job states, and of the base's licence what the base does where the job doesn't."""
-    if base_license is None or (card and card.base_license):
-        return card
-    return (card or Card()).model_copy(update={"base_license": base_license})
+def stated(card: Card | None, base: str | None, teacher: str | None = None) -> Card | None:
+    """What the job states, and of the base's and the teacher's licence what these do where the job doesn't."""
+    given = {"base_license": base, "teacher_license": teacher}
+    theirs = {name: value for name, value in given.items() if value and not getattr(card, name, None)}
+    return (card or Card()).model_copy(update=theirs) if theirs else card
 
 
 def describe(folder: Path) -> str:
@@ -142,6 +142,8 @@ def _licenses(manifest: Manifest) -> list[tuple[str, str]]:
     rows = [("this model", card.license if card else None), ("its data", card.data_license if card else None)]
     if manifest.lineage.base:
         rows.append(("its base", card.base_license if card else None))
+    if manifest.lineage.teacher:
+        rows.append(("its teacher", card.teacher_license if card else None))
     return [(what, license_ or _UNSTATED) for what, license_ in rows]
 
 
@@ -213,6 +215,8 @@ def _lineage(manifest: Manifest) -> list[tuple[str, str]]:
         ("job's UID", lineage.job_uid),
         ("base", lineage.base),
         ("base's digest", lineage.base_digest),
+        ("teacher", lineage.teacher),
+        ("teacher's digest", lineage.teacher_digest),
         ("tokenizer's fingerprint", manifest.tokenizer_fingerprint),
         ("made", lineage.created),
         ("by Cloze", lineage.trainer_version),

@@ -172,6 +172,7 @@ def load_encoder(model: TaskModel, weights: Mapping[str, Tensor]) -> list[str]:
 
     Raises ValueError naming the first tensor of the encoder that is missing, or one that has another shape.
     """
+    weights = names.with_prefix(weights, model.config.architecture)
     own, fresh = model.state_dict(), []
     for name, target in own.items():
         theirs = names.theirs(name, model.config.architecture, model.task)

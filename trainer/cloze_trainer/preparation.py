@@ -13,7 +13,7 @@ from cloze_api.finetune import FineTuneJobSpec, Truncation
 from cloze_api.segments import VALUES_MAX
 from cloze_trainer import selection, tasks
 from cloze_trainer.adoption import adopt_base
-from cloze_trainer.base import BaseModel, fetch, open_base
+from cloze_trainer.base import BaseModel, fetch, open_encoder
 from cloze_trainer.console import log
 from cloze_trainer.data import leakage, tokenizer, validation
 from cloze_trainer.data.remote import redacted
@@ -88,7 +88,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     Raises BaseModelError, InputError with file and line, or RegistryError.
     """
     progress.stage("data")
-    base = adopt_base(run, spec.base, spec.task) if spec.base.uri else fetch(run, spec.base.model, open_base)
+    base = adopt_base(run, spec.base, spec.task) if spec.base.uri else fetch(run, spec.base.model, open_encoder)
     max_length = spec.max_length or base.config.max_length
     if max_length > base.config.max_length:
         raise InputError(

@@ -128,6 +128,14 @@ def theirs(ours: str, architecture: Architecture, task: Task) -> str:
     raise KeyError(ours)
 
 
+def with_prefix(tensors: Mapping[str, Tensor], architecture: Architecture) -> Mapping[str, Tensor]:
+    """A file's tensors by the names that they have beside a head; those of a bare encoder lack its name in front."""
+    prefix = _ENCODERS[architecture][0][1].partition(".")[0]
+    if any(name.startswith(f"{prefix}.") for name in tensors):
+        return tensors
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
 def to_theirs(tensors: Mapping[str, Tensor], architecture: Architecture, task: Task) -> dict[str, Tensor]:
     """A network's tensors as transformers' files hold them."""
     return {theirs(name, architecture, task): tensor for name, tensor in tensors.items()}
