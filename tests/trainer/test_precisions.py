@@ -19,6 +19,7 @@ from cloze_api.manifest import Manifest, verify, version_tags
 from cloze_api.names import TAG_PRECISIONS
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.profile import PROFILE_FILE, Profile
+from cloze_api.privacy import Privacy
 from cloze_api.task import Task
 from cloze_trainer import artifact, import_options, importing, precisions, sample
 from cloze_trainer.base import BaseModel
@@ -379,6 +380,20 @@ def test_a_fine_tuning_tries_ranges_of_its_training_texts_where_each_tokens_own_
 
 
 def test_a_fine_tuning_makes_fp32_alone_where_nothing_else_is_asked_for(tmp_path: Path) -> None:
+def test_a_private_fine_tuning_tells_nothing_of_its_training_texts_by_their_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No noise covers them: an int8 that isn't accurate enough is left out at once, and log and outcome say why."""
+    monkeypatch.setattr(precisions, "verdict", lambda _, measured, *__: "" if measured.calibration_examples else "bad")
+    tuned = Tuned(tmp_path, precisions=["int8"], maxAccuracyLoss=1)
+    tuned.run.job.spec = tuned.spec.model_copy(update={"privacy": Privacy(epsilon=8, delta=1e-5)})
+    manifest = tuned.publish()
+    assert manifest.precisions == {}
+    why = "int8 isn't made once more from training texts, for which spec.privacy doesn't account"
+    assert f'"why": "{why}"' in capfd.readouterr().err
+    assert why in artifact.left_out(tuned.run, manifest)
+
+
     """As before."""
     assert Tuned(tmp_path).publish().precisions == {}
 
