@@ -1,16 +1,19 @@
 """`cloze-train gate` says of an artifact what transformers' model of it does, and whether that is enough."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import whole_runs
 
-from cloze_api.manifest import verify
+from cloze_api.manifest import digest_files, verify, write_manifest
+from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 from cloze_trainer import import_options, importing
@@ -133,6 +136,35 @@ def test_a_model_is_no_worse_than_itself(model: Any, tmp_path: Path, capsys: pyt
     assert "accuracy  " in shown
     assert " to " in shown
     assert "ok   accuracy is" in shown
+
+
+@pytest.mark.parametrize("model", ["bert"], indirect=True)
+def test_the_precision_that_is_served_can_be_judged(model: Any, tmp_path: Path) -> None:
+    """Of the model itself, beside another in fp32; one that the model hasn't is told with those that it has."""
+    whole, made, tokenizer = model
+    folder = tmp_path / "artifact"
+    shutil.copytree(whole, folder)
+    manifest = verify(folder)
+    opposite = onnx.load(folder / graph_file(Precision.FP32))
+    (last,) = [node for node in opposite.graph.node if manifest.output in node.output]
+    last.output[0] = "said"
+    opposite.graph.node.append(onnx.helper.make_node("Neg", ["said"], [manifest.output]))
+    onnx.save(opposite, folder / graph_file(Precision.INT8))
+    precisions = {Precision.INT8: Measured(difference=1)}
+    write_manifest(folder, manifest.model_copy(update={"precisions": precisions, "files": digest_files(folder)}))
+    inputs = texts(12, seed=4)
+    rows = [
+        {"text": text, "label": LABELS[number]}
+        for text, number in zip(inputs, answers(made, tokenizer, inputs).argmax(-1).tolist(), strict=True)
+    ]
+    asked = [str(folder), str(write(tmp_path / "data.jsonl", rows))]
+    assert command.run(command.parse(asked)).metrics["accuracy"] == 1
+    assert command.run(command.parse([*asked, "--precision=int8"])).metrics["accuracy"] == 0
+    with pytest.raises(GateError, match=r"accuracy is 0\.0000, that of .* 1\.0000"):
+        command.run(command.parse([*asked, "--precision=int8", "--against", str(folder)]))
+    with pytest.raises(InputError, match=r"no graph in fp16; .* fp32, int8") as refused:
+        command.run(command.parse([*asked, "--precision=fp16"]))
+    assert refused.value.reason == "PrecisionMissing"
 
 
 @pytest.mark.parametrize("model", ["bert"], indirect=True)

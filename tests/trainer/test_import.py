@@ -189,7 +189,7 @@ def test_labels_by_themselves_and_numbers_are_served_as_transformers_pipeline_ha
         problem=problem if told else None,
     )
     assert (manifest.problem, manifest.labels) == (problem, labels)
-    assert manifest.precisions["int8"].metric == ("correlation" if problem is Problem.REGRESSION else "agreement")
+    assert manifest.precisions["int8"].metric == ("r2" if problem is Problem.REGRESSION else "micro_f1")
     model.config.problem_type = type_of
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     theirs = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")

@@ -30,6 +30,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.profile import PROFILE_FILE
 from cloze_api.task import Problem, Task
 from cloze_trainer import card, precisions, sample
+from cloze_trainer.console import log
 from cloze_trainer.data import examples
 from cloze_trainer.data.tokenizer import SETTINGS_FILE
 from cloze_trainer.distillation.lesson import Distilling
@@ -47,6 +48,7 @@ CONFIG_FILE = "config.json"
 EVALUATION_FILE = "evaluation.json"
 # Half an hour of one CPU for a large model; the difference between two precisions is known well enough by then.
 _MOST_EXAMPLES = 4000
+_PRIVATE = "int8 isn't made once more from training texts, for which spec.privacy doesn't account"
 
 
 def trainer_version() -> str:
@@ -189,12 +191,15 @@ def small_vocabulary(run: Run, manifest: Manifest) -> str:
 def left_out(run: Run, manifest: Manifest) -> str:
     """Which precisions were asked for and are not there, and why; empty when all are."""
     spec = run.job.spec
-    missing = [] if isinstance(spec, PretrainJobSpec) else [*{*spec.export.precisions} - {*manifest.precisions}]
+    if isinstance(spec, PretrainJobSpec):
+        return ""
+    missing = {*spec.export.precisions} - {*manifest.precisions}
     if not missing:
         return ""
+    once = f"; {_PRIVATE}" if spec.privacy and Precision.INT8 in missing else ""
     return (
         f"; without {' and '.join(sorted(missing))}, which loses more than spec.export.maxAccuracyLoss, over all "
-        "examples or in a slice: see the log"
+        f"examples or in a slice: see the log{once}"
     )
 
 
@@ -216,8 +221,12 @@ def _add_precisions(
         slices=drawn.slices,
         beside=examples.batches(drawn.beside, pad_id=pad, wide=False),
     )
-    calibration = workload.train.spread(CALIBRATION_EXAMPLES)
-    return precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss, calibration).measured
+    # Their activations' ranges would stand in the graph, and no noise covers them.
+    calibration = [] if spec.privacy else workload.train.spread(CALIBRATION_EXAMPLES)
+    added = precisions.add(folder, spec.export.precisions, trial, spec.export.max_accuracy_loss, calibration)
+    if spec.privacy and Precision.INT8 in added.refused:
+        log("precision not made anew", precision=Precision.INT8, why=_PRIVATE)
+    return added.measured
 
 
 def _figures(measured: Mapping[Precision, Measured]) -> dict[str, float]:

@@ -15,7 +15,8 @@ from cloze_trainer.data.examples import Batch, Row
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
 from cloze_trainer.quality import chance
-from cloze_trainer.quality.scores import Statistic, correlation, macro_f1_of, ratio_of
+from cloze_trainer.quality.scores import ROUNDING, Floats, Statistic, f1_of, macro_f1_of, ratio_of
+from cloze_trainer.quality.spans import Window, best_span
 
 Array = npt.NDArray[Any]
 
@@ -23,12 +24,12 @@ METRICS: Final = {
     Task.SEQUENCE_CLASSIFICATION: "accuracy",
     Task.TOKEN_CLASSIFICATION: "macro_f1",
     Task.FILL_MASK: "accuracy",
-    Task.QUESTION_ANSWERING: "agreement",
+    Task.QUESTION_ANSWERING: "span_f1",
     Task.EMBEDDING: "cosine",
 }
-_PROBLEM_METRICS: Final = {Problem.MULTI_LABEL: "agreement", Problem.REGRESSION: "correlation"}
-"""What a precision is judged by. Against fp32 alone: `agreement` on where answers begin and end, or which of several
-labels a text has, `cosine` between vectors, `correlation` between numbers."""
+_PROBLEM_METRICS: Final = {Problem.MULTI_LABEL: "micro_f1", Problem.REGRESSION: "r2"}
+"""What a precision is judged by. `micro_f1` is of the labels that texts have, or, where nobody says which, of those
+that fp32 gives them. Against fp32 alone are `span_f1` of tokens in answers, `cosine` of vectors and `r2` of numbers."""
 
 _CONFIDENCE: Final = 0.95
 """That a slice's loss isn't chance."""
@@ -115,7 +116,7 @@ def _seen(task: Task, output: Array, batch: Batch) -> Array:
 def _answers(trial: Trial, output: Array, batch: Batch, reference: Array) -> Array:
     """What the metric is of: a row of sums for each example, or for numbers a graph's and fp32's."""
     if trial.problem is Problem.MULTI_LABEL:
-        return _counted(((output >= 0) == (reference >= 0)).mean(-1))
+        return _marked(output >= 0, reference >= 0 if batch.truth is None else batch.truth == 1)
     if trial.problem is Problem.REGRESSION:
         return np.stack([output[:, 0], reference[:, 0]], axis=-1)
     match trial.task:
@@ -123,7 +124,7 @@ def _answers(trial: Trial, output: Array, batch: Batch, reference: Array) -> Arr
             lengths_B = np.linalg.norm(output, axis=-1) * np.linalg.norm(reference, axis=-1)
             return _counted((output * reference).sum(-1) / np.maximum(lengths_B, np.finfo(np.float32).tiny))
         case Task.QUESTION_ANSWERING:
-            return _counted((_ends(output, batch) == _ends(reference, batch)).mean(-1))
+            return _marked(_spans(output, batch), _spans(reference, batch))
         case _:
             assert batch.truth is not None, "the examples of this task have labels"
             counted, predicted = batch.truth != IGNORED, output.argmax(-1)
@@ -140,9 +141,27 @@ def _counted(values_B: Array) -> Array:
     return np.stack([values_B, np.ones_like(values_B)], axis=-1)
 
 
-def _ends(output: Array, batch: Batch) -> Array:
-    """Where answers begin and end, (B, 2)."""
-    return np.asarray(np.where(batch.mask_BT[:, :, None] == 1, output, -np.inf).argmax(1))
+def _marked(said: Array, right: Array) -> Array:
+    """How many labels or tokens of each example are rightly said, said, and right.
+
+    Nearly all of them are neither said nor right: agreement on these would hide that a graph says nothing.
+    """
+    counts_B3: Array = np.stack([said & right, said, right], axis=1).sum(-1)
+    return counts_B3
+
+
+def _spans(output: Array, batch: Batch) -> npt.NDArray[np.bool_]:
+    """Which tokens are each row's answer (B, T): none where it has none."""
+    chosen_BT = np.zeros(batch.ids_BT.shape, np.bool_)
+    for chosen_T, logits_T2, segments_T, mask_T in zip(
+        *(chosen_BT, output, batch.segments_BT, batch.mask_BT), strict=True
+    ):
+        # What ends the row isn't the context's.
+        (context,) = np.nonzero(segments_T[: mask_T.sum() - 1])
+        window = Window(0, logits_T2[context], (float(logits_T2[0, 0]), float(logits_T2[0, 1])))
+        if (span := best_span([window], range(len(context)))) is not None:
+            chosen_T[context[span[0] : span[1] + 1]] = True
+    return chosen_BT
 
 
 def _by_class(classes_BT: Array, chosen_BT: Array, classes: int) -> Array:
@@ -155,8 +174,23 @@ def _statistic(trial: Trial, answers: Sequence[Array]) -> Statistic:
     """The task's metric of what a graph said."""
     sums_EK = np.concatenate(answers).astype(np.float64)
     if trial.problem is Problem.REGRESSION:
-        return correlation(sums_EK[:, 0], sums_EK[:, 1])
-    return Statistic(sums_EK, macro_f1_of if trial.task is Task.TOKEN_CLASSIFICATION else ratio_of)
+        return _r2(sums_EK[:, 0], sums_EK[:, 1])
+    values = {"macro_f1": macro_f1_of, "micro_f1": _f1_of, "span_f1": _f1_of}
+    return Statistic(sums_EK, values.get(trial.metric, ratio_of))
+
+
+def _f1_of(sums: Floats) -> Floats:
+    """1 where there is nothing and nothing is said: fp32 loses nothing there, and one that says something does."""
+    return np.asarray(np.where(sums[..., 1] + sums[..., 2] > 0, f1_of(sums), 1.0))
+
+
+def _r2(given_E: Floats, fp32_E: Floats) -> Statistic:
+    """How much of the variance of fp32's numbers a graph's give: 1 where they are the same, 0 where they are no closer
+    than the mean. In a slice, too, differences are held to the variance over all examples: its numbers may be alike.
+    """
+    # Of numbers that only rounding tells apart there is no less.
+    spread = max(fp32_E.std(), ROUNDING * np.abs(fp32_E).max(), np.finfo(np.float32).tiny)
+    return Statistic(_counted(1 - ((given_E - fp32_E) / spread) ** 2), lambda sums: np.maximum(ratio_of(sums), 0.0))
 
 
 def _figures(trial: Trial, precision: Statistic, fp32: Statistic) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def read(
             raise InputError("QuestionTooLong", f"{place} has a question as long as the model reads") from error
         ids = np.array(encoding.ids, dtype=np.int64)
         targets = _hide(ids, special, start=len(rows)) if task is Task.FILL_MASK else None
-        rows.append(Row(ids, np.array(encoding.type_ids, dtype=np.int64), targets, slices_of(place, document)))
+        # As `type_ids`, which tokenizers of models without types of texts leave at 0.
+        segments = np.maximum.accumulate(np.array([part == 1 for part in encoding.sequence_ids], dtype=np.int64))
+        rows.append(Row(ids, segments, targets, slices_of(place, document)))
     if not rows:
         raise InputError("DatasetEmpty", f"{path} holds no example")
     return rows

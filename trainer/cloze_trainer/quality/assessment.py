@@ -1,4 +1,4 @@
-"""An artifact on labelled examples, as it would be served: its tokenizer and its fp32 graph."""
+"""An artifact on labelled examples, as it would be served: its tokenizer and one of its graphs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from cloze_api.finetune import Truncation
-from cloze_api.manifest import ONNX_FILE, Manifest
+from cloze_api.manifest import Manifest
+from cloze_api.precision import Precision, graph_file
 from cloze_api.profile import Profile
 from cloze_api.task import Problem
 from cloze_trainer import tasks
@@ -41,10 +42,12 @@ def assess(
     examples: Sequence[Line],
     labels: Sequence[str],
     truncation: Truncation = Truncation.RIGHT,
+    *,
+    precision: Precision = Precision.FP32,
 ) -> Scored:
     """The model's answers to the examples, with its classes in the order of `labels`.
 
-    truncation: of texts that are too long, in sequence classification.
+    truncation: of texts that are too long, in sequence classification. precision: of the graph, one that there is.
 
     Raises InputError when it isn't a model of such a task with just these labels.
     """
@@ -60,7 +63,7 @@ def assess(
     part = kind.tokenize(examples, labels, reader)
     rows = Rows.of(part, per_token=kind.per_token, pad=manifest.special_tokens.pad)
     order = [manifest.labels.index(label) for label in labels]
-    found = _outputs(kind, folder, manifest, rows)[:, order or slice(None)]
+    found = _outputs(kind, folder, manifest, rows, precision)[:, order or slice(None)]
     slices = [example.slices for example in examples]
     scored: Scored = kind.scored(found, rows, kind.key(examples), slices)
     return scored
@@ -84,9 +87,11 @@ def _blank(kind: AnyKind, manifest: Manifest, row: Row) -> npt.NDArray[np.int64]
     return np.zeros(len(row.ids) if kind.per_token else (1, max(1, len(manifest.labels))), np.int64)
 
 
-def _outputs(kind: AnyKind, folder: Path, manifest: Manifest, rows: Rows) -> Outputs:
-    """What the fp32 graph puts out for all rows' items, with the classes in the manifest's order."""
-    session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), providers=["CPUExecutionProvider"])
+def _outputs(
+    kind: AnyKind, folder: Path, manifest: Manifest, rows: Rows, precision: Precision = Precision.FP32
+) -> Outputs:
+    """What a graph puts out for all rows' items, with the classes in the manifest's order."""
+    session = onnxruntime.InferenceSession(str(folder / graph_file(precision)), providers=["CPUExecutionProvider"])
 
     def infer(batch: Batch) -> Any:
         given = dict(zip(INPUTS, (batch.ids_BT, batch.visible_BT.astype(np.int64), batch.segments_BT), strict=True))

@@ -16,6 +16,7 @@ from cloze_api.evaluation import Champion, Evaluation, Gate
 from cloze_api.finetune import Truncation
 from cloze_api.manifest import ArtifactError, Manifest
 from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.precision import Precision, named
 from cloze_api.progress import ExitCode, Outcome
 from cloze_api.signature import TrustedKeys
 from cloze_api.task import LABEL_TASKS
@@ -39,6 +40,7 @@ class Asked(NamedTuple):
     junit: Path | None
     truncation: Truncation = Truncation.RIGHT
     verify_key: tuple[str, ...] = ()
+    precision: Precision = Precision.FP32
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -67,6 +69,13 @@ def parse(arguments: Sequence[str]) -> Asked:
         metavar="HOW",
         help="what is read of longer texts, in classification: right, their beginning, or all by window",
     )
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        choices=list(Precision),
+        default=Precision.FP32,
+        help="which of the model's graphs is judged (default: %(default)s); --against is always judged in fp32",
+    )
     parser.add_argument(trust.FLAG, action="append", default=[], metavar="KEY", help=trust.HELP)
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write what came of each gate as JUnit's XML")
     parsed = parser.parse_args(arguments)
@@ -88,6 +97,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     return Asked(
         *(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit, parsed.truncate),
         verify_key=tuple(parsed.verify_key),
+        precision=parsed.precision,
     )
 
 
@@ -121,6 +131,10 @@ def run(asked: Asked) -> Outcome:
 def _judge(asked: Asked, scratch: Path) -> Judgement:
     keys = trust.find(asked.verify_key)
     folder, manifest = _artifact(asked.model, scratch / "model", keys)
+    if asked.precision not in (Precision.FP32, *manifest.precisions):
+        there = named(manifest.precisions)
+        message = f"{asked.model} has no graph in {asked.precision}; --precision may be one of those it has: {there}"
+        raise InputError("PrecisionMissing", message)
     kind, labels = kind_of(manifest), manifest.labels
     if asked.truncation is Truncation.WINDOW and kind.task not in LABEL_TASKS:
         raise InputError("TruncationUnsuitable", f"--truncate is for classification, not for {kind.task}")
@@ -130,7 +144,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
     kind.check(examples, labels)
-    scores = assess(folder, manifest, examples, labels, asked.truncation)
+    scores = assess(folder, manifest, examples, labels, asked.truncation, precision=asked.precision)
     if manifest.calibration is not None and isinstance(scores, Scores):
         scores = scores.cooled(manifest.calibration.temperature)
     comparison = None
