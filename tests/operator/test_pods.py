@@ -195,6 +195,8 @@ def test_unschedulable_is_the_schedulers_word(pod: Make, now: datetime) -> None:
     scheduled = {"status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
     found = pods.trouble(pod(phase="Pending", conditions={"PodScheduled": scheduled}), now)
     assert found == ("Unschedulable", "run-0: 0/3 nodes are available")
+    ready = pod(conditions={"PodScheduled": scheduled, "Ready": {"status": "True"}})
+    assert pods.trouble(ready, now) is None, "a pod that serves is in no trouble, whatever an older condition says"
 
 
 @pytest.mark.parametrize("reason", ["ContainerCreating", "PodInitializing"])

@@ -256,6 +256,8 @@ def _secrets(pod: Object) -> list[str]:
 
 def trouble(pod: Object, now: datetime) -> tuple[str, str] | None:
     """Why a pod doesn't run, in the words of who prevents it: (reason, message). None for one that runs or may soon."""
+    if is_ready(pod):
+        return None
     name = name_of(pod)
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
