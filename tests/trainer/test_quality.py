@@ -12,7 +12,7 @@ from seqeval.metrics import precision_score as entity_precision
 from seqeval.metrics import recall_score as entity_recall
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, log_loss
 
-from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.evaluation import Evaluation, Gate
 from cloze_api.figures import by_importance
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.task import Problem, Task
@@ -303,7 +303,8 @@ def test_a_new_version_must_surely_be_no_worse(lost: float, count: int, passes: 
 def test_the_comparison_is_one_of_the_gates() -> None:
     """A version that is worse than the champion is refused by name."""
     worse = Comparison("spam/1", "accuracy", new=0.8, old=0.9, difference=-0.1, least=-0.12)
-    judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(champion=Champion()), task=TEXTS, comparison=worse)
+    verdict = gates.no_worse(worse, max_loss=0.01, confidence=0.95)
+    judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(), task=TEXTS, champion=verdict)
     assert "that of spam/1 0.9000" in judged.refusal
 
 
