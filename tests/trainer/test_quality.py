@@ -300,6 +300,23 @@ def test_a_new_version_must_surely_be_no_worse(lost: float, count: int, passes: 
     assert "spam/1" in verdict.message
 
 
+def test_lost_entities_are_no_gain_in_classes() -> None:
+    """Of words with entities their F1 decides, in the comparison and in slices: a model that never begins one gets more
+    words right than one that finds each of them and takes some words for more, and is worse.
+    """
+    true, person = ["O"] * 10 + ["B-PER", "I-PER"], ["B-PER", "I-PER"]
+    found = words([list(zip(true, ["O"] * 7 + ["S-LOC"] * 3 + person, strict=True))] * 20)
+    lost = words([list(zip(true, ["O"] * 12, strict=True))] * 20)
+    accuracies = [statistics(scores, IOBES, per_token=True)["accuracy"].figure for scores in (found, lost)]
+    assert accuracies[0] < accuracies[1]
+    comparison = judgement.compare(lost, found, IOBES, task=WORDS, against="spam/1", confidence=0.95)
+    assert (comparison.figure, comparison.new) == ("entity_f1", 0)
+    assert not gates.no_worse(comparison, max_loss=0.1, confidence=0.95).passed
+    sliced = replace(lost, slices=[["kind=all"]] * lost.examples)
+    figures = judgement.judge(sliced, IOBES, Evaluation(min_slice_examples=1), task=WORDS).figures
+    assert figures["worst_slice_entity_f1"] == 0
+
+
 def test_the_comparison_is_one_of_the_gates() -> None:
     """A version that is worse than the champion is refused by name."""
     worse = Comparison("spam/1", "accuracy", new=0.8, old=0.9, difference=-0.1, least=-0.12)

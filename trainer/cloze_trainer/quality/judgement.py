@@ -53,7 +53,7 @@ def figure_names(
     """The figures that `judge` gives of a model with these labels. sliced: whether there are slices that count."""
     kind = tasks.of(task, problem)
     told, others = kind.figure_names(labels)
-    worst = [f"{_WORST}{name}" for name in kind.main] if sliced else []
+    worst = [f"{_WORST}{name}" for name in kind.mains(labels)] if sliced else []
     return [*told, *worst, *(f"{end}_{name}" for name in told for end in ENDS), *others]
 
 
