@@ -42,21 +42,29 @@ def texts(seed: int, count: int = 400, classes: int = 2, *, right: float = 0.8) 
     return Scores(logits_NC.astype(np.float32), truth_N, np.arange(count), count)
 
 
-def words(sentences: list[list[tuple[str, str]]]) -> Scores:
-    """True and predicted labels of words as scores."""
+def words(sentences: list[list[tuple[str, str]]], most: int = 99) -> Scores:
+    """True and predicted labels of words as scores, of a model that reads so many of each sentence at most."""
+    unread = [
+        (number, place, IOBES.index(true))
+        for number, sentence in enumerate(sentences)
+        for place, (true, _) in enumerate(sentence)
+        if place >= most
+    ]
+    sentences = [sentence[:most] for sentence in sentences]
     flat = [pair for sentence in sentences for pair in sentence]
     logits_NC = np.zeros((len(flat), len(IOBES)), np.float32)
     logits_NC[np.arange(len(flat)), [IOBES.index(predicted) for _, predicted in flat]] = 1
     places = np.repeat(np.arange(len(sentences)), [len(sentence) for sentence in sentences])
-    return Scores(logits_NC, np.array([IOBES.index(true) for true, _ in flat]), places, len(sentences))
+    truth_N, unread_U3 = np.array([IOBES.index(true) for true, _ in flat]), np.array(unread, int).reshape(-1, 3)
+    return Scores(logits_NC, truth_N, places, len(sentences), unread_U3=unread_U3)
 
 
-@given(SENTENCES)
-def test_entities_are_those_of_seqeval(sentences: list[list[tuple[str, str]]]) -> None:
-    """Micro F1, precision and recall, also of labels that don't go together."""
+@given(SENTENCES, st.sampled_from([1, 3, 12]))
+def test_entities_are_those_of_seqeval(sentences: list[list[tuple[str, str]]], most: int) -> None:
+    """Micro F1, precision and recall, also of labels that don't go together; words that aren't read are in none."""
     true = [[pair[0] for pair in sentence] for sentence in sentences]
-    predicted = [[pair[1] for pair in sentence] for sentence in sentences]
-    figures = judgement.judge(words(sentences), IOBES, Evaluation(calibrate=False), task=WORDS).figures
+    predicted = [["O" if place >= most else pair[1] for place, pair in enumerate(each)] for each in sentences]
+    figures = judgement.judge(words(sentences, most), IOBES, Evaluation(calibrate=False), task=WORDS).figures
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert figures["entity_f1"] == pytest.approx(entity_f1(true, predicted))

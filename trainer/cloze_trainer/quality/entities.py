@@ -8,15 +8,15 @@ from collections.abc import Collection, Sequence
 Span = tuple[str, int, int]
 """What it is, its first word, and its last."""
 
-_OUTSIDE = "O"
+OUTSIDE = "O"
 _BEGINS, _ENDS = frozenset("BSU"), frozenset("ELSU")
 _PREFIXES = _BEGINS | _ENDS | {"I"}
 
 
 def is_scheme(labels: Collection[str]) -> bool:
     """Whether labels mark entities: `O`, and others as `B-PER`."""
-    others = [label for label in labels if label != _OUTSIDE]
-    return _OUTSIDE in labels and bool(others) and all(_split(label)[0] in _PREFIXES for label in others)
+    others = [label for label in labels if label != OUTSIDE]
+    return OUTSIDE in labels and bool(others) and all(_split(label)[0] in _PREFIXES for label in others)
 
 
 def _split(label: str) -> tuple[str, str]:
