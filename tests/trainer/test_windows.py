@@ -191,7 +191,7 @@ def test_who_reads_less_is_not_better(tmp_path: Path, labels: list[str], main: s
     whole, half = answered(10, 2), answered(5, 0)
     assert (figures(whole)["accuracy"], figures(half)["accuracy"]) == (0.8, 0.5)
     assert all(figures(whole)[name] > figure for name, figure in figures(half).items())
-    asked = {"task": Task.TOKEN_CLASSIFICATION, "against": "x/1", "confidence": 0.95}
+    asked: dict[str, Any] = {"task": Task.TOKEN_CLASSIFICATION, "against": "x/1", "confidence": 0.95}
     for new, old, passes in ((whole, half, True), (half, whole, False)):
         comparison = judgement.compare(new, old, names, **asked)
         assert gates.no_worse(comparison, max_loss=0.01, confidence=0.95).passed is passes

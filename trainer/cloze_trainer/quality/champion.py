@@ -34,7 +34,7 @@ def check(run: Run, spec: FineTuneJobSpec, labels: Sequence[str]) -> None:
     """Refuse, before the training, a champion that the finished model can't be compared with. Raises as `find`."""
     done, mark = run.workspace / "champion.json", {"job": run.identity}
     # Not at each start: a run goes on while MLflow is away.
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == mark:
+    if spec.evaluation.champion is None or (done.is_file() and json.loads(done.read_text("utf-8")) == mark):
         return
     find(run, spec, labels)
     write_json(done, mark)
