@@ -61,7 +61,8 @@ class Measured(BaseModel):
     difference: Annotated[float, Field(ge=0)]
     """Largest difference of an output, as a share of the largest output or of 1."""
     metric: str = ""
-    """`accuracy`, `macro_f1`, `micro_f1`, `r2`, `span_f1` or `cosine`; empty where there were no examples."""
+    """`accuracy`, `macro_f1`, `entity_f1`, `micro_f1`, `r2`, `span_f1` or `cosine`; empty where there were no
+    examples."""
     fp32: float | None = None
     """Its value for fp32."""
     value: float | None = None

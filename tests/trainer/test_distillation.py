@@ -14,7 +14,7 @@ from torch import nn
 from cloze_api.distillation import Relation
 from cloze_api.manifest import Limits, Lineage, Manifest, SpecialTokens, tokenizer_fingerprint
 from cloze_api.pretrain import Architecture
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.distillation import beside, relation, teacher
@@ -28,6 +28,7 @@ from cloze_trainer.model import build
 from cloze_trainer.quality.scores import Scores
 
 CONFIG = EncoderConfig(vocab_size=60, layers=3, hidden_size=16, heads=2, intermediate_size=32, max_length=16, dropout=0)
+STUDENT = Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL, ("ham", "spam")
 TOKENIZER = {"model": {"vocab": {"a": 0}}}
 
 
@@ -123,6 +124,7 @@ def a_teacher(folder: Path, **manifest: Any) -> Teacher:
     ("manifest", "reason", "words"),
     [
         ({"task": Task.TOKEN_CLASSIFICATION}, "TeacherTaskDiffers", "is for token-classification"),
+        ({"problem": Problem.MULTI_LABEL}, "TeacherTaskDiffers", r"\(multi-label\), not for .* \(single-label\)"),
         ({"labels": ["ham", "eggs"]}, "TeacherLabelsDiffer", "has the labels eggs, ham, and the student ham, spam"),
         ({"tokenizer_fingerprint": "0" * 64}, "TeacherTokenizerDiffers", "has the fingerprint 000000000000"),
         ({"limits": Limits(max_length=8, vocab_size=60)}, "TeacherTooShort", "set spec.maxLength to 8"),
@@ -131,19 +133,19 @@ def a_teacher(folder: Path, **manifest: Any) -> Teacher:
 def test_a_teacher_that_answers_something_else_is_refused(
     tmp_path: Path, manifest: dict[str, Any], reason: str, words: str
 ) -> None:
-    """Another task, other labels, another tokenizer, shorter texts: each with a sentence, before the training."""
+    """Another task or problem, other labels, another tokenizer, shorter texts: a sentence each, before the training."""
     base = student_base(tmp_path)
     good = a_teacher(tmp_path, labels=["spam", "ham"])
-    teacher.check(good, Task.SEQUENCE_CLASSIFICATION, ("ham", "spam"), base, 16)
+    teacher.check(good, *STUDENT, base=base, max_length=16)
     with pytest.raises(TrainerError, match=words) as refusal:
-        teacher.check(a_teacher(tmp_path, **manifest), Task.SEQUENCE_CLASSIFICATION, ("ham", "spam"), base, 16)
+        teacher.check(a_teacher(tmp_path, **manifest), *STUDENT, base=base, max_length=16)
     assert refusal.value.reason == reason
 
 
 def test_padding_and_truncation_of_a_tokenizer_dont_tell_it_from_another(tmp_path: Path) -> None:
     """The fingerprint leaves out what a server sets by itself."""
     base = student_base(tmp_path, {**TOKENIZER, "truncation": {"max_length": 5}, "padding": None})
-    teacher.check(a_teacher(tmp_path), Task.SEQUENCE_CLASSIFICATION, ("ham", "spam"), base, 16)
+    teacher.check(a_teacher(tmp_path), *STUDENT, base=base, max_length=16)
 
 
 def test_layers_are_taken_from_teachers_of_the_same_sizes() -> None:

@@ -15,7 +15,7 @@ import whole_runs
 from cloze_api.manifest import digest_files, verify, write_manifest
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.progress import ExitCode
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer import import_options, importing
 from cloze_trainer.data import labelled
 from cloze_trainer.errors import GateError, InputError
@@ -32,8 +32,10 @@ def model(request: pytest.FixtureRequest, tiny: Any, tmp_path_factory: pytest.Te
     return _made(tmp_path_factory.mktemp(request.param), tiny, request.param, Task.SEQUENCE_CLASSIFICATION)
 
 
-def _made(folder: Path, tiny: Any, family: str, task: Task) -> Any:
-    made, tokenizer = tiny.save(folder / "source", family, task)
+def _made(
+    folder: Path, tiny: Any, family: str, task: Task, problem: Problem = Problem.SINGLE_LABEL, **settings: Any
+) -> Any:
+    made, tokenizer = tiny.save(folder / "source", family, task, **settings)
     importing.run(
         import_options.Asked(
             source=str(folder / "source"),
@@ -44,6 +46,7 @@ def _made(folder: Path, tiny: Any, family: str, task: Task) -> Any:
             pooling=None,
             normalize=False,
             matryoshka=[],
+            problem=problem if task is Task.SEQUENCE_CLASSIFICATION else None,
         )
     )
     return folder / "artifact", made, tokenizer
@@ -100,8 +103,6 @@ def test_another_order_of_labels_is_the_same_model(model: Any, tmp_path: Path) -
     examples = labelled.read([data], Task.SEQUENCE_CLASSIFICATION)
     scores = assess(artifact, verify(artifact), examples, ["I-PER", "O", "B-PER"])
     assert np.allclose(scores.logits_NC, answers(made, tokenizer, inputs).numpy()[:, [2, 0, 1]], atol=1e-4)
-    with pytest.raises(InputError, match="only models with the same labels"):
-        assess(artifact, verify(artifact), examples, ["O", "X"])
 
 
 def test_words_are_judged_by_their_first_piece(tiny: Any, tmp_path: Path) -> None:
@@ -165,6 +166,41 @@ def test_the_precision_that_is_served_can_be_judged(model: Any, tmp_path: Path) 
     with pytest.raises(InputError, match=r"no graph in fp16; .* fp32, int8") as refused:
         command.run(command.parse([*asked, "--precision=fp16"]))
     assert refused.value.reason == "PrecisionMissing"
+
+
+@pytest.mark.parametrize("model", ["bert"], indirect=True)
+def test_the_worse_of_two_models_is_refused(model: Any, tiny: Any, tmp_path: Path) -> None:
+    """By the figures of both on the same examples, the labels of which are one model's answers; not the other way."""
+    right, made, tokenizer = model
+    wrong, *_ = _made(tmp_path, tiny, "bert", Task.SEQUENCE_CLASSIFICATION, num_hidden_layers=1)
+    inputs = texts(40, seed=5)
+    best = answers(made, tokenizer, inputs).argmax(-1).tolist()
+    rows = [{"text": text, "label": LABELS[number]} for text, number in zip(inputs, best, strict=True)]
+    data = str(write(tmp_path / "data.jsonl", rows))
+    with pytest.raises(GateError, match=f"accuracy is 0\\..*, that of {right} 1.0000 on the same examples"):
+        command.run(command.parse([str(wrong), data, "--against", str(right)]))
+    assert command.run(command.parse([str(right), data, "--against", str(wrong)])).message == "1 gates pass"
+
+
+@pytest.mark.parametrize("model", ["bert"], indirect=True)
+@pytest.mark.parametrize(
+    ("task", "problem", "labels", "reason"),
+    [
+        (Task.SEQUENCE_CLASSIFICATION, Problem.MULTI_LABEL, LABELS, "TaskDiffers"),
+        (Task.TOKEN_CLASSIFICATION, Problem.SINGLE_LABEL, LABELS, "TaskDiffers"),
+        (Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL, ["O", "B-PER", "X"], "LabelsDiffer"),
+    ],
+)
+def test_models_that_answer_other_questions_are_not_compared(
+    model: Any, tiny: Any, tmp_path: Path, task: Task, problem: Problem, labels: list[str], reason: str
+) -> None:
+    """Another task or problem, and other labels: told as wrong input, and nothing is judged."""
+    named = {"id2label": dict(enumerate(labels)), "label2id": {name: place for place, name in enumerate(labels)}}
+    other, *_ = _made(tmp_path, tiny, "bert", task, problem, **named)
+    data = write(tmp_path / "data.jsonl", [{"text": text, "label": "O"} for text in texts(5)])
+    with pytest.raises(InputError, match="can be compared") as refused:
+        command.run(command.parse([str(model[0]), str(data), "--against", str(other)]))
+    assert (refused.value.reason, refused.value.exit_code) == (reason, ExitCode.INVALID_INPUT)
 
 
 @pytest.mark.parametrize("model", ["bert"], indirect=True)

@@ -47,7 +47,7 @@ EXAMPLES: dict[Task, list[dict[str, Any]]] = {
 }
 METRICS = {
     Task.SEQUENCE_CLASSIFICATION: "accuracy",
-    Task.TOKEN_CLASSIFICATION: "macro_f1",
+    Task.TOKEN_CLASSIFICATION: "entity_f1",
     Task.FILL_MASK: "accuracy",
     Task.EMBEDDING: "cosine",
     Task.QUESTION_ANSWERING: "span_f1",
@@ -306,6 +306,12 @@ SLICED: list[tuple[Task, str, Callable[[int], dict[str, Any]], str]] = [
         "macro_f1",
     ),
     (
+        Task.TOKEN_CLASSIFICATION,
+        "single-label",
+        lambda n: {"tokens": ["x", "y"], "labels": ["O", ["B-A", "B-B"][n % 2]]},
+        "entity_f1",
+    ),
+    (
         Task.SEQUENCE_CLASSIFICATION,
         "multi-label",
         lambda n: {"text": "xy"[n % 2], "labels": ["A", "B"][n % 2 :]},
@@ -341,7 +347,7 @@ def test_each_tasks_slices_are_tried(
     assert worst is not None
     assert (measured.metric, worst.name) == (metric, "part=whole")
     assert worst.examples == (12 if task is Task.EMBEDDING else 6)
-    assert metric in ("macro_f1", "micro_f1") or worst.fp32 == pytest.approx(1)
+    assert metric in {"macro_f1", "micro_f1", "entity_f1"} or worst.fp32 == pytest.approx(1)
     assert worst.chance >= 0
 
 

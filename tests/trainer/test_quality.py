@@ -13,7 +13,7 @@ from seqeval.metrics import precision_score as entity_precision
 from seqeval.metrics import recall_score as entity_recall
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, log_loss
 
-from cloze_api.evaluation import Champion, Evaluation, Gate
+from cloze_api.evaluation import Evaluation, Gate
 from cloze_api.figures import by_importance
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import Calibration
@@ -44,21 +44,29 @@ def texts(seed: int, count: int = 400, classes: int = 2, *, right: float = 0.8) 
     return Scores(logits_NC.astype(np.float32), truth_N, np.arange(count), count)
 
 
-def words(sentences: list[list[tuple[str, str]]]) -> Scores:
-    """True and predicted labels of words as scores."""
+def words(sentences: list[list[tuple[str, str]]], most: int = 99) -> Scores:
+    """True and predicted labels of words as scores, of a model that reads so many of each sentence at most."""
+    unread = [
+        (number, place, IOBES.index(true))
+        for number, sentence in enumerate(sentences)
+        for place, (true, _) in enumerate(sentence)
+        if place >= most
+    ]
+    sentences = [sentence[:most] for sentence in sentences]
     flat = [pair for sentence in sentences for pair in sentence]
     logits_NC = np.zeros((len(flat), len(IOBES)), np.float32)
     logits_NC[np.arange(len(flat)), [IOBES.index(predicted) for _, predicted in flat]] = 1
     places = np.repeat(np.arange(len(sentences)), [len(sentence) for sentence in sentences])
-    return Scores(logits_NC, np.array([IOBES.index(true) for true, _ in flat]), places, len(sentences))
+    truth_N, unread_U3 = np.array([IOBES.index(true) for true, _ in flat]), np.array(unread, int).reshape(-1, 3)
+    return Scores(logits_NC, truth_N, places, len(sentences), unread_U3=unread_U3)
 
 
-@given(SENTENCES)
-def test_entities_are_those_of_seqeval(sentences: list[list[tuple[str, str]]]) -> None:
-    """Micro F1, precision and recall, also of labels that don't go together."""
+@given(SENTENCES, st.sampled_from([1, 3, 12]))
+def test_entities_are_those_of_seqeval(sentences: list[list[tuple[str, str]]], most: int) -> None:
+    """Micro F1, precision and recall, also of labels that don't go together; words that aren't read are in none."""
     true = [[pair[0] for pair in sentence] for sentence in sentences]
-    predicted = [[pair[1] for pair in sentence] for sentence in sentences]
-    figures = judgement.judge(words(sentences), IOBES, Evaluation(calibrate=False), task=WORDS).figures
+    predicted = [["O" if place >= most else pair[1] for place, pair in enumerate(each)] for each in sentences]
+    figures = judgement.judge(words(sentences, most), IOBES, Evaluation(calibrate=False), task=WORDS).figures
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert figures["entity_f1"] == pytest.approx(entity_f1(true, predicted))
@@ -368,10 +376,28 @@ def test_a_new_version_must_surely_be_no_worse(lost: float, count: int, passes: 
     assert "spam/1" in verdict.message
 
 
+def test_lost_entities_are_no_gain_in_classes() -> None:
+    """Of words with entities their F1 decides, in the comparison and in slices: a model that never begins one gets more
+    words right than one that finds each of them and takes some words for more, and is worse.
+    """
+    true, person = ["O"] * 10 + ["B-PER", "I-PER"], ["B-PER", "I-PER"]
+    found = words([list(zip(true, ["O"] * 7 + ["S-LOC"] * 3 + person, strict=True))] * 20)
+    lost = words([list(zip(true, ["O"] * 12, strict=True))] * 20)
+    accuracies = [statistics(scores, IOBES, per_token=True)["accuracy"].figure for scores in (found, lost)]
+    assert accuracies[0] < accuracies[1]
+    comparison = judgement.compare(lost, found, IOBES, task=WORDS, against="spam/1", confidence=0.95)
+    assert (comparison.figure, comparison.new) == ("entity_f1", 0)
+    assert not gates.no_worse(comparison, max_loss=0.1, confidence=0.95).passed
+    sliced = replace(lost, slices=[["kind=all"]] * lost.examples)
+    figures = judgement.judge(sliced, IOBES, Evaluation(min_slice_examples=1), task=WORDS).figures
+    assert figures["worst_slice_entity_f1"] == 0
+
+
 def test_the_comparison_is_one_of_the_gates() -> None:
     """A version that is worse than the champion is refused by name."""
     worse = Comparison("spam/1", "accuracy", new=0.8, old=0.9, difference=-0.1, least=-0.12)
-    judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(champion=Champion()), task=TEXTS, comparison=worse)
+    verdict = gates.no_worse(worse, max_loss=0.01, confidence=0.95)
+    judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(), task=TEXTS, champion=verdict)
     assert "that of spam/1 0.9000" in judged.refusal
 
 

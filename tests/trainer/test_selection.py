@@ -16,7 +16,7 @@ from tuning import ALONE
 
 from cloze_api.early_stopping import EarlyStopping
 from cloze_api.task import Problem, Task
-from cloze_trainer import preparation
+from cloze_trainer import preparation, tasks
 from cloze_trainer.data.duplicates import near_duplicate_groups
 from cloze_trainer.data.labelled import Example
 from cloze_trainer.data.validation import split
@@ -180,6 +180,14 @@ def test_every_task_is_chosen_by_its_own_figure(tuned: Callable[..., Any], task:
     assert workload.evaluate(made.model, ALONE) == figures
     assert np.isfinite(outputs).all()
     assert [step for step in range(1, 7) if workload.evaluate_after(step)] == [2, 4, 6]
+
+
+def test_words_with_entities_are_chosen_by_entity_f1() -> None:
+    """And without entities by macro F1: by what the champion is compared by."""
+    selection = Selection(EarlyStopping(), tasks.of(Task.TOKEN_CLASSIFICATION).main)
+    figures = {"validation_accuracy": 0.9, "validation_macro_f1": 0.5}
+    assert selection.after(None, 2, figures).figure == "macro_f1"
+    assert selection.after(None, 2, {**figures, "validation_entity_f1": 0.2}).figure == "entity_f1"
 
 
 def test_examples_to_choose_by_that_are_the_tests_are_refused(tmp_path: Path, tiny: Any) -> None:

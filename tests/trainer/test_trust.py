@@ -28,7 +28,8 @@ from cloze_trainer.errors import InputError, TrainerError
 from cloze_trainer.quality import champion, command
 from cloze_trainer.run import Run, open_run
 
-ROWS = [{"text": f"{first}b c", "label": label} for first in "abcd" for label in ("O", "B-PER", "I-PER")]
+LABELS = ("O", "B-PER", "I-PER")
+ROWS = [{"text": f"{first}b c", "label": label} for first in "abcd" for label in LABELS]
 
 
 @dataclass
@@ -108,7 +109,7 @@ def _teacher(folder: Path) -> Any:
 
 def _champion(folder: Path) -> Any:
     run, spec = run_of(folder)
-    return lambda: champion.find(run, spec)
+    return lambda: champion.find(run, spec, LABELS)
 
 
 def _data(folder: Path) -> str:

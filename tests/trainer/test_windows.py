@@ -20,10 +20,11 @@ from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.labelled import IGNORED, Example
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.data.windows import own, windows
-from cloze_trainer.quality import command
+from cloze_trainer.quality import command, gates, judgement
 from cloze_trainer.quality.assessment import assess
+from cloze_trainer.tasks.kind import Reader
 from cloze_trainer.tasks.pooling import pooled
-from cloze_trainer.tasks.rows import Rows
+from cloze_trainer.tasks.rows import Rows, save
 
 TEXTS = Task.SEQUENCE_CLASSIFICATION
 # One for each text: numbers for the same text twice would be ranked by how they are rounded.
@@ -161,3 +162,37 @@ def test_a_word_without_pieces_takes_nobodys_label() -> None:
         special=SPECIAL_IDS.model_copy(update={"unk": None}),
     )
     assert [found.targets[0].tolist()] == [[IGNORED, 0, 2, IGNORED]]
+    assert found.unread is not None
+    assert found.unread.tolist() == [[0, 1, 1], [0, 3, 3]]
+
+
+@pytest.mark.parametrize(("labels", "main"), [(["N", "V"] * 5, "macro_f1"), (["O", "B-X"] * 5, "entity_f1")])
+def test_who_reads_less_is_not_better(tmp_path: Path, labels: list[str], main: str) -> None:
+    """Of ten words a model reads all and is right in eight, and another one five and is right in them: the first one is
+    the better one by each figure, and the second one doesn't pass against it.
+    """
+    kind, names = tasks.of(Task.TOKEN_CLASSIFICATION), sorted(set(labels))
+    trained = tokenizer.train(["a letter"] * 3, vocab_size=30, lowercase=True)
+    lines = [Example(f"x:{number}", ("a",) * 10, tuple(labels)) for number in range(20)]
+
+    def answered(most: int, wrong: int) -> Any:
+        """By a model of so many words, which is wrong in so many of the last."""
+        part = kind.tokenize(lines, names, Reader(trained, SPECIAL_IDS, most + 2))
+        save(tmp_path, f"{most}", part)
+        rows = Rows.load(tmp_path, f"{most}", per_token=True, pad=0)
+        said = [names.index(label) for label in labels[:most]]
+        said[most - wrong :] = [1 - number for number in said[most - wrong :]]
+        return kind.scored(np.eye(2, dtype=np.float32)[said * len(lines)], rows, None, ())
+
+    def figures(scores: Any) -> dict[str, float]:
+        told = {name: each.figure for name, each in kind.statistics(scores, names).items()}
+        return {**told, **kind.details(scores, names)}
+
+    whole, half = answered(10, 2), answered(5, 0)
+    assert (figures(whole)["accuracy"], figures(half)["accuracy"]) == (0.8, 0.5)
+    assert all(figures(whole)[name] > figure for name, figure in figures(half).items())
+    asked: dict[str, Any] = {"task": Task.TOKEN_CLASSIFICATION, "against": "x/1", "confidence": 0.95}
+    for new, old, passes in ((whole, half, True), (half, whole, False)):
+        comparison = judgement.compare(new, old, names, **asked)
+        assert gates.no_worse(comparison, max_loss=0.01, confidence=0.95).passed is passes
+        assert comparison.figure == main

@@ -20,8 +20,10 @@ _QUALITY = {
     "masked_accuracy": "masked accuracy",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
+    "entity_f1": "entity F1",
     "validation_accuracy": "accuracy, validation",
     "validation_macro_f1": "macro F1, validation",
+    "validation_entity_f1": "entity F1, validation",
 }
 CURVES = (*_LOSSES, *_QUALITY, "learning_rate")
 """What `training` draws, where it was measured."""

@@ -31,7 +31,7 @@ from cloze_trainer.tasks.kind import Reader
 from cloze_trainer.tasks.rows import Rows
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 5
+EDITION = 6
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
 _KEY_END = "-key.json"
@@ -105,8 +105,6 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         key |= {"truncate": spec.truncate}
     folder = run.data / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not intact(folder):
-        # What can't be compared is told before the training. Not at each start: a run goes on while MLflow is away.
-        champion.find(run, spec)
         paths = [train.paths, test.paths, *(each.paths for each in others)]
         with turn(folder, lambda: progress.advance("waiting")) if run.data_cache else nullcontext():
             # Another run may have prepared them meanwhile.
@@ -116,6 +114,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
+    champion.check(run, spec, meta["labels"])
     seen = leakage.Seen(**json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")))
     if seen.count:
         log("test examples seen in training", share=seen.share, what=seen.told())

@@ -14,7 +14,7 @@ from cloze_api.task import Problem, Task
 from cloze_trainer.data.examples import Batch, Row
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
-from cloze_trainer.quality import chance
+from cloze_trainer.quality import chance, entities
 from cloze_trainer.quality.scores import ROUNDING, Floats, Statistic, f1_of, macro_f1_of, ratio_of
 from cloze_trainer.quality.spans import Window, best_span
 
@@ -30,6 +30,9 @@ METRICS: Final = {
 _PROBLEM_METRICS: Final = {Problem.MULTI_LABEL: "micro_f1", Problem.REGRESSION: "r2"}
 """What a precision is judged by. `micro_f1` is of the labels that texts have, or, where nobody says which, of those
 that fp32 gives them. Against fp32 alone are `span_f1` of tokens in answers, `cosine` of vectors and `r2` of numbers."""
+
+_ENTITIES: Final = "entity_f1"
+"""Of words whose labels mark entities, as the evaluation has it."""
 
 _CONFIDENCE: Final = 0.95
 """That a slice's loss isn't chance."""
@@ -56,6 +59,8 @@ class Trial:
     @property
     def metric(self) -> str:
         """What a precision is judged by."""
+        if self.task is Task.TOKEN_CLASSIFICATION and entities.is_scheme(self.labels):
+            return _ENTITIES
         return _PROBLEM_METRICS.get(self.problem, METRICS[self.task])
 
     def texts(self, most: int) -> list[Row]:
@@ -131,6 +136,8 @@ def _answers(trial: Trial, output: Array, batch: Batch, reference: Array) -> Arr
             hits = counted & (predicted == batch.truth)
             if trial.task is not Task.TOKEN_CLASSIFICATION:
                 return np.stack([each.reshape(len(hits), -1).sum(-1) for each in (hits, counted)], axis=-1)
+            if trial.metric == _ENTITIES:
+                return _entities(predicted, batch.truth, counted, trial.labels)
             classes = len(trial.labels)
             parts = [(predicted, hits), (predicted, counted), (batch.truth, counted)]
             return np.concatenate([_by_class(each, chosen, classes) for each, chosen in parts], axis=-1)
@@ -170,12 +177,23 @@ def _by_class(classes_BT: Array, chosen_BT: Array, classes: int) -> Array:
     return np.bincount(flat, minlength=len(classes_BT) * classes).reshape(-1, classes)
 
 
+def _entities(predicted_BT: Array, truth_BT: Array, counted_BT: Array, labels: Sequence[str]) -> Array:
+    """How many entities of each example are right, predicted, and there, (B, 3)."""
+    named = np.array(labels, dtype=object)
+    return np.array(
+        [
+            entities.compare(named[predicted_T[counted_T]], named[truth_T[counted_T]])
+            for predicted_T, truth_T, counted_T in zip(predicted_BT, truth_BT, counted_BT, strict=True)
+        ]
+    )
+
+
 def _statistic(trial: Trial, answers: Sequence[Array]) -> Statistic:
     """The task's metric of what a graph said."""
     sums_EK = np.concatenate(answers).astype(np.float64)
     if trial.problem is Problem.REGRESSION:
         return _r2(sums_EK[:, 0], sums_EK[:, 1])
-    values = {"macro_f1": macro_f1_of, "micro_f1": _f1_of, "span_f1": _f1_of}
+    values = {_ENTITIES: f1_of, "macro_f1": macro_f1_of, "micro_f1": _f1_of, "span_f1": _f1_of}
     return Statistic(sums_EK, values.get(trial.metric, ratio_of))
 
 

@@ -218,7 +218,7 @@ def _judge(
     *,
     further: seeds.BySeed | None = None,
 ) -> Judgement:
-    """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.compare`."""
+    """Evaluate the finished model; only rank 0's judgement of a classifier is whole. Raises as `champion.judge`."""
     if isinstance(workload, Pretraining):
         figures = workload.evaluate(model, gang)
         assert figures is not None, "nothing breaks it off"
@@ -241,7 +241,7 @@ def _judge(
         task=workload.task,
         problem=workload.problem,
         others={**artifact.data_figures(workload), **beside, **spread},
-        comparison=champion.compare(run, spec, scores, workload.labels),
+        champion=champion.judge(run, spec, scores, workload.labels),
     )
     if further:
         judged = judged.beside("seeds", {str(seed): own for seed, own in by_seed.items()}, spread)

@@ -162,7 +162,7 @@ def precision(bench: Bench, rounds: int) -> None:
     task, rows = bench.task, []
     for seed in range(1, rounds + 1):
         found, artifact = bench.ours(f"{task.name}-ours", seed)
-        name = "accuracy" if task.kind == "sequence-classification" else "macro_f1"
+        name = next(name for name in ("accuracy", "entity_f1", "macro_f1") if f"{name}_int8" in found["figures"])
         fp32, int8 = (found["figures"][key] for key in (name, f"{name}_int8"))
         full, small = bench.milliseconds([artifact / "model.onnx", artifact / "model_int8.onnx"])
         rows.append(

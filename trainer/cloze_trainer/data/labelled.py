@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class Labelled:
     targets: one of a row, of one or more numbers, or one for each token. truncated: how many examples were longer than
     the limit. unknown: tokens that the vocabulary lacks. places: of each row the example, in ascending order, where its
     second text begins (0 without one), and which of that text's tokens is its first. spans: of each token that is
-    scored, characters.
+    scored, characters. unread: of each word that no row has, where each has a class of its own, its example, its place
+    among the example's words, and its class, in ascending order.
     """
 
     ids: tuple[npt.NDArray[np.int64], ...]
@@ -60,6 +61,7 @@ class Labelled:
     unknown: int
     places: npt.NDArray[np.int64] | None = None
     spans: tuple[npt.NDArray[np.int64], ...] | None = None
+    unread: npt.NDArray[np.int64] | None = None
 
 
 def read(paths: Sequence[Path], task: Task) -> list[Example]:
@@ -195,13 +197,19 @@ def tokenize(
         return _framed((text for (text,) in encoded), classes, max_length=max_length, special=special, whole=whole)
     texts: list[list[int]] = []
     classes = []
-    for example, words in zip(examples, encoded, strict=True):
+    unread = []
+    for number, (example, words) in enumerate(zip(examples, encoded, strict=True)):
         texts.append([piece for word in words for piece in word])
         classes.append(np.full(len(texts[-1]), IGNORED, dtype=np.int64))
-        for first, pieces, label in zip(np.cumsum([0, *map(len, words)]), words, example.labels, strict=False):
+        limit = parts(len(texts[-1]), max_length - 2, whole=whole)[-1].stop
+        firsts = np.cumsum([0, *map(len, words)])
+        for place, (first, pieces, label) in enumerate(zip(firsts, words, example.labels, strict=False)):
             if pieces:
                 classes[-1][first] = index[label]
-    return _framed(texts, classes, max_length=max_length, special=special, whole=whole, per_token=True)
+            if not pieces or first >= limit:
+                unread.append((number, place, index[label]))
+    found = _framed(texts, classes, max_length=max_length, special=special, whole=whole, per_token=True)
+    return replace(found, unread=np.array(unread, dtype=np.int64).reshape(-1, 3))
 
 
 def tokenize_texts(

@@ -225,7 +225,9 @@ def begin(run: Run, workload: FineTuning | Pretraining, gang: Gang) -> Distillin
 
 def _fit(run: Run, asked: Distillation, workload: FineTuning) -> Teacher:
     found = teacher.find(run, asked.teacher.model)
-    teacher.check(found, workload.task, workload.labels, workload.base, workload.max_length)
+    teacher.check(
+        *(found, workload.task, workload.problem, workload.labels), base=workload.base, max_length=workload.max_length
+    )
     return found
 
 

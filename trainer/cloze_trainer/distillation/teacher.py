@@ -26,7 +26,7 @@ from cloze_api.manifest import (
 from cloze_api.names import ENV_TEACHER_DIGEST
 from cloze_api.pretrain import Architecture
 from cloze_api.pretrained import PretrainedVersion
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
 from cloze_trainer.base import BaseModel, fetch, read_config, verified
 from cloze_trainer.console import log
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
@@ -90,15 +90,22 @@ def _resolved(run: Run, pinned: Path, mark: dict[str, str]) -> str:
     return version
 
 
-def check(teacher: Teacher, task: Task, labels: Sequence[str], base: BaseModel, max_length: int) -> None:
+def check(
+    teacher: Teacher, task: Task, problem: Problem, labels: Sequence[str], *, base: BaseModel, max_length: int
+) -> None:
     """Raise BaseModelError or InputError where the teacher's answers aren't about what the student is asked.
 
     Tokenizers must have one fingerprint, so that both read the same tokens, cut the same texts in the same place, and
     find the same words in them.
     """
     manifest = teacher.manifest
-    if manifest.task is not task:
-        raise BaseModelError("TeacherTaskDiffers", f"the teacher {teacher.name} is for {manifest.task}, not for {task}")
+    # A multi-label model has labels, too, but its logits are no distribution over them.
+    if (manifest.task, manifest.problem) != (task, problem):
+        raise BaseModelError(
+            "TeacherTaskDiffers",
+            f"the teacher {teacher.name} is for {manifest.task} ({manifest.problem}), not for {task} ({problem}): name "
+            "one that answers what the student is asked",
+        )
     if sorted(manifest.labels) != sorted(labels):
         raise InputError(
             "TeacherLabelsDiffer",

@@ -36,6 +36,22 @@ def kind_of(manifest: Manifest) -> AnyKind:
     return kind
 
 
+def refuse_other(manifest: Manifest, kind: AnyKind, labels: Sequence[str]) -> None:
+    """Raise InputError for an artifact that can't be compared with a model of this kind and these labels."""
+    if (manifest.task, manifest.problem) != (kind.task, kind.problem):
+        raise InputError(
+            "TaskDiffers",
+            f"{manifest.name} is for {manifest.task} ({manifest.problem}), not for {kind.task} ({kind.problem}): only "
+            "models for the same task can be compared",
+        )
+    if sorted(manifest.labels) != sorted(labels):
+        raise InputError(
+            "LabelsDiffer",
+            f"{manifest.name} has the labels {', '.join(sorted(manifest.labels))}, not {', '.join(sorted(labels))}: "
+            "only models with the same labels can be compared",
+        )
+
+
 def assess(
     folder: Path,
     manifest: Manifest,
@@ -45,19 +61,13 @@ def assess(
     *,
     precision: Precision = Precision.FP32,
 ) -> Scored:
-    """The model's answers to the examples, with its classes in the order of `labels`.
+    """The model's answers to the examples, with its classes in the order of `labels`, which are its own.
 
     truncation: of texts that are too long, in sequence classification. precision: of the graph, one that there is.
 
-    Raises InputError when it isn't a model of such a task with just these labels.
+    Raises InputError when it isn't a model of such a task.
     """
     kind = kind_of(manifest)
-    if sorted(manifest.labels) != sorted(labels):
-        raise InputError(
-            "LabelsDiffer",
-            f"{manifest.name} has the labels {', '.join(sorted(manifest.labels))}, and the examples "
-            f"{', '.join(sorted(labels))}: only models with the same labels can be compared",
-        )
     whole = truncation is Truncation.WINDOW
     reader = Reader(tokenizer.read(folder), manifest.special_tokens, manifest.limits.max_length, whole)
     part = kind.tokenize(examples, labels, reader)

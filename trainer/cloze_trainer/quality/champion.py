@@ -1,5 +1,6 @@
 """The registered version that a new one is compared with."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from cloze_api.signature import TrustedKeys
 from cloze_trainer import tasks, trust
 from cloze_trainer.console import log
 from cloze_trainer.errors import BaseModelError, InputError
+from cloze_trainer.files import write_json
 from cloze_trainer.origin import locate_all
-from cloze_trainer.quality import judgement
-from cloze_trainer.quality.assessment import assess
-from cloze_trainer.quality.gates import Comparison
+from cloze_trainer.quality import gates, judgement
+from cloze_trainer.quality.assessment import assess, refuse_other
+from cloze_trainer.quality.gates import Verdict
 from cloze_trainer.run import Run
 from cloze_trainer.tasks.kind import Scored
 
@@ -28,11 +30,21 @@ class Found:
     manifest: Manifest
 
 
-def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
+def check(run: Run, spec: FineTuneJobSpec, labels: Sequence[str]) -> None:
+    """Refuse, before the training, a champion that the finished model can't be compared with. Raises as `find`."""
+    done, mark = run.workspace / "champion.json", {"job": run.identity}
+    # Not at each start: a run goes on while MLflow is away.
+    if spec.evaluation.champion is None or (done.is_file() and json.loads(done.read_text("utf-8")) == mark):
+        return
+    find(run, spec, labels)
+    write_json(done, mark)
+
+
+def find(run: Run, spec: FineTuneJobSpec, labels: Sequence[str]) -> Found | None:
     """The champion's artifact in the workspace; None where none is asked for, or nothing has the alias yet.
 
-    Raises InputError where there is no registry to ask, or it can't be used or does another task, or where a key can't
-    be used; RegistryError.
+    Raises InputError where there is no registry to ask, or it can't be used, or does another task or has other labels,
+    or where a key can't be used; BaseModelError; RegistryError.
     """
     asked = spec.evaluation.champion
     if asked is None:
@@ -49,22 +61,18 @@ def find(run: Run, spec: FineTuneJobSpec) -> Found | None:
         return None
     folder = run.workspace / "champion" / version
     manifest = _verified(folder, keys)
-    if manifest is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        registry.download(run.tracking_uri, name, version, folder)
-        try:
+    try:
+        if manifest is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            registry.download(run.tracking_uri, name, version, folder)
             manifest = trust.verify(folder, keys)
-        except ArtifactError as error:
-            raise InputError(
-                f"Champion{error.reason}",
-                f"{name}/{version}, which has the alias {asked.alias}, can't be used: {error}; move the alias",
-            ) from error
-    if (manifest.task, manifest.problem) != (spec.task, spec.problem):
+        refuse_other(manifest, tasks.of(spec.task, spec.problem), labels)
+    except (ArtifactError, InputError) as error:
         raise InputError(
-            "ChampionTaskDiffers",
-            f"{name}/{version}, which has the alias {asked.alias}, is for {manifest.task} ({manifest.problem}): give "
-            "another registry.name to a model for another task",
-        )
+            f"Champion{error.reason}",
+            f"{name}/{version}, which has the alias {asked.alias}, can't be compared with: {error}; move the alias, "
+            "give another registry.name, or remove spec.evaluation.champion to be judged without it",
+        ) from error
     return Found(folder, f"{name}/{version}", manifest)
 
 
@@ -77,20 +85,26 @@ def _verified(folder: Path, keys: TrustedKeys | None) -> Manifest | None:
         return None
 
 
-def compare(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[str]) -> Comparison | None:
-    """The finished model beside the champion on the test examples; None without one. Raises as `find`, and InputError
-    where the champion has other labels.
+def judge(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[str]) -> Verdict | None:
+    """The finished model beside the champion on the test examples; None without one. Raises RegistryError.
+
+    A champion that it can't be compared with, as the alias has moved since the training began, is a gate that it fails:
+    the model and its figures are kept.
     """
-    found = find(run, spec)
-    if found is None or spec.evaluation.champion is None:
+    try:
+        found = find(run, spec, labels)
+    except (InputError, BaseModelError) as error:
+        return gates.incomparable(error.message)
+    if found is None or (asked := spec.evaluation.champion) is None:
         return None
     _, test, *_ = locate_all(run)
     examples = tasks.of(spec.task, spec.problem).read(test.paths)
     theirs = assess(found.folder, found.manifest, examples, labels, spec.truncate)
-    return judgement.compare(
+    comparison = judgement.compare(
         *(scores, theirs, labels),
         task=spec.task,
         problem=spec.problem,
         against=found.name,
-        confidence=spec.evaluation.champion.confidence,
+        confidence=asked.confidence,
     )
+    return gates.no_worse(comparison, asked.max_loss, asked.confidence)

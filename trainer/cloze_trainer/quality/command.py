@@ -23,7 +23,7 @@ from cloze_api.task import LABEL_TASKS
 from cloze_trainer import own_registry, trust
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
-from cloze_trainer.quality.assessment import assess, kind_of
+from cloze_trainer.quality.assessment import assess, kind_of, refuse_other
 from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.quality.scores import Scores
 
@@ -147,9 +147,10 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     scores = assess(folder, manifest, examples, labels, asked.truncation, precision=asked.precision)
     if manifest.calibration is not None and isinstance(scores, Scores):
         scores = scores.cooled(manifest.calibration.temperature)
-    comparison = None
+    verdict = None
     if asked.against is not None and asked.evaluation.champion is not None:
         other, its = _artifact(asked.against, scratch / "against", keys)
+        refuse_other(its, kind, labels)
         theirs = assess(other, its, examples, labels, asked.truncation)
         comparison = judgement.compare(
             *(scores, theirs, labels),
@@ -158,11 +159,12 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
             against=asked.against,
             confidence=asked.evaluation.champion.confidence,
         )
+        verdict = gates.no_worse(comparison, asked.evaluation.champion.max_loss, asked.evaluation.champion.confidence)
     return judgement.judge(
         *(scores, labels, asked.evaluation),
         task=manifest.task,
         problem=manifest.problem,
-        comparison=comparison,
+        champion=verdict,
     )
 
 

@@ -8,20 +8,26 @@ from collections.abc import Collection, Sequence
 Span = tuple[str, int, int]
 """What it is, its first word, and its last."""
 
-_OUTSIDE = "O"
+OUTSIDE = "O"
 _BEGINS, _ENDS = frozenset("BSU"), frozenset("ELSU")
 _PREFIXES = _BEGINS | _ENDS | {"I"}
 
 
 def is_scheme(labels: Collection[str]) -> bool:
     """Whether labels mark entities: `O`, and others as `B-PER`."""
-    others = [label for label in labels if label != _OUTSIDE]
-    return _OUTSIDE in labels and bool(others) and all(_split(label)[0] in _PREFIXES for label in others)
+    others = [label for label in labels if label != OUTSIDE]
+    return OUTSIDE in labels and bool(others) and all(_split(label)[0] in _PREFIXES for label in others)
 
 
 def _split(label: str) -> tuple[str, str]:
     prefix, dash, name = label.partition("-")
     return (prefix, name) if dash else ("", "")
+
+
+def compare(predicted: Sequence[str], true: Sequence[str]) -> tuple[int, int, int]:
+    """How many entities of one text's words are right, predicted, and there."""
+    found, there = spans(predicted), spans(true)
+    return len(found & there), len(found), len(there)
 
 
 def spans(labels: Sequence[str]) -> set[Span]:

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cloze_api.evaluation import Gate
+
+_CHAMPION: Final = "champion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,12 @@ def no_worse(comparison: Comparison, max_loss: float, confidence: float) -> Verd
         f"{comparison.figure} is {comparison.new:.4f}, that of {comparison.against} {comparison.old:.4f} on the same "
         f"examples: it is {sure} to lose at most {max(0.0, -comparison.least):.4f}, and {max_loss:g} may be lost"
     )
-    return Verdict("champion", passed, message)
+    return Verdict(_CHAMPION, passed, message)
+
+
+def incomparable(why: str) -> Verdict:
+    """That there is a version which the new one can't be compared with: it isn't known to be no worse."""
+    return Verdict(_CHAMPION, False, why)
 
 
 def refusal(verdicts: Sequence[Verdict]) -> str:

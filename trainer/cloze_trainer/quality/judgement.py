@@ -53,7 +53,7 @@ def figure_names(
     """The figures that `judge` gives of a model with these labels. sliced: whether there are slices that count."""
     kind = tasks.of(task, problem)
     told, others = kind.figure_names(labels)
-    worst = [f"{_WORST}{name}" for name in kind.main] if sliced else []
+    worst = [f"{_WORST}{name}" for name in kind.mains(labels)] if sliced else []
     return [*told, *worst, *(f"{end}_{name}" for name in told for end in ENDS), *others]
 
 
@@ -65,10 +65,10 @@ def judge(
     task: Task,
     problem: Problem = Problem.SINGLE_LABEL,
     others: Mapping[str, float] | None = None,
-    comparison: Comparison | None = None,
+    champion: Verdict | None = None,
 ) -> Judgement:
-    """Judge a model by its answers. others: figures that come from elsewhere and may have gates, too. comparison: with
-    the champion, where there is one.
+    """Judge a model by its answers. others: figures that come from elsewhere and may have gates, too. champion: what
+    came of the comparison with it, where there is one.
     """
     kind = tasks.of(task, problem)
     found = kind.statistics(scores, labels)
@@ -83,8 +83,8 @@ def judge(
         figures[f"{_WORST}{main}"] = min(counted)
     figures |= further.figures
     verdicts = [gates.bound(gate, {**(others or {}), **figures}) for gate in asked.gates]
-    if comparison is not None and asked.champion is not None:
-        verdicts.append(gates.no_worse(comparison, asked.champion.max_loss, asked.champion.confidence))
+    if champion is not None:
+        verdicts.append(champion)
     report = {
         "figures": figures,
         "confidence": asked.confidence,

@@ -2,13 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from cloze_trainer.quality.entities import is_scheme, spans
+from cloze_trainer.quality import entities
 
 Floats = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int64]
@@ -21,10 +21,15 @@ to differ by 4 to 6 parts in ten million. Five digits are left, with a margin fo
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """N items (texts, or words) of E examples.
+    """N items (texts, or words) of E examples, and U words that the model didn't read.
 
     logits_NC: of each class. truth_N: its true class. example_N: the item's example, in order. examples: E. slices:
-    of each example, as `key=value`.
+    of each example, as `key=value`. unread_U3: of each unread word the example, its place among all of the example's
+    words, and its true class, in ascending order.
+
+    An unread word is answered with nothing, as in a request: it is never right, and an entity in it is missed. Else a
+    model would be the better the less it reads, and one that reads all worse than one that stops where it gets hard.
+    How sure a model is (log loss, calibration, rates) is said of what it has answered.
     """
 
     logits_NC: npt.NDArray[np.float32]
@@ -32,6 +37,7 @@ class Scores:
     example_N: Classes
     examples: int
     slices: Sequence[Sequence[str]] = ()
+    unread_U3: Classes = field(default_factory=lambda: np.zeros((0, 3), np.int64))
 
     @property
     def predicted(self) -> Classes:
@@ -88,22 +94,14 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
     """
     if not len(scores.truth_N):
         raise ValueError("there is nothing to judge the model by")
-    classes = len(labels)
-    hits_N = scores.predicted == scores.truth_N
-    found = {"accuracy": Statistic(_by_example(scores, np.stack([hits_N, np.ones_like(hits_N)], 1)), ratio_of)}
-    everything_N = np.ones_like(hits_N)
-    counts_E3C = np.stack(
-        [
-            _classes(scores, scores.truth_N, hits_N, classes),
-            _classes(scores, scores.predicted, everything_N, classes),
-            _classes(scores, scores.truth_N, everything_N, classes),
-        ],
-        axis=1,
-    )
-    found["macro_f1"] = Statistic(counts_E3C.reshape(scores.examples, 3 * classes), macro_f1_of)
-    if classes == 2:
+    counts_E3C = _counts(scores, len(labels))
+    found = {
+        "accuracy": Statistic(counts_E3C[:, [0, 2]].sum(-1), ratio_of),
+        "macro_f1": Statistic(counts_E3C.reshape(scores.examples, -1), macro_f1_of),
+    }
+    if len(labels) == 2:
         found["f1"] = Statistic(counts_E3C[:, :, 1], f1_of)
-    if per_token and is_scheme(labels):
+    if per_token and entities.is_scheme(labels):
         found["entity_f1"] = Statistic(_entities(scores, labels), f1_of)
     return found
 
@@ -174,33 +172,44 @@ def confusion(truth_N: Classes, predicted_N: Classes, classes: int) -> Classes:
     return flat.reshape(classes, classes).astype(np.int64)
 
 
-def class_f1(counts_CC: Classes, labels: Sequence[str]) -> dict[str, float]:
+def class_f1(scores: Scores, labels: Sequence[str]) -> dict[str, float]:
     """`f1_<label>` of each label; 0 where a class is neither predicted nor present."""
-    sums_C3 = np.stack([np.diag(counts_CC), counts_CC.sum(0), counts_CC.sum(1)], axis=-1)
-    return {f"f1_{label}": float(score) for label, score in zip(labels, f1_of(sums_C3), strict=True)}
+    figures_C = f1_of(_counts(scores, len(labels)).sum(0).T)
+    return {f"f1_{label}": float(figure) for label, figure in zip(labels, figures_C, strict=True)}
 
 
-def _classes(scores: Scores, classes_N: Classes, counted_N: npt.NDArray[np.bool_], classes: int) -> Floats:
-    """How many items of each example are of each class, (E, C)."""
-    flat = (scores.example_N * classes + classes_N)[counted_N]
-    return np.bincount(flat, minlength=scores.examples * classes).reshape(scores.examples, classes).astype(np.float64)
+def _counts(scores: Scores, classes: int) -> Floats:
+    """How many items of each example and class are right, predicted, and there, (E, 3, C)."""
 
+    def by_class(example_N: Classes, class_N: Classes) -> Floats:
+        flat = np.bincount(example_N * classes + class_N, minlength=scores.examples * classes)
+        return flat.reshape(scores.examples, classes).astype(np.float64)
 
-def _by_example(scores: Scores, values_NK: npt.NDArray[Any]) -> Floats:
-    sums_EK = np.zeros((scores.examples, values_NK.shape[1]))
-    np.add.at(sums_EK, scores.example_N, values_NK)
-    return sums_EK
+    hits_N = scores.predicted == scores.truth_N
+    example_U, _, truth_U = scores.unread_U3.T
+    return np.stack(
+        [
+            by_class(scores.example_N[hits_N], scores.truth_N[hits_N]),
+            by_class(scores.example_N, scores.predicted),
+            by_class(scores.example_N, scores.truth_N) + by_class(example_U, truth_U),
+        ],
+        axis=1,
+    )
 
 
 def _entities(scores: Scores, labels: Sequence[str]) -> Floats:
-    """Entities of each example that are right, predicted, and there."""
+    """Entities of each example that are right, predicted, and there. Nothing is predicted in words that aren't read."""
     counts_E3 = np.zeros((scores.examples, 3))
-    bounds = np.searchsorted(scores.example_N, np.arange(scores.examples + 1))
+    every_E = np.arange(scores.examples + 1)
+    bounds, gaps = (np.searchsorted(each, every_E) for each in (scores.example_N, scores.unread_U3[:, 0]))
     predicted_N = scores.predicted
     for example in range(scores.examples):
         own = slice(bounds[example], bounds[example + 1])
-        predicted, true = (spans([labels[number] for number in part[own]]) for part in (predicted_N, scores.truth_N))
-        counts_E3[example] = len(predicted & true), len(predicted), len(true)
+        predicted, true = ([labels[number] for number in part[own]] for part in (predicted_N, scores.truth_N))
+        for _, place, missed in scores.unread_U3[gaps[example] : gaps[example + 1]]:
+            predicted.insert(place, entities.OUTSIDE)
+            true.insert(place, labels[missed])
+        counts_E3[example] = entities.compare(predicted, true)
     return counts_E3
 
 

@@ -83,13 +83,14 @@ class _Classification(Kind[Example, Scores]):
         key: Any,  # noqa: ARG002 - as in Kind
         slices: Sequence[Sequence[str]],
     ) -> Scores:
-        """Logits beside the true classes. A word beyond the length limit isn't predicted and doesn't count."""
+        """Logits beside the true classes. A word beyond the length limit isn't predicted, and is none that is right."""
         if not self.per_token:
             logits_EK, truth_E = pooled(outputs_NK, rows)
             return Scores(logits_EK, truth_E, np.arange(len(truth_E)), len(truth_E), slices)
         starts, truth_N = rows.items()
         examples_R = rows.places[:, EXAMPLE]
-        return Scores(outputs_NK, truth_N, np.repeat(examples_R, np.diff(starts)), int(examples_R[-1]) + 1, slices)
+        example_N = np.repeat(examples_R, np.diff(starts))
+        return Scores(outputs_NK, truth_N, example_N, int(examples_R[-1]) + 1, slices, rows.unread)
 
     def statistics(self, scores: Scores, labels: Sequence[str]) -> Mapping[str, Statistic]:
         """As `scores.statistics`."""
@@ -97,7 +98,7 @@ class _Classification(Kind[Example, Scores]):
 
     def details(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:
         """`f1_<label>` of each label."""
-        return class_f1(confusion(scores.truth_N, scores.predicted, len(labels)), labels)
+        return class_f1(scores, labels)
 
     def further(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> Further:
         """How sure the model is, of the classes, and of two classes the second."""
@@ -192,7 +193,8 @@ class Words(_Classification):
     """One class for each word, from its first piece."""
 
     task: ClassVar[Task] = Task.TOKEN_CLASSIFICATION
-    main: ClassVar[tuple[str, ...]] = ("macro_f1",)
+    # Of words O is a class like others: a model may lose entities and gain in macro F1.
+    main: ClassVar[tuple[str, ...]] = ("entity_f1", "macro_f1")
     per_token: ClassVar[bool] = True
 
     def whole(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:
@@ -202,6 +204,10 @@ class Words(_Classification):
             return {}
         right, predicted, there = found.sums_EK.sum(0)
         return {"entity_precision": right / max(predicted, 1), "entity_recall": right / max(there, 1)}
+
+    def mains(self, labels: Sequence[str]) -> Sequence[str]:
+        """One: whether there are entities is known from the labels."""
+        return [self.main_of(self.figure_names(labels)[0])]
 
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """With entities' where labels mark some."""

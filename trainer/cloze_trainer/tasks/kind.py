@@ -182,6 +182,10 @@ class Kind(ABC, Generic[LineT, ScoredT]):
         """Figures of what is answered with thresholds, where `evaluation` asks for some."""
         return ()
 
+    def mains(self, labels: Sequence[str]) -> Sequence[str]:  # noqa: ARG002 - for tasks with labels
+        """Which of `main` may stand for a model with these labels."""
+        return self.main
+
     def main_of(self, found: Container[str]) -> str:
         """The name of the figure that stands for the task."""
         return next(name for name in self.main if name in found)

@@ -16,7 +16,7 @@ Arrays = dict[str, Array]
 
 EXAMPLE, SECOND, FIRST = range(3)
 """Columns of `places`."""
-_FIELDS = ("ids", "lengths", "targets", "places", "spans")
+_FIELDS = ("ids", "lengths", "targets", "places", "spans", "unread")
 
 
 class Batch(NamedTuple):
@@ -48,6 +48,8 @@ def _flat(part: Labelled) -> Arrays:
         arrays["places"] = part.places
     if part.spans is not None:
         arrays["spans"] = np.concatenate(part.spans).astype(np.int32)
+    if part.unread is not None:
+        arrays["unread"] = part.unread
     return arrays
 
 
@@ -65,7 +67,9 @@ def evenly(count: int, most: int) -> Ids:
 
 
 class Rows:
-    """Sequences and their targets. lengths: tokens of each. places, spans: as of `Labelled`, (R, 3) and (N, 2)."""
+    """Sequences and their targets. lengths: tokens of each. places, spans, unread: as of `Labelled`, of which there are
+    (R, 3), (N, 2), (U, 3).
+    """
 
     def __init__(self, arrays: Arrays, *, per_token: bool, pad: int) -> None:
         """per_token: whether a target is of a token or of a row. pad: id of what fills a batch."""
@@ -75,6 +79,7 @@ class Rows:
         alone[:, EXAMPLE] = np.arange(len(alone))
         self.places: Ids = np.asarray(arrays.get("places", alone), dtype=np.int64)
         self.spans = arrays.get("spans", np.zeros((0, 2), np.int64))
+        self.unread: Ids = np.asarray(arrays.get("unread", np.zeros((0, 3), np.int64)))
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self._per_token, self._pad = per_token, pad
 
