@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from cloze_trainer.quality.entities import is_scheme, spans
+from cloze_api.entities import Scheme
 
 Floats = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int64]
@@ -94,8 +94,8 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
     found["macro_f1"] = Statistic(counts_E3C.reshape(scores.examples, 3 * classes), macro_f1_of)
     if classes == 2:
         found["f1"] = Statistic(counts_E3C[:, :, 1], f1_of)
-    if per_token and is_scheme(labels):
-        found["entity_f1"] = Statistic(_entities(scores, labels), f1_of)
+    if per_token and (scheme := Scheme(labels)).joins:
+        found["entity_f1"] = Statistic(_entities(scores, labels, scheme), f1_of)
     return found
 
 
@@ -183,14 +183,16 @@ def _by_example(scores: Scores, values_NK: npt.NDArray[Any]) -> Floats:
     return sums_EK
 
 
-def _entities(scores: Scores, labels: Sequence[str]) -> Floats:
+def _entities(scores: Scores, labels: Sequence[str], scheme: Scheme) -> Floats:
     """Entities of each example that are right, predicted, and there."""
     counts_E3 = np.zeros((scores.examples, 3))
     bounds = np.searchsorted(scores.example_N, np.arange(scores.examples + 1))
     predicted_N = scores.predicted
     for example in range(scores.examples):
         own = slice(bounds[example], bounds[example + 1])
-        predicted, true = (spans([labels[number] for number in part[own]]) for part in (predicted_N, scores.truth_N))
+        predicted, true = (
+            set(scheme.spans([labels[number] for number in part[own]])) for part in (predicted_N, scores.truth_N)
+        )
         counts_E3[example] = len(predicted & true), len(predicted), len(true)
     return counts_E3
 
