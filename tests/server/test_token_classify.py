@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloze_api.entities import Scheme
 from cloze_api.task import Task
 from cloze_server.dummy import dummy_model
-from cloze_server.tasks.entities import Labelled, Scheme, labels_of, trimmed, words_of
+from cloze_server.tasks.entities import Labelled, join, labels_of, trimmed, words_of
 
 TEXT = "Ada Lovelace saw St. James"
 
@@ -28,7 +29,7 @@ def parts(*labels: str) -> list[Labelled]:
 
 def found(*labels: str, scheme: Scheme = IOB) -> list[tuple[str, str]]:
     """Entities as (text, label)."""
-    return [(TEXT[entity.start : entity.end], entity.label) for entity in scheme.join(parts(*labels))]
+    return [(TEXT[entity.start : entity.end], entity.label) for entity in join(scheme, parts(*labels))]
 
 
 def test_words_join_to_entities() -> None:
@@ -48,7 +49,7 @@ def test_an_i_without_its_beginning_starts_an_entity() -> None:
 
 def test_an_entitys_score_is_the_mean_over_its_words() -> None:
     """0.5 and 1.0."""
-    entity = IOB.join(parts("B-PER", "I-PER", "O", "O", "O"))[0]
+    entity = join(IOB, parts("B-PER", "I-PER", "O", "O", "O"))[0]
     assert (entity.score, entity.start, entity.end) == (0.75, 0, 12)
 
 
@@ -71,30 +72,6 @@ def test_names_beside_an_o_join_with_their_like() -> None:
         ("St.", "LOC"),
         ("James", "PER"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("labels", "joins", "names"),
-    [
-        (["O", "B-PER", "I-PER"], True, ["PER"]),
-        (["B-PER", "I-PER"], True, ["PER"]),
-        (["O", "B-PER", "I-PER", "E-PER", "S-PER"], True, ["PER"]),
-        (["O", "B-PER", "I-PER", "L-PER", "U-PER"], True, ["PER"]),
-        (["NOUN", "VERB"], False, []),
-        (["O", "PER", "LOC"], True, ["PER", "LOC"]),
-        (["O", "B-PER", "MISC"], True, ["PER", "MISC"]),
-        (["O", "B-PER", "I-PER", "E-mail"], True, ["PER", "mail"]),
-        (["O", "B-PER", "I-PER", "E-mail", "street"], True, ["PER", "E-mail", "street"]),
-        (["O", "E-mail", "S-Bahn"], True, ["E-mail", "S-Bahn"]),
-        (["B-side", "A-side"], False, []),
-        (["O"], False, []),
-    ],
-)
-def test_labels_tell_how_they_mark_entities(labels: list[str], joins: bool, names: list[str]) -> None:
-    """Without an O or prefixes on all they mark none: two nouns side by side are two, where the pipeline makes them
-    one."""
-    scheme = Scheme(labels)
-    assert (scheme.joins, scheme.names) == (joins, names)
 
 
 @pytest.mark.anyio

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 import whole_runs
+from remote_stores import KEYS, serving
 
 from cloze_api.manifest import digest_files, verify, write_manifest
 from cloze_api.precision import Measured, Precision, graph_file
@@ -235,3 +236,28 @@ def test_a_wrong_path_is_told_before_anything_is_judged(tmp_path: Path, data: st
         command.run(command.parse(["absent", str(tmp_path / data), "--junit", str(tmp_path / junit)]))
     assert refused.value.reason == reason
     assert str(tmp_path) in refused.value.message
+
+
+def test_examples_may_be_behind_a_uri(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here or in a store, several files as well as one."""
+    artifact, *_ = _made(tmp_path, tiny, "bert", Task.SEQUENCE_CLASSIFICATION)
+    rows = [{"text": text, "label": LABELS[number % 3]} for number, text in enumerate(texts(9))]
+    both = write(tmp_path / "all.jsonl", rows)
+    write(tmp_path / "part-0.jsonl", rows[:4])
+    write(tmp_path / "part-1.jsonl", rows[4:])
+    with serving({"all.jsonl": both.read_bytes()}) as store:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": store}).items():
+            monkeypatch.setenv(name, value)
+        given = [str(both), f"file://{tmp_path}/part-*.jsonl", "s3://books/all.jsonl"]
+        figures = [command.run(command.parse([str(artifact), data])).metrics for data in given]
+    assert 0 < figures[0]["accuracy"] < 1
+    assert figures[0] == figures[1] == figures[2]
+
+
+@pytest.mark.parametrize("data", ["ftp://me:secret@host/data.jsonl", "file:///secret/../data.jsonl"])
+def test_what_is_no_uri_of_examples_is_told_without_being_shown(data: str) -> None:
+    """Before the model is looked for."""
+    with pytest.raises(InputError) as refused:
+        command.run(command.parse(["absent", data]))
+    assert refused.value.reason == "SourceInvalid"
+    assert "secret" not in refused.value.message

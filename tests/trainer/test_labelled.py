@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from cloze_api.task import Task
+from cloze_trainer import tasks
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.data.labelled import IGNORED, Example
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
@@ -133,3 +134,19 @@ def test_a_text_in_the_labels_place_is_not_shown(
     error = refusal(tmp_path / "data.jsonl", rows, declared)
     assert error.reason == reason
     assert "diary" not in error.message
+
+
+def test_labels_with_and_without_prefixes_are_told_apart() -> None:
+    """A slip would make other entities; with places alone, and not where the labels were declared so."""
+    words = (["O", "O"], ["B-PER", "I-PER"], ["PER", "O"])
+    examples = [Example(f"train.jsonl:{number}", ("ada", "left"), tuple(own)) for number, own in enumerate(words, 1)]
+    kind = tasks.of(Task.TOKEN_CLASSIFICATION)
+    with pytest.raises(InputError) as refused:
+        kind.labels(examples, examples, ())
+    assert refused.value.reason == "LabelsMixed"
+    assert "train.jsonl:3 has a label without a prefix" in refused.value.message
+    assert "train.jsonl:2 one with" in refused.value.message
+    assert "PER" not in refused.value.message
+    declared = ("O", "B-PER", "I-PER", "PER")
+    assert kind.labels(examples, examples, declared) == declared
+    assert kind.labels(examples[:2], examples[:2], ()) == ("B-PER", "I-PER", "O")

@@ -110,12 +110,7 @@ def test_a_histogram_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_tokenizer_that_knows_everything_has_no_unknown_tokens() -> None:
     """Nor does a task without labels predict any."""
-
-    class OneRow:
-        def inputs(self, rows: Rows) -> list[range]:
-            return rows.groups()
-
     arrays = {"ids": np.arange(7), "lengths": np.array([3, 4]), "targets": np.array([0, 1])}
-    kind: Any = OneRow()
-    found = profile.of(kind, Rows(arrays, per_token=False, pad=0), Said(), None)
+    rows = Rows(arrays, per_token=False, pad=0)
+    found = profile.of(rows.groups(), rows, Said(), None)
     assert json.loads(found.model_dump_json())["unknown"]["counts"] == [2, *[0] * 7]

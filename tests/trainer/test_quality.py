@@ -22,7 +22,6 @@ from cloze_api.training_status import METRICS_MAX
 from cloze_trainer import preparation, tasks
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration, gates, intervals, judgement, luck
-from cloze_trainer.quality.entities import is_scheme, spans
 from cloze_trainer.quality.gates import Comparison
 from cloze_trainer.quality.scores import Scores, probabilities, statistics
 from cloze_trainer.tasks.several_labels import Marked
@@ -74,14 +73,6 @@ def test_entities_are_those_of_seqeval(sentences: list[list[tuple[str, str]]], m
         assert figures["entity_recall"] == pytest.approx(entity_recall(true, predicted))
 
 
-def test_last_and_unit_labels_end_entities() -> None:
-    """BILOU says L and U where IOBES says E and S."""
-    assert spans(["B-PER", "L-PER", "U-PER", "I-LOC", "O"]) == {("PER", 0, 1), ("PER", 2, 2), ("LOC", 3, 3)}
-    assert is_scheme(("O", "B-PER", "L-PER", "U-LOC"))
-    assert not is_scheme(("NN", "VB-D", "O"))
-    assert not is_scheme(("B-PER", "I-PER"))
-
-
 @given(seed=st.integers(0, 99), classes=st.integers(2, 5))
 def test_figures_equal_scikit_learn(seed: int, classes: int) -> None:
     """F1 over classes that occur, log loss, average precision, false positives."""
@@ -116,6 +107,8 @@ def test_every_figure_is_announced() -> None:
         (texts(0), ["ham", "spam"], TEXTS),
         (texts(0, classes=3), ["a", "b", "c"], TEXTS),
         (words([[("O", "O"), ("B-PER", "B-PER")]]), IOBES, WORDS),
+        (texts(0, classes=3), ["O", "PER", "LOC"], WORDS),
+        (texts(0, classes=3), ["NOUN", "VERB", "ADJ"], WORDS),
     ]
     for scores, labels, task in cases:
         for sliced in (False, True):

@@ -17,7 +17,7 @@ from tuning import ALONE
 from cloze_api.early_stopping import EarlyStopping
 from cloze_api.task import Problem, Task
 from cloze_trainer import preparation, tasks
-from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data import likeness
 from cloze_trainer.data.labelled import Example
 from cloze_trainer.data.validation import split
 from cloze_trainer.errors import InputError
@@ -115,8 +115,7 @@ def test_what_is_kept_is_unlike_what_is_trained_on(seed: int) -> None:
     assert 10 <= len(found.kept) <= 15
     assert sorted(each.place for each in (*found.train, *found.kept)) == sorted(each.place for each in lines)
     assert {label for each in found.train for label in each.labels} == {"a", "b", "c", "rare"}
-    texts = [each.text for each in (*found.train, *found.kept)]
-    groups = near_duplicate_groups(texts)
+    groups = likeness.groups([*found.train, *found.kept])
     assert set(groups[: len(found.train)]).isdisjoint(groups[len(found.train) :])
     assert len(set(groups)) < len(groups)
 

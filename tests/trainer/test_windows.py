@@ -80,9 +80,11 @@ async def test_a_long_text_is_scored_as_a_server_answers_it(
         [{each["label"]: each["score"] for each in result["predictions"]}[label] for label in manifest.labels]
         for result in reply["results"]
     ]
-    if problem is Problem.SINGLE_LABEL:
+    if problem is not Problem.REGRESSION:
         assert manifest.calibration is not None
-        powers_EK = np.exp(expected_EK / manifest.calibration.temperature)
+        expected_EK = expected_EK / manifest.calibration.temperature
+    if problem is Problem.SINGLE_LABEL:
+        powers_EK = np.exp(expected_EK)
         expected_EK = powers_EK / powers_EK.sum(-1, keepdims=True)
     if problem is Problem.MULTI_LABEL:
         expected_EK = 1 / (1 + np.exp(-expected_EK))

@@ -205,7 +205,7 @@ class FineTuning:
 
     def profile(self, said: Said) -> Profile:
         """The test examples, and what was said of them."""
-        return profile.of(self._kind, self.test, said, self.config.special_tokens.unk)
+        return profile.of(self._kind.inputs(self.test), self.test, said, self.config.special_tokens.unk)
 
     def outputs(
         self, model: nn.Module, rows: Rows, gang: Gang, stopped: Callable[[], bool] = lambda: False

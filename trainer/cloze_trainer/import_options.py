@@ -150,9 +150,6 @@ def check(asked: Asked) -> None:
         raise InputError("NameInvalid", message) from error
     if asked.examples is not None and not asked.examples.is_file():
         raise InputError("ExamplesMissing", f"--examples: {asked.examples} isn't a file")
-    if asked.examples is not None and asked.task is Task.FILL_MASK and not asked.precision:
-        message = "--examples of fill-mask are for a precision besides fp32: give --precision int8, too"
-        raise InputError("ExamplesUnused", message)
     if Precision.INT8 in asked.precision and asked.examples is None:
         message = "--precision int8 needs --examples, on which its answers are held to those of fp32: name a file"
         raise InputError("ExamplesMissing", message)

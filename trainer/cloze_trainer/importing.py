@@ -222,7 +222,7 @@ def _import(
             ),
             files={},
         )
-        if rows and asked.task is not Task.FILL_MASK:
+        if rows:
             from cloze_trainer.quality.assessment import profile_of  # noqa: PLC0415 - torch, as above
 
             write_json(staging / PROFILE_FILE, profile_of(staging, manifest, rows).model_dump(mode="json"))

@@ -35,7 +35,7 @@ EDITION = 6
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
 _KEY_END = "-key.json"
-_SEEN_FILE = "test-seen.json"
+_SEEN_FILE = "seen.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +115,12 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
     champion.check(run, spec, meta["labels"])
-    seen = leakage.Seen(**json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")))
-    if seen.count:
-        log("test examples seen in training", share=seen.share, what=seen.told())
-    leakage.refuse(seen, spec.evaluation.max_seen_share)
+    for each in json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")):
+        seen = leakage.Seen(**each)
+        if seen.count:
+            log(f"{seen.part} examples seen in training", share=seen.share, what=seen.told())
+        if seen.part == "test":
+            leakage.refuse(seen, spec.evaluation.max_seen_share)
     if meta["examples"] < spec.optimization.batch_sequences:
         raise InputError(
             "BatchTooLarge",
@@ -177,15 +179,16 @@ def publish_examples(
             "leave out what isn't a group of examples",
         )
     # What a step is chosen by is seen, too.
-    seen_by_then = [*train, *(others[0] if others else [])]
-    seen = leakage.find(*([(each.place, each.text) for each in examples] for examples in (seen_by_then, test)))
+    seen = [leakage.find("test", [*train, *(others[0] if others else [])], test)]
+    # What is split off the training's examples is unlike them.
+    seen += [leakage.find("validation", train, each) for each in others if spec.dataset.validation_fraction is None]
     with publish(folder, digests=True) as staging:
         for name, part in parts.items():
             rows.save(staging, name, part)
         for name, examples in scored.items():
             write_json(staging / f"{name}{_KEY_END}", kind.key(examples))
         write_json(staging / _SLICES_FILE, slices)
-        write_json(staging / _SEEN_FILE, asdict(seen))
+        write_json(staging / _SEEN_FILE, [asdict(each) for each in seen])
         write_json(
             staging / _META_FILE,
             {
@@ -197,6 +200,6 @@ def publish_examples(
                 "truncated": parts["train"].truncated,
                 **{f"truncated_{name}": parts[name].truncated for name in scored},
                 "unknown_share": parts["train"].unknown / max(1, tokens),
-                "test_seen_share": seen.share,
+                **{f"{each.part}_seen_share": each.share for each in seen},
             },
         )

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from cloze_api.entities import Scheme
 from cloze_api.precision import Measured, Precision, Slice
 from cloze_api.task import Problem, Task
 from cloze_trainer.data.examples import Batch, Row
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.export import INPUTS
-from cloze_trainer.quality import chance, entities
+from cloze_trainer.quality import chance
 from cloze_trainer.quality.scores import ROUNDING, Floats, Statistic, f1_of, macro_f1_of, ratio_of
 from cloze_trainer.quality.spans import Window, best_span
 
@@ -59,7 +60,7 @@ class Trial:
     @property
     def metric(self) -> str:
         """What a precision is judged by."""
-        if self.task is Task.TOKEN_CLASSIFICATION and entities.is_scheme(self.labels):
+        if self.task is Task.TOKEN_CLASSIFICATION and Scheme(self.labels).joins:
             return _ENTITIES
         return _PROBLEM_METRICS.get(self.problem, METRICS[self.task])
 
@@ -179,10 +180,10 @@ def _by_class(classes_BT: Array, chosen_BT: Array, classes: int) -> Array:
 
 def _entities(predicted_BT: Array, truth_BT: Array, counted_BT: Array, labels: Sequence[str]) -> Array:
     """How many entities of each example are right, predicted, and there, (B, 3)."""
-    named = np.array(labels, dtype=object)
+    named, scheme = np.array(labels, dtype=object), Scheme(labels)
     return np.array(
         [
-            entities.compare(named[predicted_T[counted_T]], named[truth_T[counted_T]])
+            scheme.compare(named[predicted_T[counted_T]], named[truth_T[counted_T]])
             for predicted_T, truth_T, counted_T in zip(predicted_BT, truth_BT, counted_BT, strict=True)
         ]
     )

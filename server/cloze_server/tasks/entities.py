@@ -7,14 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from cloze_api.entities import Scheme
 from cloze_server.backend import Logits
 
-OUTSIDE = "O"
-
 Aggregation = Literal["none", "simple", "first", "average", "max"]
-
-_BASIC = ("B", "I")
-_ALL = ("B", "I", "E", "L", "S", "U")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,52 +23,14 @@ class Labelled:
     end: int
 
 
-class Scheme:
-    """How a model's labels mark entities.
-
-    IOB2 (B- begins, I- goes on) and its kin with E- or L- for the last word and S- or U- for the only one; or names
-    alone beside an O, where neighbours of one name are one entity. Any other set, such as parts of speech, marks none:
-    there every word stands for itself.
-    """
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        named = [label for label in labels if label != OUTSIDE]
-        prefixes = {label[:1] for label in named if label[1:2] == "-"}
-        prefixed = all(label[1:2] == "-" for label in named)
-        # Else `E-mail` would be the end of a mail.
-        whole = prefixed and prefixes <= set(_ALL) and bool(prefixes & set(_BASIC))
-        self._prefixes = _ALL if whole else _BASIC
-        self.joins = bool(named) and (OUTSIDE in labels or all(self.split(label)[0] for label in named))
-        self.names = list(dict.fromkeys(self.split(label)[1] for label in named)) if self.joins else []
-
-    def split(self, label: str) -> tuple[str, str]:
-        """`B-PER` as ("B", "PER"); a label without a prefix has the prefix ""."""
-        prefix, dash, name = label.partition("-")
-        return (prefix, name) if dash and prefix in self._prefixes else ("", label)
-
-    def join(self, parts: Sequence[Labelled]) -> list[Labelled]:
-        """Entities from consecutive words or sub-words; their score is the mean over the parts.
-
-        One that goes on without a beginning starts an entity, as conlleval counts it.
-        """
-        groups: list[list[Labelled]] = []
-        names: list[str] = []
-        open_name = ""
-        for part in parts:
-            prefix, name = self.split(part.label)
-            if part.label == OUTSIDE:
-                open_name = ""
-                continue
-            if name == open_name and prefix not in ("B", "S", "U"):
-                groups[-1].append(part)
-            else:
-                groups.append([part])
-                names.append(name)
-            open_name = "" if prefix in ("E", "L", "S", "U") else name
-        return [
-            Labelled(name, sum(part.score for part in group) / len(group), group[0].start, group[-1].end)
-            for name, group in zip(names, groups, strict=True)
-        ]
+def join(scheme: Scheme, parts: Sequence[Labelled]) -> list[Labelled]:
+    """Entities from consecutive words or sub-words; their score is the mean over the parts."""
+    spans = scheme.spans([part.label for part in parts])
+    groups = ((name, parts[first : last + 1]) for name, first, last in spans)
+    return [
+        Labelled(name, sum(part.score for part in group) / len(group), group[0].start, group[-1].end)
+        for name, group in groups
+    ]
 
 
 def words_of(words: Sequence[int | None]) -> list[range]:

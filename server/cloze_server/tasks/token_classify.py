@@ -9,12 +9,13 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from cloze_api.entities import Scheme
 from cloze_api.serving import INPUTS_MAX
 from cloze_api.task import Task
 from cloze_server.backend import Logits
 from cloze_server.bounds import WORDS_MAX
 from cloze_server.model import LoadedModel
-from cloze_server.tasks.entities import Aggregation, Labelled, Scheme, labels_of, trimmed, words_of
+from cloze_server.tasks.entities import Aggregation, Labelled, join, labels_of, trimmed, words_of
 from cloze_server.tasks.handler import (
     ClassifierResult,
     Handler,
@@ -146,7 +147,7 @@ class TokenClassify(Handler[TokenClassifyRequest, TokenClassifyResult]):
             for span, (label, score) in zip(spans, labels_of(scores, spans, aggregation), strict=True)
         ]
         if aggregation != "none" and self._scheme.joins:
-            parts = self._scheme.join(parts)
+            parts = join(self._scheme, parts)
         return [
             Tag(
                 word=text[part.start : part.end],

@@ -16,8 +16,8 @@ from cloze_trainer.data.passes import Pass, alone
 
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128
-# 21 bands of 6 rows find a pair of similarity 0.8 with probability 0.998; what they find is checked exactly.
-BANDS, ROWS = 21, 6
+ROWS = 6
+"""Of a band: 21 of them find a pair of similarity 0.8 with probability 0.998; what they find is checked exactly."""
 
 SIMILAR = 0.8
 """Jaccard similarity from which on two texts are nearly the same."""
@@ -48,9 +48,13 @@ def shingles(text: str, words: Words) -> Hashes:
 
     words: the words' own hashes, shared between texts.
     """
-    tokens = _WORD.findall(text.lower())
+    return runs(_WORD.findall(text.lower()), SHINGLE_WORDS, words)
+
+
+def runs(tokens: Sequence[str], width: int, words: Words) -> Hashes:
+    """Sorted distinct 32-bit hashes of so many tokens after each other; one hash of all when there are fewer."""
     hashes = np.fromiter(map(words.__getitem__, tokens), dtype=np.uint64, count=len(tokens))
-    width = min(SHINGLE_WORDS, len(tokens))
+    width = min(width, len(tokens))
     if width == 0:
         return np.empty(0, dtype=np.uint64)
     combined = np.zeros(len(tokens) - width + 1, dtype=np.uint64)
@@ -73,12 +77,20 @@ def signature(hashes: Hashes, multipliers: Hashes, offsets: Hashes) -> Hashes:
     return smallest
 
 
-def bands(values: Hashes) -> list[int]:
-    """A hash for each band of a signature, in which its rows and the band's number go."""
-    rows = values[: BANDS * ROWS].reshape(BANDS, ROWS)
-    keys = np.arange(1, BANDS + 1, dtype=np.uint64)
-    for row in range(ROWS):
-        keys = (keys ^ rows[:, row]) * np.uint64(0x9E3779B97F4A7C15)
+def permutations(seed: int = 0) -> tuple[Hashes, Hashes]:
+    """Multipliers and offsets of a signature's permutations."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    multipliers = generator.integers(1, 1 << 63, size=PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    return multipliers, generator.integers(0, 1 << 63, size=PERMUTATIONS, dtype=np.uint64)
+
+
+def bands(values: Hashes, rows: int) -> list[int]:
+    """A hash for each band of a signature, in which its rows and the band's number go; a rest is left out."""
+    count = len(values) // rows
+    rows_BR = values[: count * rows].reshape(count, rows)
+    keys = np.arange(1, count + 1, dtype=np.uint64)
+    for row in range(rows):
+        keys = (keys ^ rows_BR[:, row]) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(29)
     found: list[int] = keys.tolist()
     return found
@@ -135,11 +147,34 @@ class _Signing:
         words = Words()
         hashes = (shingles(text, words) for text in texts)
         return [
-            (hashlib.sha256(each.tobytes()).digest(), bands(signature(each, self.multipliers, self.offsets)))
+            (hashlib.sha256(each.tobytes()).digest(), bands(signature(each, self.multipliers, self.offsets), ROWS))
             if len(each)
             else None
             for each in hashes
         ]
+
+
+class Groups:
+    """Numbers in groups, at first each in its own. A group is called by its first number."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def of(self, number: int) -> int:
+        """What its group is called."""
+        while self._parents[number] != number:
+            self._parents[number] = self._parents[self._parents[number]]
+            number = self._parents[number]
+        return number
+
+    def join(self, one: int, other: int) -> None:
+        """Make one group of theirs."""
+        first, second = sorted((self.of(one), self.of(other)))
+        self._parents[second] = first
+
+    def all(self) -> list[int]:
+        """For each number what its group is called."""
+        return [self.of(number) for number in range(len(self._parents))]
 
 
 def near_duplicate_groups(
@@ -150,38 +185,27 @@ def near_duplicate_groups(
     Two texts whose word 5-grams have a Jaccard similarity of at least `threshold` are in one group, and so is what
     connects them. Texts without any word are in groups of their own.
     """
-    generator = np.random.Generator(np.random.PCG64(seed))
-    multipliers = generator.integers(1, 1 << 63, size=PERMUTATIONS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    offsets = generator.integers(0, 1 << 63, size=PERMUTATIONS, dtype=np.uint64)
     # The texts of which a band has this hash.
     index: defaultdict[int, list[int]] = defaultdict(list)
     words = Words()
-    parents = list(range(len(texts)))
-
-    def root(item: int) -> int:
-        while parents[item] != item:
-            parents[item] = parents[parents[item]]
-            item = parents[item]
-        return item
-
+    groups = Groups(len(texts))
     exact: dict[bytes, int] = {}
-    signed = chain.from_iterable(over("comparing", _Signing(multipliers, offsets), texts))
+    signed = chain.from_iterable(over("comparing", _Signing(*permutations(seed)), texts))
     for number, found in enumerate(signed):
         if found is None:
             continue
         digest, keys = found
         twin = exact.setdefault(digest, number)
         if twin != number:
-            parents[number] = root(twin)
+            groups.join(twin, number)
             continue
         hashes: Hashes | None = None
         for candidate in sorted({other for key in keys for other in index[key]}):
-            first, second = sorted((root(candidate), root(number)))
-            if first == second:
+            if groups.of(candidate) == groups.of(number):
                 continue
             hashes = shingles(texts[number], words) if hashes is None else hashes
             if jaccard(hashes, shingles(texts[candidate], words)) >= threshold:
-                parents[second] = first
+                groups.join(candidate, number)
         for key in keys:
             index[key].append(number)
-    return [root(number) for number in range(len(texts))]
+    return groups.all()

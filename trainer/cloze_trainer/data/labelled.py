@@ -38,9 +38,9 @@ class Example:
     slices: tuple[str, ...] = ()
 
     @property
-    def text(self) -> str:
-        """All words."""
-        return " ".join(self.words)
+    def texts(self) -> tuple[str, ...]:
+        """All words as one."""
+        return (" ".join(self.words),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,12 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from cloze_trainer.data.duplicates import near_duplicate_groups
+from cloze_trainer.data import likeness
 from cloze_trainer.errors import InputError
 
-
-class _Text(Protocol):
-    @property
-    def text(self) -> str:
-        """What two examples have in common when they are nearly the same."""
-
-
-T = TypeVar("T", bound=_Text)
+T = TypeVar("T", bound=likeness.Example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +23,14 @@ class Split(Generic[T]):
 def split(examples: Sequence[T], labels: Callable[[T], Collection[str]], fraction: float) -> Split[T]:
     """Keep a fraction of the examples, at most.
 
-    labels: of an example; one of each label is trained on. What is nearly the same stays together, as
-    `near_duplicate_groups` has it, and groups are taken in the order of their smallest digest as long as they fit in:
-    which ones doesn't depend on the order of the examples. Raises InputError when nothing can be kept.
+    labels: of an example; one of each label is trained on. What is nearly the same stays together, as `likeness` has
+    it, and groups are taken in the order of their smallest digest as long as they fit in: which ones doesn't depend on
+    the order of the examples. Raises InputError when nothing can be kept.
     """
     groups: defaultdict[int, list[int]] = defaultdict(list)
-    for number, group in enumerate(near_duplicate_groups([example.text for example in examples])):
+    for number, group in enumerate(likeness.groups(examples)):
         groups[group].append(number)
-    digests = [hashlib.sha256(example.text.encode(errors="surrogatepass")).digest() for example in examples]
+    digests = [hashlib.sha256("\0".join(example.texts).encode(errors="surrogatepass")).digest() for example in examples]
     most = max(1, round(fraction * len(examples)))
     needed = [set(labels(example)) for example in examples]
     left = Counter(label for own in needed for label in own)

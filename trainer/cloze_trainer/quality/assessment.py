@@ -9,14 +9,14 @@ import numpy.typing as npt
 import onnxruntime
 
 from cloze_api.finetune import Truncation
-from cloze_api.manifest import Manifest
+from cloze_api.manifest import Manifest, SpecialTokens
 from cloze_api.precision import Precision, graph_file
 from cloze_api.profile import Profile
-from cloze_api.task import Problem
+from cloze_api.task import Problem, Task
 from cloze_trainer import tasks
 from cloze_trainer.data import tokenizer
 from cloze_trainer.data.examples import Row
-from cloze_trainer.data.labelled import Labelled
+from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS
 from cloze_trainer.quality import profile
@@ -81,7 +81,10 @@ def assess(
 
 def profile_of(folder: Path, manifest: Manifest, examples: Sequence[Row]) -> Profile:
     """The reference profile of an artifact; examples need no labels for it."""
-    kind, special = kind_of(manifest), manifest.special_tokens
+    special = manifest.special_tokens
+    if manifest.task is Task.FILL_MASK:
+        return _of_blanks(examples, special)
+    kind = kind_of(manifest)
     targets = tuple(_blank(kind, manifest, row) if row.targets is None else row.targets for row in examples)
     lengths = np.array([len(row.ids) for row in examples], np.int64)
     part = Labelled(tuple(row.ids for row in examples), targets, lengths, 0, 0)
@@ -89,7 +92,16 @@ def profile_of(folder: Path, manifest: Manifest, examples: Sequence[Row]) -> Pro
     if manifest.labels and kind.problem is not Problem.REGRESSION:
         scored = kind.scored(_outputs(kind, folder, manifest, rows), rows, None, ())
         said = kind.said(scored, manifest.labels, manifest.calibration)
-    return profile.of(kind, rows, said, special.unk)
+    return profile.of(kind.inputs(rows), rows, said, special.unk)
+
+
+def _of_blanks(examples: Sequence[Row], special: SpecialTokens) -> Profile:
+    """Of the texts as they were before some of their tokens were hidden; there are no labels to say."""
+    hidden = ((row.ids, row.targets) for row in examples if row.targets is not None)
+    ids = tuple(np.where(targets == IGNORED, given, targets) for given, targets in hidden)
+    part = Labelled(ids, ids, np.array([len(row) for row in ids], np.int64), 0, 0)
+    rows = Rows.of(part, per_token=True, pad=special.pad)
+    return profile.of(rows.groups(), rows, Said(), special.unk)
 
 
 def _blank(kind: AnyKind, manifest: Manifest, row: Row) -> npt.NDArray[np.int64]:

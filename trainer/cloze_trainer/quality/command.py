@@ -1,6 +1,7 @@
 """`cloze-train gate`: judge an artifact on labelled examples, for people and for CI."""
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -15,12 +16,14 @@ from pydantic import ValidationError
 from cloze_api.evaluation import Champion, Evaluation, Gate
 from cloze_api.finetune import Truncation
 from cloze_api.manifest import ArtifactError, Manifest
-from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.names import CORPUS_MOUNT, ENV_CORPUS_ROOT, ENV_MLFLOW_URI
 from cloze_api.precision import Precision, named
 from cloze_api.progress import ExitCode, Outcome
 from cloze_api.signature import TrustedKeys
+from cloze_api.source import parse_source
 from cloze_api.task import LABEL_TASKS
 from cloze_trainer import own_registry, trust
+from cloze_trainer.data.source import locate
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of, refuse_other
@@ -28,13 +31,14 @@ from cloze_trainer.quality.judgement import Judgement
 from cloze_trainer.quality.scores import Scores
 
 _REFERENCE = re.compile(r"(?P<name>[^/@]+)(/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
+_URIS = "file:///path, s3://bucket/path, gs://bucket/path, https://host/path or hf://datasets/owner/name/path"
 
 
 class Asked(NamedTuple):
     """The command line."""
 
     model: str
-    data: Path
+    data: str
     evaluation: Evaluation
     against: str | None
     junit: Path | None
@@ -54,7 +58,9 @@ def parse(arguments: Sequence[str]) -> Asked:
         f"answer. Registered models are found by {ENV_MLFLOW_URI}.",
     )
     parser.add_argument("model", metavar="MODEL", help="an artifact's folder, name/version or name@alias")
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled examples in JSON lines, as FineTuneJob has")
+    parser.add_argument(
+        "data", metavar="DATA", help="labelled examples, as a FineTuneJob has them: a path, or their URI"
+    )
     parser.add_argument("--minimum", action="append", default=[], metavar="FIGURE=VALUE", help="such as macro_f1=0.9")
     parser.add_argument("--maximum", action="append", default=[], metavar="FIGURE=VALUE")
     parser.add_argument("--against", metavar="MODEL", help="one that it must not be worse than, as MODEL")
@@ -111,8 +117,7 @@ def _pair(text: str) -> tuple[str, float]:
 
 def run(asked: Asked) -> Outcome:
     """Judge, print the figures, write the report. Raises GateError, InputError, RegistryError, OSError."""
-    if not asked.data.is_file():
-        raise InputError("ExamplesMissing", f"{asked.data} isn't a file: name labelled examples in JSON lines")
+    _check_data(asked.data)
     if asked.junit is not None and (asked.junit.is_dir() or not asked.junit.parent.is_dir()):
         raise InputError("ReportUnwritable", f"--junit: {asked.junit} isn't a file in a folder that is there")
     scratch = Path(tempfile.mkdtemp(prefix="cloze-gate-"))
@@ -128,6 +133,26 @@ def run(asked: Asked) -> Outcome:
     return Outcome(reason="GatesPassed", message=f"{len(judged.verdicts)} gates pass", metrics=dict(judged.figures))
 
 
+def _check_data(data: str) -> None:
+    if "://" not in data:
+        if not Path(data).is_file():
+            raise InputError("ExamplesMissing", f"{data} isn't a file: name labelled examples in JSON lines")
+        return
+    try:
+        parse_source(data)
+    except ValueError as error:
+        # Not shown: an address may have a password in it.
+        message = f"DATA is no URI of examples: give a path, or {_URIS}, without `..`"
+        raise InputError("SourceInvalid", message) from error
+
+
+def _files(data: str, downloads: Path) -> Sequence[Path]:
+    """What a path or a URI names; fetched, where need be."""
+    if "://" not in data:
+        return [Path(data)]
+    return locate(data, corpus_root=Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT), downloads=downloads).paths
+
+
 def _judge(asked: Asked, scratch: Path) -> Judgement:
     keys = trust.find(asked.verify_key)
     folder, manifest = _artifact(asked.model, scratch / "model", keys)
@@ -138,7 +163,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     kind, labels = kind_of(manifest), manifest.labels
     if asked.truncation is Truncation.WINDOW and kind.task not in LABEL_TASKS:
         raise InputError("TruncationUnsuitable", f"--truncate is for classification, not for {kind.task}")
-    examples = kind.read([asked.data])
+    examples = kind.read(_files(asked.data, scratch / "data"))
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
     known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem)
     if strange := gates.unknown(asked.evaluation.gates, known):

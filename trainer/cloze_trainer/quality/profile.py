@@ -1,12 +1,13 @@
 """The reference profile of a model that was judged, from its test examples and its answers."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from cloze_api.profile import Histogram, Profile
-from cloze_trainer.tasks.kind import AnyKind, Said
+from cloze_trainer.tasks.kind import Said
 from cloze_trainer.tasks.rows import Rows
 
 _TOKENS: Final = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
@@ -14,9 +15,11 @@ _UNKNOWN: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _CONFIDENCE: Final = tuple(round(step / 20, 2) for step in range(1, 20))
 
 
-def of(kind: AnyKind, rows: Rows, said: Said, unknown: int | None) -> Profile:
-    """What is in a profile. unknown: id of the token for what the vocabulary doesn't have; None where it has all."""
-    firsts_I = np.array([own.start for own in kind.inputs(rows)])
+def of(inputs: Sequence[range], rows: Rows, said: Said, unknown: int | None) -> Profile:
+    """What is in a profile. inputs: the rows of each input of a request. unknown: id of the token for what the
+    vocabulary doesn't have; None where it has all.
+    """
+    firsts_I = np.array([own.start for own in inputs])
     tokens_I = np.add.reduceat(rows.lengths, firsts_I)
     missing_R = np.zeros_like(rows.lengths) if unknown is None else rows.occurrences(unknown)
     missing_I = np.add.reduceat(missing_R, firsts_I)

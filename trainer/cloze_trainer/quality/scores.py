@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from cloze_trainer.quality import entities
+from cloze_api.entities import OUTSIDE, Scheme
 
 Floats = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int64]
@@ -101,8 +101,8 @@ def statistics(scores: Scores, labels: Sequence[str], *, per_token: bool) -> Map
     }
     if len(labels) == 2:
         found["f1"] = Statistic(counts_E3C[:, :, 1], f1_of)
-    if per_token and entities.is_scheme(labels):
-        found["entity_f1"] = Statistic(_entities(scores, labels), f1_of)
+    if per_token and (scheme := Scheme(labels)).joins:
+        found["entity_f1"] = Statistic(_entities(scores, labels, scheme), f1_of)
     return found
 
 
@@ -197,7 +197,7 @@ def _counts(scores: Scores, classes: int) -> Floats:
     )
 
 
-def _entities(scores: Scores, labels: Sequence[str]) -> Floats:
+def _entities(scores: Scores, labels: Sequence[str], scheme: Scheme) -> Floats:
     """Entities of each example that are right, predicted, and there. Nothing is predicted in words that aren't read."""
     counts_E3 = np.zeros((scores.examples, 3))
     every_E = np.arange(scores.examples + 1)
@@ -207,9 +207,9 @@ def _entities(scores: Scores, labels: Sequence[str]) -> Floats:
         own = slice(bounds[example], bounds[example + 1])
         predicted, true = ([labels[number] for number in part[own]] for part in (predicted_N, scores.truth_N))
         for _, place, missed in scores.unread_U3[gaps[example] : gaps[example + 1]]:
-            predicted.insert(place, entities.OUTSIDE)
+            predicted.insert(place, OUTSIDE)
             true.insert(place, labels[missed])
-        counts_E3[example] = entities.compare(predicted, true)
+        counts_E3[example] = scheme.compare(predicted, true)
     return counts_E3
 
 

@@ -9,13 +9,14 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional
 
+from cloze_api.entities import OUTSIDE, Scheme
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration
 from cloze_api.task import Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.labelled import IGNORED, Example, Labelled
+from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
-from cloze_trainer.quality.entities import is_scheme
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
 from cloze_trainer.tasks.kind import Further, Kind, Outputs, Reader, Said
 from cloze_trainer.tasks.pooling import pooled
@@ -197,6 +198,21 @@ class Words(_Classification):
     main: ClassVar[tuple[str, ...]] = ("entity_f1", "macro_f1")
     per_token: ClassVar[bool] = True
 
+    def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
+        """As `labelled.schema`; with prefixes on all but `O`, or on none, where nobody declared them."""
+        found = super().labels(train, test, declared)
+        if (bare := {*Scheme(found).mixed}) and not declared:
+            prefixed = {*found} - bare - {OUTSIDE}
+            bare_at, other_at = (
+                next(each.place for each in train if not kind.isdisjoint(each.labels)) for kind in (bare, prefixed)
+            )
+            raise InputError(
+                "LabelsMixed",
+                f"{bare_at} has a label without a prefix such as B- or I-, and {other_at} one with it: correct it, "
+                "or name all labels in spec.labels where that is meant",
+            )
+        return found
+
     def whole(self, scores: Scores, labels: Sequence[str]) -> dict[str, float]:
         """`entity_precision` and `entity_recall` where labels mark entities."""
         found = self.statistics(scores, labels).get("entity_f1")
@@ -212,6 +228,6 @@ class Words(_Classification):
     def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """With entities' where labels mark some."""
         told, others = super().figure_names(labels)
-        if is_scheme(labels):
+        if Scheme(labels).joins:
             return [*told, "entity_f1"], [*others, "entity_precision", "entity_recall"]
         return told, others

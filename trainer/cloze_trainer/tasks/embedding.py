@@ -46,9 +46,9 @@ class Pair:
     slices: tuple[str, ...] = ()
 
     @property
-    def text(self) -> str:
-        """Both texts."""
-        return f"{self.first} {self.other}"
+    def texts(self) -> tuple[str, ...]:
+        """Both of the pair."""
+        return self.first, self.other
 
 
 class Embeddings(Kind[Pair, Answers]):

@@ -18,6 +18,7 @@ from torch import Tensor
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration, SpecialTokens
 from cloze_api.task import Problem, Task
+from cloze_trainer.data import likeness
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.quality.scores import Statistic
 from cloze_trainer.tasks.rows import Batch, Rows
@@ -26,20 +27,12 @@ from cloze_trainer.workload import Chunk
 Outputs = npt.NDArray[np.float32]
 
 
-class Line(Protocol):
-    """One example. place: file and line. slices: what it says of itself, as `key=value`."""
-
-    @property
-    def place(self) -> str:
-        """See the class."""
+class Line(likeness.Example, Protocol):
+    """One example. slices: what it says of itself, as `key=value`."""
 
     @property
     def slices(self) -> tuple[str, ...]:
         """See the class."""
-
-    @property
-    def text(self) -> str:
-        """What two examples have in common when one of them gives the other away."""
 
 
 class Scored(Protocol):

@@ -47,9 +47,9 @@ class Question:
     slices: tuple[str, ...] = ()
 
     @property
-    def text(self) -> str:
+    def texts(self) -> tuple[str, ...]:
         """The question and its context."""
-        return f"{self.question} {self.context}"
+        return self.question, self.context
 
 
 class QuestionAnswering(Kind[Question, Answers]):

@@ -33,6 +33,11 @@ class Rated:
     score: float
     slices: tuple[str, ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The one."""
+        return (self.text,)
+
 
 class Regression(Kind[Rated, Answers]):
     """A text's number, on the scale of the examples'."""

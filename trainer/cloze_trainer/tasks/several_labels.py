@@ -93,7 +93,7 @@ class SeveralLabels(Kind[Example, Marked]):
     def tokenize(self, lines: Sequence[Example], labels: Sequence[str], reader: Reader) -> Labelled:
         """A row for each text; its target is 1 or 0 for each label."""
         return labelled.tokenize_texts(
-            [line.text for line in lines],
+            [text for line in lines for text in line.texts],
             [np.array([[label in line.labels for label in labels]], np.int64) for line in lines],
             reader.tokenizer,
             max_length=reader.max_length,
