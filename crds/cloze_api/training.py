@@ -332,7 +332,7 @@ class TrainingSpec(Schema):
     suspend: bool = False
     """True stops the pods after a checkpoint and keeps the volume; false goes on from there."""
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
-    """Seconds that the run may be active, over all its restarts, until it fails; a suspension begins them anew."""
+    """Seconds that the run may be active, over all its restarts, until it fails; any suspension begins them anew."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Seconds after the end until the resource and all its children are deleted."""
 

@@ -107,7 +107,7 @@ class TrainingStatus(Reported):
     last_interruption_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """End of the last one that `interruptions` counts."""
     active_seconds: int = 0
-    """How long former Jobs of the run were active, which `activeDeadlineSeconds` counts too."""
+    """How long former Jobs were active since the last suspension, which `activeDeadlineSeconds` counts too."""
     nodes: Annotated[
         list[NodeStatus],
         Field(

@@ -26,9 +26,11 @@ def interrupted(training: Make, live: Make, moment: Make) -> Make:
         at: float = -5,
         labels: Document | None = None,
         job: Document | None = None,
+        spec: Document | None = None,
+        halted: bool = False,
         **status: Any,
     ) -> Any:
-        snapshot = training(labels=labels)
+        snapshot = training(spec=spec, labels=labels, status=status)
         owner, parsed = snapshot.resource, snapshot.job
         manifests = [
             claim(owner, parsed),
@@ -38,9 +40,9 @@ def interrupted(training: Make, live: Make, moment: Make) -> Make:
         ]
         children = {manifest["kind"]: live(manifest, creationTimestamp=moment(made)) for manifest in manifests}
         children["Job"]["status"] = {"startTime": moment(made), **(job or {})}
-        children["Job"]["spec"] = {**children["Job"]["spec"], "suspend": False}
+        children["Job"]["spec"] = {**children["Job"]["spec"], "suspend": halted}
         known = {"startTime": moment(-9000), "interruptions": 1, "lastInterruptionTime": moment(at), **status}
-        verdict, _ = decide_training(training(labels=labels, children=children, pods=pods, status=known))
+        verdict, _ = decide_training(training(spec=spec, labels=labels, children=children, pods=pods, status=known))
         return verdict
 
     return decide
@@ -107,6 +109,35 @@ def test_the_new_job_has_what_is_left_of_the_deadline(training: Make) -> None:
         snapshot = training(spec=spec, status={"activeSeconds": spent})
         made = indexed_job(snapshot.resource, snapshot.job, Origins(), snapshot.platform)
         assert made["spec"]["activeDeadlineSeconds"] == left
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        {"spec": {"suspend": True}},
+        {"spec": {"suspend": True}, "halted": True},
+        {"halted": True},
+        {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}, "halted": True},
+        {"labels": {"kueue.x-k8s.io/queue-name": "gpus"}, "spec": {"suspend": True}},
+    ],
+    ids=["to be suspended", "suspended", "resumed", "waits in a queue", "taken out of its queue"],
+)
+def test_a_suspension_begins_the_deadline_anew(interrupted: Make, story: Document) -> None:
+    """Kubernetes begins a suspended Job's clock anew, so that what Jobs before it used up is forgotten, too."""
+    deadline = {"activeDeadlineSeconds": 1000}
+    verdict = interrupted(**{**story, "spec": {**story.get("spec", {}), **deadline}}, activeSeconds=700)
+    assert verdict.status["activeSeconds"] == 0
+    changed = [change.spec.get("activeDeadlineSeconds") for change in verdict.change]
+    held = set(story) == {"labels", "spec"}
+    assert changed == ([] if held else [1000])
+    assert (verdict.delete, [event.reason for event in verdict.events]) == ((JOB,) if held else (), [])
+
+
+def test_a_run_that_goes_on_keeps_what_its_deadline_has_lost(interrupted: Make, pod: Make) -> None:
+    """Nothing is given back while nobody suspends it."""
+    spec = {"activeDeadlineSeconds": 1000}
+    verdict = interrupted(pod("a", index=0), pod("b", index=1), spec=spec, activeSeconds=700)
+    assert (verdict.status["activeSeconds"], verdict.change) == (700, ())
 
 
 def test_interruptions_are_counted_over_jobs(interrupted: Make, pod: Make, moment: Make) -> None:

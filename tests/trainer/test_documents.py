@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,6 +100,65 @@ def test_table_rows_may_hold_line_ends(tmp_path: Path) -> None:
     assert counted.places == [f"{path}:5 SourceNotCSV"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "wrong", "found"),
+    [
+        (["unclosed", "two", "three"], [2], ["two", "three"]),
+        (["one", "two", "unclosed"], [4], ["one", "two"]),
+        (["unclosed", "two", '"three"', '"four"'], [2], ["two", "three", "four"]),
+        (["unclosed", "two", '"three\r\nand ""more"""', "four"], [2], ["two", 'three\r\nand "more"', "four"]),
+        (["unclosed", "unclosed", "three", "unclosed", '"five"', "six"], [2, 3, 5], ["three", "five", "six"]),
+        (["unclosed", *["x" * 1000] * 10_000, "unclosed", "two"], [2, 10_003], [*["x" * 1000] * 10_000, "two"]),
+    ],
+    ids=["first", "last", "before quoted", "before several lines", "several", "longest row"],
+)
+def test_unclosed_quotation_mark_breaks_its_own_line_alone(
+    tmp_path: Path, rows: list[str], wrong: list[int], found: list[str]
+) -> None:
+    """All other rows come, whatever follows: the end, quoted fields, several lines of one, more than a row may have."""
+    table = ["id,text", *(f"1,{row}" for row in rows)]
+    path = put(tmp_path, "a.csv", "\r\n".join(table).replace("unclosed", '"unclosed').encode())
+    counted = BrokenLines(len(wrong))
+    assert list(documents(corpus("csv"), [path], counted)) == found
+    assert counted.places == [f"{path}:{number} SourceNotCSV" for number in wrong]
+
+
+def test_broken_lines_of_a_table_keep_their_numbers(tmp_path: Path) -> None:
+    """Also within what a quotation mark that isn't closed takes in."""
+    path = put(tmp_path, "a.csv", b'id,text\n1,"one\n\xff\n2,two\n\n3,4,5\n6,"six"\n7,8,9\n')
+    counted = BrokenLines(4)
+    assert list(documents(corpus("csv"), [path], counted)) == ["two", "six"]
+    assert sorted(counted.places) == [
+        f"{path}:{line} {reason}"
+        for line, reason in ((2, "SourceNotCSV"), (3, "SourceNotUTF8"), (6, "SourceNotCSV"), (8, "SourceNotCSV"))
+    ]
+
+
+@given(st.lists(st.tuples(st.text("ab ", min_size=1), st.sampled_from(["plain", "quoted", "unclosed"]))))
+def test_whole_rows_come_whatever_is_broken_between_them(rows: list[tuple[str, str]]) -> None:
+    """Any order of rows with a quoted field of two lines, one that isn't quoted, and one that isn't closed."""
+    forms = {"plain": "{0}", "quoted": '"{0}\n{0}"', "unclosed": '"{0}'}
+    with TemporaryDirectory() as folder:
+        path = put(
+            Path(folder), "a.csv", "\n".join(["text", *(forms[form].format(text) for text, form in rows)]).encode()
+        )
+        counted = BrokenLines(len(rows))
+        found = list(documents(corpus("csv"), [path], counted))
+    assert found == [text if form == "plain" else f"{text}\n{text}" for text, form in rows if form != "unclosed"]
+    assert counted.counts.total() == sum(form == "unclosed" for _, form in rows)
+
+
+def test_many_unclosed_quotation_marks_take_linear_time(tmp_path: Path) -> None:
+    """Each line closes the quotation of the one before and opens another, so that no row ends before the longest."""
+    line, number = b'x","a\n', 20_000
+    path = put(tmp_path, "a.csv", b"id,text\n" + line * number)
+    counted = BrokenLines(number)
+    began = time.monotonic()
+    assert not list(documents(corpus("csv"), [path], counted))
+    assert time.monotonic() - began < 20
+    assert counted.counts == {"SourceNotCSV": number}
+
+
 GOOD = {"lines": b"fine\n", "jsonl": b'{"text": "fine"}\n', "csv": b"text\nfine\n", "paragraphs": b"fine\n\n"}
 
 
@@ -135,7 +195,7 @@ def test_broken_line_is_told_or_passed_over(tmp_path: Path, form: str, line: byt
     assert f"{place} " in refusal.value.message
     assert "maxBrokenLines allows 0" in refusal.value.message
     counted = BrokenLines(1)
-    # A row that is too long for a table is broken where it begins and where it is cut.
+    # Of a row that is too long for a table the lines after the first are read as rows of their own.
     if not (form == "csv" and len(line) > LONGEST):
         assert list(documents(corpus(form), [path], counted)) == ["fine", "fine"]
         assert counted.counts == {reason: 1}

@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pyarrow import fs
@@ -159,6 +161,56 @@ def test_web_servers_get_the_secret(server: str, tmp_path: Path, access: dict[st
     with pytest.raises(InputError):
         fetch(f"{server}/nothing", access, tmp_path)
     assert Stores.seen == [("/nothing", sent)]
+
+
+@pytest.fixture
+def compressing() -> Iterator[Callable[..., str]]:
+    """The address of a server that packs all that it sends, or where somebody accepts that."""
+
+    class Compressing(BaseHTTPRequestHandler):
+        always: ClassVar[bool] = True
+
+        def do_GET(self) -> None:
+            accepted = "gzip" in self.headers.get("Accept-Encoding", "") or self.always
+            body = gzip.compress(b"plain\n") if accepted else b"plain\n"
+            self.send_response(404 if "nothing" in self.path else 200)
+            if accepted:
+                self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's signature
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Compressing) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+
+        def address(*, always: bool) -> str:
+            Compressing.always = always
+            return f"http://127.0.0.1:{listening.server_address[1]}"
+
+        yield address
+        listening.shutdown()
+
+
+def test_nothing_is_packed_on_its_way(compressing: Callable[..., str], tmp_path: Path) -> None:
+    """A server that packs for whoever accepts it sends the file as it is."""
+    (path,) = fetch(f"{compressing(always=False)}/a.txt", {}, tmp_path)
+    assert path.read_bytes() == b"plain\n"
+
+
+def test_what_is_packed_nevertheless_is_refused(compressing: Callable[..., str], tmp_path: Path) -> None:
+    """By what was done to it, not as a text that holds zero bytes; a name may tell of it, and an error is its own."""
+    address = compressing(always=True)
+    for name in ("a.txt", "a.zst"):
+        with pytest.raises(InputError, match=rf"{name} was sent packed \(Content-Encoding: gzip\)") as refusal:
+            fetch(f"{address}/{name}?key=s3cret", {}, tmp_path)
+        assert refusal.value.reason == "SourceCompressed"
+        assert "s3cret" not in refusal.value.message
+    assert texts(fetch(f"{address}/a.gz", {}, tmp_path)) == ["plain"]
+    with pytest.raises(InputError, match="answered 404"):
+        fetch(f"{address}/nothing", {}, tmp_path)
 
 
 def test_store_that_is_down_is_tried_again(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

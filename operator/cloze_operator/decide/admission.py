@@ -16,6 +16,11 @@ def is_held(snapshot: TrainingSnapshot) -> bool:
     return snapshot.parsed.spec.suspend and LABEL_QUEUE in queue_labels(snapshot.resource)
 
 
+def is_suspended(snapshot: TrainingSnapshot) -> bool:
+    """Whether the run is to stand still, or its Job does: by its own spec, by its queue or by anybody else."""
+    return snapshot.parsed.spec.suspend or bool(dig(snapshot.children.get("Job"), "spec", "suspend"))
+
+
 def waiting_for_admission(snapshot: TrainingSnapshot) -> str:
     """A sentence about a Job that its queue hasn't let go, or no longer; empty for any other."""
     live = snapshot.children.get("Job")

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Final
 
 from cloze_operator.decide import pods
-from cloze_operator.decide.admission import queue_of
+from cloze_operator.decide.admission import is_suspended, queue_of
 from cloze_operator.decide.fields import dig, is_going, is_true, parse_time
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import Verdict, target_of
@@ -21,6 +21,12 @@ PATIENCE: Final = timedelta(seconds=20)
 _OWN_FAULT: Final = re.compile(r"exceeds the|exceeded", re.IGNORECASE)
 
 
+def begin_deadline_anew(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """Forget how long former Jobs were active, as Kubernetes forgets it of a Job that is suspended."""
+    spent = dig(snapshot.resource, "status", "activeSeconds")
+    return verdict.report(activeSeconds=0) if spent and is_suspended(snapshot) else verdict
+
+
 def renew_job(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     """Make the Job of an interrupted gang anew, so that the successors of its pods come at once.
 
@@ -28,7 +34,7 @@ def renew_job(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     either, which would lose its place. Nothing is lost with the Job: what counts of it stands in the status by then.
     """
     live = snapshot.children.get("Job")
-    if live is None or is_going(live) or verdict.delete or dig(live, "spec", "suspend") or queue_of(live):
+    if live is None or is_going(live) or verdict.delete or is_suspended(snapshot) or queue_of(live):
         return verdict
     if (
         is_true(live, "Complete")

@@ -12,7 +12,7 @@ from cloze_operator.decide.nodes import report_nodes
 from cloze_operator.decide.origins import resolve_base, resolve_teacher, resolved_origins
 from cloze_operator.decide.ownership import foreign, left_over
 from cloze_operator.decide.registration import name_version, point_alias
-from cloze_operator.decide.renewal import renew_job
+from cloze_operator.decide.renewal import begin_deadline_anew, renew_job
 from cloze_operator.decide.run import conclude, follow_run, is_exhausted, report_progress
 from cloze_operator.decide.snapshot import TrainingSnapshot, finished_status
 from cloze_operator.decide.verdict import Change, Steps, Verdict, carried, target_of
@@ -168,7 +168,7 @@ def keep_job_in_step(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     if live is None or is_going(live) or is_held(snapshot) or is_true(live, "Complete") or is_true(live, "Failed"):
         return verdict
     spec = dig(live, "spec") or {}
-    spent = int(dig(snapshot.resource, "status", "activeSeconds") or 0)
+    spent = int(verdict.status.get("activeSeconds") or 0)
     fields = mutable_job_fields(snapshot.parsed, spent) | ({"backoffLimit": 0} if is_exhausted(snapshot) else {})
     if queue_of(live):
         del fields["suspend"]
@@ -200,6 +200,7 @@ TRAINING = Steps(
         accept,
         wait_for_origins,
         find_sources,
+        begin_deadline_anew,
         provide_children,
         keep_job_in_step,
         report_progress,

@@ -1,7 +1,10 @@
 """Documents of a corpus' files, by format; never more than a document and a block of a file are in memory."""
 
 import csv
+import io
+from array import array
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from cloze_api.pretrain import Corpus, CorpusFormat
@@ -79,45 +82,74 @@ def _objects(path: Path, field: str, broken: BrokenLines, meter: Meter) -> Read:
 
 def _csv(path: Path, field: str, broken: BrokenLines, meter: Meter) -> Read:
     """Rows as RFC 4180 has them, the first one the fields' names."""
-    csv.field_size_limit(LONGEST)
-    last = length = 0
+    with opened(path, meter) as stream:
+        column: int | None = None
+        width = 0
+        for number, row in _rows(raw_lines(stream, path, broken)):
+            place = f"{path}:{number}"
+            if row is None:
+                what = f"begins a row that isn't CSV, or is longer than {LONGEST >> 20} MiB: check its quotation marks"
+                broken.add(place, "SourceNotCSV", what)
+            elif column is None:
+                if field not in row:
+                    raise _no_column(path, field)
+                column, width = row.index(field), len(row)
+            elif row and len(row) != width:
+                broken.add(place, "SourceNotCSV", f"has {len(row)} fields, the first row has {width}")
+            elif row:
+                yield place, row[column]
 
-    def feed() -> Iterator[str]:
-        nonlocal last, length
-        for number, line in raw:
-            last = number
+
+def _rows(numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str] | None]]:
+    """First line and fields of each row, None for one that can't be read; the next one begins in the line after it.
+
+    A quotation mark that isn't closed takes in the lines up to the next one, or the longest row. They are rows of their
+    own, of one line each, but for the last, in which a row of several may begin: no line is read more than twice.
+    """
+    csv.field_size_limit(LONGEST)
+    begin = length = 0
+    # What a row has taken in after its first line; many short lines would be large as a list of them.
+    numbers, texts = array("Q"), io.StringIO(newline="\n")
+
+    def fed(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+        nonlocal begin, length
+        for number, line in lines:
+            if length:
+                numbers.append(number)
+                texts.write(line)
+            else:
+                begin = number
             length += len(line)
             if length > LONGEST:
                 raise csv.Error
             yield line
 
-    with opened(path, meter) as stream:
-        raw = raw_lines(stream, path, broken)
-        column: int | None = None
-        width = 0
-        rows = csv.reader(feed(), strict=True)
-        while True:
-            begin, length = last + 1, 0
-            try:
-                row = next(rows, None)
-            except csv.Error:
-                broken.add(
-                    f"{path}:{begin}",
-                    "SourceNotCSV",
-                    f"begins a row that isn't CSV, or is longer than {LONGEST >> 20} MiB: check its quotation marks",
-                )
-                rows = csv.reader(feed(), strict=True)
-                continue
+    rows = csv.reader(fed(numbered), strict=True)
+    while True:
+        length = 0
+        if numbers:
+            numbers, texts = array("Q"), io.StringIO(newline="\n")
+        try:
+            row = next(rows, None)
+        except csv.Error:
+            yield begin, None
+            texts.seek(0)
+            again = zip(numbers, texts, strict=True)
+            for number, line in islice(again, max(0, len(numbers) - 1)):
+                yield number, _row(line)
+            rows = csv.reader(fed(chain(again, numbered)), strict=True)
+        else:
             if row is None:
                 return
-            if column is None:
-                if field not in row:
-                    raise _no_column(path, field)
-                column, width = row.index(field), len(row)
-            elif row and len(row) != width:
-                broken.add(f"{path}:{begin}", "SourceNotCSV", f"has {len(row)} fields, the first row has {width}")
-            elif row:
-                yield f"{path}:{begin}", row[column]
+            yield begin, row
+
+
+def _row(line: str) -> list[str] | None:
+    """Fields of a row of one line; None if it can't be read."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return None
 
 
 def _parquet(path: Path, field: str, _broken: BrokenLines, _meter: Meter) -> Read:

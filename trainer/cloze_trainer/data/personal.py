@@ -59,8 +59,8 @@ def sample(
     met: set[bytes] = set()
     for number, text in enumerate(texts):
         for kind, span in pii.spans(text):
-            plain = _BETWEEN.sub("", text[slice(*span)]).casefold()
-            digest = hashlib.blake2b(plain.encode(), digest_size=16).digest()
+            bare = _BETWEEN.sub("", pii.plain(text[slice(*span)])).casefold()
+            digest = hashlib.blake2b(bare.encode(), digest_size=16).digest()
             if digest in watched:
                 met.add(digest)
             chosen.setdefault(digest, Found(kind, number, span))

@@ -1,5 +1,7 @@
 """Replaces personal data by words that name its kind; what was found is counted, never kept.
 
+They are searched in a copy of the text, of the same length, in which every kind of blank and hyphen is the plain one.
+
 Card and account numbers are told from other digits by their check digits. They stand next to other numbers often (an
 expiry date, an order number, an amount), so within each run of groups every start and every valid length is tried.
 """
@@ -11,11 +13,24 @@ from collections.abc import Callable, Iterator
 
 Span = tuple[int, int]
 
+# Some blanks have no width.
+_BLANK = re.compile(r"[\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]")
+# A dash is one between digits, capitals and brackets alone: elsewhere it sets words apart.
+_HYPHEN = re.compile(
+    r"[\u00ad\u2010-\u2013\u2212\ufe63\uff0d](?:(?<=[\u00ad\u2010\u2011\ufe63\uff0d])|(?<=[\dA-Z)].)(?=[\dA-Z(]))"
+)
+
 # Patterns begin with a character, of which the library finds the next at once, and look behind it afterwards.
-_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
-_IBAN_START = re.compile(r"[A-Za-z]{2}\d{2}(?<![A-Za-z0-9][A-Za-z]{2}\d{2})")
+_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}\b")
+# Check digits of an account number, behind its country; with a blank or hyphen between them behind capitals alone, as
+# `at 10` and `is 20` are words.
+_IBAN_CHECK = re.compile(
+    r"\d\d(?:(?<=[A-Za-z]{2}\d\d)(?<![A-Za-z0-9][A-Za-z]{2}\d\d)|(?<=[A-Z]{2}[ -]\d\d)(?<![A-Za-z0-9][A-Z]{2}[ -]\d\d))"
+)
 # Digits and single separators between them, as far as they go.
 _DIGITS = re.compile(r"\d(?<![\w.]\d)(?:[ -]?\d)*(?!\w|\.\d)")
+# The first dot of a card number: dots are in other numbers, too, so that only the usual lengths of its parts count.
+_CARD_DOT = re.compile(r"\.(?<=(?<![\w.])\d{4}\.)(?:\d{4}\.\d{4}\.\d{4}|\d{6}\.\d{5})(?!\w|\.\d)")
 _GROUP = re.compile(r"\d+")
 _IPV4 = re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?![\d.]*\d)")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
@@ -23,6 +38,7 @@ _PHONE = re.compile(
     r"[+(\d](?<![\w.+-][+(\d])"
     r"(?:(?:(?<=\+)|(?<=0)0)\d{1,3}[ .-]?(?:\(0?\d{1,4}\)|\d{1,4})(?:[ ./-]?\d{2,4}){2,4}"
     r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}|(?<=[2-9])\d{2} \d{3} \d{4}|(?<=\d)\d{2}[.-]\d{3}[.-]\d{4}"
+    r"|(?<=1)[.-][2-9]\d{2}[.-]\d{3}[.-]\d{4}|(?<=\()0\d{2,4}\) ?(?=(?:[ /-]?\d){5})\d{2,8}(?:[ /-]\d{2,5}){0,3}"
     r"|(?<=0)\d{2,4}[ /-]\d{3,4}[ -]?\d{2,5})(?![\w-])"
 )
 
@@ -75,9 +91,9 @@ def iban(number: str) -> bool:
 
 def _ibans(text: str) -> Iterator[Span]:
     """Account numbers, in one piece or with single blanks or hyphens, whatever follows them after a blank or a sign."""
-    for match in _IBAN_START.finditer(text):
-        start = match.start()
-        length = IBAN_LENGTHS.get(match.group()[:2].upper())
+    for match in _IBAN_CHECK.finditer(text):
+        start = match.start() - (3 if text[match.start() - 1] in " -" else 2)
+        length = IBAN_LENGTHS.get(text[start : start + 2].upper())
         if length is None:
             continue
         at, characters = start, 0
@@ -104,6 +120,13 @@ def _cards(text: str) -> Iterator[Span]:
                     first = last
                     break
             first += 1
+
+
+def _dotted_cards(text: str) -> Iterator[Span]:
+    for match in _CARD_DOT.finditer(text):
+        start, end = match.start() - 4, match.end()
+        if luhn(text[start:end]):
+            yield start, end
 
 
 def _card_ends(groups: list[Span], first: int) -> list[int]:
@@ -156,15 +179,22 @@ _KINDS: tuple[tuple[str, str, Callable[[str], Iterator[Span]]], ...] = (
     ("EMAIL", "@", _matches(_EMAIL)),
     ("IBAN", "", _ibans),
     ("CARD", "", _cards),
+    ("CARD", ".", _dotted_cards),
     ("IP", ".", _matches(_IPV4, _ipv4)),
     ("IP", ":", _matches(_IPV6, _ipv6)),
     ("PHONE", "", _matches(_PHONE)),
 )
 
 
+def plain(text: str) -> str:
+    """The text, character by character, with a plain blank or hyphen for each other one that may be within a number."""
+    return text if text.isascii() else _HYPHEN.sub("-", _BLANK.sub(" ", text))
+
+
 def spans(text: str) -> list[tuple[str, Span]]:
     """Kind and place of such data, in the text's order; none within another."""
     found: list[tuple[str, Span]] = []
+    text = plain(text)
     for kind, sign, find in _KINDS:
         if sign not in text:
             continue

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from cloze_api.progress import ExitCode
 from cloze_api.source import Source, SourceKind, parse_source
+from cloze_trainer.data.lines import compression
 from cloze_trainer.errors import STORAGE_ERRORS, InputError, TrainerError
 from cloze_trainer.files import sync_folder, write_json
 
@@ -22,6 +23,8 @@ _CHUNK = 8 << 20
 _LISTING = "files.json"
 # Begins the path of a repository at a hub that isn't a model's.
 _DATA_SETS = "datasets/"
+# What a server may call the packing of a file that is packed, by the end of its name.
+_ENCODINGS = {".gz": ("gzip", "x-gzip"), ".zst": ("zstd",)}
 # Answers that the same question would get again.
 _FINAL_STATUS = {400, 401, 403, 404, 410}
 _DENIED = re.compile(
@@ -211,15 +214,32 @@ def _web(uri: str, access: Mapping[str, str]) -> Any:
     user = urllib.parse.unquote(userinfo) if at else ""
     if not at and "HTTP_USERNAME" in access:
         user = f"{access['HTTP_USERNAME']}:{access.get('HTTP_PASSWORD', '')}"
-    headers = {}
+    # Files are kept as they lie there: packed ones are told by their names.
+    headers = {"Accept-Encoding": "identity"}
     if user:
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
     elif "HTTP_TOKEN" in access:
         headers["Authorization"] = f"Bearer {access['HTTP_TOKEN']}"
+    named = _ENCODINGS.get(compression(Path(urllib.parse.urlsplit(uri).path)), ())
+
+    async def plain(answer: aiohttp.ClientResponse) -> None:
+        packed = answer.headers.get("Content-Encoding", "identity").lower()
+        if answer.ok and packed not in ("identity", *named):
+            raise InputError(
+                "SourceCompressed",
+                f"{redacted(uri)} was sent packed (Content-Encoding: {packed}), which nobody asked for and its name "
+                f"doesn't tell: have the server send the file as it is, or name it {' or '.join(_ENCODINGS)}",
+            )
+
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_SECONDS, sock_read=_TIMEOUT_SECONDS)
     return HTTPFileSystem(
         encoded=uri.isascii(),
-        client_kwargs={"timeout": timeout, "trust_env": True, "auto_decompress": False},
+        client_kwargs={
+            "timeout": timeout,
+            "trust_env": True,
+            "auto_decompress": False,
+            "raise_for_status": plain,
+        },
         headers=headers,
         skip_instance_cache=True,
     )
