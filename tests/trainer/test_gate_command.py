@@ -13,7 +13,7 @@ import torch
 import whole_runs
 from remote_stores import KEYS, serving
 
-from cloze_api.manifest import digest_files, verify, write_manifest
+from cloze_api.manifest import Calibration, digest_files, verify, write_manifest
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.progress import ExitCode
 from cloze_api.task import Problem, Task
@@ -167,6 +167,30 @@ def test_the_precision_that_is_served_can_be_judged(model: Any, tmp_path: Path) 
     with pytest.raises(InputError, match=r"no graph in fp16; .* fp32, int8") as refused:
         command.run(command.parse([*asked, "--precision=fp16"]))
     assert refused.value.reason == "PrecisionMissing"
+
+
+@pytest.mark.parametrize("model", ["bert"], indirect=True)
+def test_what_the_models_own_thresholds_let_through_is_told(model: Any, tmp_path: Path) -> None:
+    """With its temperature, as a server answers; a model without thresholds has no such figures, nor gates on them."""
+    whole, made, tokenizer = model
+    inputs = texts(30, seed=6)
+    logits = answers(made, tokenizer, inputs)
+    chosen = logits.argmax(-1).tolist()
+    rows = [{"text": text, "label": LABELS[number]} for text, number in zip(inputs, chosen, strict=True)]
+    data = str(write(tmp_path / "data.jsonl", rows))
+    folder = tmp_path / "artifact"
+    shutil.copytree(whole, folder)
+    sure = torch.softmax(logits / 3, -1).max(-1).values
+    bound = float(sure.median())
+    calibrated = verify(folder).model_copy(update={"calibration": Calibration(temperature=3, thresholds=bound)})
+    write_manifest(folder, calibrated)
+    found = command.run(command.parse([str(folder), data, "--minimum", "answered_share=0.4"])).metrics
+    assert found["answered_share"] == pytest.approx(float((sure >= bound).float().mean()), abs=0.05)
+    assert found["answered_accuracy"] == 1
+    assert found["log_loss"] == pytest.approx(float(-sure.log().mean()), abs=1e-3)
+    with pytest.raises(InputError, match="answered_share") as refused:
+        command.run(command.parse([str(whole), data, "--minimum", "answered_share=0.4"]))
+    assert refused.value.reason == "GateFigureUnknown"
 
 
 @pytest.mark.parametrize("model", ["bert"], indirect=True)

@@ -28,7 +28,6 @@ from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of, refuse_other
 from cloze_trainer.quality.judgement import Judgement
-from cloze_trainer.quality.scores import Scores
 
 _REFERENCE = re.compile(r"(?P<name>[^/@]+)(/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/@]+))")
 _URIS = "file:///path, s3://bucket/path, gs://bucket/path, https://host/path or hf://datasets/owner/name/path"
@@ -166,12 +165,11 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     examples = kind.read(_files(asked.data, scratch / "data"))
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
     known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem)
+    known += kind.thresholded if manifest.calibration and manifest.calibration.thresholds != {} else []
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")
     kind.check(examples, labels)
     scores = assess(folder, manifest, examples, labels, asked.truncation, precision=asked.precision)
-    if manifest.calibration is not None and isinstance(scores, Scores):
-        scores = scores.cooled(manifest.calibration.temperature)
     verdict = None
     if asked.against is not None and asked.evaluation.champion is not None:
         other, its = _artifact(asked.against, scratch / "against", keys)
@@ -190,6 +188,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
         task=manifest.task,
         problem=manifest.problem,
         champion=verdict,
+        known=manifest.calibration,
     )
 
 

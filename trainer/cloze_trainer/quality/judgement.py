@@ -66,9 +66,10 @@ def judge(
     problem: Problem = Problem.SINGLE_LABEL,
     others: Mapping[str, float] | None = None,
     champion: Verdict | None = None,
+    known: Calibration | None = None,
 ) -> Judgement:
     """Judge a model by its answers. others: figures that come from elsewhere and may have gates, too. champion: what
-    came of the comparison with it, where there is one.
+    came of the comparison with it, where there is one. known: the calibration that the model came with, if it did.
     """
     kind = tasks.of(task, problem)
     found = kind.statistics(scores, labels)
@@ -76,7 +77,7 @@ def judge(
     for name, statistic in found.items():
         for end, value in zip(ENDS, intervals.interval(statistic, asked.confidence), strict=True):
             figures[f"{end}_{name}"] = value
-    further = kind.further(scores, labels, asked)
+    further = kind.further(scores, labels, asked, known)
     main = kind.main_of(found)
     slices = _slices(scores, found[main], asked.min_slice_examples)
     if counted := [each["figure"] for each in slices.values() if each["counts"]]:

@@ -53,10 +53,6 @@ class Scores:
             example_N=self.example_N[marks_N],
         )
 
-    def cooled(self, temperature: float) -> "Scores":
-        """With logits divided by the temperature."""
-        return replace(self, logits_NC=self.logits_NC / np.float32(temperature))
-
 
 def probabilities(logits_NC: npt.NDArray[Any], temperature: float = 1.0) -> Floats:
     """Softmax over classes of logits that are divided by the temperature."""

@@ -101,20 +101,23 @@ class _Classification(Kind[Example, Scores]):
         """`f1_<label>` of each label."""
         return class_f1(scores, labels)
 
-    def further(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> Further:
+    def further(
+        self, scores: Scores, labels: Sequence[str], asked: Evaluation, known: Calibration | None = None
+    ) -> Further:
         """How sure the model is, of the classes, and of two classes the second."""
-        chosen = self._calibration(scores, labels, asked)
+        chosen = known or self._calibration(scores, labels, asked)
         temperature = chosen.temperature if chosen else 1.0
+        scaled = known is None and asked.calibrate
         figures = {
             **self.whole(scores, labels),
-            **_certainty(scores, labels, temperature, held_out=asked.calibrate),
-            **self._answered(scores, labels, asked),
+            **_certainty(scores, labels, temperature, held_out=scaled),
+            **self._answered(scores, labels, asked, known),
             **self.details(scores, labels),
         }
         report = {
             "labels": list(labels),
             "confusion": confusion(scores.truth_N, scores.predicted, len(labels)).tolist(),
-            **calibration.diagrams(scores, temperature, scaled=asked.calibrate),
+            **calibration.diagrams(scores, temperature, scaled=scaled),
         }
         return Further(figures, report, chosen)
 
@@ -128,17 +131,20 @@ class _Classification(Kind[Example, Scores]):
         """Figures of what several words make up."""
         return {}
 
-    def _answered(self, scores: Scores, labels: Sequence[str], asked: Evaluation) -> dict[str, float]:
+    def _answered(
+        self, scores: Scores, labels: Sequence[str], asked: Evaluation, known: Calibration | None
+    ) -> dict[str, float]:
         """How many items are sure enough to be answered, and their accuracy; the latter missing where none is."""
-        if not (self.abstains and asked.thresholds):
+        if not (self.abstains and (known.thresholds != {} if known else asked.thresholds)):
             return {}
-        answered_N = np.zeros(len(scores.truth_N), bool)
-        for own_N, other_N in calibration.halves(scores.example_N):
-            chosen = self._calibration(scores.only(other_N), labels, asked)
-            assert chosen is not None, "thresholds are asked for"
-            shares_NC = probabilities(scores.logits_NC[own_N], chosen.temperature)
-            bounds_C = np.array([chosen.threshold(label) for label in labels])
-            answered_N[own_N] = shares_NC.max(-1) >= bounds_C[shares_NC.argmax(-1)]
+        if known:
+            answered_N = _is_answered(scores, labels, known)
+        else:
+            answered_N = np.zeros(len(scores.truth_N), bool)
+            for own_N, other_N in calibration.halves(scores.example_N):
+                chosen = self._calibration(scores.only(other_N), labels, asked)
+                assert chosen is not None, "thresholds are asked for"
+                answered_N[own_N] = _is_answered(scores.only(own_N), labels, chosen)
         found = {"answered_share": float(answered_N.mean())}
         if answered_N.any():
             found["answered_accuracy"] = float((scores.predicted == scores.truth_N)[answered_N].mean())
@@ -167,6 +173,13 @@ class _Classification(Kind[Example, Scores]):
             told.append("f1")
             others += ["average_precision", "false_positive_rate"]
         return told, [*others, *(f"f1_{label}" for label in labels)]
+
+
+def _is_answered(scores: Scores, labels: Sequence[str], chosen: Calibration) -> calibration.Marks:
+    """Whether a server doesn't abstain (N)."""
+    shares_NC = probabilities(scores.logits_NC, chosen.temperature)
+    bounds_C = np.array([chosen.threshold(label) for label in labels])
+    return np.asarray(shares_NC.max(-1) >= bounds_C[shares_NC.argmax(-1)])
 
 
 def _certainty(scores: Scores, labels: Sequence[str], temperature: float, *, held_out: bool) -> dict[str, float]:

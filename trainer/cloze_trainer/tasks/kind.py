@@ -154,8 +154,14 @@ class Kind(ABC, Generic[LineT, ScoredT]):
         """Figures without an interval."""
         return {}
 
-    def further(self, scores: ScoredT, labels: Sequence[str], asked: Evaluation) -> Further:  # noqa: ARG002
-        """What else the evaluation says."""
+    def further(
+        self,
+        scores: ScoredT,
+        labels: Sequence[str],
+        asked: Evaluation,  # noqa: ARG002 - of classifiers, as `known`
+        known: Calibration | None = None,  # noqa: ARG002
+    ) -> Further:
+        """What else the evaluation says. known: a calibration that the model came with; none is looked for then."""
         return Further(self.details(scores, labels))
 
     def said(self, scores: ScoredT, labels: Sequence[str], calibration: Calibration | None) -> Said:  # noqa: ARG002
@@ -172,7 +178,7 @@ class Kind(ABC, Generic[LineT, ScoredT]):
 
     @property
     def thresholded(self) -> Sequence[str]:
-        """Figures of what is answered with thresholds, where `evaluation` asks for some."""
+        """Figures of what is answered with thresholds, where `evaluation` asks for some or the model has some."""
         return ()
 
     def mains(self, labels: Sequence[str]) -> Sequence[str]:  # noqa: ARG002 - for tasks with labels

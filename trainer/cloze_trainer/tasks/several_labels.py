@@ -151,16 +151,19 @@ class SeveralLabels(Kind[Example, Marked]):
             **{f"f1_{label}": float(score) for label, score in zip(labels, scores_C, strict=True)},
         }
 
-    def further(self, scores: Marked, labels: Sequence[str], asked: Evaluation) -> Further:
-        """How sure the model is, and what applies with thresholds where some are asked for."""
-        chosen, answers = _calibration(scores, labels, asked), scores.answers
+    def further(
+        self, scores: Marked, labels: Sequence[str], asked: Evaluation, known: Calibration | None = None
+    ) -> Further:
+        """How sure the model is, and what applies with thresholds where there are some."""
+        chosen, answers = known or _calibration(scores, labels, asked), scores.answers
         temperature = chosen.temperature if chosen else 1.0
+        scaled = known is None and asked.calibrate
         figures = {
             **self.details(scores, labels),
-            **calibration.certainty(answers, temperature, held_out=asked.calibrate),
-            **_applying(scores, labels, asked),
+            **calibration.certainty(answers, temperature, held_out=scaled),
+            **_applying(scores, labels, asked, known),
         }
-        report = {"labels": list(labels), **calibration.diagrams(answers, temperature, scaled=asked.calibrate)}
+        report = {"labels": list(labels), **calibration.diagrams(answers, temperature, scaled=scaled)}
         return Further(figures, report, chosen)
 
     def said(self, scores: Marked, labels: Sequence[str], calibration: Calibration | None) -> Said:
@@ -199,15 +202,18 @@ def _applies(scores: Marked, labels: Sequence[str], chosen: Calibration) -> npt.
     return np.asarray(scores.probabilities(chosen.temperature) >= bounds_C)
 
 
-def _applying(scores: Marked, labels: Sequence[str], asked: Evaluation) -> dict[str, float]:
+def _applying(scores: Marked, labels: Sequence[str], asked: Evaluation, known: Calibration | None) -> dict[str, float]:
     """Figures over all labels of all texts with thresholds; each half of the texts with those of the other half."""
-    if not asked.thresholds:
+    if not (known.thresholds != {} if known else asked.thresholds):
         return {}
-    applies_EC = np.zeros(scores.truth_EC.shape, bool)
-    for own_E, other_E in calibration.halves(np.arange(scores.examples)):
-        chosen = _calibration(scores.only(other_E), labels, asked)
-        assert chosen is not None, "thresholds are asked for"
-        applies_EC[own_E] = _applies(scores.only(own_E), labels, chosen)
+    if known:
+        applies_EC = _applies(scores, labels, known)
+    else:
+        applies_EC = np.zeros(scores.truth_EC.shape, bool)
+        for own_E, other_E in calibration.halves(np.arange(scores.examples)):
+            chosen = _calibration(scores.only(other_E), labels, asked)
+            assert chosen is not None, "thresholds are asked for"
+            applies_EC[own_E] = _applies(scores.only(own_E), labels, chosen)
     right, applied, there = (applies_EC & scores.truth_EC).sum(), applies_EC.sum(), scores.truth_EC.sum()
     return {
         "applied_micro_f1": float(f1_of(np.array([right, applied, there], np.float64))),
