@@ -1,4 +1,4 @@
-"""A model in parts, of which one rank's memory is too small: the next start knows it."""
+"""A rank whose memory is too small: it takes less at once, or the next start does."""
 
 import json
 from pathlib import Path
@@ -45,3 +45,31 @@ def test_a_model_in_parts_starts_again_with_what_fits(tmp_path: Path) -> None:
     assert max(crowded["sizes"]) <= 20 < max(steady["sizes"])
     assert crowded["error"] == ""
     assert torch.allclose(crowded["weights"], steady["weights"], atol=1e-4)
+
+
+def test_the_optimizers_state_takes_memory_before_anything_is_tried(tmp_path: Path) -> None:
+    """What fits in the first step fits in the second, too: nothing larger is tried later on, and no rank dies."""
+    crowded = {"name": "crowded", "fits": {"0": 40}, "moments": 24}
+    (process,) = ranks.start(tmp_path, 1, {"name": "steady"}, crowded)
+    assert process.wait(timeout=120) == 0, ranks.log(tmp_path, 1, 0).read_text()
+    steady, cut = (torch.load(tmp_path / f"1-0-{name}.pt") for name in ("steady", "crowded"))
+    large = [size for size in cut["sizes"] if size > 16]
+    assert large
+    assert cut["sizes"][: len(large)] == large
+    assert torch.allclose(cut["weights"], steady["weights"], atol=1e-4)
+
+
+def test_memory_that_falls_while_the_others_wait_is_known_to_the_next_start(tmp_path: Path) -> None:
+    """With the whole model on each rank: in the fourth batch what fitted before doesn't, and the next start cuts it."""
+    falling = {"name": "falling", "fits": {"1": 40}, "shrinks": 3}
+    ended = start(tmp_path, {"name": "steady"}, {"name": "roomy", "fits": {"1": 40}}, falling)
+    assert ended[1] == ExitCode.PEER_LOST
+    assert json.loads((tmp_path / "2-1.json").read_text())["reason"] == "ChunksHalved"
+    assert recall(tmp_path) <= 20
+    assert start(tmp_path, falling) == [0, 0]
+    steady, roomy, fallen = (torch.load(tmp_path / f"2-1-{name}.pt") for name in ("steady", "roomy", "falling"))
+    assert torch.equal(roomy["weights"], steady["weights"])
+    # The third step's checkpoint may not have been durable yet.
+    assert fallen["taken"] in ([2, 3, 4, 5], [3, 4, 5])
+    assert max(fallen["sizes"]) <= 20 < max(roomy["sizes"])
+    assert torch.allclose(fallen["weights"], steady["weights"], atol=1e-4)

@@ -1,7 +1,8 @@
-"""What fits through a model that the ranks share in parts: told by a rank that fails, and known to the next start.
+"""What fits into memory where the others wait: told by a rank that fails, and known to the next start.
 
-Such a rank can't try by itself, as it gathers each layer together with the others. It ends instead, the gang starts
-again from the newest checkpoint, and all its ranks begin with smaller chunks.
+A rank that has a part of the model can't try by itself, as it gathers each layer together with the others; and memory
+may be too small in the end for what fitted when it was tried. It ends instead, the gang starts again from the newest
+checkpoint, and all its ranks begin with smaller chunks.
 """
 
 import contextlib
