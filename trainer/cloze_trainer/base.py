@@ -89,16 +89,19 @@ def verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
 
 
 def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
-    if manifest.special_tokens.mask is None:
-        raise BaseModelError(
-            "BaseTokenizerUnsuitable",
-            f"the tokenizer of {name} has no mask token, without which nothing can be hidden: name another model",
-        )
+    special = manifest.special_tokens
+    why = ""
+    if special.mask is None:
+        why = "has no mask token, without which nothing can be hidden"
+    elif special.alike:
+        why = f"uses one token as {' and '.join(special.alike)}, which could not be told apart"
+    if why:
+        raise BaseModelError("BaseTokenizerUnsuitable", f"the tokenizer of {name} {why}: name another model")
     return PretrainedTokenizer(
         folder=folder,
         name=name,
         digest=f"sha256:{file_sha256(folder / MANIFEST_FILE)}",
-        special_tokens=manifest.special_tokens,
+        special_tokens=special,
         lowercase=manifest.lowercase,
     )
 
