@@ -1,13 +1,16 @@
 """Checkpoints in a bucket of a real S3 server: whole or absent, there for any machine, no harm when it is away."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from botocore.awsrequest import AWSResponse
 from torch import nn
+from urllib3 import HTTPResponse
 
 from cloze_api.progress import ExitCode
 from cloze_trainer import bucket as module
@@ -186,6 +189,59 @@ def test_a_store_that_does_not_answer_at_the_start_is_tried_again_later(
         own.prepare()
     assert (failure.value.reason, failure.value.exit_code) == ("CheckpointStoreUnavailable", ExitCode.STORAGE)
     s3.start()
+
+
+class Answering(Bucket):
+    """Has a store that answers the first requests with errors: HTTP status and code. asked: how often for access."""
+
+    def __init__(self, s3: Any, folder: Path, *errors: tuple[int, str]) -> None:
+        super().__init__("s3://runs/cloze/team", "default/encoder/uid", folder, self._counted)
+        self.own, self.errors, self.asked = s3.access, list(errors), 0
+
+    def _counted(self) -> dict[str, str]:
+        self.asked += 1
+        return dict(self.own)
+
+    def _client(self) -> Any:
+        client = super()._client()
+        client.meta.events.register("before-send.s3", self._answer)
+        return client
+
+    def _answer(self, request: Any, **_: Any) -> AWSResponse | None:
+        if not self.errors:
+            return None
+        status, code = self.errors.pop(0)
+        body = io.BytesIO(f"<Error><Code>{code}</Code></Error>".encode())
+        headers = {"Content-Type": "application/xml"}
+        return AWSResponse(request.url, status, headers, HTTPResponse(body, preload_content=False))
+
+
+@pytest.mark.parametrize(
+    "answer", [(400, "RequestTimeout"), (400, "ExpiredToken"), (403, "RequestTimeTooSkewed"), (503, "SlowDown")]
+)
+def test_what_is_over_with_the_next_request_refuses_nothing(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+) -> None:
+    """A late answer, a clock that was off, credentials that have run out: they are asked for anew."""
+    monkeypatch.setattr(module, "_FIRST_WAIT", 0.0)
+    own = Answering(s3, tmp_path, answer)
+    own.prepare()
+    assert (own.errors, own.asked) == ([], 2)
+
+
+@pytest.mark.parametrize("ask", ["steps", "finished", "open", "remove"])
+def test_a_refusal_after_the_run_has_begun_is_tried_again(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """What reads or removes checkpoints ends the pod, not the job: somebody may see to it, and the run goes on."""
+    checkpoints(s3, tmp_path / "one", 1)
+    monkeypatch.setattr(module, "_START_SECONDS", 0.0)
+    own = Answering(s3, tmp_path / "other", (403, "AccessDenied"))
+    arguments = [1] if ask in ("open", "remove") else []
+    with pytest.raises(TrainerError, match=r"AccessDenied.*may list, read, write and delete") as failure:
+        getattr(own, ask)(*arguments)
+    assert (failure.value.reason, failure.value.exit_code) == ("CheckpointStoreRefused", ExitCode.STORAGE)
+    getattr(own, ask)(*arguments)
 
 
 def test_the_digests_are_the_files_own(s3: Any, tmp_path: Path) -> None:
