@@ -3,12 +3,15 @@
 import hashlib
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from boto3.s3.transfer import TransferConfig
 from botocore.awsrequest import AWSResponse
+from botocore.exceptions import EndpointConnectionError
 from torch import nn
 from urllib3 import HTTPResponse
 
@@ -25,11 +28,11 @@ ORIGIN = Origin(data="corpus")
 RUN = "cloze/team/default/encoder/uid/"
 
 
-def trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(seed: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    model = nn.Linear(4, 2)
+    model = nn.Linear(width, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.randn(3, 4)).sum().backward()
+    model(torch.randn(3, width)).sum().backward()
     optimizer.step()
     return model, optimizer
 
@@ -94,6 +97,50 @@ def test_half_uploads_are_ignored_and_cleared_away(s3: Any, tmp_path: Path) -> N
     assert names(s3) == ["step-00000001", "step-00000002"]
     assert not client.list_multipart_uploads(Bucket="runs").get("Uploads")
     assert checkpoints(s3, tmp_path / "third", run="default/encoder/other").latest() == 7
+
+
+class Dying(Bucket):
+    """Sends nothing any more once it has sent a part of a file, as a machine that is gone."""
+
+    parts = 0
+
+    def _client(self) -> Any:
+        client = super()._client()
+        client.meta.events.register("before-send.s3", self._send)
+        return client
+
+    def _send(self, event_name: str, **_: Any) -> None:
+        if self.parts:
+            raise EndpointConnectionError(endpoint_url="of the store")
+        self.parts += event_name.endswith(".UploadPart")
+
+
+def test_a_large_file_goes_up_in_parts_of_which_some_count_for_nothing(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, it comes back bit for bit; what a machine that died in its midst has left goes with the next one."""
+    part = 5 << 20
+    transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=1)
+    monkeypatch.setattr(module, "_TRANSFER", transfer)
+    own, give_up, wide = checkpoints(s3, tmp_path / "one"), threading.Event(), 1000
+    own.write(LoopState(1, 10), captured(*trained(1, wide)))
+    give_up.set()
+    dying = Dying("s3://runs/cloze/team", "default/encoder/uid", tmp_path / "dying", lambda: s3.access)
+    with pytest.raises(TrainerError, match="doesn't take checkpoints"):
+        Checkpoints(tmp_path / "dying", 3, ORIGIN, dying).write(LoopState(2, 20), captured(*trained(2, wide)), give_up)
+    client = s3.client()
+    (begun,) = client.list_multipart_uploads(Bucket="runs")["Uploads"]
+    assert begun["Key"].startswith(f"{RUN}step-00000002")
+    sent = client.list_parts(Bucket="runs", Key=begun["Key"], UploadId=begun["UploadId"])["Parts"]
+    assert [each["Size"] for each in sent] == [part]
+    other = checkpoints(s3, tmp_path / "other")
+    assert other.latest() == 1
+    model, _ = loaded = trained(99, wide)
+    other.load(1, *loaded)
+    assert torch.equal(model.weight, trained(1, wide)[0].weight)
+    other.write(LoopState(3, 30), captured(*trained(3)))
+    assert not client.list_multipart_uploads(Bucket="runs").get("Uploads")
+    assert names(s3) == ["step-00000001", "step-00000003"]
 
 
 def test_the_machine_that_saved_it_fetches_nothing(s3: Any, tmp_path: Path) -> None:
