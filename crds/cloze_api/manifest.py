@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -62,6 +63,13 @@ class SpecialTokens(_Part):
     sep: int
     mask: int | None = None
     """None for a model that fills no masks."""
+
+    @property
+    def alike(self) -> list[str]:
+        """Roles whose id another one has, too: a padding that is a separator, say, can't be told from one."""
+        named = self.model_dump(exclude_none=True)
+        counts = Counter(named.values())
+        return [role for role, number in named.items() if counts[number] > 1]
 
 
 class Embedding(_Part):

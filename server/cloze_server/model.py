@@ -171,8 +171,7 @@ def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
         raise _invalid("VocabularyInvalid", f"the tokenizer's token {token!r} has id {highest}, the limit is {size}")
     special = manifest.special_tokens
     added = tokenizer.get_added_tokens_decoder()
-    named = special.model_dump(exclude_none=True)
-    for role, number in named.items():
+    for role, number in special.model_dump(exclude_none=True).items():
         if number not in added or not added[number].special:
             raise _invalid("SpecialTokensInvalid", f"the {role} id {number} isn't a special token of the tokenizer")
     unknown = getattr(tokenizer.model, "unk_token", None)
@@ -184,8 +183,8 @@ def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
         # Truncation relies on it.
         expected = f"[CLS] [SEP]: [{special.cls}, {special.sep}]"
         raise _invalid("TokenizerInvalid", f"the tokenizer turns an empty text into {framed}, expected {expected}")
-    if len(set(named.values())) < len(named):
-        raise _invalid("SpecialTokensInvalid", "two special tokens have one id")
+    if special.alike:
+        raise _invalid("SpecialTokensInvalid", f"the tokens {', '.join(special.alike)} share one id")
 
 
 def check_graph(backend: Backend, manifest: Manifest) -> None:

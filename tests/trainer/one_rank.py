@@ -3,13 +3,15 @@
 Trains on the examples in FOLDER and leaves there what each step gave. A scenario is a JSON object: `name`; `nan` and
 `ascent`, a first batch and one after the last, of which the loss isn't finite, or which take the weights away from what
 they should learn; `crash`, batches before each of which the process ends once and begins anew; `fits`, the tokens at
-once that memory is enough for, by rank; `freeze`, the rank that stops before the third batch, or sleeps before it where
-`asleep`; `profile`, the steps that rank 0 profiles; `tokens`, after how many the training is over; `after`, whose
-checkpoints up to the step `from` it goes on from; `optimization`, which differs; `every`, steps between checkpoints;
-`teacher`, what is learnt from one, a random model of another size; `noise`, of private steps; `scale`, the first one of
-the loss, and `growth`, the steps after which it is doubled; `burst`, a first batch and one after the last, of which the
-gradient isn't finite, and the loss is; `unchecked`, whether arithmetic that the device hasn't is taken all the same;
-`stop`, of which `rank` is sent a signal at `batches` and at `evaluations`, each of which it goes on from.
+once that memory is enough for, by rank; `moments`, as many of them have no room beside the optimizer's state;
+`shrinks`, the batch from which on it is enough for half of them; `freeze`, the rank that stops before the third batch,
+or sleeps before it where `asleep`; `profile`, the steps that rank 0 profiles; `tokens`, after how many the training is
+over; `after`, whose checkpoints up to the step `from` it goes on from; `optimization`, which differs; `every`, steps
+between checkpoints; `teacher`, what is learnt from one, a random model of another size; `noise`, of private steps;
+`scale`, the first one of the loss, and `growth`, the steps after which it is doubled; `burst`, a first batch and one
+after the last, of which the gradient isn't finite, and the loss is; `unchecked`, whether arithmetic that the device
+hasn't is taken all the same; `stop`, of which `rank` is sent a signal at `batches` and at `evaluations`, each of which
+it goes on from.
 """
 
 import json
@@ -32,7 +34,7 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
-from cloze_trainer import compiling, lora, memory, scaling
+from cloze_trainer import compiling, loop, lora, memory, optimizer, scaling
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
 from cloze_trainer.checkpoint import Checkpoints
@@ -117,6 +119,8 @@ class Failing(FineTuning):
 
     def prepare(self, scenario: dict[str, Any], rank: int) -> None:
         self.fits = scenario.get("fits", {}).get(str(rank), 9999)
+        self.moments, self.shrinks = scenario.get("moments", 0), scenario.get("shrinks", 9999)
+        self.optimizers: list[torch.optim.Optimizer] = []
         self.sizes: list[int] = []
         self.tokens = scenario.get("tokens", 0)
         self.frozen, self.asleep = scenario.get("freeze"), scenario.get("asleep", False)
@@ -169,7 +173,10 @@ class Failing(FineTuning):
         self.stop("batches", self.here)
         loss = super().loss_sum(model, chunk)
         self.sizes.append(chunk.places)
-        if chunk.places > self.fits:
+        fits = self.fits // 2 if self.here >= self.shrinks else self.fits
+        if self.moments and self.optimizers[-1].state:
+            fits -= self.moments
+        if chunk.places > fits:
             # The last gradient of all, when the others have been added up.
             deepest: Any = getattr(model, "module", model).get_submodule("encoder.embeddings.words").weight
             handle = deepest.register_hook(lambda _: (handle.remove(), _run_out()))
@@ -187,6 +194,12 @@ class FailingInPrivate(Private):
     def share(self, batch: int, rank: int, world: int, done: float) -> Any:
         self.inner.share(batch, rank, world, done)
         return super().share(batch, rank, world, done)
+
+
+def watched(workload: Failing, *given: Any) -> torch.optim.Optimizer:
+    """The optimizer, which the workload knows."""
+    workload.optimizers.append(optimizer.build(*given))
+    return workload.optimizers[-1]
 
 
 def _run_out() -> None:
@@ -219,6 +232,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         Gang.survives_out_of_memory = property(lambda _, these=scenario: "fits" in these)  # type: ignore[assignment, misc]
         changed = {"START": scenario.get("scale"), "GROWTH_STEPS": scenario.get("growth")}
         vars(scaling).update({key: changed[key] or usual for key, usual in scaled.items()})
+        vars(loop)["build"] = partial(watched, workload)
         gradients: list[Tensor] = []
         clip = torch.nn.utils.clip_grad_norm_
 
@@ -237,7 +251,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 if int(path.name[5:]) > scenario["from"]:
                     shutil.rmtree(path)
         gang.from_leader()
-        error, choice, suspended = "", None, []
+        error, choice, scale, suspended = "", None, None, []
         while True:
             model = initial_model_of(workload)
             adapters = lora.begin(spec.optimization, model)
@@ -263,6 +277,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 if adapters is not None:
                     adapters.merge()
                 choice = asdict(state.choice) if state.choice else None
+                scale = state.scale.value
             except Crash:
                 continue
             except Suspended as failure:
@@ -293,6 +308,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "sizes": workload.sizes,
             "seen": progress.seen,
             "chunk_tokens": workload.chunk_tokens,
+            "scale": scale,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),
         }
         torch.save(result, folder / f"{name}-{scenario['name']}.pt")

@@ -12,7 +12,7 @@ import transformers
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from small_runs import run_of
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from torch.nn import functional
 
 from cloze_api.manifest import Manifest, tokenizer_fingerprint, verify
@@ -222,6 +222,24 @@ def test_unsuitable_folders_are_refused_before_the_corpus_is_read(tmp_path: Path
     assert (refusal.reason, "mask" in refusal.message) == ("SpecialTokensMissing", True)
     refusal = refused(tmp_path, tokenizer={"reuse": base})
     assert refusal.reason == "SpecialTokensMissing"
+
+
+@pytest.mark.parametrize(("one", "other"), [("pad", "sep"), ("cls", "mask")])
+def test_a_tokenizer_with_one_token_in_two_roles_is_refused(tmp_path: Path, tiny: Any, one: str, other: str) -> None:
+    """With the base and without: what is padding, where a text ends and what is hidden could not be told apart."""
+    folder = tmp_path / "model"
+    _, tokenizer = tiny.save(folder, "bert", Task.FILL_MASK)
+    setattr(tokenizer, f"{one}_token", getattr(tokenizer, f"{other}_token"))
+    if one == "cls":
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="[MASK] $A [SEP]", special_tokens=[("[MASK]", 4), ("[SEP]", 3)]
+        )
+    tokenizer.save_pretrained(folder)
+    named = {"uri": f"file://{folder}"}
+    for spec in ({"base": named}, {"tokenizer": {"reuse": named}}):
+        refusal = refused(tmp_path, **spec)
+        assert refusal.reason == "SpecialTokensInvalid"
+        assert f"one token as {one} and {other}" in refusal.message
 
 
 def test_a_language_model_that_fails_a_gate_is_not_registered(tmp_path: Path, tiny: Any) -> None:

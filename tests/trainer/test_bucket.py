@@ -1,13 +1,19 @@
 """Checkpoints in a bucket of a real S3 server: whole or absent, there for any machine, no harm when it is away."""
 
 import hashlib
+import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from boto3.s3.transfer import TransferConfig
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import EndpointConnectionError
 from torch import nn
+from urllib3 import HTTPResponse
 
 from cloze_api.progress import ExitCode
 from cloze_trainer import bucket as module
@@ -22,11 +28,11 @@ ORIGIN = Origin(data="corpus")
 RUN = "cloze/team/default/encoder/uid/"
 
 
-def trained(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(seed: int, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    model = nn.Linear(4, 2)
+    model = nn.Linear(width, width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.randn(3, 4)).sum().backward()
+    model(torch.randn(3, width)).sum().backward()
     optimizer.step()
     return model, optimizer
 
@@ -91,6 +97,50 @@ def test_half_uploads_are_ignored_and_cleared_away(s3: Any, tmp_path: Path) -> N
     assert names(s3) == ["step-00000001", "step-00000002"]
     assert not client.list_multipart_uploads(Bucket="runs").get("Uploads")
     assert checkpoints(s3, tmp_path / "third", run="default/encoder/other").latest() == 7
+
+
+class Dying(Bucket):
+    """Sends nothing any more once it has sent a part of a file, as a machine that is gone."""
+
+    parts = 0
+
+    def _client(self) -> Any:
+        client = super()._client()
+        client.meta.events.register("before-send.s3", self._send)
+        return client
+
+    def _send(self, event_name: str, **_: Any) -> None:
+        if self.parts:
+            raise EndpointConnectionError(endpoint_url="of the store")
+        self.parts += event_name.endswith(".UploadPart")
+
+
+def test_a_large_file_goes_up_in_parts_of_which_some_count_for_nothing(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, it comes back bit for bit; what a machine that died in its midst has left goes with the next one."""
+    part = 5 << 20
+    transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=1)
+    monkeypatch.setattr(module, "_TRANSFER", transfer)
+    own, give_up, wide = checkpoints(s3, tmp_path / "one"), threading.Event(), 1000
+    own.write(LoopState(1, 10), captured(*trained(1, wide)))
+    give_up.set()
+    dying = Dying("s3://runs/cloze/team", "default/encoder/uid", tmp_path / "dying", lambda: s3.access)
+    with pytest.raises(TrainerError, match="doesn't take checkpoints"):
+        Checkpoints(tmp_path / "dying", 3, ORIGIN, dying).write(LoopState(2, 20), captured(*trained(2, wide)), give_up)
+    client = s3.client()
+    (begun,) = client.list_multipart_uploads(Bucket="runs")["Uploads"]
+    assert begun["Key"].startswith(f"{RUN}step-00000002")
+    sent = client.list_parts(Bucket="runs", Key=begun["Key"], UploadId=begun["UploadId"])["Parts"]
+    assert [each["Size"] for each in sent] == [part]
+    other = checkpoints(s3, tmp_path / "other")
+    assert other.latest() == 1
+    model, _ = loaded = trained(99, wide)
+    other.load(1, *loaded)
+    assert torch.equal(model.weight, trained(1, wide)[0].weight)
+    other.write(LoopState(3, 30), captured(*trained(3)))
+    assert not client.list_multipart_uploads(Bucket="runs").get("Uploads")
+    assert names(s3) == ["step-00000001", "step-00000003"]
 
 
 def test_the_machine_that_saved_it_fetches_nothing(s3: Any, tmp_path: Path) -> None:
@@ -186,6 +236,59 @@ def test_a_store_that_does_not_answer_at_the_start_is_tried_again_later(
         own.prepare()
     assert (failure.value.reason, failure.value.exit_code) == ("CheckpointStoreUnavailable", ExitCode.STORAGE)
     s3.start()
+
+
+class Answering(Bucket):
+    """Has a store that answers the first requests with errors: HTTP status and code. asked: how often for access."""
+
+    def __init__(self, s3: Any, folder: Path, *errors: tuple[int, str]) -> None:
+        super().__init__("s3://runs/cloze/team", "default/encoder/uid", folder, self._counted)
+        self.own, self.errors, self.asked = s3.access, list(errors), 0
+
+    def _counted(self) -> dict[str, str]:
+        self.asked += 1
+        return dict(self.own)
+
+    def _client(self) -> Any:
+        client = super()._client()
+        client.meta.events.register("before-send.s3", self._answer)
+        return client
+
+    def _answer(self, request: Any, **_: Any) -> AWSResponse | None:
+        if not self.errors:
+            return None
+        status, code = self.errors.pop(0)
+        body = io.BytesIO(f"<Error><Code>{code}</Code></Error>".encode())
+        headers = {"Content-Type": "application/xml"}
+        return AWSResponse(request.url, status, headers, HTTPResponse(body, preload_content=False))
+
+
+@pytest.mark.parametrize(
+    "answer", [(400, "RequestTimeout"), (400, "ExpiredToken"), (403, "RequestTimeTooSkewed"), (503, "SlowDown")]
+)
+def test_what_is_over_with_the_next_request_refuses_nothing(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+) -> None:
+    """A late answer, a clock that was off, credentials that have run out: they are asked for anew."""
+    monkeypatch.setattr(module, "_FIRST_WAIT", 0.0)
+    own = Answering(s3, tmp_path, answer)
+    own.prepare()
+    assert (own.errors, own.asked) == ([], 2)
+
+
+@pytest.mark.parametrize("ask", ["steps", "finished", "open", "remove"])
+def test_a_refusal_after_the_run_has_begun_is_tried_again(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """What reads or removes checkpoints ends the pod, not the job: somebody may see to it, and the run goes on."""
+    checkpoints(s3, tmp_path / "one", 1)
+    monkeypatch.setattr(module, "_START_SECONDS", 0.0)
+    own = Answering(s3, tmp_path / "other", (403, "AccessDenied"))
+    arguments = [1] if ask in ("open", "remove") else []
+    with pytest.raises(TrainerError, match=r"AccessDenied.*may list, read, write and delete") as failure:
+        getattr(own, ask)(*arguments)
+    assert (failure.value.reason, failure.value.exit_code) == ("CheckpointStoreRefused", ExitCode.STORAGE)
+    getattr(own, ask)(*arguments)
 
 
 def test_the_digests_are_the_files_own(s3: Any, tmp_path: Path) -> None:

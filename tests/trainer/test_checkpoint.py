@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from cloze_api.training import Optimization
 from cloze_trainer.checkpoint import Checkpoints, LoopState, captured
 from cloze_trainer.errors import InputError, TrainerError
+from cloze_trainer.optimizer import build
 from cloze_trainer.origin import Origin
 
 ORIGIN = Origin(data="corpus", base="sha256:base")
@@ -77,7 +79,8 @@ def test_a_state_of_before_the_first_update_counts_none(tmp_path: Path) -> None:
     """A stop may come that early: the first update of the resumed run is the first one, to the bit."""
     torch.manual_seed(7)
     first, second = nn.Linear(4, 2), nn.Linear(4, 2)
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1, fused=True) for model in (first, second)]
+    settings = Optimization.model_validate({"learningRate": 0.1, "beta2": 0.999, "epsilon": 1e-8})
+    optimizers = [build(model, settings) for model in (first, second)]
     checkpoints = Checkpoints(tmp_path, 3, ORIGIN)
     checkpoints.write(LoopState(0, 0), captured(first, optimizers[0]))
     checkpoints.load(0, second, optimizers[1])

@@ -202,6 +202,15 @@ def test_broken_line_is_told_or_passed_over(tmp_path: Path, form: str, line: byt
         assert counted.places == [f"{place} {reason}"]
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_the_longest_line_is_one_without_its_end(tmp_path: Path, end: bytes) -> None:
+    """Of as many bytes as may be it is read, with one more it is passed over, and what follows is read."""
+    longest, broken = b"x" * LONGEST, BrokenLines(1)
+    path = put(tmp_path, "long.txt", longest + b"x" + (end or b"\n") + longest + end)
+    assert [len(text) for text in documents(corpus("lines"), [path], broken)] == [LONGEST]
+    assert broken.counts == {"LineTooLong": 1}
+
+
 def test_one_broken_line_too_many_ends_the_reading(tmp_path: Path) -> None:
     """The bound holds over all files of a source, and the sentence names the last line and both numbers."""
     paths = [put(tmp_path, f"{number}.jsonl", b'{"text": "x"}\n{}\n') for number in range(3)]

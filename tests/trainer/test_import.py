@@ -460,18 +460,21 @@ def test_an_imported_encoder_is_a_base_of_its_sizes(tmp_path: Path, tiny: Any, f
 
 
 def test_an_imported_encoder_is_a_base_with_ids_of_its_own(tmp_path: Path, tiny: Any) -> None:
-    """Its special tokens and positions are taken as they are; one without a mask token is none."""
+    """Its special tokens and positions are taken as they are; one without a mask token, or with another's, is none."""
     tiny.save(tmp_path / "model", "roberta", Task.FILL_MASK)
     convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
     base = open_base(tmp_path / "artifact", "tiny/1", None)
     assert base.special_tokens.model_dump() == {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}
     assert (base.config.first_position, base.config.max_length) == (2, 40)
     document = json.loads((tmp_path / "artifact" / "manifest.json").read_text())
+    for mask, why in ((None, "has no mask token"), (2, "one token as sep and mask")):
+        document["special_tokens"]["mask"] = mask
+        (tmp_path / "artifact" / "manifest.json").write_text(json.dumps(document))
+        with pytest.raises(BaseModelError, match=why) as refused:
+            open_base(tmp_path / "artifact", "tiny/1", None)
+        assert refused.value.reason == "BaseTokenizerUnsuitable"
     document["special_tokens"]["mask"] = None
     (tmp_path / "artifact" / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(BaseModelError) as refused:
-        open_base(tmp_path / "artifact", "tiny/1", None)
-    assert refused.value.reason == "BaseTokenizerUnsuitable"
     assert open_encoder(tmp_path / "artifact", "tiny/1", None).special_tokens.mask is None
 
 

@@ -131,7 +131,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """What the ranks left, by `ranks-rank-scenario`."""
     folder = tmp_path_factory.mktemp("ranks")
     run(folder, {1: SCENARIOS, 2: PAIR, 3: THREE})
-    run(folder, {1: [{"name": "resized", "after": "2-sharded", "from": 3}]})
+    after = [
+        {"name": "resized", "after": "2-sharded", "from": 3},
+        {"name": "half-after-steady", **HALF, "after": "1-steady", "from": 3},
+        # Back to a checkpoint of before the change.
+        {"name": "half-after-bad-steps", **HALF, "after": "1-steady", "from": 3, "nan": [3, 6], "every": 100},
+        {"name": "steady-after-half", "after": "1-half", "from": 3},
+    ]
+    run(folder, {1: after})
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
@@ -286,6 +293,24 @@ def test_a_scaled_run_that_was_killed_has_the_same_bits(results: dict[str, dict[
     assert len(crashing["taken"]) > len(steady["taken"])
     assert torch.equal(crashing["weights"], steady["weights"])
     assert torch.isfinite(crashing["gradients"]).all(1).sum() > torch.isfinite(steady["gradients"]).all(1).sum()
+
+
+@pytest.mark.parametrize("name", ["half-after-steady", "half-after-bad-steps"])
+def test_a_run_that_goes_on_in_16_bits_scales_its_loss(results: dict[str, dict[str, Any]], name: str) -> None:
+    """From checkpoints of another arithmetic, as on an older GPU, and when it goes back to one of them: the scale is a
+    new run's, too large here.
+    """
+    result = results[f"1-0-{name}"]
+    assert result["error"] == ""
+    assert not torch.isfinite(result["gradients"][-4:]).all()
+    assert result["scale"] >= 2
+
+
+def test_a_run_that_goes_on_in_32_bits_scales_nothing(results: dict[str, dict[str, Any]]) -> None:
+    """A scale in its checkpoints is another arithmetic's."""
+    result = results["1-0-steady-after-half"]
+    assert (result["taken"], result["scale"], results["1-0-half"]["scale"] > 1) == ([3, 4, 5], 1, True)
+    assert torch.allclose(result["weights"], results["1-0-steady"]["weights"], atol=2e-3)
 
 
 def test_a_loss_that_is_not_finite_is_not_the_scales_fault(results: dict[str, dict[str, Any]]) -> None:

@@ -1,9 +1,11 @@
 """Whole runs of `cloze-train` as processes: artifact, resume after kills, registration, refusals."""
 
+import json
 import random
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import pytest
 import torch
 import warm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-from whole_runs import Trainer, kill_after, pretrain, versions, weights
+from whole_runs import Trainer, kill_after, kill_in, pretrain, versions, weights
 
 from cloze_api.manifest import verify
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
+from cloze_trainer import memory
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -89,15 +92,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks: int) -> None:
-    """Ten kills each, at random steps, half of them while a checkpoint is written."""
+    """Ten kills each, at random steps: half of them while a checkpoint is written, half at any time after one."""
     job = pretrain(corpus, topology={"processesPerNode": ranks}, checkpoint={"everySteps": 3})
     steady = Trainer(tmp_path / "steady", {})
     assert steady.run(job) == 0
     torn = 0
     for number in range(10):
         trainer = Trainer(tmp_path / str(number), {})
-        step = random.Random(number).randint(1, 50)  # noqa: S311 - a reproducible test
-        torn += kill_after(trainer, job, step, saving=number % 2 == 0)
+        chance = random.Random(number)  # noqa: S311 - a reproducible test
+        step, seconds = chance.randint(1, 50), chance.uniform(0, 0.5)
+        saving = number % 2 == 0
+        torn += kill_after(trainer, job, step, saving=saving, seconds=0.0 if saving else seconds)
         assert trainer.run(job) == 0, trainer.log
         assert trainer.resumed() >= step
         assert weights(trainer) == weights(steady), number
@@ -106,11 +111,47 @@ def test_kills_at_many_moments_change_no_bit(corpus: Path, tmp_path: Path, ranks
 
 
 @pytest.mark.full
+def test_kills_in_every_stage_change_no_bit(corpus: Path, undisturbed: Trainer, tmp_path: Path) -> None:
+    """One run, killed while it reads its data, trains its tokenizer, does its first steps, and exports its model."""
+    trainer, job = Trainer(tmp_path, {}), pretrain(corpus, checkpoint={"everySteps": 50})
+    kill_in(trainer, job, "data", seconds=random.Random(1).uniform(0, 0.2))  # noqa: S311 - a reproducible test
+    kill_in(trainer, job, "tokenizer")
+    kill_in(trainer, job, "training")
+    assert not list((tmp_path / "workspace" / "checkpoints").glob("step-*/COMPLETE"))
+    kill_in(trainer, job, "export")
+    assert not trainer.artifact.exists()
+    assert trainer.run(job) == 0, trainer.log
+    assert trainer.resumed() == 60
+    assert weights(trainer) == weights(undisturbed)
+
+
+@pytest.mark.full
+def test_a_killed_run_with_all_that_saves_memory_has_the_same_bits(corpus: Path, tmp_path: Path) -> None:
+    """Two ranks with a part of the model each, activations computed again, and several chunks in a batch."""
+    job = pretrain(corpus)
+    saving = {"sharding": "full", "activationCheckpointing": True, "algorithm": "stable-adamw"}
+    job["spec"]["optimization"] |= saving
+    steady, killed = (Trainer(tmp_path / name, {}) for name in ("steady", "killed"))
+    for trainer in (steady, killed):
+        workspace = trainer.folder / "workspace"
+        workspace.mkdir(parents=True)
+        # As an earlier start has found out: two sequences at once, of the four that a rank has of a batch.
+        memory.keep(workspace, memory.ChunkTooLarge(0, 128, 64))
+    assert steady.run(job) == 0, steady.log
+    kill_after(killed, job, 14, seconds=random.Random(5).uniform(0, 0.2))  # noqa: S311 - a reproducible test
+    assert killed.run(job) == 0, killed.log
+    assert 14 <= killed.resumed() < 60
+    last = killed.folder / "workspace" / "checkpoints" / "step-00000060" / "state.json"
+    assert json.loads(last.read_text())["chunk_tokens"] == 64
+    assert weights(killed) == weights(steady)
+
+
+@pytest.mark.full
 def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_store(
     corpus: Path, undisturbed: Trainer, s3: Any, tmp_path: Path
 ) -> None:
     """Killed in mid-upload with all it had on its disk, and without its store for a while: the same bits come out."""
-    job = pretrain(corpus, checkpoint={"everySteps": 7, "uri": "s3://runs/cloze"}, storage={"ephemeral": True})
+    job = pretrain(corpus, checkpoint={"everySteps": 1, "uri": "s3://runs/cloze"}, storage={"ephemeral": True})
     first = Trainer(tmp_path / "first", s3.access)
 
     def newest() -> int:
@@ -125,21 +166,22 @@ def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_sto
             assert time.monotonic() < deadline, trainer.log
             time.sleep(0.02)
 
-    def frozen_in_mid_upload() -> bool:
-        folder = first.folder / "workspace" / "checkpoints"
-        if list(folder.glob(".step-*.staging")):
-            s3.signal(signal.SIGSTOP)
-            if list(folder.glob(".step-*.staging")):
-                return True
-            s3.signal(signal.SIGCONT)
+    def stopped_in_mid_upload() -> bool:
+        first.signal_rank(0, signal.SIGSTOP)
+        files = Counter(key.rpartition("/")[0] for key in s3.keys("cloze/"))
+        # A file is missing besides the digests, which come after all others: nothing on its way completes it.
+        if files[max(files)] < max(files.values()) - 1:
+            return True
+        first.signal_rank(0, signal.SIGCONT)
         return False
 
     process = first.start(job)
     until(lambda: newest() >= 14, first, process)
-    until(frozen_in_mid_upload, first, process)
+    until(stopped_in_mid_upload, first, process)
     first.kill()
     process.wait()
-    s3.signal(signal.SIGCONT)
+    whole = newest()
+    assert any(f"/step-{whole + 1:08d}-" in key for key in s3.keys("cloze/"))
 
     second = Trainer(tmp_path / "second", s3.access)
     process = second.start(job)
@@ -148,7 +190,7 @@ def test_a_run_with_its_checkpoints_in_a_bucket_outlives_its_machine_and_its_sto
     until(lambda: '"event": "checkpoint not stored"' in second.log, second, process)
     s3.start()
     assert process.wait(timeout=240) == 0, second.log
-    assert second.resumed() >= 14
+    assert second.resumed() == whole
     assert newest() == 60
     assert weights(second) == weights(undisturbed)
 

@@ -95,10 +95,23 @@ class Trainer:
     def log(self) -> str:
         return (self.folder / "log").read_text(encoding="utf-8")
 
+    def _events(self, name: str) -> list[dict[str, Any]]:
+        """What the log has of an event, but for the line that is being written."""
+        try:
+            lines = self.log.splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        events = [json.loads(line) for line in lines if line.startswith('{"time"') and line.endswith("}\n")]
+        return [event for event in events if event["event"] == name]
+
     def resumed(self) -> int:
         """Step from which the newest start went on; 0 when none did."""
-        events = [json.loads(line) for line in self.log.splitlines() if line.startswith('{"time"')]
-        return max((event["step"] for event in events if event["event"] == "resumed"), default=0)
+        return max((event["step"] for event in self._events("resumed")), default=0)
+
+    @property
+    def stages(self) -> list[str]:
+        """What rank 0 was at, as often as it told."""
+        return [event["stage"] for event in self._events("progress")]
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -108,28 +121,58 @@ class Trainer:
 
 
 def kill_after(
-    trainer: Trainer, job: dict[str, Any], step: int, *, saving: bool = False, where: str = "checkpoints"
+    trainer: Trainer,
+    job: dict[str, Any],
+    step: int,
+    *,
+    saving: bool = False,
+    seconds: float = 0.0,
+    where: str = "checkpoints",
 ) -> bool:
     """Start a run and kill all its processes once a checkpoint of at least this step is complete.
 
-    saving: while the next one is being written. Whether it was. where: the checkpoints' folder in the workspace.
+    saving: while the next one is being written. Whether it was. seconds: so much later, whatever happens then. where:
+    the checkpoints' folder in the workspace.
     """
-    process = trainer.start(job)
     folder = trainer.folder / "workspace" / where
 
-    def newest() -> int:
-        return max((int(path.parent.name[5:]) for path in folder.glob("step-*/COMPLETE")), default=0)
+    def reached() -> bool:
+        newest = max((int(path.parent.name[5:]) for path in folder.glob("step-*/COMPLETE")), default=0)
+        return newest >= step
 
+    process = _until(trainer, job, reached)
+    while saving and not list(folder.glob(".step-*.staging")):
+        assert process.poll() is None, trainer.log
+    _kill(trainer, process, seconds)
+    return bool(list(folder.glob(".step-*.staging")))
+
+
+def kill_in(trainer: Trainer, job: dict[str, Any], stage: str, *, seconds: float = 0.0) -> None:
+    """Start a run and kill all its processes so long after a stage has begun; in its midst."""
+    before = len(trainer.stages)
+    process = _until(trainer, job, lambda: stage in trainer.stages[before:])
+    _kill(trainer, process, seconds)
+    assert trainer.stages[-1] == stage, trainer.log
+
+
+def _until(
+    trainer: Trainer, job: dict[str, Any], happened: Callable[[], bool]
+) -> warm.Process | subprocess.Popen[bytes]:
+    """Start a run, and come back once something has happened in it."""
+    process = trainer.start(job)
     deadline = time.monotonic() + 240
-    while newest() < step:
+    while not happened():
         assert process.poll() is None, trainer.log
         assert time.monotonic() < deadline, trainer.log
         time.sleep(0.02)
-    while saving and not list(folder.glob(".step-*.staging")):
-        assert process.poll() is None, trainer.log
+    return process
+
+
+def _kill(trainer: Trainer, process: warm.Process | subprocess.Popen[bytes], seconds: float) -> None:
+    # No condition: the point is that nothing in particular has happened.
+    time.sleep(seconds)
     trainer.kill()
     process.wait()
-    return bool(list(folder.glob(".step-*.staging")))
 
 
 def pretrain(corpus: Path, **spec: Any) -> dict[str, Any]:

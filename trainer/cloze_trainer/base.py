@@ -100,14 +100,13 @@ def verified(folder: Path, name: str, expected_digest: str | None) -> Manifest:
 def _hiding(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
     """The tokenizer of a pretraining."""
     if manifest.special_tokens.mask is None:
-        raise BaseModelError(
-            "BaseTokenizerUnsuitable",
-            f"the tokenizer of {name} has no mask token, without which nothing can be hidden: name another model",
-        )
+        raise _unsuitable(name, "has no mask token, without which nothing can be hidden")
     return _tokenizer(folder, name, manifest)
 
 
 def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
+    if alike := manifest.special_tokens.alike:
+        raise _unsuitable(name, f"uses one token as {' and '.join(alike)}, which could not be told apart")
     return PretrainedTokenizer(
         folder=folder,
         name=name,
@@ -115,6 +114,10 @@ def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokeniz
         special_tokens=manifest.special_tokens,
         lowercase=manifest.lowercase,
     )
+
+
+def _unsuitable(name: str, why: str) -> BaseModelError:
+    return BaseModelError("BaseTokenizerUnsuitable", f"the tokenizer of {name} {why}: name another model")
 
 
 def fetch(

@@ -30,6 +30,7 @@ from cloze_trainer.volume import Volume, folder_name, step_of
 NOT_STORED: Final = "CheckpointNotStored"
 """Reason of a checkpoint that the store didn't take: it costs that checkpoint only."""
 
+_REFUSAL: Final = "CheckpointStoreRefused"
 _ERRORS = (BotoCoreError, ClientError, Boto3Error)
 # All within the time that a pod has to end: an answer that doesn't come, twice, and the copy before.
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5, 15
@@ -37,8 +38,10 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 # How long a run that starts waits for its store; Kubernetes' back-off comes after it.
 _START_SECONDS = 60.0
 _TRANSFER = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4)
-# Answers of a store that the same request would get again.
-_REFUSED = {400, 401, 403, 404}
+# Answers of a store that the same request would get again, but for what is over once it is made anew, with a clock and
+# credentials of then.
+_REFUSED: Final = {400, 401, 403, 404}
+_PASSING: Final = {"ExpiredToken", "IncompleteBody", "RequestTimeTooSkewed", "RequestTimeout", "TokenRefreshRequired"}
 
 
 class Bucket:
@@ -67,7 +70,7 @@ class Bucket:
             client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
             client.delete_object(Bucket=self._bucket, Key=key)
 
-        self._patiently(probe)
+        self._patiently(probe, final=True)
 
     def steps(self) -> list[int]:
         """As in Store."""
@@ -232,12 +235,12 @@ class Bucket:
         for key in keys:
             client.delete_object(Bucket=self._bucket, Key=key)
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
-        """The answer of a store that may be away for a moment. Raises InputError or TrainerError."""
+    def _patiently(self, ask: Callable[[], Any], *, final: bool = False) -> Any:
+        """The answer of a store that may be away for a moment. final: as in `_told`. Raises as it does."""
         deadline, wait = time.monotonic() + self._patience, _FIRST_WAIT
         while True:
             try:
-                with self._told():
+                with self._told(final=final):
                     return ask()
             except TrainerError as error:
                 if isinstance(error, InputError) or time.monotonic() + wait > deadline:
@@ -247,18 +250,23 @@ class Bucket:
                 wait = min(2 * wait, _LONGEST_WAIT)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the store says, as what the run says of it."""
+    def _told(self, *, final: bool = False) -> Iterator[None]:
+        """What the store says, as what the run says of it. Raises TrainerError, which is tried again.
+
+        final: whether a refusal ends the job, as InputError. A store that took what was asked of it when the run began
+        may take it once more when somebody has seen to it, and days of training are at stake.
+        """
         try:
             yield
         except (*_ERRORS, ValueError) as error:
-            # A ValueError is about the address.
-            if isinstance(error, ValueError) or (isinstance(error, ClientError) and _status(error) in _REFUSED):
-                raise InputError(
-                    "CheckpointStoreRefused",
+            if _refused(error):
+                message = (
                     f"{self} refuses ({_words(error)}): check spec.checkpoint.uri and AWS_ENDPOINT_URL, and that its "
-                    "credentials may list, read, write and delete there",
-                ) from error
+                    "credentials may list, read, write and delete there"
+                )
+                if final:
+                    raise InputError(_REFUSAL, message) from error
+                raise TrainerError(_REFUSAL, message, ExitCode.STORAGE) from error
             raise TrainerError(
                 "CheckpointStoreUnavailable",
                 f"{self} doesn't answer ({_words(error)}): check the store, its credentials and AWS_ENDPOINT_URL",
@@ -266,13 +274,25 @@ class Bucket:
             ) from error
 
 
+def _refused(error: Exception) -> bool:
+    """Whether the same request would get the same answer."""
+    if not isinstance(error, ClientError):
+        # A ValueError is about the address.
+        return isinstance(error, ValueError)
+    return _status(error) in _REFUSED and _code(error) not in _PASSING
+
+
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "error"))
 
 
 def _words(error: Exception) -> str:
     """What a store said: its code, or the kind of failure; no key is in it."""
     cause = error.__context__ if isinstance(error, Boto3Error) else error
     if isinstance(cause, ClientError):
-        return f"{cause.response.get('Error', {}).get('Code', 'error')}, HTTP status {_status(cause)}"
+        return f"{_code(cause)}, HTTP status {_status(cause)}"
     return type(cause).__name__

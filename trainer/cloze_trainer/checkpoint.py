@@ -111,11 +111,6 @@ def captured(model: nn.Module, optimizer: torch.optim.Optimizer, into: Any = Non
     All ranks call it for a model that is in parts, and rank 0 alone gets the copy. into: a former copy, whose memory is
     used again where shapes and types are the same.
     """
-    if not optimizer.state:
-        # torch makes a state by an update of nothing, which must not count as one.
-        get_state_dict(model, optimizer)
-        for each in optimizer.state.values():
-            each["step"].zero_()
     gathered = StateDictOptions(full_state_dict=True, cpu_offload=True) if is_sharded(model) else None
     weights, moments = get_state_dict(model, optimizer, options=gathered)
     # What is gathered may still share memory with what is trained, such as the count of steps.

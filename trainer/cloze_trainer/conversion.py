@@ -127,6 +127,12 @@ def find_special_tokens(
     if missing := [role for role in needed if ids[role] is None]:
         raise InputError("SpecialTokensMissing", f"the tokenizer of {folder} has no {', '.join(missing)} token")
     special = SpecialTokens(**ids)
+    if special.alike:
+        message = (
+            f"the tokenizer of {folder} uses one token as {' and '.join(special.alike)}, which could not be told "
+            "apart: give each a token of its own there, or name another tokenizer"
+        )
+        raise InputError("SpecialTokensInvalid", message)
     if tokenizer.encode("").ids != [special.cls, special.sep]:
         message = f"the tokenizer of {folder} doesn't put its cls and sep tokens around a text: the model expects them"
         raise InputError("TokenizerUnsupported", message)

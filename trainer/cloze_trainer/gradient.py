@@ -78,8 +78,6 @@ class Gradient:
                 try:
                     total += self._backward(chunk, scale * self._gang.world / max(1.0, weight))
                 except torch.OutOfMemoryError as error:
-                    if self._trained.survives_failed_chunks or not self._gang.survives_out_of_memory:
-                        raise
                     raise ChunkTooLarge(self._gang.rank, chunk.places, self._halved(chunk)) from error
         if scale != 1.0:
             for parameter in self._trained.module.parameters():

@@ -108,9 +108,15 @@ def train(
     gradient = around.gradients(trained, workload, optimization, gang)
     state = LoopState(step=0, tokens=0, scale=LossScale.first(optimization.arithmetic))
     best = Best(around.selection, gang)
+
+    def load(step: int) -> LoopState:
+        """The state of a checkpoint; what saved it may have multiplied in another arithmetic."""
+        loaded = around.checkpoints.load(step, model, optimizer)
+        return replace(loaded, scale=loaded.scale.suiting(optimization.arithmetic))
+
     resume = gang.from_leader(around.checkpoints.latest() if gang.leads else None)
     if resume is not None:
-        state = around.checkpoints.load(resume, model, optimizer)
+        state = load(resume)
         best.load(around.checkpoints, state)
         progress.checkpoint(state.step)
         if gang.leads:
@@ -189,7 +195,7 @@ def train(
                     raise _diverged(trouble, state)
                 if gang.leads:
                     log("rolled back", step=step, to=back, why=trouble, skipped=step - back)
-                state = state.rolled_back(around.checkpoints.load(back, model, optimizer))
+                state = state.rolled_back(load(back))
                 best.load(around.checkpoints, state)
                 workload.chunk_tokens = state.chunk_tokens
                 progress.checkpoint(back)

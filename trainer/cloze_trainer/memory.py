@@ -1,15 +1,21 @@
-"""What fits through a model that the ranks share in parts: told by a rank that fails, and known to the next start.
+"""What fits into memory where the others wait: told by a rank that fails, and known to the next start.
 
-Such a rank can't try by itself, as it gathers each layer together with the others. It ends instead, the gang starts
-again from the newest checkpoint, and all its ranks begin with smaller chunks.
+A rank that has a part of the model can't try by itself, as it gathers each layer together with the others; and memory
+may be too small in the end for what fitted when it was tried. It ends instead, the gang starts again from the newest
+checkpoint, and all its ranks begin with smaller chunks.
 """
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+import numpy as np
+import torch
 
 from cloze_trainer.console import log
+from cloze_trainer.data.order import Indices
 from cloze_trainer.errors import PeerLost
 from cloze_trainer.files import write_json
 from cloze_trainer.workload import CHUNK_TOKENS
@@ -27,6 +33,25 @@ class ChunkTooLarge(PeerLost):
             "ChunksHalved",
         )
         self.tokens = tokens
+
+
+Measured = TypeVar("Measured")
+
+
+def in_parts(rows_B: Indices, measure: Callable[[Indices], Measured]) -> list[Measured]:
+    """What `measure` gives of rows: of all at once, or of their halves where that is too much for a GPU's memory.
+
+    For what no other rank waits for. Raises OutOfMemoryError where a single row is too much.
+    """
+    try:
+        return [measure(rows_B)]
+    except torch.OutOfMemoryError:
+        if len(rows_B) == 1:
+            raise
+    # Only now: the error held what was computed so far.
+    torch.cuda.empty_cache()
+    first_B, second_B = np.array_split(rows_B, 2)
+    return in_parts(first_B, measure) + in_parts(second_B, measure)
 
 
 def recall(workspace: Path) -> int:

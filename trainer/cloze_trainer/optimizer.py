@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from cloze_api.training import Algorithm, Optimization, Schedule
 from cloze_trainer.clock import Clock
@@ -32,7 +33,10 @@ def _factor(settings: Optimization, share: float) -> float:
 
 
 def build(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
-    """The optimizer of what is trained of a model, without decay on biases and normalisation."""
+    """The optimizer of what is trained of a model, without decay on biases and normalisation.
+
+    It has its state already, which counts no update: what is tried in the memory that is left fits beside it.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.dim() > 1]
     rest = [parameter for parameter in trained if parameter.dim() <= 1]
@@ -43,8 +47,14 @@ def build(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
         "eps": settings.epsilon,
     }
     if settings.algorithm is Algorithm.STABLE_ADAMW:
-        return StableAdamW(groups, **options, foreach=False)
-    return torch.optim.AdamW(groups, **options, fused=True)
+        optimizer: torch.optim.AdamW = StableAdamW(groups, **options, foreach=False)
+    else:
+        optimizer = torch.optim.AdamW(groups, **options, fused=True)
+    # torch makes a state by an update of nothing, which must not count as one.
+    get_state_dict(model, optimizer)
+    for each in optimizer.state.values():
+        each["step"].zero_()
+    return optimizer
 
 
 class StableAdamW(torch.optim.AdamW):

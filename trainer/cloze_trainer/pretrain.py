@@ -16,7 +16,7 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.pretrain import DEFAULT_STEPS, Masking, MaskingUnit, PretrainJobSpec
 from cloze_api.pretrained import Pretrained
 from cloze_api.task import Task
-from cloze_trainer import evaluation, flops, limits, tagging
+from cloze_trainer import evaluation, flops, limits, memory, tagging
 from cloze_trainer.adoption import adopt_base, adopt_tokenizer
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel, fetch, open_base, open_tokenizer
@@ -301,18 +301,24 @@ class Pretraining:
         model.eval()
         held_out_NT = self.shards.held_out_NT
         loss = hits = count = 0.0
+
+        def measure(samples_B: Indices) -> tuple[float, float, int]:
+            places = (held_out_NT, samples_B, np.zeros_like(samples_B))
+            chunk = self._chunk(self._evaluation_masker, *places, inputs=self._padded)
+            logits_MV = model(*chunk.inputs)
+            return (
+                float(functional.cross_entropy(logits_MV, chunk.targets, reduction="sum")),
+                float((logits_MV.argmax(-1) == chunk.targets).sum()),
+                chunk.weight,
+            )
+
         rows = self._rows
         with torch.inference_mode():
             for at in range(gang.rank * rows, len(held_out_NT), gang.world * rows):
                 if stopped():
                     break
-                samples_B = np.arange(at, min(at + rows, len(held_out_NT)))
-                places = (held_out_NT, samples_B, np.zeros_like(samples_B))
-                chunk = self._chunk(self._evaluation_masker, *places, inputs=self._padded)
-                logits_MV = model(*chunk.inputs)
-                loss += float(functional.cross_entropy(logits_MV, chunk.targets, reduction="sum"))
-                hits += float((logits_MV.argmax(-1) == chunk.targets).sum())
-                count += chunk.weight
+                for part in memory.in_parts(np.arange(at, min(at + rows, len(held_out_NT))), measure):
+                    loss, hits, count = loss + part[0], hits + part[1], count + part[2]
         loss, hits, count, left = gang.sum(loss, hits, count, stopped())
         if left:
             return None

@@ -32,6 +32,11 @@ class LossScale:
         """That of a new run."""
         return cls(START) if arithmetic is Arithmetic.FP16 else cls()
 
+    def suiting(self, arithmetic: Arithmetic) -> "LossScale":
+        """What a run in this arithmetic goes on with, whatever the one before it was in."""
+        first = LossScale.first(arithmetic)
+        return self if (self.value < _LEAST) == (first.value < _LEAST) else first
+
     @property
     def may_fall(self) -> bool:
         """Whether a gradient that isn't finite may be the scale's fault."""

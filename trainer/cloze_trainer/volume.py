@@ -30,7 +30,10 @@ def finished_steps(folder: Path) -> list[int]:
 
 
 class Store(Protocol):
-    """Where checkpoints lie once they are durable. One process writes, and nothing else changes what it wrote."""
+    """Where checkpoints lie once they are durable. One process writes, and nothing else changes what it wrote.
+
+    Where it can't be used any more, TrainerError has a code with which the run is tried again.
+    """
 
     def prepare(self) -> None:
         """Find out whether it can be used, before anything is done for it.

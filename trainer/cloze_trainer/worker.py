@@ -113,7 +113,7 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         attendance=Attendance(gang, spec.failure_policy.stuck_seconds, end),
         gradients=private.gradient if private else Gradient,
         profiler=Profiler(spec.profile if gang.leads else None, run.workspace / "profile", tracker),
-        chunk_tokens=gang.from_leader(memory.recall(run.workspace) if gang.leads else None),
+        chunk_tokens=min(gang.from_all(memory.recall(run.workspace))),
         selection=workload.selection if isinstance(workload, FineTuning) else None,
     )
     try:

@@ -15,7 +15,9 @@ from typing import IO, Any, Final, cast
 from cloze_trainer.errors import InputError
 
 LONGEST: Final = 4 << 20
-"""Bytes of the longest line, and characters of the longest document: what is read at once, whatever a file's size."""
+"""Bytes of the longest line without its end, and characters of the longest document: what is read at once, whatever a
+file's size.
+"""
 
 _GZIP, _ZSTANDARD = ".gz", ".zst"
 COMPRESSIONS: Final = (_GZIP, _ZSTANDARD)
@@ -116,10 +118,10 @@ def opened(path: Path, meter: Meter | None = None) -> Iterator[IO[bytes]]:
 def raw_lines(stream: IO[bytes], path: Path, broken: BrokenLines) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 stream with their ends, broken ones left out. Raises InputError as `broken` does."""
     number = 0
-    while raw := stream.readline(LONGEST + 1):
+    while raw := stream.readline(LONGEST + len(b"\r\n")):
         number += 1
         place = f"{path}:{number}"
-        if len(raw) > LONGEST:
+        if len(raw) > LONGEST and len(raw.removesuffix(b"\n").removesuffix(b"\r")) > LONGEST:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(LONGEST)
             broken.add(place, "LineTooLong", f"is longer than {LONGEST >> 20} MiB: put line ends between documents")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cloze_trainer import memory
 from cloze_trainer.data.labelled import IGNORED
 from cloze_trainer.tasks.kind import Outputs
 from cloze_trainer.tasks.rows import Batch, Rows
@@ -29,12 +30,15 @@ def outputs(
     outputs_NK = np.zeros((len(truth_N), width), np.float32)
     by_length = np.argsort(rows.lengths, kind="stable")
     size = max(1, at_once // int(rows.lengths.max()))
-    for at in range(rank * size, len(by_length), world * size):
-        if stopped():
-            break
-        rows_B = by_length[at : at + size]
+
+    def fill(rows_B: npt.NDArray[Any]) -> None:
         batch = rows.batch(rows_B)
         output = infer(batch).reshape(-1, width)
         places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows_B])
         outputs_NK[places] = output if len(output) == len(rows_B) else output[batch.targets.reshape(-1) != IGNORED]
+
+    for at in range(rank * size, len(by_length), world * size):
+        if stopped():
+            break
+        memory.in_parts(by_length[at : at + size], fill)
     return outputs_NK
