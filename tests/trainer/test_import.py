@@ -436,6 +436,15 @@ def test_what_cannot_be_imported_is_refused_with_the_reason(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_positions_that_are_counted_by_another_tokens_id_are_refused(tmp_path: Path, tiny: Any) -> None:
+    """RoBERTa counts them by padding's: config.json or the tokenizer has another id than it was trained with."""
+    tiny.save(tmp_path / "model", "roberta", Task.FILL_MASK)
+    change("config.json", pad_token_id=3)(tmp_path / "model")
+    with pytest.raises(InputError, match="pad_token_id 3, its tokenizer 1") as refused:
+        convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
+    assert refused.value.reason == "SpecialTokensInvalid"
+
+
 def test_the_same_import_again_keeps_what_is_there(tmp_path: Path, tiny: Any) -> None:
     """Another one does not take its place."""
     tiny.save(tmp_path / "model", "distilbert", Task.SEQUENCE_CLASSIFICATION)

@@ -51,6 +51,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
         checkpoint.folder, loaded, tokenizer, mask=checkpoint.task is Task.FILL_MASK, vocab_size=checkpoint.vocab_size
     )
     model = _model(checkpoint)
+    _check_padding(checkpoint, int(model.config.pad_token_id or 0), special_tokens.pad)
     longest = int(min(loaded.model_max_length, checkpoint.positions))
     max_length = min(longest, checkpoint.declared or longest)
     if max_length < _SHORTEST:
@@ -87,6 +88,16 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
         lowercase=is_lowercase(tokenizer),
         dimensions=int(model.config.hidden_size) if checkpoint.task is Task.EMBEDDING else 0,
     )
+
+
+def _check_padding(checkpoint: Checkpoint, config: int, tokenizer: int) -> None:
+    """Raise InputError where a token would be left out of the count of positions that isn't padding, or padding not."""
+    if checkpoint.architecture.positions_after_padding and config != tokenizer:
+        raise InputError(
+            "SpecialTokensInvalid",
+            f"config.json of {checkpoint.folder} has the pad_token_id {config}, its tokenizer {tokenizer}: positions "
+            "are counted by it, so correct the one that is wrong",
+        )
 
 
 def _headed(checkpoint: Checkpoint, model: Any, inputs: tuple[str, ...]) -> nn.Module:
