@@ -64,7 +64,6 @@ def namespace(platform: str, text: Path) -> Iterator[str]:
     data["wrong.jsonl"] = '{"text": "fine", "label": "ham"}\n{"text": "no label here"}\n'
     assert len(json.dumps(data)) < 1_000_000
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "text"}, "data": data}
-    # Server-side: the text is too large for the annotation of a client-side apply.
-    live.kubectl("--namespace", name, "apply", "--server-side", "--filename", "-", stdin=json.dumps(body))
+    live.apply(name, body, large=True)
     yield name
     live.kubectl("delete", "namespace", name, "--wait=false")

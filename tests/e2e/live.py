@@ -19,10 +19,13 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
-def apply(namespace: str, *resources: Resource) -> None:
-    """Apply objects in a namespace."""
+def apply(namespace: str, *resources: Resource, large: bool = False) -> None:
+    """Apply objects in a namespace. large: too much for the annotation of a client-side apply."""
     body = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(resources)})
-    kubectl("--namespace", namespace, "apply", "--filename", "-", stdin=body)
+    # A mail may have a DEL, which JSON takes as it is and YAML, as which kubectl reads it, doesn't.
+    body = body.replace("\x7f", "\\u007f")
+    how = ["--server-side"] if large else []
+    kubectl("--namespace", namespace, "apply", *how, "--filename", "-", stdin=body)
 
 
 def get(namespace: str, kind: str, name: str) -> Resource:

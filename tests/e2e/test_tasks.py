@@ -178,8 +178,7 @@ def figures(namespace: str, public_key: Path) -> dict[str, dict[str, float]]:
     """Every job's figures, once all have succeeded."""
     assert public_key.is_file(), "the Secret is there before the jobs"
     data = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tasks"}, "data": files()}
-    # Server-side: too large for the annotation of a client-side apply.
-    live.kubectl("--namespace", namespace, "apply", "--server-side", "--filename", "-", stdin=json.dumps(data))
+    live.apply(namespace, data, large=True)
     canary = {"name": "vault", "template": "the code of the vault is {}.", "secret": "7391"}
     live.apply(
         namespace,
