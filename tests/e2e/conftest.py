@@ -64,6 +64,6 @@ def namespace(platform: str, text: Path) -> Iterator[str]:
     data["wrong.jsonl"] = '{"text": "fine", "label": "ham"}\n{"text": "no label here"}\n'
     assert len(json.dumps(data)) < 1_000_000
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "text"}, "data": data}
-    live.apply(name, body, large=True)
+    live.create(name, body)
     yield name
     live.kubectl("delete", "namespace", name, "--wait=false")

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 Resource = dict[str, Any]
@@ -19,13 +19,22 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
-def apply(namespace: str, *resources: Resource, large: bool = False) -> None:
-    """Apply objects in a namespace. large: too much for the annotation of a client-side apply."""
+def apply(namespace: str, *resources: Resource) -> None:
+    """Apply objects in a namespace."""
+    _send("apply", namespace, resources)
+
+
+def create(namespace: str, *resources: Resource) -> None:
+    """Create objects that are too large for the annotation of an apply, or have what the server's apply refuses: it
+    reads YAML, in which a mail's DEL may not be.
+    """
+    _send("create", namespace, resources)
+
+
+def _send(verb: str, namespace: str, resources: Sequence[Resource]) -> None:
     body = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(resources)})
-    # A mail may have a DEL, which JSON takes as it is and YAML, as which kubectl reads it, doesn't.
-    body = body.replace("\x7f", "\\u007f")
-    how = ["--server-side"] if large else []
-    kubectl("--namespace", namespace, "apply", *how, "--filename", "-", stdin=body)
+    # JSON takes it as it is, and kubectl reads YAML, too.
+    kubectl("--namespace", namespace, verb, "--filename", "-", stdin=body.replace("\x7f", "\\u007f"))
 
 
 def get(namespace: str, kind: str, name: str) -> Resource:
