@@ -43,7 +43,7 @@ def imported(tiny: Any, mlflow: str, name: str, tmp_path: Path, monkeypatch: pyt
         words += ("--problem", problem) if task is Task.SEQUENCE_CLASSIFICATION else ()
         importing.run(import_options.parse([str(folder / "source"), *words]))
         version = str(max(int(each["version"]) for each in versions(mlflow, name)))
-        MlflowClient(mlflow).set_registered_model_alias(name, "champion", version)
+        MlflowClient(mlflow, mlflow).set_registered_model_alias(name, "champion", version)
         return version
 
     return make
@@ -88,7 +88,7 @@ def test_a_new_version_is_held_to_the_one_with_the_alias(tiny: Any, mlflow: str,
         if case == "first":
             assert figures["accuracy"] == 1
             assert '"event": "no champion"' in trainer.log
-            MlflowClient(mlflow).set_registered_model_alias(name, "champion", "1")
+            MlflowClient(mlflow, mlflow).set_registered_model_alias(name, "champion", "1")
         if case == "worse":
             said = f"accuracy is {figures['accuracy']:.4f}, that of {name}/1 1.0000 on the same examples"
             assert said in trainer.outcome["message"]
