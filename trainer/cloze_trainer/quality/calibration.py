@@ -1,12 +1,13 @@
 """Probabilities that say how often they are right."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cloze_api.evaluation import Evaluation
+from cloze_api.manifest import Calibration
 from cloze_trainer.quality.scores import Classes, Floats, Scores, probabilities
 
 Marks = npt.NDArray[np.bool_]
@@ -81,6 +82,19 @@ def halves(example_N: Classes) -> Iterator[tuple[Marks, Marks]]:
         own_N, other_N = half_N == half, half_N != half
         if own_N.any():
             yield own_N, other_N if other_N.any() else own_N
+
+
+def decided(
+    example_N: Classes,
+    choose: Callable[[Marks], Calibration | None],
+    decide: Callable[[Marks, Calibration], Marks],
+) -> Marks:
+    """What is decided of each half of the examples by the calibration that is chosen on the other half."""
+    parts = [(own_N, decide(own_N, choose(other_N) or Calibration())) for own_N, other_N in halves(example_N)]
+    whole = np.zeros((len(example_N), *parts[0][1].shape[1:]), bool)
+    for own_N, part in parts:
+        whole[own_N] = part
+    return whole
 
 
 def held_out_error(logits_NC: npt.NDArray[Any], truth_N: Classes, example_N: Classes) -> float:

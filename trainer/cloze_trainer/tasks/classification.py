@@ -140,11 +140,11 @@ class _Classification(Kind[Example, Scores]):
         if known:
             answered_N = _is_answered(scores, labels, known)
         else:
-            answered_N = np.zeros(len(scores.truth_N), bool)
-            for own_N, other_N in calibration.halves(scores.example_N):
-                chosen = self._calibration(scores.only(other_N), labels, asked)
-                assert chosen is not None, "thresholds are asked for"
-                answered_N[own_N] = _is_answered(scores.only(own_N), labels, chosen)
+            answered_N = calibration.decided(
+                scores.example_N,
+                lambda other_N: self._calibration(scores.only(other_N), labels, asked),
+                lambda own_N, chosen: _is_answered(scores.only(own_N), labels, chosen),
+            )
         found = {"answered_share": float(answered_N.mean())}
         if answered_N.any():
             found["answered_accuracy"] = float((scores.predicted == scores.truth_N)[answered_N].mean())

@@ -209,11 +209,11 @@ def _applying(scores: Marked, labels: Sequence[str], asked: Evaluation, known: C
     if known:
         applies_EC = _applies(scores, labels, known)
     else:
-        applies_EC = np.zeros(scores.truth_EC.shape, bool)
-        for own_E, other_E in calibration.halves(np.arange(scores.examples)):
-            chosen = _calibration(scores.only(other_E), labels, asked)
-            assert chosen is not None, "thresholds are asked for"
-            applies_EC[own_E] = _applies(scores.only(own_E), labels, chosen)
+        applies_EC = calibration.decided(
+            np.arange(scores.examples),
+            lambda other_E: _calibration(scores.only(other_E), labels, asked),
+            lambda own_E, chosen: _applies(scores.only(own_E), labels, chosen),
+        )
     right, applied, there = (applies_EC & scores.truth_EC).sum(), applies_EC.sum(), scores.truth_EC.sum()
     return {
         "applied_micro_f1": float(f1_of(np.array([right, applied, there], np.float64))),
