@@ -238,13 +238,12 @@ class FineTuneJobSpec(TrainingSpec):
             ),
         ),
         Rule(
-            cel="!has(self.optimization.lora) || (!has(self.privacy) && !has(self.distillation) && "
-            "self.optimization.sharding == 'none')",
-            message="spec.optimization.lora trains a part of the weights, and spec.privacy, spec.distillation and "
+            cel="!has(self.optimization.lora) || (!has(self.distillation) && self.optimization.sharding == 'none')",
+            message="spec.optimization.lora trains a part of the weights, and spec.distillation and "
             "optimization.sharding are for all of them: remove one",
             check=lambda spec: (
                 spec.optimization.lora is None
-                or (spec.privacy is None and spec.distillation is None and spec.optimization.sharding is Sharding.NONE)
+                or (spec.distillation is None and spec.optimization.sharding is Sharding.NONE)
             ),
         ),
         Rule(

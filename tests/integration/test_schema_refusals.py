@@ -391,11 +391,6 @@ BAD: list[tuple[str, Callable[[Document], None], tuple[str, ...]]] = [
         ),
         ("spec.optimization.lora", "remove one"),
     ),
-    (
-        F,
-        lambda target: target["spec"].update(optimization={"lora": {}}, privacy={"epsilon": 1, "delta": 0.1}),
-        ("spec.optimization.lora", "remove one"),
-    ),
     (F, both(put("spec.truncate", "window"), put("spec.task", "embedding")), ("spec.truncate", "remove it")),
     (
         F,

@@ -71,6 +71,8 @@ SCENARIOS += [
     {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
     {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
+    {"name": "private-lora", "noise": 1.0, "optimization": {"lora": {"rank": 2}}},
+    {"name": "private-lora-crashing", "noise": 1.0, "optimization": {"lora": {"rank": 2}}, "crash": [1, 4]},
     {"name": "cut", "noise": 0.0},
 ]
 # A scale that grows and falls all the time, on processors that no job would be allowed to do it on.
@@ -110,6 +112,7 @@ PAIR = [
     {"name": "taught", **TAUGHT},
     {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
+    {"name": "private-lora", "noise": 1.0, "optimization": {"lora": {"rank": 2}}},
     {"name": "taught-sharded", **TAUGHT, "optimization": SHARDED},
     {"name": "stopping", **STOPPING},
     {"name": "stopping-crashing", **STOPPING, "crash": [7, 31, 37]},
@@ -462,6 +465,15 @@ def test_private_steps_are_the_same_for_any_number_of_ranks_and_after_any_death(
     assert all(float(gradient.norm()) <= 0.1 * 9 / 4 for gradient in cut["gradients"])
     noise = one["gradients"][0] - cut["gradients"][0]
     assert float(noise.std()) == pytest.approx(0.1 / 4, rel=0.05)
+
+
+def test_private_small_matrices_alone_have_noise(results: dict[str, dict[str, Any]]) -> None:
+    """As many numbers get it as are trained, whatever the number of ranks and deaths."""
+    one, two = results["1-0-private-lora"], results["2-0-private-lora"]
+    assert one["gradients"].shape == results["1-0-lora-whole"]["gradients"].shape
+    assert torch.allclose(two["gradients"], one["gradients"], rtol=1e-3, atol=1e-6)
+    assert torch.equal(results["1-0-private-lora-crashing"]["weights"], one["weights"])
+    assert float(one["gradients"][0].std()) == pytest.approx(0.1 / 4, rel=0.1)
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -75,14 +75,14 @@ def test_no_examples_gradient_counts_for_more_than_its_share() -> None:
     expected = (each_BP * (most / norms_B).clamp(max=1)[:, None]).sum(0)
     assert 0 < int((norms_B > most).sum()) < 4
     losses = (loss(model, slice(row, row + 1)) for row in range(4))
-    assert torch.allclose(clipped_sum(model, losses, most), expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(clipped_sum(list(model.parameters()), losses, most), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_an_example_without_a_finite_gradient_is_left_out() -> None:
     """One broken example doesn't decide about the others, nor make a step infinite."""
     model = torch.nn.Linear(2, 1)
-    good = clipped_sum(model, (model(torch.ones(1, 2)).sum() for _ in range(1)), 0.5)
-    both = clipped_sum(model, (model(torch.ones(1, 2)).sum() * scale for scale in (float("nan"), 1.0)), 0.5)
+    good = clipped_sum(list(model.parameters()), (model(torch.ones(1, 2)).sum() for _ in range(1)), 0.5)
+    both = clipped_sum(list(model.parameters()), (model(torch.ones(1, 2)).sum() * scale for scale in (float("nan"), 1.0)), 0.5)
     assert torch.equal(good, both)
     assert float(good.norm()) == pytest.approx(0.5)
 

@@ -32,14 +32,18 @@ def _factor(settings: Optimization, share: float) -> float:
     return 1.0 - share
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a training changes; beside small matrices the encoder's own stay."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def build(model: nn.Module, settings: Optimization) -> torch.optim.AdamW:
     """The optimizer of what is trained of a model, without decay on biases and normalisation.
 
     It has its state already, which counts no update: what is tried in the memory that is left fits beside it.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.dim() > 1]
-    rest = [parameter for parameter in trained if parameter.dim() <= 1]
+    decayed = [parameter for parameter in trained(model) if parameter.dim() > 1]
+    rest = [parameter for parameter in trained(model) if parameter.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     options: dict[str, Any] = {
         "lr": settings.learning_rate,

@@ -29,14 +29,14 @@ class Bench:
         self.steps = epochs * -(-sum(1 for _ in self.train.open(encoding="utf-8")) // BATCH)
 
     def ours(
-        self, name: str, seed: int, *, teacher: Path | None = None, batch: int = BATCH, **spec: Any
+        self, name: str, seed: int, *, teacher: Path | None = None, budget: dict[str, Any] | None = None, **spec: Any
     ) -> tuple[dict[str, Any], Path]:
-        """Fine-tune anew; what came of it, and its artifact."""
+        """Fine-tune anew, for the budget where one is given; what came of it, and its artifact."""
         folder = CACHE / "tasks" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        budget = {"epochs": self.epochs, "seed": seed, "threads": self.threads, "batch": batch}
-        document = job(self.task, encoder(), self.train, self.test, **budget, **spec)
+        usual = {"epochs": self.epochs, "seed": seed, "threads": self.threads}
+        document = job(self.task, encoder(), self.train, self.test, **usual | (budget or {}), **spec)
         (folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
         plan = {"folder": str(folder), "teacher": str(teacher)}
         return call(sys.executable, HERE / "ours.py", plan, self.threads), folder / "workspace" / "artifact"
@@ -180,7 +180,7 @@ def precision(bench: Bench, rounds: int) -> None:
     table(("task", "seed", "fp32", "int8", "points", "fp32, ms", "int8, ms", "times as fast"), rows)
 
 
-def private(bench: Bench, rounds: int, epsilons: list[float], batch: int) -> None:
+def private(bench: Bench, rounds: int, epsilons: list[float], **budget: Any) -> None:
     """what differential privacy costs: the figure within each budget, and without one"""
     task, rows = bench.task, []
     examples = sum(1 for _ in bench.train.open(encoding="utf-8"))
@@ -189,7 +189,7 @@ def private(bench: Bench, rounds: int, epsilons: list[float], batch: int) -> Non
         rows.append(("none", seed, f"{found['figures'][task.figure]:.4f}", "", f"{found['seconds']:.0f}"))
         for epsilon in epsilons:
             bounds = {"epsilon": epsilon, "delta": 0.1 / examples}
-            found, _ = bench.ours(f"{task.name}-private", seed, privacy=bounds, batch=batch)
+            found, _ = bench.ours(f"{task.name}-private", seed, privacy=bounds, budget=budget)
             figures = found["figures"]
             told = (f"{figures[task.figure]:.4f}", f"{figures['noise_multiplier']:.2f}", f"{found['seconds']:.0f}")
             rows.append((f"{figures['epsilon_spent']:.2f}", seed, *told))
@@ -220,9 +220,14 @@ def main() -> None:
         if function is private:
             command.add_argument("--epsilons", type=float, nargs="+", default=[8.0, 3.0], help="budgets (8 3)")
             command.add_argument("--batch", type=int, default=256, help="examples in a step, on average (256)")
+            command.add_argument("--private-epochs", type=int, default=3, help="within a budget (3)")
+            command.add_argument("--rate", type=float, default=1e-3, help="learning rate within a budget (0.001)")
+            command.add_argument("--lora", type=int, default=8, help="rank of small matrices; 0: all weights (8)")
     given = vars(parser.parse_args())
     run, rounds = given.pop("run"), given.pop("rounds")
-    more = {name: given.pop(name) for name in ("layers", "epsilons", "batch") if name in given}
+    more = {name: given.pop(name) for name in ("layers", "epsilons", "batch", "rate", "lora") if name in given}
+    if "private_epochs" in given:
+        more["epochs"] = given.pop("private_epochs")
     run(Bench(TASKS[given.pop("task")], **given), rounds, **more)
 
 

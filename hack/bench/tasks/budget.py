@@ -56,9 +56,11 @@ def job(
     seed: int,
     threads: int,
     batch: int = BATCH,
+    rate: float = LEARNING_RATE,
+    lora: int = 0,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A FineTuneJob. base: an encoder in Hugging Face's format."""
+    """A FineTuneJob. base: an encoder in Hugging Face's format. lora: rank of small matrices; 0: all weights are trained."""
     steps = epochs * -(-sum(1 for _ in train.open(encoding="utf-8")) // batch)
     return {
         "apiVersion": "cloze.dev/v1alpha1",
@@ -72,12 +74,13 @@ def job(
             "optimization": {
                 "epochs": epochs,
                 "batchSequences": batch,
-                "learningRate": LEARNING_RATE,
+                "learningRate": rate,
                 "warmupSteps": steps // 10,
                 "seed": seed,
                 # As the peer's optimizer has them.
                 "beta2": 0.999,
                 "epsilon": 1e-8,
+                **({"lora": {"rank": lora}} if lora else {}),
             },
             "export": {"precisions": ["int8"], "maxAccuracyLoss": 1},
             "topology": {"threadsPerProcess": threads},

@@ -10,6 +10,7 @@ from cloze_api.training import Optimization
 from cloze_trainer.arithmetic import multiplying
 from cloze_trainer.gang import Gang
 from cloze_trainer.gradient import seed_step
+from cloze_trainer.optimizer import trained as trained_of
 from cloze_trainer.parallel import Replicated, Sharded
 from cloze_trainer.privacy import secret
 from cloze_trainer.privacy.budget import Budget
@@ -38,7 +39,7 @@ class PrivateGradient:
         assert isinstance(trained, Replicated), "a model in parts was refused before"
         self._trained, self._workload, self._optimization, self._gang = trained, workload, optimization, gang
         self._budget, self._key, self._expected = budget, key, expected
-        self._parameters = list(trained.model.parameters())
+        self._parameters = trained_of(trained.model)
 
     def add(
         self,
@@ -64,7 +65,7 @@ class PrivateGradient:
 
         seed_step(self._optimization.seed, batch, gang.rank)
         with self._trained.alone():
-            own = clipped_sum(self._trained.module, each(), most)
+            own = clipped_sum(self._parameters, each(), most)
         summed = gang.sum_array(own)
         summed += self._budget.noise * most * torch.from_numpy(secret.noise(self._key, batch, len(summed)))
         parts = torch.split((summed / self._expected).to(gang.device), [each.numel() for each in self._parameters])
@@ -73,22 +74,26 @@ class PrivateGradient:
         return sum(losses)
 
 
-def clipped_sum(model: nn.Module, losses: Iterable[Tensor], most: float) -> Tensor:
+def clipped_sum(parameters: Sequence[nn.Parameter], losses: Iterable[Tensor], most: float) -> Tensor:
     """Sum (flat, in the order of the parameters) of the losses' gradients, each scaled down to the norm `most`.
 
     One that isn't finite has no direction, and is left out: the step is as private without it.
     """
-    parameters = list(model.parameters())
     total = torch.zeros(sum(each.numel() for each in parameters), device=parameters[0].device)
-    model.zero_grad()
+    _forget(parameters)
     for loss in losses:
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type here
         own = torch.cat([_flat(each) for each in parameters])
         norm = float(own.norm())
         if 0 < norm < math.inf:
             total += own * min(1.0, most / norm)
-        model.zero_grad()
+        _forget(parameters)
     return total
+
+
+def _forget(parameters: Sequence[nn.Parameter]) -> None:
+    for each in parameters:
+        each.grad = None
 
 
 def _flat(parameter: nn.Parameter) -> Tensor:
