@@ -117,7 +117,7 @@ full-chaos: $(VENV) ## part: trainings, operators and the API server under fire 
 
 .PHONY: chaos
 chaos: $(VENV)
-	@$(ON_CLUSTER) hack/test-full chaos tests/integration tests/e2e/test_chaos.py tests/e2e/test_bucket.py tests/e2e/test_resize.py
+	@$(ON_CLUSTER) hack/test-full chaos tests/integration tests/e2e/test_chaos.py tests/e2e/test_bucket.py tests/e2e/test_resize.py tests/e2e/test_data_cache.py
 
 .PHONY: full-rollouts
 full-rollouts: $(VENV) ## part: canaries under fire on a real cluster, with 20,000 requests

@@ -81,8 +81,9 @@ def test_no_examples_gradient_counts_for_more_than_its_share() -> None:
 def test_an_example_without_a_finite_gradient_is_left_out() -> None:
     """One broken example doesn't decide about the others, nor make a step infinite."""
     model = torch.nn.Linear(2, 1)
-    good = clipped_sum(list(model.parameters()), (model(torch.ones(1, 2)).sum() for _ in range(1)), 0.5)
-    both = clipped_sum(list(model.parameters()), (model(torch.ones(1, 2)).sum() * scale for scale in (float("nan"), 1.0)), 0.5)
+    weights = list(model.parameters())
+    good = clipped_sum(weights, (model(torch.ones(1, 2)).sum() for _ in range(1)), 0.5)
+    both = clipped_sum(weights, (model(torch.ones(1, 2)).sum() * scale for scale in (float("nan"), 1.0)), 0.5)
     assert torch.equal(good, both)
     assert float(good.norm()) == pytest.approx(0.5)
 

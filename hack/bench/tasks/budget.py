@@ -60,7 +60,7 @@ def job(
     lora: int = 0,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A FineTuneJob. base: an encoder in Hugging Face's format. lora: rank of small matrices; 0: all weights are trained."""
+    """A FineTuneJob. base: an encoder in Hugging Face's format. lora: rank of small matrices (0: all weights)."""
     steps = epochs * -(-sum(1 for _ in train.open(encoding="utf-8")) // batch)
     return {
         "apiVersion": "cloze.dev/v1alpha1",

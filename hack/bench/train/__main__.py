@@ -17,7 +17,7 @@ from servers import CACHE
 from work import BATCH, LEARNING_RATE, MAX_LENGTH, SEED, Sizes, corpus, job
 
 HERE = Path(__file__).parent
-WAYS = ("chunks", "lines", "padded")
+WAYS = ("chunks", "lines", "padded", "text-lines", "text-padded")
 _LEFT_OUT = 3
 
 
@@ -31,14 +31,15 @@ class Bench:
         self.sizes, self.steps, self.threads, self.arithmetic = sizes, steps, threads, arithmetic
         self.folder = CACHE / f"train-{sizes.layers}x{sizes.width}-{sizes.vocab}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus(), **shape)
-        document["spec"]["optimization"] |= {"arithmetic": arithmetic, "compile": compiled}
-        (self.folder / "job.json").write_text(json.dumps(document), encoding="utf-8")
+        self._document = job(sizes, steps=steps, warmup=steps // 10, threads=threads, file=corpus(), **shape)
+        self._document["spec"]["optimization"] |= {"arithmetic": arithmetic, "compile": compiled}
         prepared = self.ours(documents=True)
         self.tokenizer, self._vocab = prepared["tokenizer"], prepared["vocab"]
 
-    def ours(self, **plan: Any) -> dict[str, Any]:
+    def ours(self, seed: int = SEED, **plan: Any) -> dict[str, Any]:
         """Our loop."""
+        self._document["spec"]["optimization"]["seed"] = seed
+        (self.folder / "job.json").write_text(json.dumps(self._document), encoding="utf-8")
         return call(sys.executable, HERE / "ours.py", {"folder": str(self.folder), **plan}, self.threads)
 
     def peer(self, way: str, **plan: Any) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def speed(steps: Sequence[tuple[float, int]]) -> float:
 
 
 def throughput(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str) -> None:
-    """real tokens/s over the peer's, in its three ways of batching"""
+    """real tokens/s over the peer's, in its ways of batching"""
     bench = Bench(sizes, steps, threads, arithmetic)
     found: dict[str, list[float]] = {"ours": [], **{way: [] for way in WAYS}}
     for number in range(rounds):
@@ -92,25 +93,26 @@ def throughput(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: 
     )
     for name, figures in found.items():
         ratios = [ours / other for ours, other in zip(found["ours"], figures, strict=True)]
-        print(f"  {name:7} {Spread(tuple(figures))!s:28} {'' if name == 'ours' else Spread(tuple(ratios))}")
+        print(f"  {name:11} {Spread(tuple(figures))!s:28} {'' if name == 'ours' else Spread(tuple(ratios))}")
 
 
 def quality(sizes: Sizes, steps: int, threads: int, rounds: int, arithmetic: str) -> None:
     """held-out loss of both after as many real tokens, the peer in its default way"""
     bench = Bench(sizes, steps, threads, arithmetic)
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(rounds):
-            ours = bench.ours(train=True, evaluate=True)
-            peer = bench.peer("chunks", weights=folder)
+        for seed in range(SEED, SEED + rounds):
+            ours = bench.ours(train=True, evaluate=True, seed=seed)
+            peer = bench.peer("chunks", weights=folder, seed=seed)
             theirs = bench.ours(weights=f"{folder}/model.safetensors", evaluate=True)
             for name, run, evaluation in (
                 ("ours", ours, ours["evaluation"]),
                 ("chunks", peer, theirs["evaluation"]),
             ):
-                seconds = run["steps"][-1][0] - run["steps"][0][0]
+                (began, _), (ended, tokens) = run["steps"][0], run["steps"][-1]
                 print(
-                    f"{sizes.name}, {arithmetic}: {name:7} {run['steps'][-1][1]:,} tokens in {seconds:.0f} s, "
-                    f"held-out loss {evaluation['masked_loss']:.4f}, accuracy {evaluation['masked_accuracy']:.4f}"
+                    f"{sizes.name}, {arithmetic}, seed {seed}: {name:7} {tokens:,} tokens in {ended - began:.0f} s, "
+                    f"held-out loss {evaluation['masked_loss']:.4f}, accuracy {evaluation['masked_accuracy']:.4f}",
+                    flush=True,
                 )
 
 

@@ -51,8 +51,11 @@ def rows(plan: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Any:
     data = load_dataset("json", data_files=plan["documents"], split="train", cache_dir=plan["cache"])
 
     def cut(examples: Any) -> Any:
+        texts = examples["text"]
+        if way.startswith("text-"):
+            texts = [line for text in texts for line in text.splitlines() if line.strip()]
         return tokenizer(
-            examples["text"], truncation=True, max_length=length, padding="max_length" if way == "padded" else False
+            texts, truncation=True, max_length=length, padding="max_length" if way.endswith("padded") else False
         )
 
     def joined(examples: Any) -> Any:
