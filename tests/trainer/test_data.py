@@ -74,7 +74,7 @@ def test_language_of_a_long_document_is_not_that_of_its_first_line() -> None:
 def test_near_duplicates_share_a_group_and_others_do_not() -> None:
     """A changed end keeps two texts together; a different text stays apart, and one without words is alone."""
     groups = near_duplicate_groups([LONG, "something else entirely, with its own words", LONG + " today", "", ""])
-    assert groups == [0, 1, 0, 3, 4]
+    assert groups.groups == [0, 1, 0, 3, 4]
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=50), st.floats(0.01, 0.5))
@@ -101,8 +101,8 @@ def sides(texts: list[str], fraction: float) -> tuple[list[int], list[int], int]
     for text in texts:
         digesting.add(text)
     chosen = split(np.ones(len(texts), dtype=bool), digesting.all(), fraction)
-    train, held_out = (np.flatnonzero(side).tolist() for side in part(texts, *chosen))
-    return train, held_out, int(chosen[1].sum())
+    found = part(texts, *chosen)
+    return np.flatnonzero(found.train).tolist(), np.flatnonzero(found.held_out).tolist(), int(chosen[1].sum())
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 0.5))
@@ -138,9 +138,9 @@ def test_what_is_nearly_like_nothing_stays_held_out() -> None:
     assert len(held_out) == before == 12
     longer = [f"{texts[number]} once more" for number in held_out[:5]]
     chosen = np.array([number in train or number >= len(texts) for number in range(len(texts) + 5)])
-    moved, kept = part(texts + longer, chosen, ~chosen)
-    assert np.flatnonzero(kept).tolist() == held_out[5:]
-    assert moved[held_out[:5]].all()
+    found = part(texts + longer, chosen, ~chosen)
+    assert np.flatnonzero(found.held_out).tolist() == held_out[5:]
+    assert found.train[held_out[:5]].all()
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=40))

@@ -43,11 +43,11 @@ def made(texts: list[str], cleaning: Cleaning, algorithm: TokenizerAlgorithm, ov
             sides = part(spool, *chosen, over=over)
         except InputError as refusal:
             return list(spool), cleaned.report, refusal.reason
-        train = Chosen(spool, np.flatnonzero(sides[0]))
+        train = Chosen(spool, np.flatnonzero(sides.train))
         model = tokenizer.train(train, vocab_size=600, lowercase=True, algorithm=algorithm, over=over)
         return (
             *(list(spool), cleaned.report, cleaned.kept.tolist(), cleaned.digests.tolist()),
-            *([side.tolist() for side in sides], model.to_str()),
+            *(sides.train.tolist(), sides.held_out.tolist(), sides.partly_compared, model.to_str()),
         )
 
 

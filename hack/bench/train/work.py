@@ -84,5 +84,5 @@ def write_documents(text_file: Path, spec: Any, sources: Any) -> None:
     with Spool(text_file.parent) as spool, text_file.open("w", encoding="utf-8") as lines:
         cleaned = cleaning.clean(found, spec.cleaning, spool)
         chosen = splitting.split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
-        train, _ = splitting.part(spool, *chosen)
+        train = splitting.part(spool, *chosen).train
         lines.writelines(json.dumps({"text": text}) + "\n" for text in Chosen(spool, np.flatnonzero(train)))

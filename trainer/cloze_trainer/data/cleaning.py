@@ -20,7 +20,11 @@ from cloze_trainer.data.spool import Chosen, Digesting, Digests, Mask, Spool, fi
 
 @dataclass(slots=True)
 class CleaningReport:
-    """What cleaning did, in counts alone. languages: documents in each, where they were told; `und` is unsure."""
+    """What cleaning did, in counts alone.
+
+    languages: documents in each, where they were told; `und` is unsure. partly_compared: documents that are left and
+    weren't compared with all that they may nearly be.
+    """
 
     documents_in: int = 0
     documents_out: int = 0
@@ -28,6 +32,7 @@ class CleaningReport:
     dropped: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    partly_compared: int = 0
 
     def add(self, other: "CleaningReport") -> None:
         """Count what another part of the documents came to, before it is told what is left of all."""
@@ -132,8 +137,8 @@ def clean(
     """Spool the documents that fit, and tell which of them are kept.
 
     names: what finds them, where they are to go. over: how to pass over the documents, and over what is left of them.
-    No more than a few blocks of documents and about a hundred bytes for each are in memory; near-duplicates take some
-    kilobytes each, and names are searched in some documents at once.
+    No more than a few blocks of documents and about a hundred bytes for each are in memory; near-duplicates take a
+    kilobyte or two each, and names are searched in some documents at once.
     """
     report = CleaningReport()
     digests, keys = Digesting(), Digesting()
@@ -155,11 +160,12 @@ def clean(
         report.dropped["duplicate"] = len(kept) - int(kept.sum())
     if settings.deduplicate is Deduplication.NEAR:
         once = np.flatnonzero(kept)
-        groups = near_duplicate_groups(Chosen(spool, once), over=over)
+        grouped = near_duplicate_groups(Chosen(spool, once), over=over)
         # The first of each group is kept: a group's number is the index of its first member.
-        repeated = once[[group != index for index, group in enumerate(groups)]]
-        kept[repeated] = False
-        report.dropped["near_duplicate"] = len(repeated)
+        first = np.array(grouped.groups, dtype=np.int64) == np.arange(len(once))
+        kept[once[~first]] = False
+        report.dropped["near_duplicate"] = len(once) - int(first.sum())
+        report.partly_compared = int((first & ~grouped.whole).sum())
     report.documents_out = int(kept.sum())
     report.characters_out = spool.characters(kept)
     return Cleaned(kept, digests.all(), report)

@@ -7,12 +7,13 @@ their n - 1 pairs, so that the Jaccard similarity of what is left is (n - 3) / (
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 import numpy as np
 
-from cloze_trainer.data.duplicates import Groups, Hashes, Words, bands, jaccard, permutations, runs, signature
+from cloze_trainer.data.duplicates import Groups, Hashes, Words, runs, shared
+from cloze_trainer.data.minhash import bands, permutations, signature
 
 
 class Example(Protocol):
@@ -31,7 +32,11 @@ SIMILAR: Final = 0.6
 """Jaccard similarity from which on two examples are nearly the same."""
 ROWS: Final = 3
 """Of a band: 42 of them find a pair of similarity 0.6 with probability 0.99996; what they find is checked exactly."""
+MOST: Final = 128
+"""Of the examples that share a band so many are candidates, the first of them."""
 _WIDTH: Final = 2
+# That are compared at once.
+_BLOCK: Final = 64
 
 # Thai, Lao, Burmese, Khmer, kana and ideographs.
 _UNSPACED: Final = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -49,7 +54,10 @@ def shingles(texts: Sequence[str], words: Words) -> Hashes:
 
 
 class Index:
-    """Examples, numbered as they are added, among which those are found that another is nearly the same as."""
+    """Examples, numbered as they are added, among which those are found that another is nearly the same as.
+
+    What many have in common, such as a template, tells nothing about two of them: of each band the first are compared.
+    """
 
     def __init__(self) -> None:
         self._permutations = permutations()
@@ -64,21 +72,22 @@ class Index:
         self._hashes.append(hashes)
         if self._first.setdefault(hashes.tobytes(), number) == number:
             for key in self._keys(hashes):
-                self._bands[key].append(number)
+                if len(self._bands[key]) < MOST:
+                    self._bands[key].append(number)
 
-    def alike(self, example: Example, but: Callable[[int], bool] = lambda _: False) -> Iterator[int]:
-        """Numbers of those that it is nearly the same as, in their order; of what it equals, that alone.
-
-        but: which ones needn't be compared.
-        """
+    def alike(self, example: Example) -> Iterator[int]:
+        """Numbers of those that it is nearly the same as, in their order; of what it equals, that alone."""
         hashes = shingles(example.texts, self._words)
         twin = self._first.get(hashes.tobytes())
         if twin is not None:
             yield twin
             return
-        for number in sorted({number for key in self._keys(hashes) for number in self._bands.get(key, ())}):
-            if not but(number) and jaccard(hashes, self._hashes[number]) >= SIMILAR:
-                yield number
+        candidates = sorted({number for key in self._keys(hashes) for number in self._bands.get(key, ())})
+        for start in range(0, len(candidates), _BLOCK):
+            block = candidates[start : start + _BLOCK]
+            counts = shared(hashes, [self._hashes[number] for number in block])
+            sizes = np.array([len(self._hashes[number]) for number in block]) + len(hashes)
+            yield from (block[at] for at in np.flatnonzero(counts / (sizes - counts) >= SIMILAR))
 
     def _keys(self, hashes: Hashes) -> list[int]:
         return bands(signature(hashes, *self._permutations), ROWS)
@@ -90,8 +99,10 @@ def groups(examples: Sequence[Example]) -> list[int]:
     Two that are nearly the same are in one group, and so is what connects them.
     """
     index, found = Index(), Groups(len(examples))
-    for number, example in enumerate(examples):
-        for other in index.alike(example, but=lambda it: found.of(it) == found.of(number)):  # noqa: B023 - used up at once
-            found.join(other, number)
-        index.add(example)
+    # Which ones are the first with a band doesn't depend on the order of the examples.
+    order = sorted(range(len(examples)), key=lambda number: tuple(examples[number].texts))
+    for number in order:
+        for other in index.alike(examples[number]):
+            found.join(order[other], number)
+        index.add(examples[number])
     return found.all()

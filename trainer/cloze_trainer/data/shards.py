@@ -32,7 +32,7 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish, write_json
 
 # Part of each folder's key: raise it when the same input would give other shards.
-EDITION = 8
+EDITION = 9
 # Of a corpus: what is told by the sources' digests. How many lines may be broken is a part of the key, as data may be
 # another job's that allows more.
 _UNDECIDING = {"uri", "revision", "credentials"}
@@ -191,7 +191,7 @@ def _fill(
         )
     chosen = split(cleaned.kept, cleaned.digests, spec.evaluation.held_out_fraction)
     sides = part(spool, *chosen, over=over)
-    train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in sides)
+    train_texts, held_out_texts = (Chosen(spool, np.flatnonzero(side)) for side in (sides.train, sides.held_out))
     if reused:
         reused.copy(staging, max_length=length)
         model = tokenizer.read(staging)
@@ -222,6 +222,9 @@ def _fill(
         "documents_held_out": len(held_out_texts),
         # Chosen at first, but nearly a training text.
         "held_out_near_duplicates": int(chosen[1].sum()) - len(held_out_texts),
+        # Much of them is in many others, of which they were compared with the first.
+        "documents_partly_compared": report.partly_compared,
+        "held_out_partly_compared": sides.partly_compared,
         "dropped": dict(report.dropped),
         "replaced": dict(report.replaced),
         **({"names_model": names.digest} if names else {}),
@@ -235,7 +238,7 @@ def _fill(
         # Special tokens are none.
         "padding_share": 1 - train.filled / (train.rows * length),
         "unknown_share": train.unknown / max(1, tokens),
-        "tokens_per_character": tokens / max(1, spool.characters(sides[0])),
+        "tokens_per_character": tokens / max(1, spool.characters(sides.train)),
         **_vocabulary_figures(model, train.seen_V, special),
     }
     write_json(staging / REPORT_FILE, figures)
