@@ -333,6 +333,7 @@ def modules(*kinds: str) -> Callable[[Path], None]:
         ),
         (Task.SEQUENCE_CLASSIFICATION, change("config.json", architectures=None), {}, "ConfigInvalid", "architectures"),
         (Task.SEQUENCE_CLASSIFICATION, change("config.json", vocab_size=None), {}, "ConfigInvalid", "vocab_size"),
+        (Task.SEQUENCE_CLASSIFICATION, change("config.json", vocab_size=float("inf")), {}, "ConfigInvalid", "infinity"),
         (
             Task.SEQUENCE_CLASSIFICATION,
             change("config.json", problem_type="regression"),
