@@ -57,8 +57,10 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
     max_length = min(longest, checkpoint.declared or longest)
     if max_length < _SHORTEST:
         raise InputError("LengthInvalid", f"{checkpoint.folder} takes {max_length} tokens, at least {_SHORTEST} needed")
-    # A tokenizer may not tell the texts of a pair apart though the model could; then the model never learnt it.
-    segments = checkpoint.architecture.segments and 1 in tokenizer.encode("a", "a").type_ids
+    # A tokenizer may not tell the texts of a pair apart though the model could; then the model never learnt it. And a
+    # model may have a single type though its tokenizer tells of two.
+    types = int(getattr(model.config, "type_vocab_size", 1))
+    segments = checkpoint.architecture.segments and types > 1 and 1 in tokenizer.encode("a", "a").type_ids
     inputs = INPUTS if segments else INPUTS[:2]
     graph = Graph(
         inputs=inputs,
