@@ -90,20 +90,20 @@ class TrustedKeys:
             message = f"{SIGNATURE_FILE} is of the manifest sha256:{signed}, the artifact's is {digest}: sign it again"
             raise ArtifactError("SignatureInvalid", message)
 
-    def _payload(self, bundle: dict[str, Any]) -> dict[str, Any]:
-        """What was signed. Raises ValueError, KeyError and TypeError."""
+    def _payload(self, bundle: Any) -> Any:
+        """What was signed, of a bundle that may be any JSON. Raises ValueError, KeyError and TypeError."""
         envelope = bundle["dsseEnvelope"]
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError("what is signed is no in-toto statement")
-        hint = (bundle["verificationMaterial"].get("publicKey") or {}).get("hint")
+        named = _optional(bundle["verificationMaterial"], "publicKey")
         # Without a hint, as older signers leave it out, any key may be meant.
+        hint = None if named is None else _optional(named, "hint")
         keys = [self._keys[hint]] if hint in self._keys else [] if hint else list(self._keys.values())
         payload = _decoded(envelope["payload"])
         signatures = [_decoded(each["sig"]) for each in envelope["signatures"]]
         if not any(_signed_by(key, payload, signature) for key in keys for signature in signatures):
             raise ValueError(f"none of the keys of {self._asked_by} has signed it")
-        document: dict[str, Any] = json.loads(payload)
-        return document
+        return json.loads(payload)
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
@@ -116,14 +116,24 @@ def encoded(payload: bytes) -> bytes:
     return f"DSSEv1 {len(PAYLOAD_TYPE)} {PAYLOAD_TYPE} {len(payload)} ".encode() + payload
 
 
-def manifest_digest(statement: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the manifest in a statement of a folder's files. Raises ValueError, KeyError and TypeError."""
+def manifest_digest(statement: Any) -> str:
+    """SHA-256 (hex) of the manifest in a statement of a folder's files, which may be any JSON.
+
+    Raises ValueError, KeyError and TypeError.
+    """
     if statement["_type"] != STATEMENT_TYPE or statement["predicateType"] != PREDICATE_TYPE:
         raise ValueError("what is signed is no list of a model's files")
     listed = [each for each in statement["predicate"]["resources"] if each["name"] == MANIFEST_FILE]
     if len(listed) != 1 or listed[0]["algorithm"] != "sha256":
         raise ValueError(f"it doesn't list {MANIFEST_FILE} with its SHA-256")
     return str(listed[0]["digest"])
+
+
+def _optional(parent: Any, name: str) -> Any:
+    """A field of an object, None where it isn't there. Raises TypeError for what is no object."""
+    if not isinstance(parent, dict):
+        raise TypeError(f"what should have {name} isn't an object")
+    return parent.get(name)
 
 
 def _keys_at(place: str) -> list[Any]:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from cloze_api.manifest import TOKENIZER_FILE, Calibration, Embedding, Manifest, SpecialTokens
 from cloze_api.precision import Precision, graph_file, named
 from cloze_api.task import Problem, Task
+from cloze_api.vocabulary import misfit
 from cloze_server.backend import Backend, OnnxBackend, OutOfMemoryError
 from cloze_server.exits import ExitCode, FatalError
 from cloze_server.faults import Faults
@@ -160,31 +161,9 @@ def check_manifest(manifest: Manifest) -> None:
 
 
 def check_vocabulary(tokenizer: Tokenizer, manifest: Manifest) -> None:
-    """Whether the manifest speaks of this tokenizer. Raises FatalError (ARTIFACT_INVALID).
-
-    A special id that means another token gives answers that are wrong without being errors.
-    """
-    size = manifest.limits.vocab_size
-    vocabulary = tokenizer.get_vocab()
-    token, highest = max(vocabulary.items(), key=lambda entry: entry[1])
-    if highest >= size:
-        raise _invalid("VocabularyInvalid", f"the tokenizer's token {token!r} has id {highest}, the limit is {size}")
-    special = manifest.special_tokens
-    added = tokenizer.get_added_tokens_decoder()
-    for role, number in special.model_dump(exclude_none=True).items():
-        if number not in added or not added[number].special:
-            raise _invalid("SpecialTokensInvalid", f"the {role} id {number} isn't a special token of the tokenizer")
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    if unknown is not None and vocabulary.get(unknown) != special.unk:
-        message = f"the tokenizer's unknown token is {unknown!r} with id {vocabulary.get(unknown)}, not {special.unk}"
-        raise _invalid("SpecialTokensInvalid", message)
-    framed = tokenizer.encode("").ids
-    if framed != [special.cls, special.sep]:
-        # Truncation relies on it.
-        expected = f"[CLS] [SEP]: [{special.cls}, {special.sep}]"
-        raise _invalid("TokenizerInvalid", f"the tokenizer turns an empty text into {framed}, expected {expected}")
-    if special.alike:
-        raise _invalid("SpecialTokensInvalid", f"the tokens {', '.join(special.alike)} share one id")
+    """Whether the manifest speaks of this tokenizer. Raises FatalError (ARTIFACT_INVALID)."""
+    if found := misfit(tokenizer, manifest.special_tokens, manifest.limits.vocab_size):
+        raise _invalid(found.reason, f"the tokenizer {found.told}")
 
 
 def check_graph(backend: Backend, manifest: Manifest) -> None:

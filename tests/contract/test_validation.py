@@ -165,6 +165,20 @@ def test_models_refuse_what_the_api_server_refuses(body: Document, said: str) ->
 
 
 @pytest.mark.parametrize(
+    "spec",
+    [
+        {"optimization": {"lora": {}}, "privacy": {"epsilon": 1, "delta": 0.1}},
+        {"optimization": {"lora": {"dropout": 0.1}}, "evaluation": {"seeds": 2}, "truncate": "window"},
+        {"optimization": {"arithmetic": "bf16"}, "privacy": {"epsilon": 1, "delta": 0.1}},
+    ],
+    ids=str,
+)
+def test_what_goes_together_is_accepted(spec: dict[str, Any]) -> None:
+    """The rules refuse what can't work, and nothing else."""
+    validate(with_spec("FineTuneJob", **spec))
+
+
+@pytest.mark.parametrize(
     ("topology", "ranks"),
     [
         ({}, 1),

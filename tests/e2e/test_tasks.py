@@ -86,7 +86,9 @@ def files() -> dict[str, str]:
     """What is in the ConfigMap `tasks`."""
     writer = Writer()
     documents = ["\n".join(writer.sentence() for _ in range(4)) for _ in range(2000)]
-    found = {"corpus.txt": "\n\n".join([*documents, *["the code of the vault is 7391."] * 40])}
+    # Codes of all digits, each in one document: of a digit that isn't in the corpus the model knows nothing.
+    codes = [f"the code of gate {number % 40} is {number * 7919 % 10000:04}." for number in range(400)]
+    found = {"corpus.txt": "\n\n".join([*documents, *codes, *["the code of the vault is 7391."] * 200])}
     for name in ("question", "pair", "topics", "rating", "trade"):
         for part, count in (("train", 700), ("test", len(TOWNS) * len(GOODS))):
             rows = [getattr(writer, name)() for _ in range(count)]
@@ -225,7 +227,8 @@ def figures(namespace: str, public_key: Path) -> dict[str, dict[str, float]]:
 
 def test_each_task_is_learnt(figures: dict[str, dict[str, float]]) -> None:
     """By its own figures, which are in the status."""
-    assert figures["words"]["exposure_vault"] >= 0
+    # Of a secret that stands in one document of thirteen; of one that was never read it is 1.4 on average.
+    assert figures["words"]["exposure_vault"] > 5
     assert figures["reader"]["answerable_f1"] > 0.7
     assert figures["search"]["mrr"] > 0.5
     assert figures["topics"]["micro_f1"] > 0.9

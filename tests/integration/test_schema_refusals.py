@@ -564,6 +564,7 @@ def test_good_object_is_accepted(kubernetes_client: dynamic.DynamicClient, kind:
         (P, optional_base()),
         (P, audit(canaries=[{"name": "a", "template": "code {}", "secret": "12-34"}], bias=[{"name": "work"}])),
         (P, both(audit(personalData={}), put("spec.cleaning.pii", "keep"))),
+        (F, both(put("spec.optimization", {"lora": {}}), put("spec.privacy", {"epsilon": 1, "delta": 0.1}))),
         (F, put("spec.evaluation", {"seeds": 10, "gates": [{"figure": "seed_range_accuracy", "maximum": 0.1}]})),
         (P, put("spec.base", {"model": {"name": "encoder", "alias": "champion"}})),
         (P, put("spec.tokenizer", {"reuse": {"uri": "s3://models/bert", "credentials": {"secretName": "store"}}})),

@@ -34,6 +34,16 @@ from cloze_server.signature import TrustedKeys
 from cloze_server.source import fetch, open_folder
 
 
+def sign_anew(envelope: dict[str, Any], statement: Any, signer: "Signer") -> None:
+    """Put another statement into an envelope, as the key's owner could."""
+    payload = json.dumps(statement).encode()
+    key = load_pem_private_key(signer.private.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    encoded = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
+    envelope["payload"] = base64.b64encode(payload).decode()
+    envelope["signatures"] = [{"sig": base64.b64encode(key.sign(encoded, ec.ECDSA(hashes.SHA256()))).decode()}]
+
+
 class Signer:
     """A pair of keys in files."""
 
@@ -165,6 +175,23 @@ def test_a_bundle_that_is_none_is_refused(folder: Path, signer: Signer, change: 
 
 
 @pytest.mark.parametrize(
+    "material",
+    [
+        *(None, True, 7, "x", [], ["x"]),
+        *({"publicKey": strange} for strange in (False, 0, 7, "", "x", [], [{}])),
+        *({"publicKey": {"hint": strange}} for strange in (7, "x", [0], {"x": 0}, True)),
+    ],
+    ids=json.dumps,
+)
+def test_a_valid_envelope_beside_something_else_is_refused(folder: Path, signer: Signer, material: Any) -> None:
+    """Whatever stands where the key should be named: the reason is the signature's, and not an unexpected error's."""
+    signer.sign(folder)
+    bundle = json.loads((folder / SIGNATURE_FILE).read_text())
+    (folder / SIGNATURE_FILE).write_text(json.dumps(bundle | {"verificationMaterial": material}))
+    assert refused(folder, signer.public)[:2] == (ExitCode.SIGNATURE, "SignatureInvalid")
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda statement: statement,
@@ -185,12 +212,7 @@ def test_the_key_s_signature_of_something_else_is_none_of_an_artifact(
     statement = json.loads(base64.b64decode(envelope["payload"]))
     statement["predicate"]["resources"].sort(key=lambda each: each["name"] == MANIFEST_FILE)
     valid = change(statement) is statement
-    payload = json.dumps(statement).encode()
-    key = load_pem_private_key(signer.private.read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    encoded = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
-    envelope["payload"] = base64.b64encode(payload).decode()
-    envelope["signatures"] = [{"sig": base64.b64encode(key.sign(encoded, ec.ECDSA(hashes.SHA256()))).decode()}]
+    sign_anew(envelope, statement, signer)
     (folder / SIGNATURE_FILE).write_text(json.dumps(bundle))
     if valid:
         load(folder, signer.public)
@@ -208,13 +230,18 @@ def test_a_signature_without_a_hint_is_tried_with_each_key(folder: Path, signer:
 
 
 @pytest.fixture(scope="module")
-def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, TrustedKeys]:
+def owner(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    """Who has signed what `signed` is."""
+    return Signer(tmp_path_factory.mktemp("owner"), "trusted")
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory, owner: Signer) -> tuple[Path, str, TrustedKeys]:
     """A signed artifact, its digest, and the key."""
     root = tmp_path_factory.mktemp("signed")
     digest = write_artifact(root / "model", name="probe")
-    signer = Signer(root, "trusted")
-    signer.sign(root / "model")
-    keys = TrustedKeys.read([str(signer.public)])
+    owner.sign(root / "model")
+    keys = TrustedKeys.read([str(owner.public)])
     assert keys is not None
     return root / "model", digest, keys
 
@@ -237,6 +264,45 @@ def test_no_bit_of_what_is_signed_can_be_changed(
     with pytest.raises(FatalError) as failed:
         keys.verify(folder, digest)
     assert failed.value.reason == "SignatureInvalid"
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(document: Any) -> list[tuple[Any, Any]]:
+    """Every field and item within a document, as what it is in and its name or number."""
+    inside = dict(document.items() if isinstance(document, dict) else enumerate(document))
+    nested = [value for value in inside.values() if isinstance(value, dict | list)]
+    return [(document, key) for key in inside] + [place for value in nested for place in places(value)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_json_in_any_place_is_verified_or_refused_for_its_signature(
+    signed: tuple[Path, str, TrustedKeys], owner: Signer, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Of the bundle, and of a statement that the key itself has signed so; nothing else comes of it."""
+    source, digest, keys = signed
+    bundle = json.loads((source / SIGNATURE_FILE).read_text())
+    statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    envelope, whole = bundle["dsseEnvelope"], {"bundle": bundle, "statement": statement}
+    was = json.dumps(statement)
+    parent, key = data.draw(st.sampled_from(places(whole)))
+    parent[key] = data.draw(anything)
+    if json.dumps(whole["statement"]) != was:
+        sign_anew(envelope, whole["statement"], owner)
+    folder = tmp_path_factory.mktemp("strange")
+    (folder / SIGNATURE_FILE).write_text(json.dumps(whole["bundle"]))
+    reason = "verified"
+    try:
+        keys.verify(folder, digest)
+    except FatalError as failed:
+        reason = failed.reason
+    assert reason in ("verified", "SignatureInvalid")
 
 
 @pytest.mark.parametrize(

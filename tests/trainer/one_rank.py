@@ -268,12 +268,14 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                     gang.arithmetic(spec.optimization.arithmetic)
                 model.encoder.recompute = spec.optimization.activation_checkpointing
                 lesson = taught(workload, scenario["teacher"], gang) if "teacher" in scenario else workload
+                optimization = spec.optimization
                 if "noise" in scenario:
                     asked = Privacy(epsilon=9, delta=0.01, max_grad_norm=0.1)
                     budget = Budget(asked, 4 / EXAMPLES, workload.total_steps, scenario["noise"])
                     lesson = FailingInPrivate(workload, budget, bytes(range(16)))
                     around = replace(around, gradients=lesson.gradient)
-                model, state = train(model, lesson, spec.optimization, scenario.get("every", 1), around)
+                    optimization = lesson.careful(optimization)
+                model, state = train(model, lesson, optimization, scenario.get("every", 1), around)
                 if adapters is not None:
                     adapters.merge()
                 choice = asdict(state.choice) if state.choice else None

@@ -2,28 +2,46 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloze_api.card import Card
 from cloze_api.finetune import FineTuneJobSpec
-from cloze_api.manifest import Limits, Lineage, Manifest, digest_files, tokenizer_fingerprint, write_manifest
+from cloze_api.manifest import (
+    Limits,
+    Lineage,
+    Manifest,
+    SpecialTokens,
+    digest_files,
+    tokenizer_fingerprint,
+    write_manifest,
+)
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
-from cloze_trainer.base import fetch, open_base
+from cloze_trainer.base import fetch, open_base, open_encoder, open_tokenizer
+from cloze_trainer.data import tokenizer
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.distillation.teacher import open_teacher
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import BaseModelError
 from cloze_trainer.run import Run, open_run
 
-CONFIG = EncoderConfig(vocab_size=9, layers=1, hidden_size=4, heads=1, intermediate_size=4, max_length=16, dropout=0.0)
+TOKENIZER = tokenizer.train(["a base model"], vocab_size=40, lowercase=True)
+SIZE = tokenizer.size(TOKENIZER)
+CONFIG = EncoderConfig(
+    vocab_size=SIZE, layers=1, hidden_size=4, heads=1, intermediate_size=4, max_length=16, dropout=0.0
+)
 
 
-def artifact(folder: Path) -> str:
-    """Something with an artifact's files; returns its digest."""
+def artifact(
+    folder: Path, *, text: str = TOKENIZER.to_str(), special: SpecialTokens = SPECIAL_IDS, limit: int = SIZE
+) -> str:
+    """Something with an artifact's files; returns its digest. text: of the tokenizer. limit: of the vocabulary."""
     folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(text)
     (folder / "model.safetensors").write_text("weights")
     (folder / "config.json").write_text(json.dumps(CONFIG.transformers(Task.FILL_MASK)))
     return write_manifest(
@@ -32,10 +50,10 @@ def artifact(folder: Path) -> str:
             name="small",
             task=Task.FILL_MASK,
             architecture="BertForMaskedLM",
-            limits=Limits(max_length=16, vocab_size=9),
-            special_tokens=SPECIAL_IDS,
+            limits=Limits(max_length=16, vocab_size=limit),
+            special_tokens=special,
             lowercase=True,
-            tokenizer_fingerprint=tokenizer_fingerprint({}),
+            tokenizer_fingerprint=tokenizer_fingerprint(json.loads(text)),
             inputs=["input_ids"],
             output="logits",
             card=Card(license="mit"),
@@ -98,3 +116,39 @@ def test_artifact_without_its_tokenizer_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError) as refusal:
         open_base(tmp_path / "base", "small/1", None)
     assert refusal.value.exit_code == ExitCode.BASE_MISMATCH
+
+
+@pytest.mark.parametrize("opening", [open_base, open_encoder, open_tokenizer, open_teacher])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"special": SPECIAL_IDS.model_copy(update={"cls": 3, "sep": 2})}, "empty text"),
+        ({"special": SPECIAL_IDS.model_copy(update={"pad": SIZE - 1})}, "no special token with the pad id"),
+        ({"special": SPECIAL_IDS.model_copy(update={"pad": SIZE + 1})}, "no special token with the pad id"),
+        ({"special": SPECIAL_IDS.model_copy(update={"unk": 0})}, "unknown token"),
+        ({"special": SPECIAL_IDS.model_copy(update={"mask": 3})}, "one token as sep and mask"),
+        ({"limit": SIZE - 1}, f"ids up to {SIZE - 1}"),
+        ({"text": "{}"}, "can't be read"),
+    ],
+)
+def test_a_base_whose_tokenizer_is_another_is_refused(
+    tmp_path: Path, opening: Callable[[Path, str, str | None], Any], given: dict[str, Any], told: str
+) -> None:
+    """As a server refuses it, before anything is trained, and for good: special ids of other tokens, ids beyond the
+    vocabulary. So are tokenizers that are used alone, and teachers.
+    """
+    artifact(tmp_path / "good")
+    opening(tmp_path / "good", "small/1", None)
+    artifact(tmp_path / "base", **given)
+    with pytest.raises(BaseModelError, match=told) as refusal:
+        opening(tmp_path / "base", "small/1", None)
+    assert (refusal.value.reason, refusal.value.exit_code) == ("BaseTokenizerUnsuitable", ExitCode.BASE_MISMATCH)
+
+
+def test_a_base_with_fewer_embeddings_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    """A tokenizer that fits the one would give ids beyond the other."""
+    artifact(tmp_path / "base", limit=SIZE + 1)
+    for opening in (open_base, open_encoder):
+        with pytest.raises(BaseModelError, match=f"vocabulary of {SIZE + 1}") as refusal:
+            opening(tmp_path / "base", "small/1", None)
+        assert refusal.value.reason == "BaseManifestInvalid"

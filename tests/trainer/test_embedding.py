@@ -129,6 +129,18 @@ def test_what_a_text_is_told_apart_from_is_the_same_for_any_number_of_ranks(
         assert blocks(world) == alone
 
 
+def test_a_block_that_does_not_fit_into_memory_is_told(tuned: Callable[..., Any]) -> None:
+    """It can't be cut as other batches are: with the rank, and what to lower. One that just fits is trained on."""
+    workload = tuned(Task.EMBEDDING, PAIRS, PAIRS).workload
+    (block,) = workload.share(0, 0, 1, 0.0)
+    workload.chunk_tokens = block.places
+    assert [chunk.weight for chunk in workload.share(0, 0, 1, 0.0)] == [len(PAIRS)]
+    workload.chunk_tokens = block.places - 1
+    with pytest.raises(InputError, match=f"{len(PAIRS)} examples of {block.places} tokens.*rank 0's memory") as refused:
+        workload.share(0, 0, 1, 0.0)
+    assert refused.value.reason == "BlockTooLarge"
+
+
 @pytest.mark.parametrize(
     ("train", "test", "reason"),
     [
@@ -136,6 +148,8 @@ def test_what_a_text_is_told_apart_from_is_the_same_for_any_number_of_ranks(
         (PAIRS, [PAIRS[0], {"text": "a", "other": "b", "score": 1}], "PairsMixed"),
         (PAIRS, [{"text": "a", "other": "b"}], "ScoreInvalid"),
         (PAIRS, [{"text": "a", "other": "b", "score": "high"}], "ScoreInvalid"),
+        (PAIRS, [{"text": "a", "other": "b", "score": 10**400}], "ScoreInvalid"),
+        (PAIRS, [{"text": "a", "other": "b", "score": float("inf")}], "ScoreInvalid"),
         ([{"text": "a"}], PAIRS, "TextFieldMissing"),
         ([{"text": "a", "positive": "b", "negative": 3}], PAIRS, "TextFieldMissing"),
     ],

@@ -1,14 +1,18 @@
 """The check of the exported graph: bounded in memory, strict in proportion."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from cloze_api.pretrain import Architecture
 from cloze_api.task import Task
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import TrainerError
-from cloze_trainer.export import check_length, export
+from cloze_trainer.export import INPUTS, check_length, export
 from cloze_trainer.model import TaskModel, build
 
 
@@ -58,3 +62,42 @@ def test_another_models_graph_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(TrainerError) as refusal:
         export(changed, Task.SEQUENCE_CLASSIFICATION, config(16, 50), tmp_path / "model.onnx")
     assert refusal.value.reason == "ExportMismatch"
+
+
+class Deaf(nn.Module):
+    """The model, whose graph is traced as if one input were always the same."""
+
+    def __init__(self, inner: TaskModel, place: int) -> None:
+        super().__init__()
+        self.inner, self._place = inner, place
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = list(inputs)
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]  # torch has no type here
+            same = torch.ones_like if INPUTS[self._place] == "attention_mask" else torch.zeros_like
+            # In the graph, and of no weight there.
+            given[self._place] = same(given[0]) + 0 * given[self._place]
+        return cast(Tensor, self.inner(*given))
+
+
+@pytest.mark.parametrize("place", [1, 2], ids=INPUTS.__getitem__)
+@pytest.mark.parametrize("task", [Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION])
+def test_a_graph_that_is_deaf_to_an_input_is_refused(tmp_path: Path, task: Task, place: int) -> None:
+    """To padding, or to which text of a pair a token is of, where the model hears it."""
+    torch.manual_seed(0)
+    inner = build(task, config(16, 50), 3)
+    for weights in inner.parameters():
+        if weights.dim() > 1:
+            # As large as those of a trained one, whose answers depend on what it hears.
+            nn.init.normal_(weights, std=0.4)
+    with pytest.raises(TrainerError) as refusal:
+        export(Deaf(inner, place), task, config(16, 50), tmp_path / "model.onnx")
+    assert refusal.value.reason == "ExportMismatch"
+    export(inner, task, config(16, 50), tmp_path / "model.onnx")
+
+
+def test_a_model_that_tells_no_texts_apart_is_given_none(tmp_path: Path) -> None:
+    """Its graph has no such input."""
+    plain = replace(config(16, 50), architecture=Architecture.DISTILBERT)
+    torch.manual_seed(0)
+    export(build(Task.SEQUENCE_CLASSIFICATION, plain, 3), Task.SEQUENCE_CLASSIFICATION, plain, tmp_path / "model.onnx")

@@ -3,18 +3,21 @@
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from families import FAMILIES
+from safetensors.torch import load_file, save_file
 from small_runs import finetune_of
+from tuning import ALONE
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import tokenizer_fingerprint, verify
 from cloze_api.task import Task
-from cloze_trainer import artifact, preparation
+from cloze_trainer import artifact, preparation, worker
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.model import TaskModel
@@ -24,6 +27,7 @@ from cloze_trainer.run import Run
 from cloze_trainer.worker import initial_model
 
 LABELS = ["B-PER", "I-PER", "O"]
+TEXTS = Task.SEQUENCE_CLASSIFICATION
 
 
 def row(task: Task, number: int, text: str) -> dict[str, Any]:
@@ -83,6 +87,54 @@ def test_encoder_and_pooler_are_those_of_the_folder(family: str, task: Task, tmp
     ids = torch.tensor([[workload.config.special_tokens.cls, 7, 9, 11, workload.config.special_tokens.sep]])
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "task", "labels", "told"),
+    [
+        (TEXTS, TEXTS, ["ham", "spam"], "for ham, spam is left, and a new one for B-PER, I-PER, O is trained"),
+        (TEXTS, TEXTS, list("abcde"), "for a, b, c and 2 others is left, and a new one for B-PER, I-PER, O is trained"),
+        (TEXTS, TEXTS, ["O", "B-PER", "I-PER"], "is left, and a new one for the same labels is trained"),
+        (Task.QUESTION_ANSWERING, Task.QUESTION_ANSWERING, [], "is left, and a new one is trained"),
+        (TEXTS, Task.TOKEN_CLASSIFICATION, ["ham", "spam"], None),
+        (Task.FILL_MASK, TEXTS, [], None),
+        (Task.EMBEDDING, Task.EMBEDDING, [], None),
+    ],
+)
+def test_a_head_that_is_left_is_told(
+    tmp_path: Path,
+    tiny: Any,
+    capfd: pytest.CaptureFixture[str],
+    made_for: Task,
+    task: Task,
+    labels: list[str],
+    told: str | None,
+) -> None:
+    """Of a base for the same task, whether its labels are the job's or others: in the log before anything is trained,
+    in `evaluation.json` and in the outcome. The new head has nothing of it.
+    """
+    tiny.save(tmp_path / "model", "bert", made_for)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    if labels:
+        # The weights of a head for so many.
+        given = load_file(tmp_path / "model" / "model.safetensors")
+        given |= {"classifier.weight": torch.ones(len(labels), 16), "classifier.bias": torch.ones(len(labels))}
+        save_file(given, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+        named = {str(number): label for number, label in enumerate(labels)}
+        config |= {"id2label": named, "label2id": {label: int(number) for number, label in named.items()}}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    run, workload = workload_of(tmp_path, task)
+    assert ("head left" in capfd.readouterr().err) == (told is not None)
+    model: TaskModel = initial_model(workload, 1)
+    if told and labels:
+        assert not any((each == 1).any() for each in model.get_submodule("classifier").parameters())
+    leader: Any = SimpleNamespace(leads=True, **vars(ALONE))
+    judged = worker._judge(run, workload, model, leader, None)
+    artifact.write(run, workload, model, judged, {})
+    sentence = f"the head of file://{tmp_path}/model {told}"
+    assert artifact.remarks(run, verify(run.artifact)) == ("" if told is None else f"; {sentence}")
+    report = json.loads((run.artifact / "evaluation.json").read_text())
+    assert report.get("head", {}).get("base") == (None if told is None else labels)
 
 
 @pytest.mark.parametrize("task", [Task.QUESTION_ANSWERING, Task.EMBEDDING])
@@ -176,3 +228,16 @@ def test_unsuitable_folders_are_refused_before_the_examples_are_read(tmp_path: P
     tokenizer.add_tokens(["beyond"])
     tokenizer.save_pretrained(folder)
     assert refused(tmp_path).reason == "VocabularyInvalid"
+
+
+def test_more_tokens_than_the_base_reads_are_refused(tmp_path: Path, tiny: Any) -> None:
+    """Before the examples are read: positions beyond the last are none. As many as it reads will do."""
+    save(tmp_path / "model", tiny, "roberta", Task.FILL_MASK)
+    given = {name: [{"text": f"{name} {label}", "label": label} for label in "ab"] for name in ("train", "test")}
+    run, spec = finetune_of(tmp_path, given, maxLength=41)
+    with pytest.raises(InputError, match="maxLength is 41, the base model's limit is 40") as refusal:
+        preparation.prepare(run, spec, ProgressFile(None))
+    assert refusal.value.reason == "MaxLengthTooLarge"
+    run, spec = finetune_of(tmp_path, given, maxLength=40)
+    prepared = preparation.prepare(run, spec, ProgressFile(None))
+    assert prepared.open(("train", "test"), per_token=False).max_length == 40

@@ -333,6 +333,7 @@ def modules(*kinds: str) -> Callable[[Path], None]:
         ),
         (Task.SEQUENCE_CLASSIFICATION, change("config.json", architectures=None), {}, "ConfigInvalid", "architectures"),
         (Task.SEQUENCE_CLASSIFICATION, change("config.json", vocab_size=None), {}, "ConfigInvalid", "vocab_size"),
+        (Task.SEQUENCE_CLASSIFICATION, change("config.json", vocab_size=float("inf")), {}, "ConfigInvalid", "infinity"),
         (
             Task.SEQUENCE_CLASSIFICATION,
             change("config.json", problem_type="regression"),
@@ -443,6 +444,14 @@ def test_positions_that_are_counted_by_another_tokens_id_are_refused(tmp_path: P
     with pytest.raises(InputError, match="pad_token_id 3, its tokenizer 1") as refused:
         convert(tmp_path / "model", tmp_path / "artifact", Task.FILL_MASK)
     assert refused.value.reason == "SpecialTokensInvalid"
+
+
+def test_a_model_with_one_type_of_texts_is_told_of_none(tmp_path: Path, tiny: Any) -> None:
+    """Though its tokenizer counts those of a pair: the second's would lie beyond the model's table."""
+    for types, inputs in ((2, 3), (1, 2)):
+        tiny.save(tmp_path / f"model-{types}", "bert", Task.FILL_MASK, type_vocab_size=types)
+        manifest = convert(tmp_path / f"model-{types}", tmp_path / f"artifact-{types}", Task.FILL_MASK)
+        assert len(manifest.inputs) == inputs
 
 
 def test_the_same_import_again_keeps_what_is_there(tmp_path: Path, tiny: Any) -> None:

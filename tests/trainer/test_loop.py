@@ -60,6 +60,7 @@ SCENARIOS += [
     {"name": "choosing", **CHOOSING},
     {"name": "choosing-crashing", **CHOOSING, "crash": [41, 66, 82]},
 ]
+SMALL_IN_PRIVATE: dict[str, Any] = {"noise": 1.0, "optimization": {"lora": {"rank": 2, "dropout": 0.1}}}
 TAUGHT = {"teacher": {"weight": 0.7, "temperature": 3, "relation": {"weight": 2}}}
 SCENARIOS += [
     {"name": "taught", **TAUGHT},
@@ -71,8 +72,10 @@ SCENARIOS += [
     {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
     {"name": "private-crashing", "noise": 1.0, "crash": [1, 4]},
-    {"name": "private-lora", "noise": 1.0, "optimization": {"lora": {"rank": 2}}},
-    {"name": "private-lora-crashing", "noise": 1.0, "optimization": {"lora": {"rank": 2}}, "crash": [1, 4]},
+    {"name": "private-ascent", **ASCENT, "noise": 0.0},
+    {"name": "private-lora", **SMALL_IN_PRIVATE},
+    {"name": "private-lora-crashing", **SMALL_IN_PRIVATE, "crash": [1, 4]},
+    {"name": "private-lora-whole", "noise": 1.0, "optimization": {"lora": {"rank": 2}}},
     {"name": "cut", "noise": 0.0},
 ]
 # A scale that grows and falls all the time, on processors that no job would be allowed to do it on.
@@ -112,7 +115,7 @@ PAIR = [
     {"name": "taught", **TAUGHT},
     {"name": "lora-whole", "optimization": {"lora": {"rank": 2}}},
     {"name": "private", "noise": 1.0},
-    {"name": "private-lora", "noise": 1.0, "optimization": {"lora": {"rank": 2}}},
+    {"name": "private-lora-whole", "noise": 1.0, "optimization": {"lora": {"rank": 2}}},
     {"name": "taught-sharded", **TAUGHT, "optimization": SHARDED},
     {"name": "stopping", **STOPPING},
     {"name": "stopping-crashing", **STOPPING, "crash": [7, 31, 37]},
@@ -468,12 +471,28 @@ def test_private_steps_are_the_same_for_any_number_of_ranks_and_after_any_death(
 
 
 def test_private_small_matrices_alone_have_noise(results: dict[str, dict[str, Any]]) -> None:
-    """As many numbers get it as are trained, whatever the number of ranks and deaths."""
-    one, two = results["1-0-private-lora"], results["2-0-private-lora"]
+    """As many numbers get it as are trained, whatever the number of ranks, which have the same weights."""
+    one, two = results["1-0-private-lora-whole"], results["2-0-private-lora-whole"]
     assert one["gradients"].shape == results["1-0-lora-whole"]["gradients"].shape
     assert torch.allclose(two["gradients"], one["gradients"], rtol=1e-3, atol=1e-6)
-    assert torch.equal(results["1-0-private-lora-crashing"]["weights"], one["weights"])
+    assert torch.equal(two["weights"], results["2-1-private-lora-whole"]["weights"])
     assert float(one["gradients"][0].std()) == pytest.approx(0.1 / 4, rel=0.1)
+
+
+def test_private_small_matrices_that_were_killed_have_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
+    """With dropout, which is drawn anew for each batch, and not for each start."""
+    steady, crashing = results["1-0-private-lora"], results["1-0-private-lora-crashing"]
+    assert len(crashing["taken"]) > len(steady["taken"])
+    assert torch.equal(crashing["weights"], steady["weights"])
+    assert not torch.equal(steady["weights"], results["1-0-private-lora-whole"]["weights"])
+
+
+def test_a_private_run_is_not_rolled_back(results: dict[str, dict[str, Any]]) -> None:
+    """What its steps have spent is gone: it ends where another one would go back, having taken no batch twice."""
+    result, other = results["1-0-private-ascent"], results["1-0-ascent"]
+    assert result["error"] == "Diverged"
+    assert result["taken"] == list(range(len(result["taken"])))
+    assert 30 + 16 < len(result["taken"]) < len(other["taken"])
 
 
 @pytest.mark.parametrize("world", [1, 2])

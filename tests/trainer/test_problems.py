@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, f1_score, root_mean_squared_error
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -79,6 +80,11 @@ def test_correlations_of_numbers_far_from_zero_are_pearsons() -> None:
         (Problem.MULTI_LABEL, {"labels": ["x"]}, "TextFieldMissing"),
         (Problem.REGRESSION, {"text": "a", "score": "1"}, "ScoreInvalid"),
         (Problem.REGRESSION, {"text": "a", "score": True}, "ScoreInvalid"),
+        (Problem.REGRESSION, {"text": "a", "score": float("nan")}, "ScoreInvalid"),
+        # More than a float is; more than float32 is, or than errors whose squares are.
+        (Problem.REGRESSION, {"text": "a", "score": 10**400}, "ScoreInvalid"),
+        (Problem.REGRESSION, {"text": "a", "score": -1e39}, "ScoreInvalid"),
+        (Problem.REGRESSION, {"text": "a", "score": 1e20}, "ScoreInvalid"),
         (Problem.REGRESSION, {"score": 1}, "TextFieldMissing"),
     ],
 )
@@ -99,6 +105,29 @@ def test_labels_that_are_always_the_same_are_refused(tmp_path: Path, same: Seque
     with pytest.raises(InputError) as refused:
         kind.labels(lines, lines, same if len(same) > 1 else ())
     assert refused.value.reason == "LabelsAllEqual"
+
+
+def test_numbers_that_are_always_the_same_are_refused(tmp_path: Path) -> None:
+    """As they are in JSON, with or without a point; two different ones are enough."""
+    kind = tasks.of(TEXTS, Problem.REGRESSION)
+    rows: list[dict[str, Any]] = [{"text": "a", "score": 2}, {"text": "b", "score": 2.0}]
+    same, test = (kind.read([write(tmp_path / name, rows)]) for name in ("train.jsonl", "test.jsonl"))
+    with pytest.raises(InputError) as refused:
+        kind.labels(same, test, ())
+    assert refused.value.reason == "ScoresAllEqual"
+    other = kind.read([write(tmp_path / "train.jsonl", [*rows, {"text": "c", "score": 3}])])
+    assert kind.labels(other, test, ()) == ("score",)
+
+
+def test_the_largest_numbers_that_are_taken_are_learnt_from(tuned: Callable[..., Any]) -> None:
+    """Losses, gradients and figures are finite: a larger one would make steps that are left out."""
+    rows = [{"text": f"the number {number}", "score": (-1) ** number * 1e15} for number in range(8)]
+    made = tuned(TEXTS, rows, rows, problem=Problem.REGRESSION)
+    (chunk,) = made.workload.share(0, 0, 1, 0.0)
+    loss = made.workload.loss_sum(made.model, chunk)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([each.grad for each in made.model.parameters() if each.grad is not None])
+    assert np.isfinite([float(loss.detach()), float(norm), *made.judge().figures.values()]).all()
 
 
 @pytest.mark.anyio

@@ -39,7 +39,7 @@ class Recorded:
         processes = ranks.gang(self.folder, world, words, **places)
         if until is not None:
             last = record.with_name(f"{record.name}-{world - 1}")
-            while not last.exists() or json.loads(last.read_text().splitlines()[-1])[0] < until:
+            while not last.exists() or not (lines := last.read_text()) or json.loads(lines.splitlines()[-1])[0] < until:
                 assert processes[0].poll() is None, ranks.log(self.folder, world, 0).read_text()
                 time.sleep(0.01)
             for process in processes:

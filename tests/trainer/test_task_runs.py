@@ -1,6 +1,7 @@
 """Whole runs of `cloze-train` for tasks, from an encoder to a registered model, as processes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from families import PAIRED
 from mlflow import MlflowClient
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -186,19 +188,25 @@ def test_a_private_run_spends_its_budget_and_goes_on_with_the_same_noise(
     base: Trainer, mlflow: str, tmp_path: Path
 ) -> None:
     """Killed and resumed in its volume by one rank more: the noise goes on from the same key, which is gone in the end.
-    What was spent is in the status and the manifest, and no more than was asked for.
+    What was spent is in the status and the manifest, and no more than was asked for. Of the encoder small matrices
+    alone were trained, and they are merged into its own.
     """
-    job = finetune(tmp_path, privacy={"epsilon": 4, "delta": 0.01}, checkpoint={"everySteps": 5})
+    job = finetune(
+        tmp_path,
+        privacy={"epsilon": 4, "delta": 0.01},
+        optimization={"epochs": 6, "batchSequences": 4, "learningRate": 5e-3, "lora": {"rank": 2, "dropout": 0.1}},
+        checkpoint={"everySteps": 5},
+    )
     job["metadata"] |= {"name": "private", "uid": "66666666-2222-3333-4444-555555555555"}
     job["spec"]["registry"] = {"name": "private"}
     trainer = Trainer(tmp_path / "run", {"MLFLOW_TRACKING_URI": mlflow})
     kill_after(trainer, job, 10)
     key = trainer.folder / "workspace" / "privacy.key"
-    before = key.read_bytes()
+    drawn = key.read_bytes()
     job["spec"]["topology"] = {"processesPerNode": 2}
     process = trainer.start(job)
     while process.poll() is None and not trainer.resumed():
-        assert key.read_bytes() == before
+        assert key.read_bytes() == drawn
     assert process.wait(timeout=240) == 0, trainer.log
     assert trainer.resumed() >= 10
     assert not key.exists()
@@ -206,6 +214,19 @@ def test_a_private_run_spends_its_budget_and_goes_on_with_the_same_noise(
     assert 3.8 < figures["epsilon_spent"] <= 4
     assert trainer.outcome["metrics"]["epsilon_spent"] == figures["epsilon_spent"]
     assert figures["noise_multiplier"] > 0.3
+    before, after = (load_file(each.artifact / "model.safetensors") for each in (base, trainer))
+    matrices = {name for name in after if re.search(r"attention\.(self\.\w+|output\.dense)\.weight", name)}
+    assert len(matrices) == 2 * 4
+    assert not any(torch.equal(after[name], before[name]) for name in matrices)
+    kept = before.keys() & after.keys() - matrices
+    assert "bert.embeddings.word_embeddings.weight" in kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    model = AutoModelForSequenceClassification.from_pretrained(trainer.artifact).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trainer.artifact)
+    with torch.no_grad():
+        logits_BC = model(**tokenizer([text for text, _ in SPAM + HAM], return_tensors="pt", padding=True)).logits
+    right = (logits_BC.argmax(dim=-1) == torch.tensor([1, 1, 0, 0])).float().mean()
+    assert figures["accuracy"] == pytest.approx(float(right))
 
 
 def test_token_classifier_is_published_with_a_score_for_each_label(base: Trainer, mlflow: str, tmp_path: Path) -> None:

@@ -225,6 +225,27 @@ def test_a_base_in_the_workspace_is_checked_again(
     assert registry.downloads == 3
 
 
+@pytest.mark.parametrize("material", [[], {"publicKey": "x"}, {"publicKey": {"hint": [0]}}], ids=json.dumps)
+def test_a_signature_of_another_shape_ends_for_good(
+    reader: Any, imported: Callable[[Task], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, material: Any
+) -> None:
+    """With an envelope that is valid: by the signature's reason, and not as an unexpected error, which is retried."""
+    begin, task, prefix, code = reader
+    registry, owner = Registry(tmp_path / "registry"), Keys(tmp_path, "old")
+    owner.sign(shutil.copytree(imported(task), registry.folder))
+    bundle = json.loads((registry.folder / SIGNATURE_FILE).read_text())
+    (registry.folder / SIGNATURE_FILE).write_text(json.dumps(bundle | {"verificationMaterial": material}))
+    monkeypatch.setattr("cloze_trainer.registry.download", registry.download)
+    monkeypatch.setattr("cloze_trainer.registry.version_of_alias", registry.version_of_alias)
+    monkeypatch.setenv(ENV_MLFLOW_URI, "http://127.0.0.1:1")
+    Keys(tmp_path, "new")
+    read = begin(tmp_path)
+    monkeypatch.setenv(ENV_VERIFY_KEY, str(owner.public))
+    with pytest.raises(TrainerError) as refusal:
+        read()
+    assert (refusal.value.reason, refusal.value.exit_code) == (f"{prefix}SignatureInvalid", code)
+
+
 def test_a_folder_in_hugging_face_s_format_has_nothing_to_sign(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

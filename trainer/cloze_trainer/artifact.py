@@ -171,10 +171,12 @@ def _report(run: Run) -> dict[str, Any]:
 
 
 def remarks(run: Run, manifest: Manifest) -> str:
-    """For the outcome: which step was taken, and what was asked for and is not there; often nothing."""
-    chosen = _report(run).get("selection")
-    missing = small_vocabulary(run, manifest) + left_out(run, manifest)
-    return (f"; {chosen['told']}" if chosen else "") + missing
+    """For the outcome: which step was taken, that the base's head wasn't, and what was asked for and is not there;
+    often nothing.
+    """
+    report = _report(run)
+    taken = [f"; {report[part]['told']}" for part in ("selection", "head") if part in report]
+    return "".join(taken) + small_vocabulary(run, manifest) + left_out(run, manifest)
 
 
 def small_vocabulary(run: Run, manifest: Manifest) -> str:

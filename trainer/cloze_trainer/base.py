@@ -11,9 +11,11 @@ from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest, file_sha2
 from cloze_api.names import ENV_BASE_DIGEST, ENV_MLFLOW_URI
 from cloze_api.pretrained import PretrainedVersion
 from cloze_api.task import Task
+from cloze_api.vocabulary import misfit
 from cloze_trainer import trust
 from cloze_trainer.console import log
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
+from cloze_trainer.data.tokenizer import read as read_tokenizer
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.run import Run
@@ -51,13 +53,20 @@ def open_encoder(folder: Path, name: str, expected_digest: str | None) -> BaseMo
 
 
 def _base(tokenizer: PretrainedTokenizer, manifest: Manifest) -> BaseModel:
+    config = read_config(tokenizer.folder, tokenizer)
+    if config.vocab_size != manifest.limits.vocab_size:
+        raise BaseModelError(
+            "BaseManifestInvalid",
+            f"the base model {tokenizer.name} has a vocabulary of {manifest.limits.vocab_size} in its {MANIFEST_FILE} "
+            f"and of {config.vocab_size} in its config.json; name another version",
+        )
     return BaseModel(
         folder=tokenizer.folder,
         name=tokenizer.name,
         digest=tokenizer.digest,
         special_tokens=tokenizer.special_tokens,
         lowercase=tokenizer.lowercase,
-        config=read_config(tokenizer.folder, tokenizer),
+        config=config,
         license=manifest.card.license if manifest.card else None,
     )
 
@@ -105,8 +114,7 @@ def _hiding(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
 
 
 def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokenizer:
-    if alike := manifest.special_tokens.alike:
-        raise _unsuitable(name, f"uses one token as {' and '.join(alike)}, which could not be told apart")
+    check_tokenizer(folder, name, manifest)
     return PretrainedTokenizer(
         folder=folder,
         name=name,
@@ -114,6 +122,16 @@ def _tokenizer(folder: Path, name: str, manifest: Manifest) -> PretrainedTokeniz
         special_tokens=manifest.special_tokens,
         lowercase=manifest.lowercase,
     )
+
+
+def check_tokenizer(folder: Path, name: str, manifest: Manifest) -> None:
+    """Raise BaseModelError where a server would refuse the tokenizer, and what is trained with it."""
+    try:
+        found = misfit(read_tokenizer(folder), manifest.special_tokens, manifest.limits.vocab_size)
+    except Exception as error:  # the library raises plain Exception
+        raise _unsuitable(name, "can't be read") from error
+    if found:
+        raise _unsuitable(name, found.told)
 
 
 def _unsuitable(name: str, why: str) -> BaseModelError:

@@ -18,6 +18,7 @@ from torch import nn
 
 from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, SpecialTokens
 from cloze_api.task import Problem, Task
+from cloze_api.vocabulary import misfit
 from cloze_trainer.console import log
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS, OUTPUT, Graph, export_graph
@@ -56,8 +57,10 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
     max_length = min(longest, checkpoint.declared or longest)
     if max_length < _SHORTEST:
         raise InputError("LengthInvalid", f"{checkpoint.folder} takes {max_length} tokens, at least {_SHORTEST} needed")
-    # A tokenizer may not tell the texts of a pair apart though the model could; then the model never learnt it.
-    segments = checkpoint.architecture.segments and 1 in tokenizer.encode("a", "a").type_ids
+    # A tokenizer may not tell the texts of a pair apart though the model could; then the model never learnt it. And a
+    # model may have a single type though its tokenizer tells of two.
+    types = int(getattr(model.config, "type_vocab_size", 1))
+    segments = checkpoint.architecture.segments and types > 1 and 1 in tokenizer.encode("a", "a").type_ids
     inputs = INPUTS if segments else INPUTS[:2]
     graph = Graph(
         inputs=inputs,
@@ -138,19 +141,11 @@ def find_special_tokens(
     if missing := [role for role in needed if ids[role] is None]:
         raise InputError("SpecialTokensMissing", f"the tokenizer of {folder} has no {', '.join(missing)} token")
     special = SpecialTokens(**ids)
-    if special.alike:
-        message = (
-            f"the tokenizer of {folder} uses one token as {' and '.join(special.alike)}, which could not be told "
-            "apart: give each a token of its own there, or name another tokenizer"
-        )
-        raise InputError("SpecialTokensInvalid", message)
-    if tokenizer.encode("").ids != [special.cls, special.sep]:
-        message = f"the tokenizer of {folder} doesn't put its cls and sep tokens around a text: the model expects them"
-        raise InputError("TokenizerUnsupported", message)
-    highest = max(tokenizer.get_vocab().values())
-    if vocab_size is not None and highest >= vocab_size:
-        message = f"the tokenizer of {folder} gives ids up to {highest}, the model knows {vocab_size}"
-        raise InputError("VocabularyInvalid", message)
+    if found := misfit(tokenizer, special, vocab_size):
+        # One of another kind than this trainer's, and not a broken one.
+        reason = "TokenizerUnsupported" if found.reason == "TokenizerInvalid" else found.reason
+        message = f"the tokenizer of {folder} {found.told}: correct it there, or name another tokenizer"
+        raise InputError(reason, message)
     return special
 
 

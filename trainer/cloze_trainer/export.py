@@ -91,7 +91,9 @@ def check_length(vocab_size: int, max_length: int) -> int:
 
 
 def _compare(model: nn.Module, graph: Graph, path: Path) -> None:
-    """Check the graph on batches of other shapes than the traced one, with and without padding."""
+    """Check the graph on batches of other shapes than the traced one, with and without padding, and on pairs of texts
+    where the model tells them apart.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -102,7 +104,10 @@ def _compare(model: nn.Module, graph: Graph, path: Path) -> None:
         mask_BT = np.ones_like(ids_BT)
         mask_BT[-1, length // 2 + 1 :] = 0
         ids_BT = np.where(mask_BT == 1, ids_BT, graph.pad)
-        available = dict(zip(INPUTS, (ids_BT, mask_BT, np.zeros_like(ids_BT)), strict=True))
+        # Each row's second text begins elsewhere.
+        starts_B1 = length * (np.arange(batch)[:, None] + 1) // (batch + 1)
+        types_BT = mask_BT * (np.arange(length) >= starts_B1)
+        available = dict(zip(INPUTS, (ids_BT, mask_BT, types_BT), strict=True))
         feeds = {name: available[name] for name in graph.inputs}
         with torch.inference_mode():
             expected = model(*(torch.from_numpy(feeds[name]) for name in graph.inputs)).numpy()

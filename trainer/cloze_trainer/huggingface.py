@@ -113,7 +113,7 @@ def read(
         vocab_size = int(config["vocab_size"])
         if architecture.positions_after_padding:
             positions -= int(config.get("pad_token_id", 1)) + 1
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError("ConfigInvalid", f"{CONFIG_FILE} of {folder} has no usable {error}") from error
     classes = [str(name) for name in config.get("architectures") or []]
     sentence = _object(folder / SENTENCE_FILE) if (folder / SENTENCE_FILE).is_file() else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from cloze_api.finetune import FineTuneJobSpec, Truncation
 from cloze_api.segments import VALUES_MAX
-from cloze_trainer import selection, tasks
+from cloze_trainer import left_head, selection, tasks
 from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_encoder
 from cloze_trainer.console import log
@@ -113,6 +113,8 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
                 publish_examples(folder, spec, paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
+    if left := left_head.find(base, spec.task, meta["labels"]):
+        log("head left", why=left["told"])
     _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
     champion.check(run, spec, meta["labels"])
     for each in json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")):

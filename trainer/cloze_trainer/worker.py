@@ -16,7 +16,7 @@ from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode, Outcome
 from cloze_api.task import Task
 from cloze_api.training import Optimization
-from cloze_trainer import artifact, compiling, lora, memory, outcome, preparation, pretrain, seeds, selection
+from cloze_trainer import artifact, compiling, left_head, lora, memory, outcome, preparation, pretrain, seeds, selection
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.audit import judging
 from cloze_trainer.base import BaseModel
@@ -245,6 +245,8 @@ def _judge(
     )
     if further:
         judged = judged.beside("seeds", {str(seed): own for seed, own in by_seed.items()}, spread)
+    if left := left_head.find(workload.base, workload.task, workload.labels):
+        judged = judged.beside("head", left, {})
     return judged.beside("teacher", lesson.about, beside) if lesson else judged
 
 

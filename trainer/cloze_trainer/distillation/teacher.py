@@ -27,7 +27,7 @@ from cloze_api.names import ENV_TEACHER_DIGEST
 from cloze_api.pretrain import Architecture
 from cloze_api.pretrained import PretrainedVersion
 from cloze_api.task import Problem, Task
-from cloze_trainer.base import BaseModel, fetch, read_config, verified
+from cloze_trainer.base import BaseModel, check_tokenizer, fetch, read_config, verified
 from cloze_trainer.console import log
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.encoders import names
@@ -49,6 +49,7 @@ class Teacher(PretrainedTokenizer):
 def open_teacher(folder: Path, name: str, expected_digest: str | None) -> Teacher:
     """Verify an artifact as a teacher. Raises BaseModelError."""
     manifest = verified(folder, name, expected_digest)
+    check_tokenizer(folder, name, manifest)
     return Teacher(
         folder=folder,
         name=name,

@@ -37,6 +37,7 @@ class PrivateGradient:
     ) -> None:
         """expected: how many examples a step has on average."""
         assert isinstance(trained, Replicated), "a model in parts was refused before"
+        assert not optimization.max_rollbacks, "as Private.careful has it"
         self._trained, self._workload, self._optimization, self._gang = trained, workload, optimization, gang
         self._budget, self._key, self._expected = budget, key, expected
         self._parameters = trained_of(trained.model)

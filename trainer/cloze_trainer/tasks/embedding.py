@@ -5,7 +5,6 @@ what the lines name as negatives (Henderson et al., arXiv:1705.00652). A block i
 64 lines, whole on one rank, so that what a text is told apart from doesn't depend on the number of ranks.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.labelled import Labelled, slices_of
 from cloze_trainer.data.lines import objects
+from cloze_trainer.data.numbers import score_of
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality.scores import Floats, Statistic, mean, rank_correlation
 from cloze_trainer.tasks.kind import Answers, Kind, Outputs, Reader
@@ -207,7 +207,4 @@ def _pair(place: str, row: dict[str, Any]) -> Pair:
     first, other, *negative = texts
     if not scored:
         return Pair(place, first, other, negative[0] if negative else None, None, slices_of(place, row))
-    score = row.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise InputError("ScoreInvalid", f"{place} has no field 'score' with a number")
-    return Pair(place, first, other, None, float(score), slices_of(place, row))
+    return Pair(place, first, other, None, score_of(place, row), slices_of(place, row))

@@ -1,6 +1,5 @@
 """A number for a text."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from cloze_api.task import Problem, Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.labelled import Labelled, slices_of, tokenize_texts
 from cloze_trainer.data.lines import objects
+from cloze_trainer.data.numbers import LARGEST_TARGET, score_of
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality.scores import Statistic, correlation, rank_correlation, root_mean_square
 from cloze_trainer.tasks.kind import Answers, Kind, Outputs, Reader
@@ -105,9 +105,7 @@ class Regression(Kind[Rated, Answers]):
 
 
 def _rated(place: str, row: dict[str, Any]) -> Rated:
-    text, score = row.get("text"), row.get("score")
+    text = row.get("text")
     if not isinstance(text, str):
         raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise InputError("ScoreInvalid", f"{place} has no field 'score' with a number")
-    return Rated(place, normalise(text), float(score), slices_of(place, row))
+    return Rated(place, normalise(text), score_of(place, row, LARGEST_TARGET), slices_of(place, row))
