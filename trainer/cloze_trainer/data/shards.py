@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,15 +140,17 @@ def prepare(
     max_length: int | None = None,
     reused: PretrainedTokenizer | None = None,
     names: NameModel | None = None,
+    need: Callable[[Sequence[SourceFiles]], Sequence[SourceFiles]] = lambda sources: sources,
     processes: int = 1,
     scratch: Path | None = None,
 ) -> tuple[Shards, bool]:
     """Clean, train the tokenizer, pack and publish under `root`, unless that was done before and no byte has changed.
 
     max_length: tokens of a row; the spec's when absent. reused: the tokenizer, where none is trained. names: the model
-    that finds people's, where they are to go. processes: how many share the work, which gives the same whatever their
-    number. scratch: this run's own folder, where `root` is shared with others. Returns the shards and whether they were
-    there already.
+    that finds people's, where they are to go. need: gives the same sources with their files where data are prepared, as
+    files of those given may be gone. processes: how many share the work, which gives the same whatever their number.
+    scratch: this run's own folder, where `root` is shared with others. Returns the shards and whether they were there
+    already.
     """
     length = max_length or spec.model.max_length
     folder = root / content_key(sources, spec, length, reused, names)
@@ -162,6 +164,8 @@ def prepare(
         # Another run may have prepared them meanwhile.
         if scratch and there():
             return read(folder), True
+        # What can't be prepared again isn't removed.
+        sources = need(sources)
         discard(folder)
         with Spool(scratch or root) as spool, Crew(processes) as crew, publish(folder, digests=True) as staging:
             over = Passes(crew, listener)
