@@ -1,5 +1,6 @@
 """Small jobs, opened in this process."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_trainer.run import Run, open_run
+
+_NUMBERS = itertools.count()
 
 
 def run_of(folder: Path, texts: Sequence[str], **spec: Any) -> tuple[Run, PretrainJobSpec]:
@@ -41,8 +44,9 @@ def finetune_of(folder: Path, examples: Mapping[str, Sequence[Any]], **spec: Any
 
 
 def _opened(folder: Path, kind: str, spec: dict[str, Any]) -> Run:
+    """Each is a run of its own, which remembers nothing of those before it in the same workspace."""
     job = {"apiVersion": "cloze.dev/v1alpha1", "kind": kind, "metadata": {"name": "small"}, "spec": spec}
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     workspace = folder / "workspace"
     workspace.mkdir(exist_ok=True)
-    return Run(open_run(folder / "job.json").job, "uid", workspace, folder, None)
+    return Run(open_run(folder / "job.json").job, f"uid-{next(_NUMBERS)}", workspace, folder, None)

@@ -1,5 +1,6 @@
 """Continuing from models in Hugging Face's format, and taking their tokenizers: what is learned goes on as it was."""
 
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -19,6 +20,7 @@ from cloze_api.manifest import Manifest, tokenizer_fingerprint, verify
 from cloze_api.task import Task
 from cloze_trainer import artifact, conclusion, worker
 from cloze_trainer.base import open_base
+from cloze_trainer.data import shards
 from cloze_trainer.errors import BaseModelError, GateError, InputError
 from cloze_trainer.gang import Gang
 from cloze_trainer.pretrain import Pretraining, prepare
@@ -179,6 +181,27 @@ def test_long_texts_are_not_cut_by_settings_in_the_tokenizer(tmp_path: Path, tin
     special = [0, 2, 3]
     both = (workload.shards.train_NT, workload.shards.held_out_NT)
     assert sum(int((~np.isin(rows_NT, special)).sum()) for rows_NT in both) == plain
+
+
+@EVERY
+def test_special_tokens_that_a_text_spells_frame_nothing(family: str, tmp_path: Path, tiny: Any) -> None:
+    """Pages have `<s>` as they have `<b>`: no other text begins there, and none of a text is padding, or hidden."""
+    _, theirs = tiny.save(tmp_path / "model", family, Task.FILL_MASK)
+    spelt = itertools.cycle(theirs.all_special_tokens)
+    texts = [f"{token}{text}{token} so {token} is it" for token, text in zip(spelt, TEXTS, strict=False)]
+    wanted = {"layers": 1, "hiddenSize": 16, "heads": 2, "intermediateSize": 32, "maxLength": 200}
+    run, spec = run_of(tmp_path, texts, tokenizer={"reuse": {"uri": f"file://{tmp_path}/model"}}, model=wanted)
+    found = shards.read(prepare(run, spec, ProgressFile(None)).folder)
+    begun = 0
+    for row_T in [*found.train_NT, *found.held_out_NT]:
+        assert theirs.mask_token_id not in row_T
+        text_T = row_T[: int((row_T != theirs.pad_token_id).sum())]
+        begins, ends = (np.flatnonzero(text_T == each) for each in (theirs.cls_token_id, theirs.sep_token_id))
+        assert theirs.pad_token_id not in text_T
+        assert begins.tolist() == [0, *(ends[:-1] + 1)]
+        assert ends[-1] == len(text_T) - 1
+        begun += len(begins)
+    assert begun >= len(texts)
 
 
 def refused(folder: Path, **spec: Any) -> InputError | BaseModelError:

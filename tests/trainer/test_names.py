@@ -14,11 +14,13 @@ from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import run_of
+from tokenizers import Tokenizer
 
 from cloze_api.people import Names
+from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_api.task import Task
 from cloze_trainer import tagging
-from cloze_trainer.data import names
+from cloze_trainer.data import names, shards, tokenizer
 from cloze_trainer.data.names import SHARED, NameFilter, Probabilities, people, spans
 from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
@@ -200,3 +202,30 @@ def test_a_corpus_is_searched_once_for_each_model(tiny: Any, tmp_path: Path, mon
     (tmp_path / "model/config.json").write_text((tmp_path / "model/config.json").read_text() + " ")
     changed, _ = data(found="replace")
     assert len({plain, folder, dropping, changed}) == 4
+
+
+@pytest.mark.parametrize("algorithm", list(TokenizerAlgorithm))
+def test_a_name_that_gave_way_is_one_token(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: TokenizerAlgorithm
+) -> None:
+    """As other personal data are, an ordinary one; a vocabulary that no name gave way in has no place for it."""
+    tiny.save(tmp_path / "model", "bert", Task.TOKEN_CLASSIFICATION)
+    monkeypatch.setattr(tagging, "_load", lambda _folder, asked, _where: filter_of(tiny, asked))
+
+    def trained(**asked: Any) -> Tokenizer:
+        wanted = {"names": {"uri": f"file://{tmp_path}/model", **asked}} if asked else {}
+        sizes = {"vocabSize": 600, "algorithm": algorithm}
+        run, spec = run_of(tmp_path, TEXTS, tokenizer=sizes, model={"maxLength": 16}, cleaning=wanted)
+        prepared = prepare(run, spec, ProgressFile(None))
+        rows_NT = shards.read(prepared.folder).train_NT
+        model = tokenizer.read(prepared.folder)
+        named = model.token_to_id("[NAME]")
+        assert (named is not None and named in rows_NT) == (asked == {"found": "replace"})
+        return model
+
+    replacing = trained(found="replace")
+    replacing.encode_special_tokens = True
+    assert replacing.encode("it was [NAME], on board").ids.count(replacing.token_to_id("[NAME]")) == 1
+    assert not tokenizer.continuing(replacing)[replacing.token_to_id("[NAME]")]
+    assert trained().token_to_id("[NAME]") is None
+    assert trained(found="drop").token_to_id("[NAME]") is None

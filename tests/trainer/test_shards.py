@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cloze_api.pretrain import PretrainJobSpec
+from cloze_api.manifest import SpecialTokens
+from cloze_api.pretrain import PretrainJobSpec, TokenizerAlgorithm
 from cloze_trainer.data import packing, shards, tokenizer
 from cloze_trainer.data.passes import Unheard
 from cloze_trainer.data.source import SourceFiles, locate
@@ -118,6 +120,19 @@ def test_special_tokens_in_the_corpus_are_ordinary_text(tmp_path: Path) -> None:
     before = np.roll(got.train_NT, 1, axis=1)
     begins = got.train_NT == SPECIAL_IDS.cls
     assert np.isin(before[begins], [SPECIAL_IDS.sep, SPECIAL_IDS.pad]).all()
+
+
+@pytest.mark.parametrize(("unknown", "expected"), [(1, [5, 1, 5, 1, 1]), (None, [5, 5])])
+def test_special_tokens_that_a_tokenizer_has_as_words_are_unknown_to_it(
+    tmp_path: Path, unknown: int | None, expected: list[int]
+) -> None:
+    """Or left out, where there is no token for that: a WordPiece that splits at blanks alone finds them in texts."""
+    special = SpecialTokens(pad=0, unk=unknown, cls=2, sep=3, mask=4)
+    model = Tokenizer(models.WordPiece({word: number for number, word in enumerate([*tokenizer.SPECIAL, "a"])}))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    packing.write_rows(tmp_path / "rows.npy", model, ["a [CLS] a [PAD] [MASK]"], 8, special)
+    (row_T,) = np.load(tmp_path / "rows.npy")
+    assert row_T.tolist() == [2, *expected, 3, *([0] * (6 - len(expected)))]
 
 
 def test_text_without_any_token_is_refused_and_leaves_no_folder(tmp_path: Path) -> None:
@@ -226,6 +241,13 @@ def test_what_the_tokenizer_made_of_the_text_is_told(tmp_path: Path) -> None:
     assert unknown > 100
     assert got.report["unknown_share"] == pytest.approx(unknown / len(tokens))
     assert got.report["tokens_per_character"] == pytest.approx(len(tokens) / sum(map(len, trained)))
+
+
+@pytest.mark.parametrize("algorithm", list(TokenizerAlgorithm))
+def test_single_bytes_are_a_figure_of_what_knows_bytes(tmp_path: Path, algorithm: TokenizerAlgorithm) -> None:
+    """Characters that are spelt as bytes are in no other tokenizer, though ASCII's letters look the same."""
+    got = prepared(tmp_path, "\n\n".join(PARAGRAPHS), tokenizer={"vocabSize": 600, "algorithm": algorithm})
+    assert ("single_byte_share" in got.report) == (algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE)
 
 
 PREPARE = """

@@ -21,7 +21,7 @@ from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
-from cloze_trainer.origin import access
+from cloze_trainer.origin import Named, access, find, memory_of, need, remember
 from cloze_trainer.run import Run
 
 _TOKENIZER = re.compile(
@@ -65,17 +65,35 @@ class Given:
         return _links(workspace, self.paths, self.found.uri)
 
 
-def find_model(run: Run, uri: str, revision: str | None, credentials: Credentials | None) -> Given:
-    """A folder that holds a model with weights. Raises InputError, TrainerError when nobody answers."""
-    named = PretrainedFolder(uri=uri, revision=revision, credentials=credentials)
-    given = _find(named, _BASE, workspace=run.workspace, corpus_root=run.corpus_root)
+def named_model(uri: str, revision: str | None, credentials: Credentials | None) -> Named:
+    """A folder that holds a model with weights."""
+    return Named(uri, revision, credentials, _BASE)
+
+
+def find_model(run: Run, source: Named) -> Given:
+    """What such a folder holds, as `origin.find` has it. Raises InputError, TrainerError when nobody answers."""
+    given = _given(find(run, source, memory_of(run)))
     _check_weights(given)
     return given
 
 
+def need_model(run: Run, source: Named, given: Given) -> Given:
+    """The same, as `origin.need` has it."""
+    return _given(need(run, source, given.found))
+
+
 def find_whole(named: PretrainedFolder, *, workspace: Path, corpus_root: Path) -> Given:
     """A model with weights, and all that its folder says of it. Raises as `find_model`."""
-    given = _find(named, _WHOLE, workspace=workspace, corpus_root=corpus_root)
+    assert named.uri is not None, "a registered version isn't adopted"
+    found = locate(
+        named.uri,
+        corpus_root=corpus_root,
+        downloads=workspace / "downloads",
+        revision=named.revision,
+        access=access(named.credentials),
+        wanted=lambda name: _WHOLE.fullmatch(name) is not None,
+    )
+    given = _given(found)
     _check_weights(given)
     return given
 
@@ -90,36 +108,31 @@ def _check_weights(given: Given) -> None:
         )
 
 
-def _find(named: PretrainedFolder, files: re.Pattern[str], *, workspace: Path, corpus_root: Path) -> Given:
-    assert named.uri is not None, "a registered version isn't adopted"
-    found = locate(
-        named.uri,
-        corpus_root=corpus_root,
-        downloads=workspace / "downloads",
-        revision=named.revision,
-        access=access(named.credentials),
-        wanted=lambda name: files.fullmatch(name) is not None,
-    )
+def _given(found: SourceFiles) -> Given:
     paths = dict(zip(found.names, found.paths, strict=True))
     return Given(found, paths, hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest())
 
 
 def _adopted(run: Run, pretrained: PretrainedFolder, task: Task | None) -> PretrainedTokenizer:
     """task: what the weights are for; None where there is no need of any."""
-    given = _find(pretrained, _BASE if task else _TOKENIZER, workspace=run.workspace, corpus_root=run.corpus_root)
-    uri = given.found.uri
+    assert pretrained.uri is not None, "a registered version isn't adopted"
+    files = _BASE if task else _TOKENIZER
+    source = Named(pretrained.uri, pretrained.revision, pretrained.credentials, files)
+    given = _given(find(run, source, memory_of(run)))
     if task:
         _check_weights(given)
     folder = run.workspace / "base" / given.digest[:20]
     if not is_complete(folder):
+        given = _given(need(run, source, given.found))
         with given.folder(run.workspace) as linked, publish(folder) as staging:
             _convert(linked, staging, task)
         given.found.check_unchanged()
-        log("base read" if task else "tokenizer read", uri=uri)
+        log("base read" if task else "tokenizer read", uri=source.uri)
+    remember(run, [(source, given.found)])
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     return PretrainedTokenizer(
         folder=folder,
-        name=uri,
+        name=source.uri,
         digest=f"sha256:{given.digest}",
         special_tokens=SpecialTokens(**facts["special_tokens"]),
         lowercase=facts["lowercase"],

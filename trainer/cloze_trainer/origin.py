@@ -1,16 +1,28 @@
-"""What a run was made from: recorded with what it leaves, so that nothing is ever continued with something else."""
+"""What a run was made from: recorded with what it leaves, so that nothing is ever continued with something else.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+A source is needed until what is made of it is on the run's volume. From then on the run remembers what it was, and goes
+on whether it is still there or not.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_api.source import Credentials
+from cloze_api.source import Credentials, parse_source
 from cloze_trainer.data.remote import credentials, redacted
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError
+from cloze_trainer.files import write_json
 from cloze_trainer.run import Run
+
+# In the workspace: what the sources were that something whole was made of.
+_FILE = "sources.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +47,129 @@ def access(secret: Credentials | None) -> dict[str, str]:
     return credentials(Path(SECRETS_MOUNT) / secret.secret_name if secret else None)
 
 
-def locate_all(run: Run) -> list[SourceFiles]:
-    """The files behind every source of the spec, in its order: a corpus' parts, or the examples of a task."""
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A source as a spec names it. files: which of a folder's are meant, by their path in it; all when absent."""
+
+    uri: str
+    revision: str | None = None
+    credentials: Credentials | None = None
+    files: re.Pattern[str] | None = None
+
+    def wanted(self, name: str) -> bool:
+        """Whether a file of a folder is meant."""
+        return self.files is None or self.files.fullmatch(name) is not None
+
+
+def named(run: Run) -> list[Named]:
+    """Every source of the spec, in its order: a corpus' parts, or the examples of a task."""
     spec = run.job.spec
-    downloads = run.workspace / "downloads"
     if isinstance(spec, PretrainJobSpec):
-        return [
-            locate(
-                corpus.uri,
-                corpus_root=run.corpus_root,
-                downloads=downloads,
-                revision=corpus.revision,
-                access=access(corpus.credentials),
-            )
-            for corpus in spec.corpus
-        ]
-    return [locate(uri, corpus_root=run.corpus_root, downloads=downloads) for uri in spec.dataset.sources]
+        return [Named(each.uri, each.revision, each.credentials) for each in spec.corpus]
+    return [Named(uri) for uri in spec.dataset.sources]
+
+
+Memory = Mapping[str, Mapping[str, Any]]
+"""What a run remembers of sources, by their keys."""
+
+
+def memory_of(run: Run) -> Memory:
+    """What the run's workspace has; a file that can't be understood is as none."""
+    try:
+        found: Memory = json.loads((run.workspace / _FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
+
+
+def _key(run: Run, source: Named) -> str:
+    """What decides a source's files and their digest: another run, or a changed spec, has nothing to remember.
+
+    How they are read is no part of it. The key of the data has that.
+    """
+    files = source.files.pattern if source.files else None
+    return hashlib.sha256(json.dumps([run.identity, source.uri, source.revision, files]).encode()).hexdigest()
+
+
+def _recall(run: Run, source: Named, memory: Memory) -> SourceFiles | None:
+    if (kept := memory.get(_key(run, source))) is None:
+        return None
+    fields: dict[str, Any] = {
+        **kept,
+        "paths": tuple(map(Path, kept["paths"])),
+        "stamps": tuple(map(tuple, kept["stamps"])),
+        "names": tuple(kept["names"]),
+    }
+    return SourceFiles(source.uri, **fields)
+
+
+def remember(run: Run, sources: Iterable[tuple[Named, SourceFiles]]) -> None:
+    """Keep what the sources are, now that what was made of them is whole on the run's volume, or in its data cache."""
+    memory = memory_of(run)
+    now = dict(memory)
+    for source, found in sources:
+        # The URI may hold a password.
+        kept = {name: value for name, value in asdict(found).items() if name != "uri"}
+        now[_key(run, source)] = json.loads(json.dumps(kept, default=str))
+    if now != memory:
+        write_json(run.workspace / _FILE, now)
+
+
+def find(run: Run, source: Named, memory: Memory) -> SourceFiles:
+    """What a source was, as the run remembers it, whose files may be gone; otherwise they are located.
+
+    Outside a cluster they are looked at as long as they are there: a person who starts the same job again may have put
+    others in their place, and isn't answered with what was made of the old ones. Raises as `locate`.
+    """
+    before = _recall(run, source, memory)
+    # What was fetched is fetched once.
+    if before is not None and (not run.local or parse_source(source.uri).remote):
+        return before
+    try:
+        return _located(run, source, before)
+    except InputError as error:
+        if before is None or error.reason != "SourceNotFound":
+            raise
+        return before
+
+
+def need(run: Run, source: Named, found: SourceFiles) -> SourceFiles:
+    """What was found, with its files on this machine. Raises as `locate`, and InputError when they changed."""
+    try:
+        now = _located(run, source, found)
+    except InputError as error:
+        raise InputError(error.reason, f"{error.message}; nothing whole that was made of it is there") from error
+    if now.digest != found.digest:
+        raise changed(f"the content of {redacted(source.uri)}", "the run first read it")
+    return now
+
+
+def _located(run: Run, source: Named, before: SourceFiles | None) -> SourceFiles:
+    return locate(
+        source.uri,
+        corpus_root=run.corpus_root,
+        downloads=run.workspace / "downloads",
+        revision=source.revision,
+        access=access(source.credentials),
+        wanted=source.wanted,
+        before=before,
+    )
+
+
+def find_all(run: Run) -> list[SourceFiles]:
+    """Every source of the spec, in its order, as `find` has it."""
+    memory = memory_of(run)
+    return [find(run, source, memory) for source in named(run)]
+
+
+def need_all(run: Run, found: Sequence[SourceFiles]) -> list[SourceFiles]:
+    """What `find_all` found, as `need` has it."""
+    return [need(run, *each) for each in zip(named(run), found, strict=True)]
+
+
+def locate_all(run: Run) -> list[SourceFiles]:
+    """The files behind every source of the spec, in its order. Raises as `locate`."""
+    return [_located(run, source, None) for source in named(run)]
 
 
 def digests(sources: Iterable[SourceFiles]) -> dict[str, str]:
@@ -72,6 +191,6 @@ def refuse_changed(run: Run, recorded: Mapping[str, str]) -> None:
     In a cluster a finished run stays what it is: its pods start again for other pods' sake alone.
     """
     if run.local and recorded:
-        for name, digest in digests(locate_all(run)).items():
+        for name, digest in digests(find_all(run)).items():
             if recorded.get(name) != digest:
                 raise changed(f"the content of {name}", "the run finished")

@@ -22,7 +22,7 @@ from cloze_trainer.data.verification import discard, intact
 from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish, write_json
-from cloze_trainer.origin import digests, locate_all
+from cloze_trainer.origin import digests, find_all, named, need_all, remember
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement, luck
 from cloze_trainer.run import Run
@@ -95,7 +95,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             "MaxLengthTooLarge",
             f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
         )
-    train, test, *others = locate_all(run)
+    sources = train, test, *others = find_all(run)
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
     if spec.optimization.early_stopping is not None:
@@ -105,10 +105,10 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         key |= {"truncate": spec.truncate}
     folder = run.data / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not intact(folder):
-        paths = [train.paths, test.paths, *(each.paths for each in others)]
         with turn(folder, lambda: progress.advance("waiting")) if run.data_cache else nullcontext():
             # Another run may have prepared them meanwhile.
             if not (run.data_cache and intact(folder)):
+                paths = [each.paths for each in need_all(run, sources)]
                 discard(folder)
                 publish_examples(folder, spec, paths, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
@@ -129,7 +129,9 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             f"{redacted(train.uri)} holds {meta['examples']} examples, fewer than optimization.batchSequences "
             f"({spec.optimization.batch_sequences}): lower it or add examples",
         )
-    return PreparedDataset(folder, base, digests([train, test, *others]))
+    # Not before: examples that the run can't begin with are to be prepared again once their source is corrected.
+    remember(run, zip(named(run), sources, strict=True))
+    return PreparedDataset(folder, base, digests(sources))
 
 
 def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from cloze_trainer.encoders.attention import Attention, Texts
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.errors import InputError
 from cloze_trainer.gang import Gang
-from cloze_trainer.origin import Origin, digests, locate_all
+from cloze_trainer.origin import Origin, digests, find_all, named, need_all, remember
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
 from cloze_trainer.workload import CHUNK_TOKENS, Chunk
@@ -59,7 +60,7 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     processors = limits.cpus()
     spread_tokenizing(processors)
     # Before a base: what reads one tells the hub's library to fetch nothing from then on.
-    sources = locate_all(run)
+    sources = find_all(run)
     names = tagging.find(run, spec.cleaning.names) if spec.cleaning.names else None
     base = _base(run, spec.base) if spec.base else None
     taken = base or (_tokenizer(run, spec.tokenizer.reuse) if spec.tokenizer.reuse else None)
@@ -72,6 +73,7 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
         max_length=length,
         reused=taken,
         names=names,
+        need=partial(need_all, run),
         processes=affordable(processors, limits.memory()),
         scratch=run.workspace / "data" if run.data_cache else None,
     )
@@ -95,6 +97,8 @@ def prepare(run: Run, spec: PretrainJobSpec, progress: ProgressFile) -> Prepared
     judging.check(spec.evaluation, prepared.folder, special, length, prepared.report)
     if not taken and prepared.vocab_size < spec.tokenizer.vocab_size:
         log("vocabulary smaller than asked", asked=spec.tokenizer.vocab_size, got=prepared.vocab_size)
+    # Not before: data that the run can't begin with are to be prepared again once their source is corrected.
+    remember(run, [*zip(named(run), sources, strict=True), *([names.source] if names else [])])
     return PreparedCorpus(prepared.folder, digests(sources), base, taken)
 
 

@@ -10,10 +10,12 @@ import numpy as np
 from cloze_api.people import Names
 from cloze_api.task import Task
 from cloze_trainer import huggingface
-from cloze_trainer.adoption import Given, find_model
+from cloze_trainer.adoption import Given, find_model, named_model, need_model
 from cloze_trainer.console import log
 from cloze_trainer.data.names import NameFilter, Probabilities, people
+from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.errors import InputError
+from cloze_trainer.origin import Named
 from cloze_trainer.run import Run
 
 # Longer windows cost more for each token, and a name needs no more around it.
@@ -22,11 +24,17 @@ _LONGEST_WINDOW = 256
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """What a job names. digest: of its files."""
+    """What a job names, whose files may be gone. digest: of them."""
 
+    run: Run
     asked: Names
+    named: Named
     given: Given
-    workspace: Path
+
+    @property
+    def source(self) -> tuple[Named, SourceFiles]:
+        """Where it comes from, and what is there."""
+        return self.named, self.given.found
 
     @property
     def digest(self) -> str:
@@ -34,16 +42,18 @@ class FoundModel:
         return self.given.digest
 
     def load(self) -> NameFilter:
-        """Raises InputError where it can't be loaded, or knows no people."""
-        with self.given.folder(self.workspace) as folder:
+        """Raises InputError where it can't be loaded, knows no people, or isn't there any more."""
+        given = need_model(self.run, self.named, self.given)
+        with given.folder(self.run.workspace) as folder:
             found = _load(folder, self.asked, self.asked.uri)
-        self.given.found.check_unchanged()
+        given.found.check_unchanged()
         return found
 
 
 def find(run: Run, asked: Names) -> FoundModel:
-    """The model's files on this machine. Raises InputError, TrainerError when nobody answers."""
-    return FoundModel(asked, find_model(run, asked.uri, asked.revision, asked.credentials), run.workspace)
+    """The model, by its files. Raises InputError, TrainerError when nobody answers."""
+    named = named_model(asked.uri, asked.revision, asked.credentials)
+    return FoundModel(run, asked, named, find_model(run, named))
 
 
 def _load(folder: Path, asked: Names, where: str) -> NameFilter:

@@ -21,6 +21,8 @@ Tag = Callable[[Sequence[Sequence[int]]], list[Probabilities]]
 """How probably each token of some windows, without their special tokens, belongs to a person's name."""
 
 KIND: Final = "NAME"
+PLACEHOLDER: Final = f"[{KIND}]"
+"""Stands in a name's place."""
 DROPPED: Final = "name"
 _PEOPLE: Final = ("per", "person")
 # Documents and characters that are searched at once.
@@ -121,7 +123,7 @@ class NameFilter:
             replaced[KIND] += len(found)
             parts, done = [], 0
             for start, end in found:
-                parts += [text[done:start], f"[{KIND}]"]
+                parts += [text[done:start], PLACEHOLDER]
                 done = end
             yield "".join([*parts, text[done:]])
 

@@ -1,7 +1,7 @@
 """Documents as packed rows of token ids, in one `.npy` file; never more than a block of them is in memory."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,12 +126,27 @@ def spread_tokenizing(threads: int) -> None:
     os.environ.update(dict.fromkeys(("RAYON_RS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)))
 
 
-def _encode(model: Tokenizer, texts: Sequence[str], tell: Callable[[Block], object] | None) -> Iterator[Sequence[int]]:
+def _encode(
+    model: Tokenizer, texts: Sequence[str], special: SpecialTokens, tell: Callable[[Block], object] | None
+) -> Iterator[Sequence[int]]:
     """Ids of the texts. tell: takes each block of them once it is used."""
+    framing = {special.pad, special.cls, special.sep, special.mask}
     for block, encodings in _ahead(model, texts):
-        yield from (encoding.ids for encoding in encodings)
+        yield from (_without(framing, encoding.ids, special.unk) for encoding in encodings)
         if tell is not None:
             tell(block)
+
+
+def _without(framing: Set[int | None], ids: Sequence[int], unknown: int | None) -> Sequence[int]:
+    """The ids, with the unknown one in place of those that would begin, end, pad or hide something.
+
+    A Unigram's model has its special tokens among its pieces, and a WordPiece that splits at blanks alone finds them as
+    words: a text that spells one, as `<s>` of a web page, gets its id even where it is ordinary text.
+    """
+    if framing.isdisjoint(ids):
+        return ids
+    kept = (unknown if each in framing else each for each in ids)
+    return [each for each in kept if each is not None]
 
 
 def _ahead(model: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[Block, list[Encoding]]]:
@@ -163,5 +178,5 @@ def write_rows(
 ) -> Counts:
     """Tokenize the texts, pack them into rows, and write these as one `.npy` file. tell: takes what is done of them."""
     vocab_size = tokenizer.size(model)
-    rows = pack(_encode(model, texts, tell), max_length, _dtype(vocab_size), special)
+    rows = pack(_encode(model, texts, special, tell), max_length, _dtype(vocab_size), special)
     return _write(path, rows, max_length, vocab_size, special)

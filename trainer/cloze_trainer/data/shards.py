@@ -3,23 +3,23 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 
 from cloze_api.manifest import SpecialTokens
+from cloze_api.people import Found
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_api.pretrain import Tokenizer as TokenizerSpec
 from cloze_trainer.data import cleaning, personal, tokenizer
 from cloze_trainer.data.crew import Crew
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.lines import BrokenLines, Meter
-from cloze_trainer.data.names import NameModel
+from cloze_trainer.data.names import PLACEHOLDER, NameModel
 from cloze_trainer.data.packing import Seen, Tokens, write_rows
 from cloze_trainer.data.passes import Listener, Pass, Passes
 from cloze_trainer.data.sharing import turn
@@ -85,7 +85,7 @@ def _vocabulary_figures(model: Tokenizer, seen_V: Seen, special: SpecialTokens) 
     """How well the vocabulary fits the text. Nothing is unknown to bytes: there the share of single ones says it."""
     ordinary = seen_V[tokenizer.ordinary(len(seen_V), special)]
     figures = {"rare_token_share": float((ordinary < _RARE).mean())}
-    if isinstance(model.model, models.BPE):
+    if tokenizer.is_byte_level(model):
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())
         single = [number for piece, number in model.get_vocab().items() if piece in alphabet]
         figures["single_byte_share"] = float(seen_V[single].sum() / max(1, ordinary.sum()))
@@ -98,10 +98,17 @@ def _told(dropped: Mapping[str, int]) -> str:
     return f" (dropped: {found})" if found else ""
 
 
-def _tokenizer(texts: Sequence[str], wanted: TokenizerSpec, folder: Path, max_length: int, over: Pass) -> Tokenizer:
+def _tokenizer(texts: Sequence[str], spec: PretrainJobSpec, folder: Path, max_length: int, over: Pass) -> Tokenizer:
     """Trained on the texts; its files are in the folder then."""
+    wanted, people = spec.tokenizer, spec.cleaning.names
+    replacing = people is not None and people.found is Found.REPLACE
     model = tokenizer.train(
-        texts, vocab_size=wanted.vocab_size, lowercase=wanted.lowercase, algorithm=wanted.algorithm, over=over
+        texts,
+        vocab_size=wanted.vocab_size,
+        lowercase=wanted.lowercase,
+        algorithm=wanted.algorithm,
+        placeholders=(*tokenizer.PLACEHOLDERS, PLACEHOLDER) if replacing else tokenizer.PLACEHOLDERS,
+        over=over,
     )
     tokenizer.write(model, folder, max_length=max_length, lowercase=wanted.lowercase)
     return model
@@ -133,15 +140,17 @@ def prepare(
     max_length: int | None = None,
     reused: PretrainedTokenizer | None = None,
     names: NameModel | None = None,
+    need: Callable[[Sequence[SourceFiles]], Sequence[SourceFiles]] = lambda sources: sources,
     processes: int = 1,
     scratch: Path | None = None,
 ) -> tuple[Shards, bool]:
     """Clean, train the tokenizer, pack and publish under `root`, unless that was done before and no byte has changed.
 
     max_length: tokens of a row; the spec's when absent. reused: the tokenizer, where none is trained. names: the model
-    that finds people's, where they are to go. processes: how many share the work, which gives the same whatever their
-    number. scratch: this run's own folder, where `root` is shared with others. Returns the shards and whether they were
-    there already.
+    that finds people's, where they are to go. need: gives the same sources with their files where data are prepared, as
+    files of those given may be gone. processes: how many share the work, which gives the same whatever their number.
+    scratch: this run's own folder, where `root` is shared with others. Returns the shards and whether they were there
+    already.
     """
     length = max_length or spec.model.max_length
     folder = root / content_key(sources, spec, length, reused, names)
@@ -155,6 +164,8 @@ def prepare(
         # Another run may have prepared them meanwhile.
         if scratch and there():
             return read(folder), True
+        # What can't be prepared again isn't removed.
+        sources = need(sources)
         discard(folder)
         with Spool(scratch or root) as spool, Crew(processes) as crew, publish(folder, digests=True) as staging:
             over = Passes(crew, listener)
@@ -197,7 +208,7 @@ def _fill(
         model = tokenizer.read(staging)
     else:
         listener.stage("tokenizer")
-        model = _tokenizer(train_texts, spec.tokenizer, staging, length, over)
+        model = _tokenizer(train_texts, spec, staging, length, over)
     vocab_size = tokenizer.size(model)
     listener.stage("data")
 

@@ -36,7 +36,8 @@ class _AllSpecialTokens(SpecialTokens):
 
 
 SPECIAL_IDS = _AllSpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
-# Words that `pii` puts in place of personal data; each is one token, so that its kind is learned.
+# Words that `pii` puts in place of personal data; each is one token, so that its kind is learned. That of a name, which
+# few corpora are searched for, is one where it is.
 PLACEHOLDERS = ("[EMAIL]", "[IBAN]", "[CARD]", "[IP]", "[PHONE]")
 FIRST_ORDINARY_ID = len(SPECIAL)
 """Of a tokenizer that is trained here."""
@@ -58,12 +59,13 @@ def train(
     vocab_size: int,
     lowercase: bool,
     algorithm: TokenizerAlgorithm = TokenizerAlgorithm.WORDPIECE,
+    placeholders: Sequence[str] = PLACEHOLDERS,
     over: Pass = alone,
 ) -> Tokenizer:
     """Train on the texts; the same texts in the same order give the same tokenizer.
 
     The vocabulary has at most `vocab_size` entries, the five special ones first; fewer when the texts hold fewer.
-    over: how to pass over the texts.
+    placeholders: words that stay whole. over: how to pass over the texts.
     """
     by_bytes = algorithm is TokenizerAlgorithm.BYTE_LEVEL_BPE
     make = {
@@ -72,7 +74,7 @@ def train(
         TokenizerAlgorithm.UNIGRAM: _unigram,
         TokenizerAlgorithm.BPE: _character_bpe,
     }[algorithm]
-    tokenizer = make(texts, vocab_size=vocab_size, lowercase=lowercase, over=over)
+    tokenizer = make(texts, [*SPECIAL, *placeholders], vocab_size=vocab_size, lowercase=lowercase, over=over)
 
     def added(word: str, *, special: bool) -> AddedToken:
         # Where a word's blank is part of it, that of a token which stands for one is, too.
@@ -80,7 +82,7 @@ def train(
 
     tokenizer.add_special_tokens([added(word, special=True) for word in SPECIAL])
     # A placeholder stays whole but, unlike a special token, is ordinary text: it may be masked and predicted.
-    tokenizer.add_tokens([added(word, special=False) for word in PLACEHOLDERS])
+    tokenizer.add_tokens([added(word, special=False) for word in placeholders])
     framing = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
         pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
@@ -92,9 +94,14 @@ def train(
     return tokenizer
 
 
-def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
-    """Without special tokens (Schuster and Nakajima 2012; Devlin et al., arXiv:1810.04805)."""
-    vocabulary = _vocabulary(texts, vocab_size=vocab_size, lowercase=lowercase, over=over)
+def _wordpiece(
+    texts: Sequence[str], first: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass
+) -> Tokenizer:
+    """Without special tokens (Schuster and Nakajima 2012; Devlin et al., arXiv:1810.04805).
+
+    first: the pieces that the vocabulary begins with, also of the other algorithms.
+    """
+    vocabulary = _vocabulary(texts, first, vocab_size=vocab_size, lowercase=lowercase, over=over)
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, continuing_subword_prefix=PREFIX))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -102,9 +109,10 @@ def _wordpiece(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: 
     return tokenizer
 
 
-def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
+def _byte_level(
+    texts: Sequence[str], first: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass
+) -> Tokenizer:
     """Without special tokens."""
-    first = [*SPECIAL, *PLACEHOLDERS]
     learnt = byte_level.learn(texts, vocab_size - len(first), lowercase=lowercase, over=over)
     vocabulary = {piece: number for number, piece in enumerate([*first, *learnt.pieces])}
     tokenizer = Tokenizer(models.BPE(vocabulary, learnt.pairs))
@@ -114,9 +122,8 @@ def _byte_level(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over:
     return tokenizer
 
 
-def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
+def _unigram(texts: Sequence[str], first: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
     """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
-    first = [*SPECIAL, *PLACEHOLDERS]
     words = unigram.words(texts, unigram.splitter, lowercase=lowercase, over=over)
     room = vocab_size - len(first)
     learnt = unigram.learn(_known(words, room // 2), room)
@@ -127,9 +134,10 @@ def _unigram(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pa
     return tokenizer
 
 
-def _character_bpe(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> Tokenizer:
+def _character_bpe(
+    texts: Sequence[str], first: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass
+) -> Tokenizer:
     """Without special tokens. The rarest characters are left out where there is no room; they become `[UNK]`."""
-    first = [*SPECIAL, *PLACEHOLDERS]
     words = unigram.words(texts, character_bpe.splitter, lowercase=lowercase, over=over)
     room = vocab_size - len(first)
     learnt = character_bpe.learn(_known(words, room // 2), room)
@@ -169,12 +177,13 @@ class _Counting:
         return counts
 
 
-def _vocabulary(texts: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass) -> dict[str, int]:
-    """Pieces and their ids: special tokens, placeholders, characters, merged pieces.
+def _vocabulary(
+    texts: Sequence[str], first: Sequence[str], *, vocab_size: int, lowercase: bool, over: Pass
+) -> dict[str, int]:
+    """Pieces and their ids: the first ones, characters, merged pieces.
 
     The rarest characters are left out where the vocabulary has no room for them; they become `[UNK]`.
     """
-    first = [*SPECIAL, *PLACEHOLDERS]
     # Distinct stretches between blanks with their counts: far fewer than the text, of which no second copy is made.
     stretches = bpe.Tally()
     for counted in over("counting", _Counting(lowercase), texts):
@@ -227,12 +236,17 @@ def continuing(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
     return found_V
 
 
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether its pieces are of bytes, so that nothing is unknown to it."""
+    return isinstance(tokenizer.model, models.BPE) and "ByteLevel" in str(tokenizer.pre_tokenizer)
+
+
 def _continues(tokenizer: Tokenizer) -> Callable[[str], bool]:
     """Whether a piece goes on with a word, by how the model spells it."""
     splitter = str(tokenizer.pre_tokenizer)
     if isinstance(tokenizer.model, models.WordPiece):
         return lambda piece: piece.startswith(PREFIX)
-    if isinstance(tokenizer.model, models.BPE) and "ByteLevel" in splitter:
+    if is_byte_level(tokenizer):
         return byte_level.continues
     if isinstance(tokenizer.model, models.Unigram) and "Metaspace" in splitter:
         return unigram.continues
@@ -275,7 +289,7 @@ def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: boo
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(tokenizer.model, models.WordPiece):
         settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-    elif "ByteLevel" in str(tokenizer.pre_tokenizer):
+    elif is_byte_level(tokenizer):
         settings |= {"add_prefix_space": True}
     settings |= {
         "model_max_length": max_length,
