@@ -225,9 +225,8 @@ def main() -> None:
             command.add_argument("--lora", type=int, default=8, help="rank of small matrices; 0: all weights (8)")
     given = vars(parser.parse_args())
     run, rounds = given.pop("run"), given.pop("rounds")
-    more = {name: given.pop(name) for name in ("layers", "epsilons", "batch", "rate", "lora") if name in given}
-    if "private_epochs" in given:
-        more["epochs"] = given.pop("private_epochs")
+    own = {name: name for name in ("layers", "epsilons", "batch", "rate", "lora")} | {"private_epochs": "epochs"}
+    more = {own[name]: given.pop(name) for name in own if name in given}
     run(Bench(TASKS[given.pop("task")], **given), rounds, **more)
 
 
