@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from cloze_api.manifest import TOKENIZER_FILE, WEIGHTS_FILE, SpecialTokens
 from cloze_api.pretrained import PretrainedFolder
 from cloze_api.source import Credentials
 from cloze_api.task import Task
-from cloze_trainer import huggingface
+from cloze_trainer import card, huggingface
 from cloze_trainer.base import BaseModel, read_config
 from cloze_trainer.console import log
-from cloze_trainer.data.source import SourceFiles, locate
+from cloze_trainer.data.lines import compression
+from cloze_trainer.data.source import SourceFiles, digest_of, locate
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
@@ -44,6 +45,7 @@ def adopt_base(run: Run, pretrained: PretrainedFolder, task: Task = Task.FILL_MA
         special_tokens=tokenizer.special_tokens,
         lowercase=tokenizer.lowercase,
         config=read_config(tokenizer.folder, tokenizer),
+        license=json.loads((tokenizer.folder / _FACTS).read_text(encoding="utf-8")).get("license"),
     )
 
 
@@ -90,7 +92,15 @@ def _check_weights(given: Given) -> None:
         )
 
 
-def _find(named: PretrainedFolder, files: re.Pattern[str], *, workspace: Path, corpus_root: Path) -> Given:
+def _find(
+    named: PretrainedFolder,
+    files: re.Pattern[str],
+    *,
+    workspace: Path,
+    corpus_root: Path,
+    besides: Collection[str] = (),
+) -> Given:
+    """besides: names of files that may be there, too, and aren't in the digest."""
     assert named.uri is not None, "a registered version isn't adopted"
     found = locate(
         named.uri,
@@ -98,15 +108,25 @@ def _find(named: PretrainedFolder, files: re.Pattern[str], *, workspace: Path, c
         downloads=workspace / "downloads",
         revision=named.revision,
         access=access(named.credentials),
-        wanted=lambda name: files.fullmatch(name) is not None,
+        wanted=lambda name: files.fullmatch(name) is not None or name in besides,
     )
     paths = dict(zip(found.names, found.paths, strict=True))
-    return Given(found, paths, hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest())
+    contents = dict(zip(found.names, found.contents.values(), strict=True))
+    # What people say of a model is no part of it.
+    parts = [name for name in paths if name not in besides]
+    digest = digest_of((contents[name], compression(paths[name])) for name in parts)
+    return Given(found, paths, hashlib.sha256(json.dumps([digest, sorted(parts)]).encode()).hexdigest())
 
 
 def _adopted(run: Run, pretrained: PretrainedFolder, task: Task | None) -> PretrainedTokenizer:
     """task: what the weights are for; None where there is no need of any."""
-    given = _find(pretrained, _BASE if task else _TOKENIZER, workspace=run.workspace, corpus_root=run.corpus_root)
+    given = _find(
+        pretrained,
+        _BASE if task else _TOKENIZER,
+        workspace=run.workspace,
+        corpus_root=run.corpus_root,
+        besides=(card.CARD_FILE,) if task else (),
+    )
     uri = given.found.uri
     if task:
         _check_weights(given)
@@ -156,10 +176,11 @@ def _convert(given: Path, folder: Path, task: Task | None) -> None:
     special = conversion.find_special_tokens(given, loaded, tokenizer, mask=mask, vocab_size=vocab_size)
     loaded.save_pretrained(folder)
     tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    write_json(
-        folder / _FACTS,
-        {"special_tokens": special.model_dump(), "lowercase": conversion.is_lowercase(tokenizer)},
-    )
+    facts = {"special_tokens": special.model_dump(), "lowercase": conversion.is_lowercase(tokenizer)}
+    theirs = given / card.CARD_FILE
+    if theirs.is_file():
+        facts["license"] = card.license_of(theirs.read_text(encoding="utf-8", errors="replace"))
+    write_json(folder / _FACTS, facts)
     if task:
         _write_weights(model, told, folder)
 
