@@ -172,7 +172,7 @@ def compared(
 
 WRITTEN: list[Callable[[Path], object]] = [
     lambda file: file.write_text(file.read_text() + '\n{"text": "eee", "label": "ham"}'),
-    lambda file: file.write_text(file.read_text().replace("aaa", "zzz").replace("bbb", "yyy")),
+    lambda file: file.write_text(file.read_text().replace("spam", "ham")),
     lambda file: file.write_text("no JSON"),
     Path.unlink,
 ]
