@@ -19,7 +19,7 @@ class Card(Schema):
     data_license: License | None = None
     """Of what it is trained on."""
     base_license: License | None = None
-    """Of the base; that which a registered base states when absent."""
+    """Of the base; that which a registered base, or the card in a base's folder, states when absent."""
     teacher_license: Annotated[License | None, Field(exclude_if=lambda given: given is None)] = None
     """Of the teacher of a distillation; that which its card states when absent."""
     intended_use: _Text | None = None

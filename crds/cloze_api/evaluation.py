@@ -45,8 +45,8 @@ class Champion(Schema):
     """Of the registered model, resolved when the run ends. While nothing has it, there is nothing to compare with."""
     max_loss: Share = 0.01
     """How much worse in the task's figure the new version may be: accuracy, for several labels micro F1, for token
-    classification macro F1, for question answering F1, for numbers and embeddings Spearman's correlation, or the mean
-    reciprocal rank."""
+    classification entity F1, or macro F1 where labels mark no entities, for question answering F1, for numbers and
+    embeddings Spearman's correlation, or the mean reciprocal rank."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """How sure it must be that it isn't worse than that, over which examples there might have been (one-sided)."""
 

@@ -140,10 +140,10 @@ class Export(Schema):
     max_accuracy_loss: Annotated[float, Field(ge=0, le=1)] = 0.005
     """How far a precision may fall below fp32; 0.005 is half a point. One that falls further, over all examples or in
     a slice that counts, isn't in the artifact, and the outcome says so; in a slice it may also fall by what chance
-    makes of so few examples. Of classifiers: in accuracy, in micro F1 for several labels, or in macro F1 for words. For
-    numbers: in R² against fp32's, so that 0.005 lets them differ by 7 % of these numbers' standard deviation (root mean
-    square). For question answering: in F1 of the tokens in fp32's answers. For embeddings: in the mean cosine of its
-    vectors and fp32's."""
+    makes of so few examples. Of classifiers: in accuracy, in micro F1 for several labels, or for words in entity F1, or
+    macro F1 where labels mark no entities. For numbers: in R² against fp32's, so that 0.005 lets them differ by 7 % of
+    these numbers' standard deviation (root mean square). For question answering: in F1 of the tokens in fp32's answers.
+    For embeddings: in the mean cosine of its vectors and fp32's."""
 
 
 def _abstention_rule(name: str, value: Callable[[Evaluation], float | None]) -> Rule:

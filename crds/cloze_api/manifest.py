@@ -25,6 +25,8 @@ from cloze_api.task import Problem, Task
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "model.sig"
 SCHEMA_VERSION = 1
+IMPORT_KIND = "Import"
+"""`Lineage.kind` of what was imported rather than trained."""
 
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILE = graph_file(Precision.FP32)
@@ -106,7 +108,7 @@ class Lineage(_Part):
     """Where the artifact comes from."""
 
     job: str
-    """`namespace/name` of the resource, or the file's name outside Kubernetes."""
+    """`namespace/name` of the resource, or the file's name outside Kubernetes; what was imported, as it was named."""
     job_uid: str
     kind: str
     base: str | None = None
@@ -116,7 +118,8 @@ class Lineage(_Part):
     """`name/version` of the model that it was distilled from; left out without one, as `Manifest.embedding`."""
     teacher_digest: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     data: dict[str, str] = {}
-    """SHA-256 of each data source, keyed by its URI."""
+    """SHA-256 of each data source, keyed by its URI: of the file's content, or, of a folder or a pattern, over its
+    files, each of which is also there by its own URI. Of an import, of the folder's files by their names."""
     created: str
     """RFC 3339, UTC."""
     trainer_version: str

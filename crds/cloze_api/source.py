@@ -1,8 +1,11 @@
 """Where text and labelled examples come from."""
 
 import re
+from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 from typing import Annotated
 
 from pydantic import Field
@@ -112,3 +115,19 @@ def parse_source(uri: str) -> Source:
         f"{uri!r} is no source: use pvc://claim/path, configmap://name/key, https://host/path, file:///path, "
         "s3://bucket/path, gs://bucket/path or hf://datasets/owner/name/path, without `..` in the path"
     )
+
+
+def with_files(uris: Set[str]) -> dict[str, int]:
+    """Of sources and of files, the sources as jobs name them, and how many files each has among them; 0 of a file."""
+    patterns = {uri: re.compile(".*".join(map(re.escape, uri.split("*")))) for uri in uris if "*" in uri}
+    # What is behind a web server's address is no part of it.
+    folders = {uri.rstrip("/"): uri for uri in uris if not uri.startswith(("http://", "https://"))}
+    wholes: dict[str, str] = {}
+    for uri in uris - patterns.keys():
+        above = accumulate(uri.rstrip("/").split("/")[:-1], lambda folder, name: f"{folder}/{name}")
+        found = [folders[folder] for folder in above if folder in folders]
+        found += [name for name, pattern in patterns.items() if pattern.fullmatch(uri)]
+        if found:
+            wholes[uri] = found[0]
+    counts = Counter(wholes.values())
+    return {uri: counts[uri] for uri in uris if uri not in wholes}

@@ -13,7 +13,9 @@ from whole_runs import Trainer, pretrain
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode
 from cloze_api.task import Task
 from cloze_trainer import preparation
+from cloze_trainer.adoption import adopt_base
 from cloze_trainer.errors import InputError
+from cloze_trainer.origin import locate_all
 from cloze_trainer.pretrain import prepare
 from cloze_trainer.progress import ProgressFile
 
@@ -66,6 +68,83 @@ def test_examples_that_fill_no_batch_are_told(tmp_path: Path, tiny: Any) -> None
     with pytest.raises(InputError, match=words) as refusal:
         preparation.prepare(run, spec, ProgressFile(None))
     assert refusal.value.reason == "BatchTooLarge"
+
+
+@pytest.mark.parametrize("changed", ["train", "test", "validation"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_examples_that_change_while_they_are_read_are_told(tmp_path: Path, tiny: Any, changed: str, gone: bool) -> None:
+    """Nothing is made of examples that aren't those whose digest is recorded, for this run or for others."""
+    tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+    given = {
+        name: [{"text": f"{name} {number}", "label": "ab"[number % 2]} for number in range(6)]
+        for name in ("train", "test", "validation")
+    }
+    run, spec = finetune_of(tmp_path, given, optimization={"batchSequences": 2, "earlyStopping": {}})
+    base = adopt_base(run, spec.base, spec.task)
+    sources = locate_all(run)
+    file = tmp_path / f"{changed}.jsonl"
+    if gone:
+        file.unlink()
+    else:
+        # As many bytes of the same form.
+        file.write_text(file.read_text().replace("1", "7"))
+    with pytest.raises(InputError, match=rf"{changed}\.jsonl") as refusal:
+        preparation.publish_examples(tmp_path / "data" / "key", spec, sources, base=base, max_length=16)
+    assert refusal.value.reason == ("SourceGone" if gone else "SourceChanged")
+    assert not list(tmp_path.glob("data/*"))
+
+
+SCORED = [{"text": f"ship {number}", "other": f"boat {number}", "score": number} for number in range(6)]
+PAIRS = [{"text": f"ship {number}", "positive": f"boat {number}"} for number in range(6)]
+ANSWERED, UNANSWERED = (
+    [{"question": f"which ship is {number}", "context": "a red ship sails", "answers": answers} for number in range(6)]
+    for answers in ({"text": ["red"], "answer_start": [2]}, {"text": [], "answer_start": []})
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "test", "there", "missing"),
+    [
+        (Task.EMBEDDING, PAIRS, SCORED, ["spearman"], ["mrr", "recall_at_1", "worst_slice_mrr", "seed_least_mrr"]),
+        (Task.EMBEDDING, PAIRS, PAIRS[::-1], ["mrr", "recall_at_1"], ["spearman", "lower_spearman"]),
+        (Task.QUESTION_ANSWERING, ANSWERED, ANSWERED[:4], ["answerable_f1"], ["unanswerable_accuracy"]),
+        (
+            *(Task.QUESTION_ANSWERING, ANSWERED, UNANSWERED),
+            ["unanswerable_accuracy"],
+            ["answerable_f1", "answerable_exact_match"],
+        ),
+        (Task.QUESTION_ANSWERING, ANSWERED, ANSWERED[:2] + UNANSWERED, ["answerable_f1", "unanswerable_accuracy"], []),
+    ],
+)
+def test_a_figure_that_the_examples_can_not_give_is_refused_before_the_training(
+    tmp_path: Path, tiny: Any, task: Task, rows: list[Any], test: list[Any], there: list[str], missing: list[str]
+) -> None:
+    """Whether a gate is on it, or a step is to be chosen by it; what they give is announced."""
+    tiny.save(tmp_path / "model", "bert", Task.FILL_MASK)
+    sliced = [row | {"metadata": {"kind": "all"}} for row in test]
+
+    def prepare_with(figure: str) -> None:
+        gates = [{"figure": figure, "minimum": 0}]
+        evaluation = {"gates": gates, "minSliceExamples": 1, "seeds": 2}
+        run, spec = finetune_of(tmp_path, {"train": rows, "test": sliced}, task=task, evaluation=evaluation)
+        preparation.prepare(run, spec, ProgressFile(None))
+
+    def choose_by(figure: str) -> None:
+        early = {"batchSequences": 2, "earlyStopping": {"figure": figure}}
+        given = {"train": rows, "test": rows[1:], "validation": test}
+        run, spec = finetune_of(tmp_path, given, task=task, optimization=early)
+        preparation.prepare(run, spec, ProgressFile(None))
+
+    for figure in there:
+        prepare_with(figure)
+        choose_by(figure)
+    for figure in missing:
+        with pytest.raises(InputError, match="doesn't give") as refusal:
+            prepare_with(figure)
+        assert refusal.value.reason == "GateFigureUnknown"
+        with pytest.raises(InputError, match="doesn't give") as refusal:
+            choose_by(figure)
+        assert refusal.value.reason == "EarlyStoppingFigureUnknown"
 
 
 def test_a_vocabulary_larger_than_the_data_is_told_in_the_outcome(tmp_path: Path) -> None:

@@ -110,6 +110,21 @@ def test_the_hub_reads_its_front_matter() -> None:
     assert card.license_of(text) == "Our own, 2026"
 
 
+def test_data_of_many_files_is_one_row() -> None:
+    """The manifest has each of them."""
+    files = {f"pvc://mails/2026/part-{number}.jsonl": str(number) * 64 for number in range(9)}
+    lineage = manifest().lineage.model_copy(update={"data": {"pvc://mails/2026": "a" * 64, **files}})
+    text = card.render(manifest(lineage=lineage), REPORT, SETTINGS)
+    assert f"| pvc://mails/2026 (9 files) | {'a' * 64} |" in text
+    assert "part-" not in text
+
+
+def test_a_licence_is_one_line() -> None:
+    """As a manifest takes it, whatever a card's front matter has."""
+    assert card.license_of("---\nlicense: other\nlicense_name: |\n  Our own,\n  2026\n---\n") == "Our own, 2026"
+    assert card.license_of("---\nlicense: ' '\n---\n") is None
+
+
 def test_what_nobody_has_stated_is_said() -> None:
     """An unknown licence is no licence, and a model without figures hasn't been evaluated."""
     text = card.render(manifest(card=None, evaluation={}, precisions={}, calibration=None), {}, {})

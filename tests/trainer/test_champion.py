@@ -1,14 +1,18 @@
 """What the version with the alias decides in a job: whether it begins, and whether its model is registered."""
 
 import json
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from small_runs import finetune_of
+from tuning import ALONE
 from whole_runs import Trainer, finetune, kill_after, versions
 
 from cloze_api.manifest import verify
@@ -17,8 +21,12 @@ from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 from cloze_trainer import import_options, importing, preparation
 from cloze_trainer.errors import InputError, RegistryError
+from cloze_trainer.finetune import FineTuning
 from cloze_trainer.progress import ProgressFile
+from cloze_trainer.quality import champion
+from cloze_trainer.quality.gates import Verdict
 from cloze_trainer.run import Run
+from cloze_trainer.worker import initial_model
 
 pytestmark = pytest.mark.timeout(300)
 Import = Callable[..., str]
@@ -35,10 +43,14 @@ def imported(tiny: Any, mlflow: str, name: str, tmp_path: Path, monkeypatch: pyt
     """Registers a tiny classifier with these labels as the next version, which gets the alias."""
     monkeypatch.setenv(ENV_MLFLOW_URI, mlflow)
 
-    def make(*labels: str, problem: str = "single-label", task: Task = Task.SEQUENCE_CLASSIFICATION) -> str:
+    def make(
+        *labels: str, problem: str = "single-label", task: Task = Task.SEQUENCE_CLASSIFICATION, **settings: Any
+    ) -> str:
         folder = tmp_path / f"import-{uuid.uuid4().hex[:8]}"
-        named = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
-        tiny.save(folder / "source", "bert", task, **named)
+        if labels:
+            settings["id2label"] = dict(enumerate(labels))
+            settings["label2id"] = {label: place for place, label in enumerate(labels)}
+        tiny.save(folder / "source", "bert", task, **settings)
         words = ("--task", task, "--name", name, "--output", str(folder / "artifact"), "--register")
         words += ("--problem", problem) if task is Task.SEQUENCE_CLASSIFICATION else ()
         importing.run(import_options.parse([str(folder / "source"), *words]))
@@ -141,6 +153,88 @@ def test_a_run_goes_on_while_the_registry_is_away(
     (tmp_path / "workspace" / "champion.json").write_text('{"job": "another"}')
     with pytest.raises(RegistryError):
         prepared(tmp_path, "http://127.0.0.1:1", name, tiny)()
+
+
+def compared(
+    folder: Path, mlflow: str, name: str, tiny: Any, rows: Sequence[Any], task: Task, **spec: Any
+) -> Callable[[], Verdict | None]:
+    """Has a model that nothing has been taught judged beside the champion, on examples that are prepared now."""
+    tiny.save(folder / "model", "bert", Task.FILL_MASK)
+    evaluation = {"champion": {"maxLoss": 1}}
+    run, asked = finetune_of(
+        folder, {"train": rows, "test": rows[::-1]}, registry={"name": name}, evaluation=evaluation, task=task, **spec
+    )
+    run = replace(run, tracking_uri=mlflow)
+    workload = FineTuning(asked, preparation.prepare(run, asked, ProgressFile(None)), torch.device("cpu"))
+    scores = workload.score(initial_model(workload, 1), ALONE)
+    return lambda: champion.judge(run, asked, scores, workload.labels)
+
+
+WRITTEN: list[Callable[[Path], object]] = [
+    lambda file: file.write_text(file.read_text() + '\n{"text": "eee", "label": "ham"}'),
+    lambda file: file.write_text(file.read_text().replace("spam", "ham")),
+    lambda file: file.write_text("no JSON"),
+    Path.unlink,
+]
+
+
+@pytest.mark.parametrize("write", WRITTEN)
+def test_both_models_answer_the_examples_that_were_prepared(
+    imported: Import, tiny: Any, mlflow: str, name: str, tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    """Whatever becomes of their file while the model is trained."""
+    imported("ham", "spam")
+    rows = [{"text": letter * 3, "label": label} for letter in "abcd" for label in ("ham", "spam")]
+    judge = compared(tmp_path, mlflow, name, tiny, rows, Task.SEQUENCE_CLASSIFICATION)
+    verdict = judge()
+    assert verdict is not None
+    assert f"that of {name}/1 0." in verdict.message
+    write(tmp_path / "test.jsonl")
+    assert judge() == verdict
+
+
+def test_examples_that_were_damaged_cost_no_result(
+    imported: Import, tiny: Any, mlflow: str, name: str, tmp_path: Path
+) -> None:
+    """Nobody knows what the champion would say of the right ones: the gate fails, and the run goes on to its end."""
+    imported("ham", "spam")
+    rows = [{"text": letter * 3, "label": label} for letter in "abcd" for label in ("ham", "spam")]
+    judge = compared(tmp_path, mlflow, name, tiny, rows, Task.SEQUENCE_CLASSIFICATION)
+    (kept,) = tmp_path.glob("workspace/champion-examples/0*")
+    kept.write_text(kept.read_text().replace("aaa", "zzz"))
+    verdict = judge()
+    assert verdict is not None
+    assert not verdict.passed
+    assert f"{name}/1, which has the alias champion, can't be compared with: 00000 is damaged" in verdict.message
+    # The next attempt prepares, and keeps them anew.
+    assert "can't" not in str(compared(tmp_path, mlflow, name, tiny, rows, Task.SEQUENCE_CLASSIFICATION)())
+
+
+def test_a_champion_that_can_not_read_an_example_costs_no_result(
+    imported: Import, tiny: Any, mlflow: str, name: str, tmp_path: Path
+) -> None:
+    """As one whose longest input has no room for a question beside its context: the gate fails, and says why."""
+    imported(task=Task.QUESTION_ANSWERING, max_position_embeddings=8)
+    rows = [
+        {"question": "where is it", "context": f"it is in {town}", "answers": {"text": [town], "answer_start": [9]}}
+        for town in ("bath", "york")
+    ]
+    verdict = compared(tmp_path, mlflow, name, tiny, rows, Task.QUESTION_ANSWERING)()
+    assert verdict is not None
+    assert not verdict.passed
+    assert "can't be compared with" in verdict.message
+    assert "has a question that leaves" in verdict.message
+
+
+def test_a_number_is_compared_whatever_its_label_is_called(
+    imported: Import, tiny: Any, mlflow: str, name: str, tmp_path: Path
+) -> None:
+    """An import keeps its folder's name of the only label, often LABEL_0."""
+    imported("LABEL_0", problem="regression")
+    rows = [{"text": letter * 3, "score": number} for number, letter in enumerate("abcdef")]
+    verdict = compared(tmp_path, mlflow, name, tiny, rows, Task.SEQUENCE_CLASSIFICATION, problem="regression")()
+    assert verdict is not None
+    assert re.search(rf"spearman is \S+, that of {name}/1 \S+ on the same examples", verdict.message)
 
 
 def test_an_alias_that_moves_in_the_training_costs_no_result(

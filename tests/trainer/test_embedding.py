@@ -165,6 +165,15 @@ def test_wrong_lines_are_told_by_their_place(
     assert refused.value.reason == reason
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_what_the_examples_give_is_announced(tuned: Callable[..., Any], scored: bool) -> None:
+    """All of it, and nothing else: other figures of pairs with scores than of pairs that belong together."""
+    scores = [{"text": text, "other": other, "score": len(text)} for text, other in TOPICS.items()]
+    made = tuned(Task.EMBEDDING, PAIRS, scores if scored else PAIRS)
+    told, _ = KIND.figure_names((), made.workload._examples.keys["test"])
+    assert {name for name in made.judge().figures if not name.startswith(("lower_", "upper_"))} == set(told)
+
+
 @pytest.mark.anyio
 async def test_a_trained_model_is_served_and_loads_in_transformers(tuned: Callable[..., Any], tmp_path: Path) -> None:
     """Its vectors are transformers' hidden states, pooled and normalised, and it finds the partners it has learnt."""

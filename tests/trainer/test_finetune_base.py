@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,6 +189,30 @@ def test_what_is_published_has_the_folders_tokenizer(made_for: Task, tmp_path: P
     assert f"| base | file://{tmp_path}/model |" in card
     assert "| optimization.epochs | 3 |" in card
     assert (manifest.limits.vocab_size, manifest.limits.max_length) == (len(given["model"]["vocab"]), 40)
+
+
+@pytest.mark.parametrize(
+    ("card", "license_"),
+    [("---\nlicense: cc-by-4.0\n---\na card", "cc-by-4.0"), ("a card", None), (None, None)],
+)
+def test_a_bases_licence_is_what_its_folder_states(
+    tmp_path: Path, tiny: Any, card: str | None, license_: str | None
+) -> None:
+    """In the front matter of its card, also when the run starts again; what people say of it makes no other base."""
+    save(tmp_path / "model", tiny, "bert", Task.FILL_MASK)
+    _, before = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
+    shutil.rmtree(tmp_path / "workspace")
+    if card is not None:
+        (tmp_path / "model" / "README.md").write_text(card)
+    for _ in range(2):
+        run, workload = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
+    assert workload.base is not None
+    assert workload.base.license == license_
+    assert workload.origin == before.origin
+    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
+    assert f"| its base | {license_ or 'not stated'} |" in (run.artifact / "README.md").read_text()
+    stated = verify(run.artifact).card
+    assert (stated.base_license if stated else None) == license_
 
 
 def test_no_mask_token_is_needed(tmp_path: Path, tiny: Any) -> None:

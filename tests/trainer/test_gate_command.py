@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -226,6 +227,25 @@ def test_models_that_answer_other_questions_are_not_compared(
     with pytest.raises(InputError, match="can be compared") as refused:
         command.run(command.parse([str(model[0]), str(data), "--against", str(other)]))
     assert (refused.value.reason, refused.value.exit_code) == (reason, ExitCode.INVALID_INPUT)
+
+
+def test_numbers_are_compared_whatever_their_label_is_called(
+    tuned: Callable[..., Any], tiny: Any, tmp_path: Path
+) -> None:
+    """One that was trained here and one that was imported, either way round; each has the figure that it has alone."""
+    rows = [{"text": text, "score": float(len(text))} for text in texts(12)]
+    made = tuned(Task.SEQUENCE_CLASSIFICATION, rows, rows, problem="regression", evaluation={"calibrate": False})
+    ours = made.publish(made.judge())
+    named = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    theirs, *_ = _made(tmp_path, tiny, "bert", Task.SEQUENCE_CLASSIFICATION, Problem.REGRESSION, **named)
+    assert verify(ours).labels != verify(theirs).labels
+    data = str(write(tmp_path / "data.jsonl", rows))
+    found = [command.run(command.parse([str(each), data])).metrics["spearman"] for each in (ours, theirs)]
+    for (new, old), (own, other) in zip(((ours, theirs), (theirs, ours)), (found, found[::-1]), strict=True):
+        with pytest.raises(GateError) as refused:
+            command.run(command.parse([str(new), data, "--against", str(old), "--max-loss=0", "--confidence=0.999"]))
+        said = f"spearman is {own:.4f}, that of {old} {other:.4f} on the same examples"
+        assert said in refused.value.message
 
 
 @pytest.mark.parametrize("model", ["bert"], indirect=True)

@@ -18,8 +18,10 @@ from cloze_api.task import Task
 from cloze_trainer import preparation, tagging
 from cloze_trainer import pretrain as pretraining
 from cloze_trainer.data.names import NameFilter
+from cloze_trainer.data.remote import redacted
+from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError
-from cloze_trainer.origin import digests, find_all, need_all
+from cloze_trainer.origin import Named, digests, find_all, need_all, remember
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.run import Run
 
@@ -217,9 +219,13 @@ def test_an_unreadable_memory_is_none(tmp_path: Path) -> None:
 def test_no_secret_of_an_address_is_remembered(tmp_path: Path) -> None:
     """The volume may be looked at by others."""
     run, _ = run_of(tmp_path, TEXTS, **SIZES)
-    prepared(run)
-    assert "text.txt" in (run.workspace / "sources.json").read_text()
-    assert "file://" not in (run.workspace / "sources.json").read_text()
+    uri = "https://host/text.txt?token=s3cret"
+    (file,) = locate(f"file://{tmp_path}/text.txt", corpus_root=tmp_path, downloads=tmp_path).paths
+    contents = {redacted(uri): "d" * 64}
+    remember(run, [(Named(uri), SourceFiles(uri, (file,), "d" * 64, ((1, 1),), (redacted(uri),), contents))])
+    kept = (run.workspace / "sources.json").read_text()
+    assert "text.txt" in kept
+    assert "s3cret" not in kept
 
 
 def damage(folder: Path) -> Callable[[], None]:

@@ -1,6 +1,8 @@
 """Where a version comes from and what has come of it, out of the manifests in a real MLflow."""
 
 import contextlib
+import gzip
+import hashlib
 import json
 import re
 import threading
@@ -9,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remote_stores import serving
+from whole_runs import Trainer, finetune
+from whole_runs import command as command_of
 
 from cloze_api.manifest import Limits, Lineage, Manifest, write_manifest
-from cloze_api.names import ENV_MLFLOW_URI
+from cloze_api.names import ENV_CORPUS_ROOT, ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode
 from cloze_api.task import Task
 from cloze_trainer import connection, registry
@@ -127,6 +132,92 @@ def test_an_erasure_finds_what_was_made_of_the_data(capsys: pytest.CaptureFixtur
         "line-spam/1",
     ]
     assert printed(capsys, "--data", "pvc://nowhere/x") == "no registered version is made of pvc://nowhere/x\n"
+
+
+@pytest.fixture(scope="module")
+def trained(mlflow: str, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a claim's files that a real job has made `line-trained` of."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny.save(folder / "model", "bert", Task.FILL_MASK)
+    job = finetune(folder, base={"uri": f"file://{folder}/model"}, registry={"name": "line-trained"})
+    claim = folder / "mounts" / "pvc" / "mails"
+    (claim / "train").mkdir(parents=True)
+    rows = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (claim / "train" / "old.jsonl").write_text("".join(rows[:16]))
+    with gzip.open(claim / "train" / "new.jsonl.gz", "wt") as packed:
+        packed.write("".join(rows[16:]))
+    (folder / "test.jsonl").rename(claim / "test.jsonl")
+    job["spec"]["dataset"] = {"train": "pvc://mails/train/*", "test": "pvc://mails/test.jsonl"}
+    trainer = Trainer(folder / "run", {ENV_MLFLOW_URI: mlflow, ENV_CORPUS_ROOT: str(folder / "mounts")})
+    assert trainer.run(job) == 0, trainer.log
+    return claim
+
+
+@pytest.mark.parametrize("file", ["test.jsonl", "train/old.jsonl", "train/new.jsonl.gz"])
+def test_an_erasure_finds_a_real_job_by_a_file(trained: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By what `sha256sum` says of it, or by its own URI, also where the job has named several files at once."""
+    digest = hashlib.sha256((trained / file).read_bytes()).hexdigest()
+    for data in (f"sha256:{digest}", digest, f"pvc://mails/{file}"):
+        assert "line-trained/1" in [each["version"] for each in answer(capsys, "--data", data)["versions"]], data
+    nothing = hashlib.sha256((trained / file).read_bytes() + b"\n").hexdigest()
+    assert answer(capsys, "--data", nothing)["versions"] == []
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_version_of_many_files_is_told_by_what_its_job_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a person in one line; a program gets each file."""
+    shown = [line for line in printed(capsys, "line-trained/1").splitlines() if "data" in line]
+    assert [re.sub("[0-9a-f]{64}", "…", line) for line in shown] == [
+        "├─ data pvc://mails/test.jsonl  …",
+        "├─ data pvc://mails/train/*  …  2 files",
+    ]
+    sources = [each["source"] for each in answer(capsys, "line-trained/1")["data"]]
+    assert sources == ["pvc://mails/test.jsonl", "pvc://mails/train/*"] + [
+        f"pvc://mails/train/{name}" for name in ("new.jsonl.gz", "old.jsonl")
+    ]
+    assert [each["version"] for each in answer(capsys, "--data", "pvc://mails/train/*")["versions"]] == [
+        "line-trained/1"
+    ]
+
+
+def test_an_import_is_found_by_what_was_imported(
+    mlflow: str, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its URI, with or without the revision, and by one of its files; with what has come of it."""
+    tiny.save(tmp_path / "model", "bert", Task.SEQUENCE_CLASSIFICATION)
+    # The other files are those of other tests' imports, too.
+    (tmp_path / "model" / "README.md").write_text("a card")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    words = ("--task", "sequence-classification", "--name", "line-import", "--output", f"{tmp_path}/artifact")
+    with serving(files) as address:
+        access = {"HF_TOKEN": "t0ken", "HF_ENDPOINT": address, ENV_MLFLOW_URI: mlflow}
+        access[connection.ENV_BUDGET] = "60"
+        code, said = command_of(tmp_path, "import", "hf://o/books", "--revision", "v2", *words, "--register", **access)
+    assert code == 0, said
+    digest = hashlib.sha256(files["README.md"]).hexdigest()
+    for data in ("hf://o/books", "hf://o/books/", "hf://o/books@v2", f"sha256:{digest}"):
+        assert [each["version"] for each in answer(capsys, "--data", data)["versions"]] == ["line-import/1"], data
+    assert answer(capsys, "--data", "hf://o/book")["versions"] == []
+    # A job of that name has imported nothing.
+    assert answer(capsys, "--data", "ml/line-spam")["versions"] == []
+
+
+def test_a_version_with_the_digests_of_before_is_found_by_its_file() -> None:
+    """They were of the content's digest and the packing; of several files nothing is known of one."""
+    content = hashlib.sha256(b"a line\n").digest()
+    older = [hashlib.sha256(content + packing).hexdigest() for packing in (b"", b".gz", b".zst")]
+    lineages = [manifest(f"x{number}", None, {MAILS: digest}).lineage for number, digest in enumerate(older)]
+    versions = [Version(lineage.job, "1", f"sha256:{lineage.job}", lineage) for lineage in lineages]
+    assert len(descent.made_of(f"sha256:{content.hex()}", versions)) == len(older)
+    assert [each["version"] for each in descent.made_of(older[0], versions)] == ["ml/x0/1"]
+
+
+def test_a_secret_of_an_address_is_neither_needed_nor_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Manifests have addresses without it."""
+    assert "pa55" not in printed(capsys, "--data", "https://ada:pa55@host/x.jsonl?key=pa55")
+    lineage = manifest("x", None, {"https://host/x.jsonl": "1" * 64}).lineage
+    data = command._recorded("https://ada:pa55@host/x.jsonl?key=pa55")
+    assert descent.made_of(data, [Version("x", "1", "sha256:1", lineage)])
 
 
 def test_an_answer_that_is_not_whole_is_none(

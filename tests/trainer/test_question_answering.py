@@ -204,6 +204,14 @@ def test_slices_have_the_tasks_figure(tuned: Callable[..., Any]) -> None:
     assert judged.figures["worst_slice_f1"] == min(each["figure"] for each in found.values())
 
 
+@pytest.mark.parametrize("test", [LINES[:3], LINES[-1:], LINES])
+def test_what_the_examples_give_is_announced(tuned: Callable[..., Any], test: list[dict[str, Any]]) -> None:
+    """All of it, and nothing else."""
+    made = tuned(Task.QUESTION_ANSWERING, LINES, test, max_length=24)
+    told, _ = KIND.figure_names((), made.workload._examples.keys["test"])
+    assert {name for name in made.judge().figures if not name.startswith(("lower_", "upper_"))} == set(told)
+
+
 def test_figures_are_told_apart_by_whether_there_is_an_answer(tuned: Callable[..., Any]) -> None:
     """Every figure is announced, so that a gate on it is known before the training."""
     judged = tuned(Task.QUESTION_ANSWERING, LINES, LINES, max_length=24).judge()

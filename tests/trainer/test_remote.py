@@ -1,6 +1,7 @@
 """Stores: what a URI names is fetched, in order and whole, with the credentials of its Secret and of no other."""
 
 import gzip
+import hashlib
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from cloze_api.pretrain import Corpus
 from cloze_api.progress import ExitCode
 from cloze_trainer.data.documents import documents
 from cloze_trainer.data.remote import credentials, fetch
+from cloze_trainer.data.source import locate
 from cloze_trainer.errors import InputError, TrainerError
 
 FILES = {
@@ -69,6 +71,17 @@ def test_stores_are_read_by_file_pattern_and_folder(
     Stores.seen.clear()
     assert fetch(f"{store}/{path}", access, tmp_path) == paths
     assert not [seen for seen in Stores.seen if "resolve" in seen[0] or seen[0].endswith(".txt")]
+
+
+@pytest.mark.parametrize("store", ["s3://books", "hf://datasets/o/books"])
+def test_each_file_of_a_store_has_its_own_uri(server: str, tmp_path: Path, store: str) -> None:
+    """As a job could name it, without the commit that was read, and with its content's digest."""
+    access = KEYS | {"AWS_ENDPOINT_URL": server, "HF_TOKEN": "t0ken", "HF_ENDPOINT": server}
+    for uri in (f"{store}/texts/deep/c.txt", f"{store}/texts/*/c.txt", f"{store}/texts/deep"):
+        source = locate(uri, corpus_root=tmp_path, downloads=tmp_path, access=access)
+        digest = hashlib.sha256(FILES["texts/deep/c.txt"]).hexdigest()
+        assert source.contents == {f"{store}/texts/deep/c.txt": digest}
+        assert source.names == ("c.txt",)
 
 
 def test_revision_is_what_is_read(server: str, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Sources: files by pattern, downloads that are whole or refused, and no secret in what is told."""
 
+import hashlib
 import http.server
+import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ from cloze_api.progress import ExitCode
 from cloze_trainer.data.remote import redacted
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError, TrainerError
+from cloze_trainer.origin import digests
 
 BODY = b"one\n\ntwo\n" * 1000
 
@@ -135,6 +139,38 @@ def test_only_the_asterisk_is_a_wildcard(tmp_path: Path) -> None:
     assert [path.name for path in fetch(f"file://{folder}/*.md", tmp_path).paths] == ["c.md"]
     with pytest.raises(InputError, match="check the path"):
         fetch("pvc://texts/set1x/a.txt", tmp_path)
+
+
+def test_each_file_is_known_by_its_content_and_its_own_uri(server: str, tmp_path: Path) -> None:
+    """As `sha256sum` has it, packed or not; several files of a folder or a pattern have a digest of their own, too."""
+    folder = tmp_path / "mounts" / "pvc" / "texts" / "set"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt.gz"):
+        (folder / name).write_text(name)
+    expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a.txt", "deep/b.txt.gz")}
+    one = fetch("pvc://texts/set/a.txt", tmp_path)
+    assert (one.content, one.contents) == (expected["a.txt"], {"pvc://texts/set/a.txt": expected["a.txt"]})
+    packed = fetch(f"file://{folder}/deep/b.txt.gz", tmp_path)
+    assert packed.contents == {f"file://{folder}/deep/b.txt.gz": expected["deep/b.txt.gz"]}
+    both = {f"pvc://texts/set/{name}": digest for name, digest in expected.items()}
+    folded = fetch("pvc://texts/set/", tmp_path)
+    assert folded.contents == both
+    assert folded.content == folded.digest not in expected.values()
+    assert folded.names == ("a.txt", "deep/b.txt.gz")
+    assert fetch("pvc://texts/*/*.txt", tmp_path).contents == {"pvc://texts/set/a.txt": expected["a.txt"]}
+    page = fetch(f"http://ada:pa55@{server}/whole?key=s3cret", tmp_path)
+    assert page.contents == {f"http://{server}/whole": hashlib.sha256(BODY).hexdigest()}
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
+    """They are recorded as text that JSON takes, each as another."""
+    folder = tmp_path / "mounts" / "pvc" / "texts"
+    folder.mkdir(parents=True)
+    for name in (b"a@\xff", b"a@\xfe", "ä\nb".encode()):
+        (folder / os.fsdecode(name)).write_bytes(name)
+    recorded = digests([fetch("pvc://texts/*", tmp_path)])
+    assert set(recorded) == {"pvc://texts/*", "pvc://texts/a@\\xfe", "pvc://texts/a@\\xff", "pvc://texts/ä\nb"}
+    json.dumps(recorded, ensure_ascii=False).encode()
 
 
 def test_digest_follows_the_content(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cloze_server.settings import Settings
 from cloze_trainer import artifact, preparation
 from cloze_trainer.base import BaseModel
 from cloze_trainer.data import tokenizer
+from cloze_trainer.data.source import locate
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.finetune import FineTuning
@@ -77,9 +78,8 @@ class Tuned:
         model = BaseModel(
             folder=base, name="x/1", digest="sha256:0", special_tokens=SPECIAL_IDS, lowercase=True, config=config
         )
-        preparation.publish_examples(
-            folder / "data", self.spec, [[path] for path in paths], base=model, max_length=max_length
-        )
+        sources = [locate(f"file://{path}", corpus_root=folder, downloads=folder) for path in paths]
+        preparation.publish_examples(folder / "data", self.spec, sources, base=model, max_length=max_length)
         self.folder = folder
         self.reader = Reader(tokenizer.read(base), SPECIAL_IDS, max_length)
         self.workload = FineTuning(self.spec, PreparedDataset(folder / "data", model, {}), torch.device("cpu"))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from cloze_api.manifest import TOKENIZER_FILE, WEIGHTS_FILE, SpecialTokens
 from cloze_api.pretrained import PretrainedFolder
 from cloze_api.source import Credentials
 from cloze_api.task import Task
-from cloze_trainer import huggingface
+from cloze_trainer import card, huggingface
 from cloze_trainer.base import BaseModel, read_config
 from cloze_trainer.console import log
-from cloze_trainer.data.source import SourceFiles, locate
+from cloze_trainer.data.lines import compression
+from cloze_trainer.data.source import SourceFiles, digest_of, locate
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import is_complete, publish, write_json
@@ -29,6 +30,8 @@ _TOKENIZER = re.compile(
     r"|vocab\.txt|vocab\.json|merges\.txt|sentencepiece\.bpe\.model"
 )
 _BASE = re.compile(rf"{_TOKENIZER.pattern}|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+# A base's own card, for its licence.
+_TOLD = re.compile(rf"{_BASE.pattern}|{re.escape(card.CARD_FILE)}")
 _DESCRIPTIONS = "|".join(map(re.escape, huggingface.DESCRIPTIONS))
 _WHOLE = re.compile(rf"{_BASE.pattern}|{_DESCRIPTIONS}|[^/]+_Pooling/config\.json")
 _FACTS = "facts.json"
@@ -44,6 +47,7 @@ def adopt_base(run: Run, pretrained: PretrainedFolder, task: Task = Task.FILL_MA
         special_tokens=tokenizer.special_tokens,
         lowercase=tokenizer.lowercase,
         config=read_config(tokenizer.folder, tokenizer),
+        license=json.loads((tokenizer.folder / _FACTS).read_text(encoding="utf-8")).get("license"),
     )
 
 
@@ -108,22 +112,27 @@ def _check_weights(given: Given) -> None:
         )
 
 
-def _given(found: SourceFiles) -> Given:
+def _given(found: SourceFiles, besides: Collection[str] = ()) -> Given:
+    """besides: names of files that may be there, too, and aren't in the digest."""
     paths = dict(zip(found.names, found.paths, strict=True))
-    return Given(found, paths, hashlib.sha256(json.dumps([found.digest, sorted(paths)]).encode()).hexdigest())
+    contents = dict(zip(found.names, found.contents.values(), strict=True))
+    # What people say of a model is no part of it.
+    parts = [name for name in paths if name not in besides]
+    digest = digest_of((contents[name], compression(paths[name])) for name in parts)
+    return Given(found, paths, hashlib.sha256(json.dumps([digest, sorted(parts)]).encode()).hexdigest())
 
 
 def _adopted(run: Run, pretrained: PretrainedFolder, task: Task | None) -> PretrainedTokenizer:
     """task: what the weights are for; None where there is no need of any."""
     assert pretrained.uri is not None, "a registered version isn't adopted"
-    files = _BASE if task else _TOKENIZER
-    source = Named(pretrained.uri, pretrained.revision, pretrained.credentials, files)
-    given = _given(find(run, source, memory_of(run)))
+    source = Named(pretrained.uri, pretrained.revision, pretrained.credentials, _TOLD if task else _TOKENIZER)
+    besides = (card.CARD_FILE,)
+    given = _given(find(run, source, memory_of(run)), besides)
     if task:
         _check_weights(given)
     folder = run.workspace / "base" / given.digest[:20]
     if not is_complete(folder):
-        given = _given(need(run, source, given.found))
+        given = _given(need(run, source, given.found), besides)
         with given.folder(run.workspace) as linked, publish(folder) as staging:
             _convert(linked, staging, task)
         given.found.check_unchanged()
@@ -169,10 +178,11 @@ def _convert(given: Path, folder: Path, task: Task | None) -> None:
     special = conversion.find_special_tokens(given, loaded, tokenizer, mask=mask, vocab_size=vocab_size)
     loaded.save_pretrained(folder)
     tokenizer.save(str(folder / TOKENIZER_FILE), pretty=False)
-    write_json(
-        folder / _FACTS,
-        {"special_tokens": special.model_dump(), "lowercase": conversion.is_lowercase(tokenizer)},
-    )
+    facts = {"special_tokens": special.model_dump(), "lowercase": conversion.is_lowercase(tokenizer)}
+    theirs = given / card.CARD_FILE
+    if theirs.is_file():
+        facts["license"] = card.license_of(theirs.read_text(encoding="utf-8", errors="replace"))
+    write_json(folder / _FACTS, facts)
     if task:
         _write_weights(model, told, folder)
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 import yaml
 
 from cloze_api.card import Card
-from cloze_api.manifest import Manifest
+from cloze_api.manifest import IMPORT_KIND, Manifest
 from cloze_api.segments import VALUES_MAX
+from cloze_api.source import with_files
 from cloze_api.task import Task
 
 CARD_FILE: Final = "README.md"
@@ -99,7 +100,8 @@ def license_of(card: str) -> str | None:
     if not isinstance(document, dict):
         return None
     named = document.get("license_name") if document.get("license") == "other" else document.get("license")
-    return str(named)[:128] if isinstance(named, str) and named else None
+    # One line, as the manifest has it.
+    return " ".join(named.split())[:128].strip() or None if isinstance(named, str) else None
 
 
 def _front_matter(manifest: Manifest) -> str:
@@ -121,7 +123,8 @@ def _front_matter(manifest: Manifest) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
-    made = {"Import": "imported"}.get(manifest.lineage.kind, f"trained by the {manifest.lineage.kind}")
+    kind = manifest.lineage.kind
+    made = "imported" if kind == IMPORT_KIND else f"trained by the {kind}"
     about = f"{_code(manifest.architecture)} for {manifest.task}, {made} {_code(manifest.lineage.job)}"
     labels = ""
     if manifest.labels:
@@ -151,7 +154,14 @@ def _data(manifest: Manifest) -> str:
     counts = [
         (name.removeprefix("data_"), value) for name, value in manifest.evaluation.items() if name.startswith("data_")
     ]
-    sources = _table(("source", "SHA-256"), sorted(manifest.lineage.data.items()))
+    data = manifest.lineage.data
+    sources = _table(
+        ("source", "SHA-256"),
+        [
+            (f"{uri} ({files} files)" if files > 1 else uri, data[uri])
+            for uri, files in sorted(with_files(data.keys()).items())
+        ],
+    )
     if not counts:
         return sources
     return f"{sources}\n\n{_table(('counted', ''), [(name, _number(value)) for name, value in counts])}"

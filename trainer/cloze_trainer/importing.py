@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from cloze_api.card import Card
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import (
+    IMPORT_KIND,
     TOKENIZER_FILE,
     ArtifactError,
     Embedding,
@@ -46,8 +47,6 @@ from cloze_trainer.tracking import JobTags
 if TYPE_CHECKING:
     from cloze_trainer.conversion import Facts
     from cloze_trainer.data.examples import Row
-
-KIND = "Import"
 
 
 def run(asked: Asked) -> Outcome:
@@ -215,7 +214,7 @@ def _import(
             lineage=Lineage(
                 job=asked.origin,
                 job_uid=identity,
-                kind=KIND,
+                kind=IMPORT_KIND,
                 data=sources,
                 created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 trainer_version=trainer_version(),

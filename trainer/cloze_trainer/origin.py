@@ -16,7 +16,7 @@ from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
 from cloze_api.source import Credentials, parse_source
 from cloze_trainer.data.remote import credentials, redacted
-from cloze_trainer.data.source import SourceFiles, locate
+from cloze_trainer.data.source import SourceFiles, former, locate
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import write_json
 from cloze_trainer.run import Run
@@ -172,16 +172,20 @@ def locate_all(run: Run) -> list[SourceFiles]:
     return [_located(run, source, None) for source in named(run)]
 
 
-def digests(sources: Iterable[SourceFiles]) -> dict[str, str]:
-    """SHA-256 of each source, keyed by its URI without secrets; a number tells those apart that are alike then."""
+def digests(sources: Sequence[SourceFiles], *, files: bool = True) -> dict[str, str]:
+    """SHA-256 of each source, and of each of its files where it isn't one, keyed by their URIs without secrets; a
+    number tells those apart that are alike then.
+    """
+    found = [(redacted(source.uri), source.content) for source in sources]
+    if files:
+        found += [each for source in sources for each in source.contents.items()]
     result: dict[str, str] = {}
-    for source in sources:
-        shown = redacted(source.uri)
+    for shown, digest in found:
         name, number = shown, 1
-        while name in result:
+        while result.get(name, digest) != digest:
             number += 1
             name = f"{shown}#{number}"
-        result[name] = source.digest
+        result[name] = digest
     return result
 
 
@@ -191,6 +195,6 @@ def refuse_changed(run: Run, recorded: Mapping[str, str]) -> None:
     In a cluster a finished run stays what it is: its pods start again for other pods' sake alone.
     """
     if run.local and recorded:
-        for name, digest in digests(find_all(run)).items():
-            if recorded.get(name) != digest:
+        for name, digest in digests(find_all(run), files=False).items():
+            if recorded.get(name) not in (digest, *former(digest)):
                 raise changed(f"the content of {name}", "the run finished")

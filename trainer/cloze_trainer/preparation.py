@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cloze_api.finetune import FineTuneJobSpec, Truncation
@@ -18,11 +19,12 @@ from cloze_trainer.console import log
 from cloze_trainer.data import leakage, tokenizer, validation
 from cloze_trainer.data.remote import redacted
 from cloze_trainer.data.sharing import turn
+from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.data.verification import discard, intact
 from cloze_trainer.distillation import beside
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish, write_json
-from cloze_trainer.origin import digests, find_all, named, need_all, remember
+from cloze_trainer.origin import digests, find_all, named, need, need_all, remember
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.quality import champion, gates, judgement, luck
 from cloze_trainer.run import Run
@@ -96,6 +98,7 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
             f"spec.maxLength is {max_length}, the base model's limit is {base.config.max_length}: lower it",
         )
     sources = train, test, *others = find_all(run)
+    champion.keep(run, spec, test, lambda: need(run, named(run)[1], test))
     key = {"edition": EDITION, "sources": [train.digest, test.digest], "base": base.digest, "max_length": max_length}
     key |= {"task": spec.task, "problem": spec.problem, "labels": spec.labels}
     if spec.optimization.early_stopping is not None:
@@ -108,14 +111,15 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         with turn(folder, lambda: progress.advance("waiting")) if run.data_cache else nullcontext():
             # Another run may have prepared them meanwhile.
             if not (run.data_cache and intact(folder)):
-                paths = [each.paths for each in need_all(run, sources)]
+                there = need_all(run, sources)
                 discard(folder)
-                publish_examples(folder, spec, paths, base=base, max_length=max_length)
+                publish_examples(folder, spec, there, base=base, max_length=max_length)
     meta = json.loads((folder / _META_FILE).read_text(encoding="utf-8"))
     log("examples prepared", **{name: value for name, value in meta.items() if name != "labels"})
     if left := left_head.find(base, spec.task, meta["labels"]):
         log("head left", why=left["told"])
-    _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")))
+    keys = {name: json.loads((folder / f"{name}{_KEY_END}").read_text(encoding="utf-8")) for name in _scored(spec)}
+    _check_gates(spec, meta, json.loads((folder / _SLICES_FILE).read_text(encoding="utf-8")), keys)
     champion.check(run, spec, meta["labels"])
     for each in json.loads((folder / _SEEN_FILE).read_text(encoding="utf-8")):
         seen = leakage.Seen(**each)
@@ -134,16 +138,31 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
     return PreparedDataset(folder, base, digests(sources))
 
 
-def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequence[Sequence[str]]) -> None:
-    """Raise InputError for a gate on, or a choice by, a figure that there won't be: told before the training."""
+def _scored(spec: FineTuneJobSpec) -> Sequence[str]:
+    """The parts that answers are scored on."""
+    return ("test", "validation") if spec.optimization.early_stopping else ("test",)
+
+
+def _check_gates(
+    spec: FineTuneJobSpec,
+    meta: Mapping[str, Any],
+    slices: Sequence[Sequence[str]],
+    keys: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Raise InputError for a gate on, or a choice by, a figure that there won't be: told before the training.
+
+    slices: of the test examples. keys: of each part that is scored; any where it is absent.
+    """
+    kind, key = tasks.of(spec.task, spec.problem), keys.get("test")
     counted = [f"data_{name}" for name, value in meta.items() if isinstance(value, int | float)]
     counted += beside.figure_names(spec.task, meta["labels"]) if spec.distillation else []
-    told, others = tasks.of(spec.task, spec.problem).figure_names(meta["labels"])
+    told, others = kind.figure_names(meta["labels"], key)
     counted += luck.figure_names([*told, *others]) if spec.evaluation.seeds > 1 else []
-    counted += tasks.of(spec.task, spec.problem).thresholded if spec.evaluation.thresholds else []
+    counted += kind.thresholded if spec.evaluation.thresholds else []
     sliced = bool(judgement.counted_slices(slices, spec.evaluation.min_slice_examples))
-    known = [*judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem), *counted]
+    known = judgement.figure_names(spec.task, meta["labels"], sliced=sliced, problem=spec.problem, key=key) + counted
     if spec.optimization.early_stopping is not None:
+        told, others = kind.figure_names(meta["labels"], keys.get("validation"))
         selection.check(spec.optimization.early_stopping, [*told, *others])
     if missing := gates.unknown(spec.evaluation.gates, known):
         near = difflib.get_close_matches(missing[0], known, n=3) or known[:8]
@@ -157,14 +176,16 @@ def _check_gates(spec: FineTuneJobSpec, meta: Mapping[str, Any], slices: Sequenc
 def publish_examples(
     folder: Path,
     spec: FineTuneJobSpec,
-    paths: Sequence[Sequence[Path]],
+    sources: Sequence[SourceFiles],
     *,
     base: BaseModel,
     max_length: int,
 ) -> None:
-    """paths: of the files of training, test and, where these are examples of their own, validation."""
+    """sources: of training, test and, where these are examples of their own, validation."""
     kind = tasks.of(spec.task, spec.problem)
-    train, test, *others = (kind.read(each) for each in paths)
+    train, test, *others = (kind.read(each.paths) for each in sources)
+    for source in sources:
+        source.check_unchanged()
     labels = kind.labels(train, test, spec.labels)
     if others:
         kind.labels(train, others[0], spec.labels)

@@ -23,6 +23,8 @@ _CHUNK = 8 << 20
 _LISTING = "files.json"
 # Begins the path of a repository at a hub that isn't a model's.
 _DATA_SETS = "datasets/"
+# Of a repository at a hub, behind its name: a branch, tag or commit.
+_REVISION = re.compile(r"^((datasets/)?[^/]+/[^/@]+)@[^/]*")
 # What a server may call the packing of a file that is packed, by the end of its name.
 _ENCODINGS = {".gz": ("gzip", "x-gzip"), ".zst": ("zstd",)}
 # Answers that the same question would get again.
@@ -79,7 +81,7 @@ def fetch(
 ) -> dict[Path, str]:
     """The files behind a URI in order of their names, fetched into `downloads`; what is there already stays.
 
-    Each with its path in the folder that the URI names, or its name where it names files.
+    Each with its path in the store, as a Source has it, without secrets.
 
     access: as `credentials` has it. wanted: which files of a folder, by their path in it.
     Raises InputError where nothing matches or access is denied, TrainerError (retried)
@@ -107,14 +109,8 @@ def fetch(
             path = folder / f"{number:05d}-{end}"
             if not path.is_file():
                 _download(system, source, name, path)
-            paths[path] = _inner(source, name)
+            paths[path] = redacted(name) if source.kind is SourceKind.HTTP else _REVISION.sub(r"\1", name)
     return paths
-
-
-def _inner(source: Source, name: str) -> str:
-    """A file's path in the folder that the source names; its name where that is the file's."""
-    parts = PurePosixPath(name).parts
-    return "/".join(parts[len(PurePosixPath(source.path).parts) :]) or parts[-1]
 
 
 def _commit(source: Source, access: Mapping[str, str], revision: str | None) -> str | None:

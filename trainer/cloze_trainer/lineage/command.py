@@ -10,6 +10,7 @@ from typing import NamedTuple
 from cloze_api.names import ENV_MLFLOW_URI
 from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer import own_registry
+from cloze_trainer.data.remote import redacted
 from cloze_trainer.errors import InputError, TrainerError
 from cloze_trainer.lineage import descent
 
@@ -37,7 +38,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument("version", nargs="?", metavar="VERSION", help="name/version or name@alias")
     parser.add_argument("--downstream", action="store_true", help="what has come of it, instead of where it comes from")
     parser.add_argument(
-        "--data", metavar="DATA", help="what has come of a data set: sha256:… or the URI that jobs name"
+        "--data", metavar="DATA", help="what has come of a data set: sha256:… of a file, or the URI that jobs name"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     parsed = parser.parse_args(arguments)
@@ -55,9 +56,10 @@ def run(asked: Asked) -> Outcome:
 
     reader = Reader(uri)
     if asked.data is not None:
-        found = descent.made_of(asked.data, reader.all())
-        shown = {"data": asked.data, "versions": found}
-        written = "".join(map(descent.text, found)) or f"no registered version is made of {asked.data}\n"
+        data = _recorded(asked.data)
+        found = descent.made_of(data, reader.all())
+        shown = {"data": data, "versions": found}
+        written = "".join(map(descent.text, found)) or f"no registered version is made of {data}\n"
     else:
         name, number = _resolved(uri, asked.version or "")
         version = reader.named(name, number)
@@ -74,6 +76,14 @@ def run(asked: Asked) -> Outcome:
             ExitCode.REGISTRY,
         )
     return Outcome(reason="LineageFound", message="the answer is whole")
+
+
+def _recorded(data: str) -> str:
+    """A digest, or a URI as manifests have it: a job's may hold what is secret."""
+    try:
+        return redacted(data)
+    except ValueError:
+        return data
 
 
 def _resolved(uri: str, reference: str) -> tuple[str, str]:

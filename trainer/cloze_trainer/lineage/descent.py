@@ -4,13 +4,17 @@ What links a version to its base or its teacher is the digest of that one's mani
 names may be given to other models meanwhile.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloze_api.manifest import Lineage
+from cloze_api.manifest import IMPORT_KIND, Lineage
+from cloze_api.source import with_files
+from cloze_trainer.data.source import former
 
 Document = dict[str, Any]
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,15 @@ def made_of(data: str, versions: Sequence[Version]) -> list[Document]:
 
 
 def _is_made_of(lineage: Lineage, data: str) -> bool:
-    wanted = data.removeprefix("sha256:")
     known = {**lineage.data, **dict(_models(lineage).values())}
+    if digest := _DIGEST.fullmatch(data):
+        return not {digest[1], *former(digest[1])}.isdisjoint(each.removeprefix("sha256:") for each in known.values())
     # One that comes twice is told apart by a number behind `#`.
     uris = {uri.partition("#")[0] for uri in known} | known.keys()
-    return data in uris or wanted in {digest.removeprefix("sha256:") for digest in known.values()}
+    if lineage.kind == IMPORT_KIND:
+        # What was imported; of a hub with the revision, where one was named.
+        uris |= {lineage.job, *([lineage.job.partition("@")[0]] if lineage.job.startswith("hf://") else [])}
+    return data.rstrip("/") in {uri.rstrip("/") for uri in uris}
 
 
 def _by_parent(versions: Iterable[Version]) -> Mapping[str, Sequence[Version]]:
@@ -103,14 +111,17 @@ def text(document: Document) -> str:
 
 def _line(document: Document) -> str:
     if "version" not in document:
-        return f"{document['source']}  {document['digest']}"
+        files = f"  {document['files']} files" if document.get("files", 0) > 1 else ""
+        return f"{document['source']}  {document['digest']}{files}"
     aliases = "".join(f"  @{alias}" for alias in document["aliases"])
     made = f"{document['kind']} {document['job']}, {document['created']}"
     return f"{document['version']}{aliases}  {made}  {document['digest']}"
 
 
 def _branches(document: Document) -> Iterable[str]:
-    children = [("data ", each) for each in document.get("data", [])]
+    data = {each["source"]: each for each in document.get("data", [])}
+    # A folder may have thousands of files.
+    children = [("data ", {**data[uri], "files": files}) for uri, files in with_files(data.keys()).items()]
     children += [(f"{what} ", document[what]) for what in ("base", "teacher") if what in document]
     children += [("", each) for each in document.get("descendants", [])]
     for number, (what, child) in enumerate(children, 1):

@@ -44,12 +44,17 @@ def refuse_other(manifest: Manifest, kind: AnyKind, labels: Sequence[str]) -> No
             f"{manifest.name} is for {manifest.task} ({manifest.problem}), not for {kind.task} ({kind.problem}): only "
             "models for the same task can be compared",
         )
-    if sorted(manifest.labels) != sorted(labels):
+    if _named(kind) and sorted(manifest.labels) != sorted(labels):
         raise InputError(
             "LabelsDiffer",
             f"{manifest.name} has the labels {', '.join(sorted(manifest.labels))}, not {', '.join(sorted(labels))}: "
             "only models with the same labels can be compared",
         )
+
+
+def _named(kind: AnyKind) -> bool:
+    """Whether labels are known by their names: a number has one output, and what it is called says nothing."""
+    return kind.problem is not Problem.REGRESSION
 
 
 def assess(
@@ -61,7 +66,7 @@ def assess(
     *,
     precision: Precision = Precision.FP32,
 ) -> Scored:
-    """The model's answers to the examples, with its classes in the order of `labels`, which are its own.
+    """The model's answers to the examples, with its classes in the order of `labels`, which `refuse_other` lets pass.
 
     truncation: of texts that are too long, in sequence classification. precision: of the graph, one that there is.
 
@@ -72,7 +77,7 @@ def assess(
     reader = Reader(tokenizer.read(folder), manifest.special_tokens, manifest.limits.max_length, whole)
     part = kind.tokenize(examples, labels, reader)
     rows = Rows.of(part, per_token=kind.per_token, pad=manifest.special_tokens.pad)
-    order = [manifest.labels.index(label) for label in labels]
+    order = [manifest.labels.index(label) for label in labels] if _named(kind) else []
     found = _outputs(kind, folder, manifest, rows, precision)[:, order or slice(None)]
     slices = [example.slices for example in examples]
     scored: Scored = kind.scored(found, rows, kind.key(examples), slices)

@@ -2,23 +2,26 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import MANIFEST_FILE, ArtifactError, Manifest
 from cloze_api.signature import TrustedKeys
-from cloze_trainer import tasks, trust
+from cloze_trainer import files, tasks, trust
 from cloze_trainer.console import log
+from cloze_trainer.data.lines import compression
+from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.errors import BaseModelError, InputError
-from cloze_trainer.files import write_json
-from cloze_trainer.origin import locate_all
+from cloze_trainer.files import Damaged, publish, recorded, write_json
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, refuse_other
 from cloze_trainer.quality.gates import Verdict
 from cloze_trainer.run import Run
 from cloze_trainer.tasks.kind import Scored
+
+_EXAMPLES = "champion-examples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,35 @@ def check(run: Run, spec: FineTuneJobSpec, labels: Sequence[str]) -> None:
         return
     find(run, spec, labels)
     write_json(done, mark)
+
+
+def keep(run: Run, spec: FineTuneJobSpec, test: SourceFiles, needed: Callable[[], SourceFiles]) -> None:
+    """Keep the test examples' files as they are now: both models are to answer the same ones, and in the end the files
+    may be others, or gone. Raises InputError where they change meanwhile.
+
+    needed: gives them with their files on this machine, as `test` may only be remembered; raises where they are gone.
+    """
+    if spec.evaluation.champion is None:
+        return
+    names = [f"{number:05d}{compression(path)}" for number, path in enumerate(test.paths)]
+    try:
+        if _kept(run) == dict(zip(names, test.contents.values(), strict=True)):
+            return
+    except Damaged:
+        pass
+    with publish(run.workspace / _EXAMPLES, digests=True) as staging:
+        there = needed()
+        for name, path in zip(names, there.paths, strict=True):
+            shutil.copyfile(path, staging / name)
+        there.check_unchanged()
+
+
+def _kept(run: Run) -> dict[str, str]:
+    """SHA-256 of the kept files, by name. Raises Damaged where they aren't what was kept."""
+    folder = run.workspace / _EXAMPLES
+    digests = recorded(folder)
+    files.check(folder, digests)
+    return digests
 
 
 def find(run: Run, spec: FineTuneJobSpec, labels: Sequence[str]) -> Found | None:
@@ -88,8 +120,8 @@ def _verified(folder: Path, keys: TrustedKeys | None) -> Manifest | None:
 def judge(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[str]) -> Verdict | None:
     """The finished model beside the champion on the test examples; None without one. Raises RegistryError.
 
-    A champion that it can't be compared with, as the alias has moved since the training began, is a gate that it fails:
-    the model and its figures are kept.
+    A champion that it can't be compared with, as the alias has moved since the training began, or as it can't read the
+    examples, is a gate that it fails: the model and its figures are kept.
     """
     try:
         found = find(run, spec, labels)
@@ -97,9 +129,12 @@ def judge(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[str]
         return gates.incomparable(error.message)
     if found is None or (asked := spec.evaluation.champion) is None:
         return None
-    _, test, *_ = locate_all(run)
-    examples = tasks.of(spec.task, spec.problem).read(test.paths)
-    theirs = assess(found.folder, found.manifest, examples, labels, spec.truncate)
+    try:
+        paths = [run.workspace / _EXAMPLES / name for name in sorted(_kept(run))]
+        examples = tasks.of(spec.task, spec.problem).read(paths)
+        theirs = assess(found.folder, found.manifest, examples, labels, spec.truncate)
+    except (Damaged, InputError) as error:
+        return gates.incomparable(f"{found.name}, which has the alias {asked.alias}, can't be compared with: {error}")
     comparison = judgement.compare(
         *(scores, theirs, labels),
         task=spec.task,

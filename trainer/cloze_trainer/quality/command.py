@@ -164,7 +164,8 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
         raise InputError("TruncationUnsuitable", f"--truncate is for classification, not for {kind.task}")
     examples = kind.read(_files(asked.data, scratch / "data"))
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
-    known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem)
+    key = kind.key(examples)
+    known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem, key=key)
     known += kind.thresholded if manifest.calibration and manifest.calibration.thresholds != {} else []
     if strange := gates.unknown(asked.evaluation.gates, known):
         raise InputError("GateFigureUnknown", f"there is no figure {strange[0]!r}; there are {', '.join(known)}")

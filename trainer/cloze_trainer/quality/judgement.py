@@ -48,12 +48,14 @@ class Judgement:
 
 
 def figure_names(
-    task: Task, labels: Sequence[str], *, sliced: bool, problem: Problem = Problem.SINGLE_LABEL
+    task: Task, labels: Sequence[str], *, sliced: bool, problem: Problem = Problem.SINGLE_LABEL, key: Any = None
 ) -> list[str]:
-    """The figures that `judge` gives of a model with these labels. sliced: whether there are slices that count."""
+    """The figures that `judge` gives of a model with these labels. sliced: whether there are slices that count. key:
+    what the examples are scored by; any when absent.
+    """
     kind = tasks.of(task, problem)
-    told, others = kind.figure_names(labels)
-    worst = [f"{_WORST}{name}" for name in kind.mains(labels)] if sliced else []
+    told, others = kind.figure_names(labels, key)
+    worst = [f"{_WORST}{name}" for name in kind.mains(labels) if name in told] if sliced else []
     return [*told, *worst, *(f"{end}_{name}" for name in told for end in ENDS), *others]
 
 

@@ -166,7 +166,7 @@ class _Classification(Kind[Example, Scores]):
         """Of those that abstain."""
         return ("answered_share", "answered_accuracy") if self.abstains else ()
 
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See the methods above."""
         told, others = ["accuracy", "macro_f1"], ["log_loss", "calibration_error"]
         if len(labels) == 2:
@@ -238,9 +238,9 @@ class Words(_Classification):
         """One: whether there are entities is known from the labels."""
         return [self.main_of(self.figure_names(labels)[0])]
 
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:
         """With entities' where labels mark some."""
-        told, others = super().figure_names(labels)
+        told, others = super().figure_names(labels, key)
         if Scheme(labels).joins:
             return [*told, "entity_f1"], [*others, "entity_precision", "entity_recall"]
         return told, others

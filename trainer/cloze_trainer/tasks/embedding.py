@@ -167,9 +167,12 @@ class Embeddings(Kind[Pair, Answers]):
         """Each text, of which a request has one."""
         return [range(row, row + 1) for row in range(len(rows))]
 
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See `scored`."""
-        return ["spearman", "recall_at_1", "mrr"], []
+        of_scores, of_partners = ["spearman"], ["recall_at_1", "mrr"]
+        if key is None:
+            return [*of_scores, *of_partners], []
+        return (of_partners if key[0] is None else of_scores), []
 
 
 def ranks(vectors_NK: npt.NDArray[Any], texts_N: Ids, first_E: Ids, other_E: Ids) -> Floats:

@@ -173,8 +173,11 @@ class Kind(ABC, Generic[LineT, ScoredT]):
         return rows.groups()
 
     @abstractmethod
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
-        """What figures there may be: those with an interval, and those without."""
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:
+        """What figures there may be: those with an interval, and those without.
+
+        key: what the examples are scored by, as `key` gives it; any examples when absent.
+        """
 
     @property
     def thresholded(self) -> Sequence[str]:

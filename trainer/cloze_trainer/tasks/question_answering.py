@@ -150,9 +150,11 @@ class QuestionAnswering(Kind[Question, Answers]):
         """See `scored`."""
         return scores.found
 
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See `scored`."""
-        return ["exact_match", "f1", "answerable_exact_match", "answerable_f1", "unanswerable_accuracy"], []
+        there = [True, False] if key is None else [bool(right) for _, right in key]
+        answerable = ["answerable_exact_match", "answerable_f1"] if any(there) else []
+        return ["exact_match", "f1", *answerable, *([] if all(there) else ["unanswerable_accuracy"])], []
 
 
 def predicted(outputs_NK: Outputs, rows: Rows, key: Any) -> list[str]:

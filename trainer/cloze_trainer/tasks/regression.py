@@ -99,7 +99,7 @@ class Regression(Kind[Rated, Answers]):
         """See `scored`."""
         return scores.found
 
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See `scored`."""
         return ["spearman", "pearson", "rmse"], []
 

@@ -177,7 +177,7 @@ class SeveralLabels(Kind[Example, Marked]):
         """As `micro_f1`, and what it is made of."""
         return ("applied_micro_f1", "applied_precision", "applied_recall")
 
-    def figure_names(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See the methods above."""
         told = ["micro_f1", "macro_f1", "exact_match"]
         return told, ["log_loss", "calibration_error", "average_precision", *(f"f1_{label}" for label in labels)]
