@@ -20,7 +20,7 @@ from cloze_trainer.run import Run, open_run
 CONFIG = EncoderConfig(vocab_size=9, layers=1, hidden_size=4, heads=1, intermediate_size=4, max_length=16, dropout=0.0)
 
 
-def artifact(folder: Path) -> str:
+def artifact(folder: Path, max_length: int = 16, vocab_size: int = 9) -> str:
     """Something with an artifact's files; returns its digest."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text("{}")
@@ -32,7 +32,7 @@ def artifact(folder: Path) -> str:
             name="small",
             task=Task.FILL_MASK,
             architecture="BertForMaskedLM",
-            limits=Limits(max_length=16, vocab_size=9),
+            limits=Limits(max_length=max_length, vocab_size=vocab_size),
             special_tokens=SPECIAL_IDS,
             lowercase=True,
             tokenizer_fingerprint=tokenizer_fingerprint({}),
@@ -98,3 +98,14 @@ def test_artifact_without_its_tokenizer_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError) as refusal:
         open_base(tmp_path / "base", "small/1", None)
     assert refusal.value.exit_code == ExitCode.BASE_MISMATCH
+
+
+@pytest.mark.parametrize(("max_length", "vocab_size"), [(17, 9), (16, 8)])
+def test_a_base_whose_limits_are_not_its_encoders_is_refused(tmp_path: Path, max_length: int, vocab_size: int) -> None:
+    """A longer text, or another number of tokens, by the manifest than by the configuration; a shorter text is fine."""
+    artifact(tmp_path / "odd", max_length, vocab_size)
+    with pytest.raises(BaseModelError, match=f"{max_length} tokens of {vocab_size} by .* and 16 of 9 by") as refusal:
+        open_base(tmp_path / "odd", "small/1", None)
+    assert (refusal.value.reason, refusal.value.exit_code) == ("BaseLimitsMismatch", ExitCode.BASE_MISMATCH)
+    artifact(tmp_path / "shorter", max_length=8)
+    assert open_base(tmp_path / "shorter", "small/1", None).config.max_length == 16

@@ -51,13 +51,21 @@ def open_encoder(folder: Path, name: str, expected_digest: str | None) -> BaseMo
 
 
 def _base(tokenizer: PretrainedTokenizer, manifest: Manifest) -> BaseModel:
+    config, limits = read_config(tokenizer.folder, tokenizer), manifest.limits
+    # The tokenizer's fingerprint knows of neither. A fine-tuned model may read less than its encoder could.
+    if limits.max_length > config.max_length or limits.vocab_size != config.vocab_size:
+        raise BaseModelError(
+            "BaseLimitsMismatch",
+            f"the base model {tokenizer.name} reads {limits.max_length} tokens of {limits.vocab_size} by its "
+            f"{MANIFEST_FILE}, and {config.max_length} of {config.vocab_size} by its config.json: name another version",
+        )
     return BaseModel(
         folder=tokenizer.folder,
         name=tokenizer.name,
         digest=tokenizer.digest,
         special_tokens=tokenizer.special_tokens,
         lowercase=tokenizer.lowercase,
-        config=read_config(tokenizer.folder, tokenizer),
+        config=config,
         license=manifest.card.license if manifest.card else None,
     )
 
