@@ -47,7 +47,7 @@ from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.distillation.lesson import Distilling, SoftTargets
 from cloze_trainer.distillation.relation import RelationLoss
 from cloze_trainer.encoders.config import EncoderConfig
-from cloze_trainer.errors import PeerLost, Suspended, TrainerError, classify
+from cloze_trainer.errors import Suspended, TrainerError, classify
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
@@ -335,12 +335,12 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 suspended.append(str(failure))
                 stop.requested = False
                 continue
-            except (PeerLost, OSError) as failure:
-                if "refused" not in scenario:
+            except (TrainerError, OSError) as failure:
+                if "refused" in scenario:
+                    ended.append((classify(failure).reason, workload.taken[-1]))
+                    continue
+                if isinstance(failure, OSError):
                     raise
-                ended.append((classify(failure).reason, workload.taken[-1]))
-                continue
-            except TrainerError as failure:
                 error = failure.reason
                 if isinstance(failure, memory.ChunkTooLarge):
                     memory.keep(folder, failure)
