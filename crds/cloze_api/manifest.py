@@ -183,7 +183,9 @@ def file_sha256(path: Path, heard: Callable[[int], object] | None = None) -> str
 def tokenizer_fingerprint(tokenizer: Mapping[str, Any]) -> str:
     """SHA-256 over a tokenizer's canonical JSON: vocabulary, normaliser, pre-tokenizer, special tokens.
 
-    Truncation and padding are left out: the server sets its own, and they don't change which ids a text gets.
+    Truncation and padding are left out: the server sets its own, and they don't change which ids a text gets. How long
+    an input may be is among the manifest's limits, which the server tries on the graph, and the trainer holds to a
+    base's `config.json`.
     """
     parts = {key: value for key, value in tokenizer.items() if key not in ("truncation", "padding")}
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

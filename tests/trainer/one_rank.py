@@ -11,7 +11,8 @@ between checkpoints; `teacher`, what is learnt from one, a random model of anoth
 `scale`, the first one of the loss, and `growth`, the steps after which it is doubled; `burst`, a first batch and one
 after the last, of which the gradient isn't finite, and the loss is; `unchecked`, whether arithmetic that the device
 hasn't is taken all the same; `stop`, of which `rank` is sent a signal at `batches` and at `evaluations`, each of which
-it goes on from.
+it goes on from; `peak`, the operations a second that a processor is said to do at most; `refused`, the step whose
+checkpoint a volume doesn't take, and with which error number, whereupon the process begins anew if it has to.
 """
 
 import json
@@ -19,7 +20,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,17 +37,17 @@ from cloze_api.distillation import Distillation
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.privacy import Privacy
 from cloze_api.training import Profile
-from cloze_trainer import compiling, loop, lora, memory, optimizer, scaling
+from cloze_trainer import compiling, flops, loop, lora, memory, optimizer, scaling
 from cloze_trainer.attendance import Attendance
 from cloze_trainer.base import BaseModel
-from cloze_trainer.checkpoint import Checkpoints
+from cloze_trainer.checkpoint import Checkpoints, LoopState
 from cloze_trainer.clock import Clock
 from cloze_trainer.data.labelled import IGNORED, Labelled
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.distillation.lesson import Distilling, SoftTargets
 from cloze_trainer.distillation.relation import RelationLoss
 from cloze_trainer.encoders.config import EncoderConfig
-from cloze_trainer.errors import Suspended, TrainerError
+from cloze_trainer.errors import Suspended, TrainerError, classify
 from cloze_trainer.finetune import FineTuning
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
@@ -97,17 +100,47 @@ def dataset(folder: Path) -> PreparedDataset:
 
 
 class Recorder(ProgressFile):
-    """Keeps the losses."""
+    """Keeps what the loop tells. A step takes a second."""
 
     def __init__(self) -> None:
-        super().__init__(None)
+        super().__init__(None, lambda: self.now)
+        self.now = 0.0
         self.losses: list[float | None] = []
         self.seen: list[tuple[int, int]] = []
+        self.told: list[dict[str, float]] = []
 
     def step(self, step: int, total_steps: int, *, loss: float | None, tokens: int) -> None:
+        self.now += 1
+        super().step(step, total_steps, loss=loss, tokens=tokens)
         if step:
             self.losses.append(loss)
             self.seen.append((tokens, total_steps - step))
+
+    def figures(self, values: Mapping[str, float]) -> None:
+        super().figures(values)
+        self.told.append(dict(values))
+
+
+class Tracked(Silent):
+    """Keeps what MLflow would be sent, by step."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.rows.setdefault(step, {}).update(values)
+
+
+class Refused(Checkpoints):
+    """Can't write the checkpoint of a step, once."""
+
+    refused: tuple[int, int] | None = None
+
+    def write(self, state: LoopState, tensors: dict[str, Any], give_up: threading.Event | None = None) -> None:
+        if self.refused is not None and self.refused[0] == state.step:
+            (_, number), self.refused = self.refused, None
+            raise OSError(number, os.strerror(number))
+        super().write(state, tensors, give_up)
 
 
 class Crash(Exception):
@@ -129,6 +162,8 @@ class Failing(FineTuning):
         )
         self.crashes = list(scenario.get("crash", ()))
         self.taken: list[int] = []
+        self.places: list[tuple[int, int]] = []
+        self.waits: list[float] = []
         self.evaluations: list[dict[str, float]] = []
         self.broken_off = 0
         asked = scenario.get("stop", {})
@@ -150,7 +185,12 @@ class Failing(FineTuning):
             os.kill(os.getpid(), signal.SIGSTOP)
         self.here = batch
         self.taken.append(batch)
+        began = time.monotonic()
         chunks = super().share(batch, rank, world, done)
+        self.waits.append(time.monotonic() - began)
+        # A stand-in has no word of the data's.
+        words = sum(int((chunk.inputs[0] != SPECIAL_IDS.pad).sum()) for chunk in chunks if chunk.weight)
+        self.places.append((words, sum(chunk.inputs[0].numel() for chunk in chunks)))
         if batch not in self.empty:
             return chunks
         return [replace(chunk, targets=torch.full_like(chunk.targets, IGNORED), weight=0) for chunk in chunks]
@@ -211,6 +251,12 @@ def end(left: Path, error: TrainerError) -> None:
     os._exit(error.exit_code)
 
 
+def peak_memory() -> int:
+    """Most bytes that this process has had, as the system tells it."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
 def whole(tensor: Any) -> Tensor:
     """All of a tensor of which each rank may have a part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -224,6 +270,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
     name = f"{gang.world}-{gang.rank}"
     prepared = dataset(folder / f"data-{name}-{scenarios[0]['name']}" / "examples")
     scaled = {"START": scaling.START, "GROWTH_STEPS": scaling.GROWTH_STEPS}
+    peaks = dict(vars(flops)["_PEAKS"])
     for scenario in scenarios:
         changed = {**SPEC.optimization.model_dump(by_alias=True), **scenario.get("optimization", {})}
         spec = SPEC.model_copy(update={"optimization": type(SPEC.optimization).model_validate(changed)})
@@ -233,6 +280,8 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
         changed = {"START": scenario.get("scale"), "GROWTH_STEPS": scenario.get("growth")}
         vars(scaling).update({key: changed[key] or usual for key, usual in scaled.items()})
         vars(loop)["build"] = partial(watched, workload)
+        own = {"cpu": (0.0, scenario["peak"])} if "peak" in scenario else {}
+        vars(flops)["_PEAKS"] = peaks | own
         gradients: list[Tensor] = []
         clip = torch.nn.utils.clip_grad_norm_
 
@@ -243,15 +292,17 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             return clip(parameters, bound)
 
         torch.nn.utils.clip_grad_norm_ = record
-        progress = Recorder()
-        checkpoints = Checkpoints(folder / f"checkpoints-{gang.world}-{scenario['name']}", 6, workload.origin)
+        progress, tracked = Recorder(), Tracked()
+        checkpoints = Refused(folder / f"checkpoints-{gang.world}-{scenario['name']}", 6, workload.origin)
+        checkpoints.refused = scenario.get("refused")
         if gang.leads and "after" in scenario:
             shutil.copytree(folder / f"checkpoints-{scenario['after']}", checkpoints.folder)
             for path in checkpoints.folder.glob("step-*"):
                 if int(path.name[5:]) > scenario["from"]:
                     shutil.rmtree(path)
         gang.from_leader()
-        error, choice, scale, suspended = "", None, None, []
+        error, choice, scale, suspended, ended = "", None, None, [], []
+        began, memory_before = time.monotonic(), peak_memory()
         while True:
             model = initial_model_of(workload)
             adapters = lora.begin(spec.optimization, model)
@@ -260,7 +311,7 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             traces = folder / f"profile-{name}-{scenario['name']}"
             profiler = Profiler(asked, traces, Silent())
             around = Surroundings(
-                *(gang, checkpoints, progress, Silent(), stop, attendance, profiler), selection=workload.selection
+                *(gang, checkpoints, progress, tracked, stop, attendance, profiler), selection=workload.selection
             )
             around = replace(around, chunk_tokens=memory.recall(folder))
             try:
@@ -286,16 +337,23 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
                 suspended.append(str(failure))
                 stop.requested = False
                 continue
-            except TrainerError as failure:
+            except (TrainerError, OSError) as failure:
+                if "refused" in scenario:
+                    ended.append((classify(failure).reason, workload.taken[-1]))
+                    continue
+                if isinstance(failure, OSError):
+                    raise
                 error = failure.reason
                 if isinstance(failure, memory.ChunkTooLarge):
                     memory.keep(folder, failure)
                     end(folder / f"{name}.json", failure)
             break
+        seconds, memory_after = time.monotonic() - began, peak_memory()
         measured = workload.evaluate(model, gang) if not error else {}
         torch.nn.utils.clip_grad_norm_ = clip
         weights = torch.cat([whole(parameter.detach()).flatten() for parameter in model.parameters()])
         result = {
+            "name": scenario["name"],
             "error": error,
             "trace": next(map(str, traces.glob("*.gz")), None),
             "losses": progress.losses,
@@ -309,6 +367,14 @@ def main(folder: Path, scenarios: list[dict[str, Any]]) -> None:
             "taken": workload.taken,
             "sizes": workload.sizes,
             "seen": progress.seen,
+            "told": progress.told,
+            "tracked": tracked.rows,
+            "places": workload.places,
+            "waits": workload.waits,
+            "seconds": seconds,
+            "memory": (memory_before, memory_after),
+            "flops_per_token": workload.flops_per_token,
+            "ended": ended,
             "chunk_tokens": workload.chunk_tokens,
             "scale": scale,
             "checkpoints": sorted(path.parent.name for path in checkpoints.folder.glob("*/COMPLETE")),

@@ -37,7 +37,12 @@ CONFIG = EncoderConfig(
 
 
 def artifact(
-    folder: Path, *, text: str = TOKENIZER.to_str(), special: SpecialTokens = SPECIAL_IDS, limit: int = SIZE
+    folder: Path,
+    *,
+    text: str = TOKENIZER.to_str(),
+    special: SpecialTokens = SPECIAL_IDS,
+    limit: int = SIZE,
+    max_length: int = 16,
 ) -> str:
     """Something with an artifact's files; returns its digest. text: of the tokenizer. limit: of the vocabulary."""
     folder.mkdir(parents=True)
@@ -50,7 +55,7 @@ def artifact(
             name="small",
             task=Task.FILL_MASK,
             architecture="BertForMaskedLM",
-            limits=Limits(max_length=16, vocab_size=limit),
+            limits=Limits(max_length=max_length, vocab_size=limit),
             special_tokens=special,
             lowercase=True,
             tokenizer_fingerprint=tokenizer_fingerprint(json.loads(text)),
@@ -145,10 +150,15 @@ def test_a_base_whose_tokenizer_is_another_is_refused(
     assert (refusal.value.reason, refusal.value.exit_code) == ("BaseTokenizerUnsuitable", ExitCode.BASE_MISMATCH)
 
 
-def test_a_base_with_fewer_embeddings_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
-    """A tokenizer that fits the one would give ids beyond the other."""
-    artifact(tmp_path / "base", limit=SIZE + 1)
-    for opening in (open_base, open_encoder):
-        with pytest.raises(BaseModelError, match=f"vocabulary of {SIZE + 1}") as refusal:
-            opening(tmp_path / "base", "small/1", None)
-        assert refusal.value.reason == "BaseManifestInvalid"
+@pytest.mark.parametrize("opening", [open_base, open_encoder])
+@pytest.mark.parametrize(("max_length", "limit"), [(17, SIZE), (16, SIZE + 1)])
+def test_a_base_whose_limits_are_not_its_encoders_is_refused(
+    tmp_path: Path, opening: Callable[[Path, str, str | None], Any], max_length: int, limit: int
+) -> None:
+    """A longer text, or another number of tokens, by the manifest than by the configuration; a shorter text is fine."""
+    artifact(tmp_path / "odd", max_length=max_length, limit=limit)
+    with pytest.raises(BaseModelError, match=f"{max_length} tokens of {limit} by .* and 16 of {SIZE} by") as refusal:
+        opening(tmp_path / "odd", "small/1", None)
+    assert (refusal.value.reason, refusal.value.exit_code) == ("BaseLimitsMismatch", ExitCode.BASE_MISMATCH)
+    artifact(tmp_path / "shorter", max_length=8)
+    assert opening(tmp_path / "shorter", "small/1", None).config.max_length == 16

@@ -15,7 +15,8 @@ from cloze_trainer.arithmetic import offered
 pytestmark = pytest.mark.timeout(300)
 
 
-STEADY = {"name": "steady"}
+PEAK = 1e6
+STEADY = {"name": "steady", "peak": PEAK}
 # A hundred and twenty steps, of whose batches forty unlearn what was learnt.
 ASCENT: dict[str, Any] = {
     "ascent": [30, 70],
@@ -176,6 +177,69 @@ def test_two_ranks_train_on_what_one_does(results: dict[str, dict[str, Any]]) ->
     assert torch.equal(two["gradients"], other["gradients"])
     assert torch.allclose(two["weights"], one["weights"], atol=1e-4)
     assert torch.equal(two["weights"], other["weights"])
+
+
+@pytest.mark.parametrize("name", ["1-0-steady", "2-0-steady", "2-1-steady", "3-0-steady", "2-0-sharded"])
+def test_figures_are_those_of_the_steps(results: dict[str, dict[str, Any]], name: str) -> None:
+    """Of each: the norm of its gradient before it is clipped, the padding of its rows on all ranks, the rate of the
+    schedule, how long this rank has waited for rows so far, and the most memory it has had.
+    """
+    result, gang = results[name], name.partition("-")[0]
+    told = result["told"]
+    assert len(told) == 6
+    norms = [float(gradient.norm()) for gradient in result["gradients"]]
+    assert max(norms) > 0.5
+    assert [figures["gradient_norm"] for figures in told] == pytest.approx(norms, rel=1e-5)
+    ranks_places = [results[f"{gang}-{rank}-{result['name']}"]["places"] for rank in range(int(gang))]
+    for figures, *shares in zip(told, *ranks_places, strict=True):
+        words, places = (sum(each) for each in zip(*shares, strict=True))
+        assert figures["padding_share"] == pytest.approx(1 - words / places)
+    assert max(figures["padding_share"] for figures in told) > 0.1
+    # It falls to zero in a line, from the first step on.
+    rates = [1e-3 * (1 - step / 6) for step in range(6)]
+    assert [figures["learning_rate"] for figures in told] == pytest.approx(rates)
+    waits = [figures["data_wait_seconds"] for figures in told]
+    for step, waited in enumerate(waits):
+        assert sum(result["waits"][: step + 1]) <= waited + 1e-9
+    assert waits == sorted(waits)
+    assert waits[-1] < result["seconds"]
+    before, after = result["memory"]
+    # The system's two counts of it are a little apart.
+    assert 0.95 * before < told[0]["memory_bytes"] <= told[-1]["memory_bytes"] < 1.05 * after
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_share_of_what_the_devices_can_do_is_that_of_all_ranks(
+    results: dict[str, dict[str, Any]], world: int
+) -> None:
+    """The model's operations on the tokens of a second, over those that as many devices can do; with the first step
+    there is no rate. Here a step takes a second, and each device can do a million.
+    """
+    result = results[f"{world}-0-steady"]
+    told, tokens = result["told"], [tokens for tokens, _ in result["seen"]]
+    assert "flops_share" not in told[0]
+    for step in range(1, 6):
+        rate = tokens[step - 1] / step
+        expected = result["flops_per_token"] * rate / (world * PEAK)
+        assert told[step]["flops_share"] == pytest.approx(expected)
+    assert all("flops_share" not in figures for figures in results["1-0-two"]["told"])
+
+
+def test_mlflow_is_sent_what_is_told(results: dict[str, dict[str, Any]]) -> None:
+    """Of the last step, and of each tenth."""
+    result = results["1-0-steady"]
+    sent = result["tracked"][6]
+    assert sent.items() >= result["told"][-1].items()
+    assert sent["loss"] == result["losses"][-1]
+    assert sent["tokens_per_second"] == pytest.approx(result["seen"][-1][0] / 6)
+    assert [step for step, row in results["1-0-ascent"]["tracked"].items() if "loss" in row] == list(range(10, 121, 10))
+
+
+def test_a_norm_that_is_not_finite_is_not_told(results: dict[str, dict[str, Any]]) -> None:
+    """Nor is it a number that was none: the step's other figures are."""
+    told = results["1-0-two"]["told"]
+    assert ["gradient_norm" in figures for figures in told] == [True, False, False, True, True, True]
+    assert all("padding_share" in figures for figures in told)
 
 
 def test_steps_without_a_finite_gradient_are_left_out_within_a_budget(results: dict[str, dict[str, Any]]) -> None:

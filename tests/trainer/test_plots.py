@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from whole_runs import Trainer, kill_after, kill_once, pretrain
 
+from cloze_api.manifest import MANIFEST_FILE, file_sha256
 from cloze_trainer import plots
 from cloze_trainer.tracking import JobTags, MlflowTracker
 
@@ -83,6 +85,29 @@ def test_plots_are_in_mlflow_when_the_run_is_over(mlflow: str, tmp_path: Path) -
     after = drawn()
     assert after.keys() == {f"plots/{name}.png" for name in ("training", "confusion", "reliability", "slices")}
     assert after["plots/training.png"] > before["plots/training.png"]
+
+
+def test_plots_trace_and_last_figures_of_a_run_that_is_killed_at_its_end(
+    corpus: Path, mlflow: str, tmp_path: Path
+) -> None:
+    """All processes killed once the artifact is there, which the next start registers: MLflow has the curves up to the
+    last step, what the evaluation found, and the trace that the first start made, which was killed, too.
+    """
+    trainer = Trainer(tmp_path, {"MLFLOW_TRACKING_URI": mlflow})
+    profile, topology = {"fromStep": 2, "steps": 1}, {"processesPerNode": 1}
+    job = pretrain(corpus, profile=profile, topology=topology, registry={"name": "killed-at-its-end"})
+    manifest = trainer.artifact / MANIFEST_FILE
+    kill_after(trainer, job, 14)
+    kill_once(trainer, job, manifest.exists)
+    digest = f"sha256:{file_sha256(manifest)}"
+    assert trainer.run(job) == 0, trainer.log
+    assert trainer.outcome["modelDigest"] == digest
+    client, run = MlflowClient(mlflow), trainer.outcome["runId"]
+    folders = ("plots", "profile")
+    files = [each.path for folder in folders for each in client.list_artifacts(run, folder)]
+    assert files == ["plots/training.png", "profile/trace.json.gz"]
+    for figure in ("loss", "masked_loss"):
+        assert max(each.step for each in client.get_metric_history(run, figure)) == 60
 
 
 def test_a_plot_that_fails_ends_nothing(mlflow: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,17 @@ def test_a_run_that_goes_on_behind_the_window_has_no_trace(tmp_path: Path, capfd
     assert watch(tmp_path, range(4), fromStep=3) == [tmp_path / "trace.json.gz"]
 
 
+def test_the_trace_of_an_earlier_start_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """That one was killed before it could; none is missed then. What an even earlier one didn't finish is no trace."""
+    (tmp_path / ".trace.json.gz").write_bytes(b"half")
+    assert watch(tmp_path, range(5, 9), fromStep=3) == []
+    watch(tmp_path, range(5), fromStep=3)
+    capfd.readouterr()
+    assert watch(tmp_path, range(5, 9), fromStep=3) == [tmp_path / "trace.json.gz"]
+    assert "no profile" not in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
+
+
 def test_a_trace_that_cannot_be_kept_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,6 +217,15 @@ def test_a_frozen_rank_is_named_and_costs_no_bit(corpus: Path, undisturbed: Trai
     assert weights(trainer) == weights(undisturbed)
 
 
+def test_a_run_that_diverges_ends_with_its_own_code(corpus: Path, tmp_path: Path) -> None:
+    """Final, with the reason and what to change: a learning rate that rises to 1, and the loss with it."""
+    trainer = Trainer(tmp_path, {})
+    absurd = {"learningRate": 1, "warmupSteps": 60, "maxLossRise": 0.1, "maxRollbacks": 0}
+    assert trainer.run(pretrain(corpus, optimization={"steps": 60, "batchSequences": 8, **absurd})) == 11, trainer.log
+    assert trainer.outcome["reason"] == "Diverged"
+    assert "lower optimization.learningRate" in trainer.outcome["message"]
+
+
 def test_stop_signal_saves_and_a_killed_rank_is_told(corpus: Path, tmp_path: Path) -> None:
     """SIGTERM: a checkpoint of the step that was reached, the code for a suspended run; started again it goes on. A
     rank that the system kills then is the reason of the end, not the other's loss of it.

@@ -24,14 +24,17 @@ class Recorded:
     """A job whose ranks write down what they take."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
-        self.folder, self.attempts = folder, 0
+        self.folder = folder
+        self.begins: list[int] = []
+        """The step of the newest checkpoint that each attempt found."""
         folder.mkdir()
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
 
     def train(self, world: int, *, until: int | None = None) -> None:
         """Train with as many ranks, to the end, or until they are killed in this batch or a later one."""
-        record = self.folder / f"attempt-{self.attempts}"
-        self.attempts += 1
+        record = self.folder / f"attempt-{len(self.begins)}"
+        markers = (self.folder / "workspace" / "checkpoints").glob("step-*/COMPLETE")
+        self.begins.append(max((int(path.parent.name[5:]) for path in markers), default=0))
         words = [str(PROGRAM), str(self.folder / "job.json"), str(record)]
         places = {"CLOZE_WORKSPACE": str(self.folder / "workspace"), ENV_FOLDER: str(self.folder)}
         # Another test's MLflow client leaves its server's address in this process's environment.
@@ -48,16 +51,17 @@ class Recorded:
         assert until is not None or codes == [0] * world, ranks.log(self.folder, world, 0).read_text()
 
     def taken(self) -> dict[int, list[int]]:
-        """The samples of each batch, by the last of the attempts that took it, whose update counts."""
+        """The samples of each batch that an attempt took whose update a later one went on from, or the last one."""
         found: dict[int, list[int]] = {}
-        for attempt in range(self.attempts):
-            own: dict[int, list[int]] = {}
+        for attempt, (begin, end) in enumerate(zip(self.begins, [*self.begins[1:], None], strict=True)):
             for path in self.folder.glob(f"attempt-{attempt}-*"):
-                for line in path.read_text().splitlines():
-                    batch, rows = json.loads(line)
-                    own.setdefault(batch, []).extend(rows)
-            found |= own
-        return {batch: sorted(rows) for batch, rows in found.items()}
+                lines = [json.loads(line) for line in path.read_text().splitlines()]
+                # Each batch from the first one on whose update isn't in the checkpoint, and each once.
+                assert [batch for batch, _ in lines] == list(range(begin, begin + len(lines)))
+                for batch, rows in lines:
+                    if end is None or batch < end:
+                        found.setdefault(batch, []).extend(rows)
+        return {batch: sorted(rows) for batch, rows in sorted(found.items())}
 
 
 def test_each_sample_is_taken_once_an_epoch_whatever_happens(corpus: Path, tmp_path: Path) -> None:
@@ -72,6 +76,7 @@ def test_each_sample_is_taken_once_an_epoch_whatever_happens(corpus: Path, tmp_p
     killed.train(2, until=17)
     killed.train(1, until=36)
     killed.train(2)
+    assert 0 < killed.begins[1] < killed.begins[2] < 60
     taken = steady.taken()
     assert list(taken) == list(range(60))
     assert {len(rows) for rows in taken.values()} == {40}

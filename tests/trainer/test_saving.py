@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ranks
 import torch
 from torch import nn
 
@@ -19,6 +20,8 @@ from cloze_trainer.errors import classify
 from cloze_trainer.origin import Origin
 from cloze_trainer.progress import ProgressFile
 from cloze_trainer.saving import Saver
+
+ORIGIN = Origin("corpus", "sha256:base")
 
 
 class Alone:
@@ -34,7 +37,7 @@ class Gated(Checkpoints):
     """Writes once the gate is open; `error` is raised instead when it is set."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, 3, Origin("corpus", "sha256:base"))
+        super().__init__(folder, 3, ORIGIN)
         self.gate = threading.Event()
         self.error: OSError | None = None
 
@@ -145,6 +148,37 @@ def test_any_other_error_ends_the_run(tmp_path: Path) -> None:
             own.check(1.0)
 
 
+def test_two_ranks_learn_of_a_checkpoint_that_one_could_not_write(tmp_path: Path) -> None:
+    """Before the next collective of the training: both end in the same step, the writer with what the volume says, and
+    go on together from the last good checkpoint, to the same weights. A full volume ends neither.
+    """
+    scenarios = [
+        {"name": "steady"},
+        {"name": "unwritable", "refused": [3, errno.EROFS]},
+        {"name": "full", "refused": [3, errno.ENOSPC]},
+    ]
+    processes = ranks.start(tmp_path, 2, *scenarios)
+    try:
+        for rank, process in enumerate(processes):
+            assert process.wait(timeout=120) == 0, ranks.log(tmp_path, 2, rank).read_text()
+    finally:
+        for process in processes:
+            process.kill()
+    left = {path.stem: torch.load(path) for path in tmp_path.glob("*.pt")}
+    for rank, reason in enumerate(["StorageUnusable", "PeerLost"]):
+        steady, unwritable, full = (left[f"2-{rank}-{each['name']}"] for each in scenarios)
+        ((why, batch),) = unwritable["ended"]
+        assert why == reason
+        # The write of step 3 goes on beside the one or two batches that come next.
+        assert batch in (4, 5)
+        assert [("PeerLost", batch)] == left["2-1-unwritable"]["ended"]
+        assert unwritable["taken"] == [*range(batch + 1), *range(2, 6)]
+        assert torch.equal(unwritable["weights"], steady["weights"])
+        assert (full["ended"], full["taken"]) == ([], list(range(6)))
+        assert full["checkpoints"] == [f"step-{step:08d}" for step in (1, 2, 4, 5, 6)]
+        assert torch.equal(full["weights"], steady["weights"])
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
@@ -163,7 +197,7 @@ def test_a_volume_that_fills_while_a_checkpoint_is_written_costs_that_checkpoint
     volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There was room when it began: what was written of it is taken away, and what was there before can be loaded."""
-    checkpoints = Checkpoints(volume / "checkpoints", 3, Origin("corpus", "sha256:base"))
+    checkpoints = Checkpoints(volume / "checkpoints", 3, ORIGIN)
     model = nn.Linear(128, 128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     with saver(checkpoints) as own:
@@ -189,7 +223,7 @@ def test_a_volume_that_fills_while_a_checkpoint_is_written_costs_that_checkpoint
 
 def test_a_volume_that_turned_read_only_is_not_called_full(volume: Path) -> None:
     """The run ends with what the volume says: room would not help."""
-    checkpoints = Checkpoints(volume / "checkpoints", 3, Origin("corpus", "sha256:base"))
+    checkpoints = Checkpoints(volume / "checkpoints", 3, ORIGIN)
     checkpoints.write(LoopState(1, 10), captured(*trained()))
     subprocess.run(["mount", "-o", "remount,ro", volume], check=True)
     with saver(checkpoints) as own:
@@ -199,6 +233,73 @@ def test_a_volume_that_turned_read_only_is_not_called_full(volume: Path) -> None
             own.check(1.0)
     assert own.missed == 0
     assert classify(failure.value).reason == "StorageUnusable"
+
+
+LEFT = [("renamed", 2), ("unpruned", 3), ("pruning", 3), ("damaged", 2)]
+"""What a kill about the checkpoint of step 3 has left, and the newest step that is good then."""
+
+
+def killed(folder: Path, keep: int, left: str) -> None:
+    """The folder of a run that was killed: as many checkpoints are there as are kept, and another one."""
+    checkpoints = Checkpoints(folder, 9, ORIGIN)
+    for step in range(3 - keep, 4):
+        checkpoints.write(LoopState(step, 10 * step), captured(*wide()))
+    newest, oldest = folder / "step-00000003", folder / f"step-{3 - keep:08d}"
+    match left:
+        case "renamed":
+            (newest / "COMPLETE").unlink()
+        case "pruning":
+            (oldest / "COMPLETE").unlink()
+        case "damaged":
+            victim = next(newest.glob("*.distcp"))
+            victim.write_bytes(b"x" + victim.read_bytes()[1:])
+
+
+def wide() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model whose checkpoint takes 200 kB."""
+    model = nn.Linear(128, 128)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(("left", "good"), LEFT)
+def test_what_a_kill_has_left_is_in_no_later_checkpoints_way(volume: Path, keep: int, left: str, good: int) -> None:
+    """The volume has room for those that are kept and one more, which is there already: it goes before another is
+    written, and the good ones stay until then.
+    """
+    folder = volume / "checkpoints"
+    killed(folder, keep, left)
+    (volume / "ballast").write_bytes(bytes(shutil.disk_usage(volume).free - (32 << 10)))
+    checkpoints = Checkpoints(folder, keep, ORIGIN)
+    assert checkpoints.latest() == good
+    with saver(checkpoints) as own:
+        for step in (4, 5):
+            own.save(LoopState(step, 10 * step), *wide())
+            own.settle()
+            assert (own.missed, own.durable) == (0, step)
+            before = good if step == 4 else 4
+            kept = [step, before][:keep]
+            assert sorted(path.name for path in folder.iterdir()) == [f"step-{each:08d}" for each in sorted(kept)]
+    assert checkpoints.latest() == 5
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(("left", "good"), LEFT)
+def test_the_last_good_checkpoint_stays_where_there_is_no_room_even_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, left: str, good: int
+) -> None:
+    """Whatever is removed for another one, which can't be written then."""
+    killed(tmp_path, keep, left)
+    checkpoints = Checkpoints(tmp_path, keep, ORIGIN)
+    assert checkpoints.latest() == good
+    monkeypatch.setattr("cloze_trainer.checkpoint.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with saver(checkpoints) as own:
+        own.save(LoopState(4, 40), *wide())
+        own.settle()
+        assert own.missed == 1
+    again = Checkpoints(tmp_path, keep, ORIGIN)
+    assert again.latest() == good
+    assert again.load(good, *wide()) == LoopState(good, 10 * good)
 
 
 def test_without_room_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,11 @@ def kill_in(trainer: Trainer, job: dict[str, Any], stage: str, *, seconds: float
     assert trainer.stages[-1] == stage, trainer.log
 
 
+def kill_once(trainer: Trainer, job: dict[str, Any], happened: Callable[[], bool]) -> None:
+    """Start a run and kill all its processes once something has happened in it."""
+    _kill(trainer, _until(trainer, job, happened), 0.0)
+
+
 def _until(
     trainer: Trainer, job: dict[str, Any], happened: Callable[[], bool]
 ) -> warm.Process | subprocess.Popen[bytes]:

@@ -53,12 +53,13 @@ def open_encoder(folder: Path, name: str, expected_digest: str | None) -> BaseMo
 
 
 def _base(tokenizer: PretrainedTokenizer, manifest: Manifest) -> BaseModel:
-    config = read_config(tokenizer.folder, tokenizer)
-    if config.vocab_size != manifest.limits.vocab_size:
+    config, limits = read_config(tokenizer.folder, tokenizer), manifest.limits
+    # The tokenizer's fingerprint knows of neither. A fine-tuned model may read less than its encoder could.
+    if limits.max_length > config.max_length or limits.vocab_size != config.vocab_size:
         raise BaseModelError(
-            "BaseManifestInvalid",
-            f"the base model {tokenizer.name} has a vocabulary of {manifest.limits.vocab_size} in its {MANIFEST_FILE} "
-            f"and of {config.vocab_size} in its config.json; name another version",
+            "BaseLimitsMismatch",
+            f"the base model {tokenizer.name} reads {limits.max_length} tokens of {limits.vocab_size} by its "
+            f"{MANIFEST_FILE}, and {config.max_length} of {config.vocab_size} by its config.json: name another version",
         )
     return BaseModel(
         folder=tokenizer.folder,

@@ -172,18 +172,29 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, origin: Origin, store: Store | None = None) -> None:
         self.folder, self.keep, self.origin = folder, keep, origin
-        self._store = store or Volume(folder)
+        self._here = Volume(folder)
+        self._store = store or self._here
+        # Steps that were found to be, by whoever looked for one to go on from.
+        self._damaged: set[int] = set()
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint that is complete and intact; damaged ones are passed over with a warning."""
         for step in self._store.steps():
             try:
-                self._store.open(step)
+                self._open(step)
             except Damaged as damage:
                 log("checkpoint skipped", step=step, why=str(damage))
                 continue
             return step
         return None
+
+    def _open(self, step: int) -> Path:
+        """A folder with the step's files. Raises Damaged, and remembers that."""
+        try:
+            return self._store.open(step)
+        except Damaged:
+            self._damaged.add(step)
+            raise
 
     def write(self, state: LoopState, tensors: dict[str, Any], give_up: threading.Event | None = None) -> None:
         """Make what was captured durable, then drop the oldest.
@@ -192,7 +203,9 @@ class Checkpoints:
         the last good ones stay as they are. Raises OSError, torch's CheckpointException, or TrainerError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._store.clear()
+        # There may be room for no more than is kept and this one: what a killed attempt left would be in the way of it,
+        # and of all that come after it.
+        self._drop(self._here, state.step)
         needed, free = size_bytes(tensors), shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(errno.ENOSPC, f"a checkpoint takes {needed:,} bytes, and {free:,} are free", str(self.folder))
@@ -212,22 +225,24 @@ class Checkpoints:
             self._store.publish(state.step, staging, give_up or threading.Event())
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        self._prune(state.step)
-
-    def _prune(self, newest: int) -> None:
-        """Remove the oldest, and what killed attempts to save or to remove have left. Called when nothing is saved.
-
-        newest: what was just written. Later ones were damaged, or the run wouldn't have gone on from before them.
-        """
+        self._damaged.discard(state.step)
         try:
-            kept = [step for step in self._store.finished() if step <= newest][: self.keep]
-            for step in self._store.steps():
-                if step not in kept:
-                    self._store.remove(step)
-            self._store.clear()
+            self._drop(self._store, state.step)
         except TrainerError as error:
             # What was written is durable; the next one prunes.
             log("old checkpoints not removed", why=error.message)
+
+    def _drop(self, store: Store, newest: int) -> None:
+        """Remove all but the newest good ones, and what killed attempts to save or to remove have left. Called when
+        nothing is saved.
+
+        newest: what is being written. Later ones were damaged, or the run wouldn't have gone on from before them.
+        """
+        good = [step for step in store.finished() if step <= newest and step not in self._damaged]
+        for step in store.steps():
+            if step not in good[: self.keep]:
+                store.remove(step)
+        store.clear()
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
         """Put a checkpoint's tensors into the model and the optimizer.
@@ -281,7 +296,7 @@ class Checkpoints:
         back = None
         for step in self._store.steps():
             try:
-                state = LoopState.read(_document(self._store.open(step)))
+                state = LoopState.read(_document(self._open(step)))
             except Damaged:
                 continue
             back = step

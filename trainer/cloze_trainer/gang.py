@@ -72,9 +72,8 @@ class Gang:
 
     def peak_flops(self, used: Arithmetic) -> float | None:
         """Operations a second that the devices of all ranks can do at most; None where that isn't known."""
-        if self.device.type != "cuda":
-            return None
-        one = flops.peak(torch.cuda.get_device_name(self.device), used)
+        kind = self.device.type
+        one = flops.peak(torch.cuda.get_device_name(self.device) if kind == "cuda" else kind, used)
         return None if one is None else one * self.world
 
     @property

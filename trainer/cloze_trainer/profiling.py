@@ -24,17 +24,24 @@ class Profiler:
     """Watches a window of steps. Nothing is watched where `asked` is None, and no weight changes by being watched."""
 
     def __init__(self, asked: Profile | None, folder: Path, keeper: Keeper) -> None:
-        self._asked, self._folder, self._keeper = asked, folder, keeper
+        self._asked, self._path, self._keeper = asked, folder / "trace.json.gz", keeper
         self._running: profile | None = None
 
     def at(self, step: int) -> None:
-        """Say how many steps are done. A run that goes on from within the window, or from beyond it, has no trace."""
+        """Say how many steps are done.
+
+        A run that goes on from within the window, or from beyond it, makes no trace, and shows an earlier start's.
+        """
         if self._asked is None:
             return
         first = self._asked.from_step
         if step > first and self._running is None:
-            log("no profile", why=f"step {first} of spec.profile.fromStep is done, the training goes on at {step}")
             self._asked = None
+            if self._path.is_file():
+                log("profile of an earlier start", path=str(self._path))
+                self._keeper.keep(self._path)
+            else:
+                log("no profile", why=f"step {first} of spec.profile.fromStep is done, the training goes on at {step}")
         elif step == first and self._running is None:
             # Steps are marked where there is a schedule; this one records until the end.
             self._running = profile(schedule=lambda _: ProfilerAction.RECORD)
@@ -52,18 +59,20 @@ class Profiler:
         # No failure to keep a trace is the training's.
         try:
             running.stop()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / "trace.json.gz"
-            running.export_chrome_trace(str(path))
-            if (size := path.stat().st_size) > _LARGEST_BYTES:
-                path.unlink()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # A kill leaves no half of one that a later start would show.
+            written = self._path.with_name(f".{self._path.name}")
+            running.export_chrome_trace(str(written))
+            if (size := written.stat().st_size) > _LARGEST_BYTES:
+                written.unlink()
                 log("profile dropped", bytes=size, why="it is too large: ask for fewer steps in spec.profile.steps")
                 return
+            written.replace(self._path)
         except (OSError, RuntimeError) as error:
             log("profile not written", why=type(error).__name__)
             return
-        log("profile written", path=str(path), bytes=size)
-        self._keeper.keep(path)
+        log("profile written", path=str(self._path), bytes=size)
+        self._keeper.keep(self._path)
 
     def __enter__(self) -> "Profiler":
         return self

@@ -139,10 +139,11 @@ def produce(run: Run, gang: Gang, stop: StopSignal, progress: ProgressFile, end:
         log("evaluated", **judged.figures)
         for verdict in judged.verdicts:
             log("gate", gate=verdict.gate, passed=verdict.passed, why=verdict.message)
+        # Before there is an artifact: a start that finds it does none of this again.
+        tracker.close(failed=bool(judged.refusal), report=judged.report)
         progress.stage("export")
         settings = params(run.job)
         artifact.write(*(run, workload, cast(TaskModel, trained), judged, sources), settings=settings, lesson=lesson)
-        tracker.close(failed=bool(judged.refusal), report=judged.report)
     gang.from_leader()
 
 
