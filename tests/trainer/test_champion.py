@@ -106,13 +106,15 @@ def test_a_new_version_is_held_to_the_one_with_the_alias(tiny: Any, mlflow: str,
             assert said in trainer.outcome["message"]
 
 
-def prepared(folder: Path, mlflow: str | None, name: str, tiny: Any, cache: Path | None = None) -> Callable[[], Any]:
-    """Prepares a job for two labels, as each of its starts does."""
+def prepared(
+    folder: Path, mlflow: str | None, name: str, tiny: Any, cache: Path | None = None, identity: str | None = None
+) -> Callable[[], Any]:
+    """Prepares a job for two labels, as each of its starts does. identity: its own when absent."""
     if not (folder / "model").is_dir():
         tiny.save(folder / "model", "bert", Task.FILL_MASK)
     rows = [{"text": letter * 3, "label": label} for letter in "abcd" for label in ("ham", "spam")]
     run, spec = finetune_of(folder, {"train": rows, "test": rows}, registry={"name": name}, evaluation={"champion": {}})
-    run = Run(run.job, run.identity, run.workspace, run.corpus_root, mlflow, cache)
+    run = Run(run.job, identity or run.identity, run.workspace, run.corpus_root, mlflow, cache)
     return lambda: preparation.prepare(run, spec, ProgressFile(None))
 
 
@@ -147,12 +149,11 @@ def test_a_run_goes_on_while_the_registry_is_away(
 ) -> None:
     """The champion is looked at once before the training, not at each start; a job of another identity looks itself."""
     imported("ham", "spam")
-    prepared(tmp_path, mlflow, name, tiny)()
+    prepared(tmp_path, mlflow, name, tiny, identity="one")()
     monkeypatch.setenv("CLOZE_REGISTRY_BUDGET_SECONDS", "1")
-    prepared(tmp_path, "http://127.0.0.1:1", name, tiny)()
-    (tmp_path / "workspace" / "champion.json").write_text('{"job": "another"}')
+    prepared(tmp_path, "http://127.0.0.1:1", name, tiny, identity="one")()
     with pytest.raises(RegistryError):
-        prepared(tmp_path, "http://127.0.0.1:1", name, tiny)()
+        prepared(tmp_path, "http://127.0.0.1:1", name, tiny, identity="another")()
 
 
 def compared(
