@@ -119,7 +119,8 @@ def parse_source(uri: str) -> Source:
 
 def with_files(uris: Set[str]) -> dict[str, int]:
     """Of sources and of files, the sources as jobs name them, and how many files each has among them; 0 of a file."""
-    patterns = {uri: re.compile(".*".join(map(re.escape, uri.split("*")))) for uri in uris if "*" in uri}
+    named = {uri for uri in uris if "*" in uri and "://" in uri.partition("*")[0]}
+    patterns = {uri: re.compile(".*".join(map(re.escape, uri.split("*")))) for uri in named}
     # What is behind a web server's address is no part of it.
     folders = {uri.rstrip("/"): uri for uri in uris if not uri.startswith(("http://", "https://"))}
     wholes: dict[str, str] = {}

@@ -123,6 +123,7 @@ def test_a_licence_is_one_line() -> None:
     """As a manifest takes it, whatever a card's front matter has."""
     assert card.license_of("---\nlicense: other\nlicense_name: |\n  Our own,\n  2026\n---\n") == "Our own, 2026"
     assert card.license_of("---\nlicense: ' '\n---\n") is None
+    assert card.license_of("---\nlicense: mit\ndate: 2023-02-30\n---\n") is None
 
 
 def test_what_nobody_has_stated_is_said() -> None:

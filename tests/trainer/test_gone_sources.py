@@ -177,6 +177,29 @@ def test_a_cluster_does_not_look_at_sources_again(tmp_path: Path) -> None:
     assert prepared(run) == first
 
 
+def test_names_of_any_bytes_are_remembered(tmp_path: Path) -> None:
+    """A text in a file whose name is Latin-1."""
+    run, _ = run_of(tmp_path, TEXTS, **SIZES, corpus=[{"uri": f"file://{tmp_path}/crawl/*.txt"}])
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "text.txt").rename(tmp_path / "crawl" / os.fsdecode(b"caf\xe9.txt"))
+    first = prepared(run)
+    shutil.rmtree(tmp_path / "crawl")
+    assert prepared(run) == first
+
+
+def test_what_came_since_does_not_matter_to_data_that_are_made_again(tmp_path: Path) -> None:
+    """The files that the run first read are there as they were: the same data, without the next part of the crawl."""
+    run, _ = run_of(tmp_path, TEXTS, **SIZES, corpus=[{"uri": f"file://{tmp_path}/crawl"}])
+    (tmp_path / "crawl").mkdir()
+    (tmp_path / "text.txt").rename(tmp_path / "crawl" / "first.txt")
+    first = prepared(run)
+    rows = (first.folder / "train.npy").read_bytes()
+    shutil.rmtree(first.folder)
+    (tmp_path / "crawl" / "next.txt").write_text("a part that came later")
+    assert prepared(run) == first
+    assert (first.folder / "train.npy").read_bytes() == rows
+
+
 def test_a_person_is_not_answered_with_data_of_before(tmp_path: Path) -> None:
     """Outside a cluster files are looked at as long as they are there, and read if they look otherwise."""
     run = local(run_of(tmp_path, TEXTS, **SIZES)[0])

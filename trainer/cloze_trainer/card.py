@@ -95,7 +95,7 @@ def license_of(card: str) -> str | None:
     found = _FRONT.match(card)
     try:
         document = yaml.safe_load(found[0].strip().strip("-")) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter of dates that aren't in the calendar
         return None
     if not isinstance(document, dict):
         return None

@@ -4,6 +4,7 @@ A source is needed until what is made of it is on the run's volume. From then on
 on whether it is still there or not.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from cloze_api.source import Credentials, parse_source
 from cloze_trainer.data.remote import credentials, redacted
 from cloze_trainer.data.source import SourceFiles, former, locate
 from cloze_trainer.errors import InputError
-from cloze_trainer.files import write_json
+from cloze_trainer.files import write_atomically
 from cloze_trainer.run import Run
 
 # In the workspace: what the sources were that something whole was made of.
@@ -112,7 +113,8 @@ def remember(run: Run, sources: Iterable[tuple[Named, SourceFiles]]) -> None:
         kept = {name: value for name, value in asdict(found).items() if name != "uri"}
         now[_key(run, source)] = json.loads(json.dumps(kept, default=str))
     if now != memory:
-        write_json(run.workspace / _FILE, now)
+        # In ASCII: names of files may be any bytes.
+        write_atomically(run.workspace / _FILE, json.dumps(now, indent=2).encode("ascii"))
 
 
 def find(run: Run, source: Named, memory: Memory) -> SourceFiles:
@@ -134,7 +136,13 @@ def find(run: Run, source: Named, memory: Memory) -> SourceFiles:
 
 
 def need(run: Run, source: Named, found: SourceFiles) -> SourceFiles:
-    """What was found, with its files on this machine. Raises as `locate`, and InputError when they changed."""
+    """What was found, with its files on this machine. Raises as `locate`, and InputError when they changed.
+
+    Files that came to the folder since are nothing to it.
+    """
+    with contextlib.suppress(InputError):
+        found.check_unchanged()
+        return found
     try:
         now = _located(run, source, found)
     except InputError as error:

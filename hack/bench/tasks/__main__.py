@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,7 @@ def main() -> None:
         command.add_argument("--rounds", type=int, default=1, help="each with another seed")
         command.add_argument("--examples", type=int, help="to train on; 0 for all (spam: all, pos: 10,000)")
         command.add_argument("--tests", type=int, default=0, help="to judge by; 0 for all")
+        command.add_argument("--length", type=int, help="of texts, in tokens (spam: 128, pos: 64)")
         if function is distil:
             command.add_argument("--layers", type=int, nargs="+", default=[0, 5], help="of the teacher's six (0 5)")
         if function is private:
@@ -227,7 +229,8 @@ def main() -> None:
     run, rounds = given.pop("run"), given.pop("rounds")
     own = {name: name for name in ("layers", "epsilons", "batch", "rate", "lora")} | {"private_epochs": "epochs"}
     more = {own[name]: given.pop(name) for name in own if name in given}
-    run(Bench(TASKS[given.pop("task")], **given), rounds, **more)
+    task, length = TASKS[given.pop("task")], given.pop("length")
+    run(Bench(replace(task, length=length or task.length), **given), rounds, **more)
 
 
 if __name__ == "__main__":
