@@ -223,7 +223,7 @@ def main() -> None:
             command.add_argument("--epsilons", type=float, nargs="+", default=[8.0, 3.0], help="budgets (8 3)")
             command.add_argument("--batch", type=int, default=256, help="examples in a step, on average (256)")
             command.add_argument("--private-epochs", type=int, default=3, help="within a budget (3)")
-            command.add_argument("--rate", type=float, default=1e-3, help="learning rate within a budget (0.001)")
+            command.add_argument("--rate", type=float, default=5e-3, help="learning rate within a budget (0.005)")
             command.add_argument("--lora", type=int, default=8, help="rank of small matrices; 0: all weights (8)")
     given = vars(parser.parse_args())
     run, rounds = given.pop("run"), given.pop("rounds")
