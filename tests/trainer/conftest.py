@@ -26,7 +26,19 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "hack"), str(Path(__file__).parent)]
 from cluster import object_store  # noqa: E402
 
+from cloze_trainer.data import crew, passes  # noqa: E402
+from cloze_trainer.data.crew import Crew  # noqa: E402
+
 MODULES = ("argparse", "logging", "subprocess", "pathlib", "unittest", "datetime", "decimal")
+
+
+@pytest.fixture(scope="module")
+def crews() -> Iterator[list[Crew]]:
+    """Of two and of three, which begin with the first block."""
+    with pytest.MonkeyPatch.context() as patch, Crew(2) as two, Crew(3) as three:
+        patch.setattr(crew, "_ALONE", 0)
+        patch.setattr(passes, "_DOCUMENTS", 3)
+        yield [two, three]
 
 
 @pytest.fixture(scope="session")

@@ -30,5 +30,15 @@ def gang(folder: Path, world: int, words: list[str], **own: str) -> list[warm.Pr
     return started
 
 
+def finish(folder: Path, processes: list[warm.Process]) -> None:
+    """Wait until all ranks have ended well; none is left behind."""
+    try:
+        for rank, process in enumerate(processes):
+            assert process.wait(timeout=120) == 0, log(folder, len(processes), rank).read_text()
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def log(folder: Path, world: int, rank: int) -> Path:
     return folder / f"log-{world}-{rank}"

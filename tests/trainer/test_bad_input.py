@@ -15,7 +15,7 @@ from cloze_api.task import Task
 from cloze_trainer import preparation
 from cloze_trainer.adoption import adopt_base
 from cloze_trainer.errors import InputError
-from cloze_trainer.origin import locate_all
+from cloze_trainer.origin import find_all
 from cloze_trainer.pretrain import prepare
 from cloze_trainer.progress import ProgressFile
 
@@ -81,7 +81,7 @@ def test_examples_that_change_while_they_are_read_are_told(tmp_path: Path, tiny:
     }
     run, spec = finetune_of(tmp_path, given, optimization={"batchSequences": 2, "earlyStopping": {}})
     base = adopt_base(run, spec.base, spec.task)
-    sources = locate_all(run)
+    sources = find_all(run)
     file = tmp_path / f"{changed}.jsonl"
     if gone:
         file.unlink()

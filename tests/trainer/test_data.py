@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from near_texts import families
 
 from cloze_api.pretrain import Cleaning, Corpus
 from cloze_api.task import Task
@@ -108,15 +109,7 @@ def sides(texts: list[str], fraction: float) -> tuple[list[int], list[int], int]
 @given(st.integers(0, 10_000), st.floats(0.1, 0.5))
 def test_no_held_out_text_is_nearly_a_training_text(seed: int, fraction: float) -> None:
     """As a comparison of all pairs would have it, in families of texts that differ by some of their words."""
-    random = np.random.default_rng(seed)
-    texts = []
-    for family in range(12):
-        words = [f"w{family}x{number}" for number in range(random.integers(1, 120))]
-        for _ in range(random.integers(1, 8)):
-            copy = list(words)
-            for at in random.integers(0, len(words), size=random.integers(0, 3)):
-                copy[at] = f"other{random.integers(1000)}"
-            texts.append(" ".join(copy) + "." * int(random.integers(3)))
+    texts = families(seed, changes=2)
     try:
         train, held_out, before = sides(texts, fraction)
     except InputError:

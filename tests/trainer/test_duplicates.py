@@ -1,7 +1,7 @@
 """Texts that are nearly the same are found, also among many that share a disclaimer, which costs no more for each."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near_texts import families
 
 from cloze_api.pretrain import Cleaning
-from cloze_trainer.data import crew, duplicates, leakage, likeness, passes, splitting
+from cloze_trainer.data import duplicates, leakage, likeness, passes, splitting
 from cloze_trainer.data.cleaning import clean
 from cloze_trainer.data.crew import Crew
 from cloze_trainer.data.duplicates import SIMILAR, Groups, Hashes, Words, jaccard, near_duplicate_groups, shingles
@@ -50,19 +51,10 @@ def exactly(texts: Sequence[str]) -> list[int]:
     return groups.all()
 
 
-def families(seed: int, shared: int) -> list[str]:
-    """Texts that are others with some words changed, behind so many words that they all begin with."""
-    random = np.random.default_rng(seed)
-    beginning = [f"common{number}" for number in range(shared)]
-    texts = []
-    for family in range(12):
-        words = [f"w{family}x{number}" for number in range(random.integers(1, 120))]
-        for _ in range(random.integers(1, 8)):
-            copy = list(words)
-            for at in random.integers(0, len(words), size=random.integers(0, 5)):
-                copy[at] = f"other{random.integers(1000)}"
-            texts.append(" ".join([*beginning, *copy]) + "." * int(random.integers(3)))
-    return [texts[at] for at in random.permutation(len(texts))]
+def mixed(seed: int, shared: int) -> list[str]:
+    """Families behind so many words that all begin with, in any order."""
+    texts = families(seed, shared=shared)
+    return [texts[at] for at in np.random.default_rng(seed).permutation(len(texts))]
 
 
 @settings(deadline=None, max_examples=40)
@@ -71,7 +63,7 @@ def test_groups_are_those_of_all_pairs(seed: int, shared: int) -> None:
     """In a corpus of which no more than some share anything, or where more do, but have something of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "MOST", 100)
-        texts = families(seed, shared)
+        texts = mixed(seed, shared)
         found = near_duplicate_groups(texts)
     assert found.groups == exactly(texts)
     assert found.whole.all()
@@ -81,7 +73,7 @@ def test_groups_are_those_of_all_pairs(seed: int, shared: int) -> None:
 @given(st.integers(0, 10_000), st.integers(0, 150), st.integers(1, 8))
 def test_what_is_joined_is_nearly_the_same(seed: int, shared: int, most: int) -> None:
     """However few are compared: each group is a part of one that a comparison of all pairs finds."""
-    texts = families(seed, shared)
+    texts = mixed(seed, shared)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "MOST", most)
         groups = near_duplicate_groups(texts).groups
@@ -203,20 +195,11 @@ def test_what_was_left_out_is_counted() -> None:
     assert reported(mails(200, 0.3)) == (0, 0)
 
 
-@pytest.fixture(scope="module")
-def crews() -> Iterator[list[Crew]]:
-    """Of two and of three, which begin with the first block."""
-    with pytest.MonkeyPatch.context() as patch, Crew(2) as two, Crew(3) as three:
-        patch.setattr(crew, "_ALONE", 0)
-        patch.setattr(passes, "_DOCUMENTS", 3)
-        yield [two, three]
-
-
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10_000), st.integers(0, 150), st.integers(1, 8))
 def test_whoever_compares_finds_the_same(crews: list[Crew], seed: int, shared: int, most: int) -> None:
     """Also where not all are compared with all: one process, two helpers or three, and once more."""
-    texts = families(seed, shared)
+    texts = mixed(seed, shared)
     chosen = mask(len(texts), range(len(texts) // 2))
 
     def found(over: Any) -> Any:

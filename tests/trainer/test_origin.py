@@ -10,7 +10,7 @@ from cloze_api.progress import ExitCode, Outcome
 from cloze_trainer import outcome
 from cloze_trainer.data.source import SourceFiles, locate
 from cloze_trainer.errors import InputError
-from cloze_trainer.origin import digests, locate_all, refuse_changed
+from cloze_trainer.origin import digests, find_all, refuse_changed
 from cloze_trainer.run import Run, open_run
 
 
@@ -37,7 +37,7 @@ def test_finished_run_is_not_the_answer_to_changed_data(tmp_path: Path) -> None:
     """A person who starts the same file on other data is told so, and not that it was finished before."""
     run = run_of(tmp_path)
     done = Outcome(reason="Completed")
-    outcome.finish(tmp_path, run.identity, done, sources=digests(locate_all(run)))
+    outcome.finish(tmp_path, run.identity, done, sources=digests(find_all(run)))
     recorded = outcome.finished_sources(tmp_path)
     refuse_changed(run, recorded)
     assert run.finished() == done
@@ -50,7 +50,7 @@ def test_finished_run_is_not_the_answer_to_changed_data(tmp_path: Path) -> None:
 def test_a_run_that_finished_before_contents_were_recorded_is_known(tmp_path: Path) -> None:
     """It has another digest of the same file, which isn't taken for a change; another content is one."""
     run = run_of(tmp_path)
-    (source,) = locate_all(run)
+    (source,) = find_all(run)
     assert source.digest != source.content
     refuse_changed(run, {source.uri: source.digest})
     (tmp_path / "text.txt").write_text("two")
@@ -77,6 +77,6 @@ def test_files_of_a_folder_are_recorded_beside_it(tmp_path: Path) -> None:
 def test_clusters_finished_run_stays_finished(tmp_path: Path) -> None:
     """A pod that starts again for another pod's sake doesn't turn success into failure."""
     run = run_of(tmp_path, uid="11111111-2222-3333-4444-555555555555")
-    recorded = digests(locate_all(run))
+    recorded = digests(find_all(run))
     (tmp_path / "text.txt").write_text("two")
     refuse_changed(run, recorded)

@@ -2,7 +2,6 @@
 
 import gzip
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ from cloze_trainer.data.spool import Chosen, Spool
 from cloze_trainer.errors import InputError
 
 WORDS = ("sea", "ship", "ships", "sail", "Wind", "Größe", "naïve", "天气", "a@b.example.org", "+49 30 1234567", "\x07")
-
-
-@pytest.fixture(scope="module")
-def crews() -> Iterator[list[Crew]]:
-    """Of two and of three, which begin with the first block."""
-    with pytest.MonkeyPatch.context() as patch, Crew(2) as two, Crew(3) as three:
-        patch.setattr(crew, "_ALONE", 0)
-        patch.setattr(passes, "_DOCUMENTS", 3)
-        yield [two, three]
 
 
 def made(texts: list[str], cleaning: Cleaning, algorithm: TokenizerAlgorithm, over: Pass) -> Any:

@@ -11,10 +11,5 @@ PROGRAM = Path(__file__).with_name("waiting_rank.py")
 def test_a_leader_may_work_for_longer_than_a_collective_may_take(tmp_path: Path) -> None:
     """As when it prepares the data: the other one waits on, and the training's own collectives go on as before."""
     processes = ranks.gang(tmp_path, 2, [str(PROGRAM), str(tmp_path)])
-    try:
-        for rank, process in enumerate(processes):
-            assert process.wait(timeout=120) == 0, ranks.log(tmp_path, 2, rank).read_text()
-    finally:
-        for process in processes:
-            process.kill()
+    ranks.finish(tmp_path, processes)
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [["prepared", 1.0]] * 2

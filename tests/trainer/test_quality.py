@@ -417,10 +417,10 @@ def test_a_gate_without_its_figure_is_refused_before_the_training(
     )
     meta = {"labels": ["ham", "spam"], "test_seen_share": 0.5}
     if not words:
-        preparation._check_gates(spec, meta, slices)
+        preparation._check_gates(spec, meta, slices, {})
         return
     with pytest.raises(InputError, match=words):
-        preparation._check_gates(spec, meta, slices)
+        preparation._check_gates(spec, meta, slices, {})
 
 
 @pytest.mark.parametrize("problem", Problem)

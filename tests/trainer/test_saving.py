@@ -158,12 +158,7 @@ def test_two_ranks_learn_of_a_checkpoint_that_one_could_not_write(tmp_path: Path
         {"name": "full", "refused": [3, errno.ENOSPC]},
     ]
     processes = ranks.start(tmp_path, 2, *scenarios)
-    try:
-        for rank, process in enumerate(processes):
-            assert process.wait(timeout=120) == 0, ranks.log(tmp_path, 2, rank).read_text()
-    finally:
-        for process in processes:
-            process.kill()
+    ranks.finish(tmp_path, processes)
     left = {path.stem: torch.load(path) for path in tmp_path.glob("*.pt")}
     for rank, reason in enumerate(["StorageUnusable", "PeerLost"]):
         steady, unwritable, full = (left[f"2-{rank}-{each['name']}"] for each in scenarios)

@@ -175,11 +175,6 @@ def need_all(run: Run, found: Sequence[SourceFiles]) -> list[SourceFiles]:
     return [need(run, *each) for each in zip(named(run), found, strict=True)]
 
 
-def locate_all(run: Run) -> list[SourceFiles]:
-    """The files behind every source of the spec, in its order. Raises as `locate`."""
-    return [_located(run, source, None) for source in named(run)]
-
-
 def digests(sources: Sequence[SourceFiles], *, files: bool = True) -> dict[str, str]:
     """SHA-256 of each source, and of each of its files where it isn't one, keyed by their URIs without secrets; a
     number tells those apart that are alike then.

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from cloze_api.finetune import FineTuneJobSpec, Truncation
@@ -147,7 +146,7 @@ def _check_gates(
     spec: FineTuneJobSpec,
     meta: Mapping[str, Any],
     slices: Sequence[Sequence[str]],
-    keys: Mapping[str, Any] = MappingProxyType({}),
+    keys: Mapping[str, Any],
 ) -> None:
     """Raise InputError for a gate on, or a choice by, a figure that there won't be: told before the training.
 

@@ -20,7 +20,7 @@ from cloze_trainer.checkpoint import Checkpoints
 from cloze_trainer.encoders.names import theirs
 from cloze_trainer.gang import Gang
 from cloze_trainer.loop import Surroundings, train
-from cloze_trainer.origin import locate_all
+from cloze_trainer.origin import find_all
 from cloze_trainer.pretrain import Pretraining
 from cloze_trainer.profiling import Profiler
 from cloze_trainer.progress import ProgressFile
@@ -58,7 +58,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
     model = initial_model(workload, spec.optimization.seed)
     result: dict[str, Any] = {"tokenizer": str(workload.tokenizer_folder), "vocab": workload.config.vocab_size}
     if plan.get("documents"):
-        write_documents(folder / "documents.jsonl", spec, locate_all(run))
+        write_documents(folder / "documents.jsonl", spec, find_all(run))
     if weights := plan.get("weights"):
         known = load_file(weights)
         renamed = {name: theirs(name, workload.config.architecture, workload.task) for name in model.state_dict()}
