@@ -324,7 +324,8 @@ async def test_a_server_hands_feedback_on_over_http(
 ) -> None:
     """With the token as it is now and the name of the key; nothing that was said is in the log."""
     monkeypatch.setattr(feedback, "_BACKOFF_FIRST_SECONDS", 0.01)
-    (tmp_path / "token").write_text("abc\n")
+    # No hexadecimal digits alone: the log has random ids.
+    (tmp_path / "token").write_text("s3cret\n")
     (tmp_path / "keys").write_text(f"shop:{hashlib.sha256(b'one').hexdigest()}\n")
     body = {"request_id": "r-1", "labels": ["private", "other"]}
     async with serving(
@@ -351,10 +352,10 @@ async def test_a_server_hands_feedback_on_over_http(
         (["private", "other"], False, "shop"),
         (["other", "other"], True, "shop"),
     ]
-    assert listener.tokens == [*["Bearer abc"] * 3, "Bearer xyz"]
+    assert listener.tokens == [*["Bearer s3cret"] * 3, "Bearer xyz"]
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert any("feedback" in line for line in lines)
-    assert not any("private" in line or "abc" in line for line in lines)
+    assert not any("private" in line or "s3cret" in line for line in lines)
 
 
 async def test_outcomes_and_metadata_are_handed_on(serving: Any, listener: Listener, monkeypatch: Any) -> None:
