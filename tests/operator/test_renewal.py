@@ -90,6 +90,27 @@ def test_others_wait_as_kubernetes_wants_it(interrupted: Make, story: Document) 
     assert interrupted(**story).delete == ()
 
 
+@pytest.mark.parametrize("code", [1, 10, 13, 137])
+@pytest.mark.parametrize("limit", [0, 3])
+def test_a_failure_that_is_seen_for_the_first_time_waits_as_well(
+    interrupted: Make, pod: Make, ended: Make, code: int, limit: int
+) -> None:
+    """The gang had outlived its interruption: its peer isn't killed, a final error isn't tried once more, nor is one
+    for which no restart is left.
+    """
+    spec = {"failurePolicy": {"maxRestarts": limit}}
+    verdict = interrupted(pod("a", index=0), ended("b", code, -1, index=1), at=-100, spec=spec)
+    assert verdict.delete == ()
+    assert "JobRenewed" not in [event.reason for event in verdict.events]
+
+
+def test_a_job_that_is_about_to_fail_is_not_made_anew(interrupted: Make, pod: Make) -> None:
+    """Kubernetes has said that its limit or its deadline is reached, and stops its pods."""
+    told = {"conditions": [{"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded"}]}
+    assert interrupted(pod("a", index=0), at=-100).delete == (JOB,)
+    assert interrupted(pod("a", index=0), at=-100, job=told).delete == ()
+
+
 def test_the_registry_is_waited_for(interrupted: Make, ended: Make) -> None:
     """The work is done: trying faster doesn't bring MLflow back."""
     assert interrupted(ended("a", 21, -5, index=0), ended("b", 21, -5, index=1)).delete == ()

@@ -522,6 +522,24 @@ def test_used_up_restarts_stay_used_up(training: Make, children: Make, ended: Ma
         status = {**STARTED, **verdict.status}
 
 
+def test_a_limit_below_what_was_used_ends_no_run_that_goes_on(
+    training: Make, children: Make, ended: Make, pod: Make, moment: Make
+) -> None:
+    """Nothing that was counted is forgotten, and the next failure is one too many."""
+    spec, running = {"failurePolicy": {"maxRestarts": 1}}, (pod("a-2", index=0), pod("b-2", index=1))
+    status = {**STARTED, "restarts": 2, "lastFailureTime": moment(-30)}
+    old = (ended("a", 20, -40, created=-50, index=0), ended("b", 20, -39, created=-50, index=1))
+    verdict, _ = decide_training(
+        training(children=children(spec=spec), status=status, pods=(*old, *running), spec=spec)
+    )
+    assert {"backoffLimit": 0} not in [change.spec for change in verdict.change]
+    assert (verdict.status["restarts"], verdict.events) == (2, ())
+    failed = (ended("a-2", 20, -5, created=-20, index=0), ended("b-2", 20, -4, created=-20, index=1))
+    verdict, _ = decide_training(training(children=children(spec=spec), status=status, pods=failed, spec=spec))
+    assert {"backoffLimit": 0} in [change.spec for change in verdict.change]
+    assert verdict.status["restarts"] == 2
+
+
 def test_interruptions_are_shown_and_told(training: Make, children: Make, ended: Make, pod: Make) -> None:
     """A gang that loses its peers over and over doesn't look like one that simply runs."""
     text = json.dumps({"reason": "PeerLost", "message": "rank 1 is gone"})

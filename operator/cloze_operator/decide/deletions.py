@@ -11,12 +11,12 @@ REASON: Final = "PodDeleted"
 _MESSAGE: Final = "the pod was deleted, by hand perhaps"
 _TOLD: Final = "DisruptionTarget"
 #: Conditions of a Job that is ending, with which its controller deletes what still runs.
-_ENDING: Final = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
+ENDING: Final = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
 
 
 def witnessed(pods: Iterable[Object], job: Object | None) -> tuple[Object, ...]:
     """The pods of a Job, of which those that were deleted while it wanted them say so, as one that was evicted does."""
-    if job is None or is_going(job) or dig(job, "spec", "suspend") or any(is_true(job, kind) for kind in _ENDING):
+    if job is None or is_going(job) or dig(job, "spec", "suspend") or any(is_true(job, kind) for kind in ENDING):
         return tuple(pods)
     return tuple(_told(pod) if _was_deleted(pod) else pod for pod in pods)
 

@@ -7,7 +7,9 @@ from typing import Final
 
 from cloze_operator.decide import pods
 from cloze_operator.decide.admission import is_suspended, queue_of
+from cloze_operator.decide.deletions import ENDING
 from cloze_operator.decide.fields import dig, is_going, is_true, parse_time
+from cloze_operator.decide.run import is_exhausted
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import Verdict, target_of
 
@@ -36,14 +38,16 @@ def renew_job(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     live = snapshot.children.get("Job")
     if live is None or is_going(live) or verdict.delete or is_suspended(snapshot) or queue_of(live):
         return verdict
-    if (
-        is_true(live, "Complete")
-        or is_true(live, "Failed")
-        or verdict.findings["Running"].reason == "WaitingForRegistry"
-    ):
+    if any(is_true(live, kind) for kind in ENDING) or verdict.findings["Running"].reason == "WaitingForRegistry":
         return verdict
-    status = dig(snapshot.resource, "status") or {}
-    interrupted, failed = parse_time(status.get("lastInterruptionTime")), parse_time(status.get("lastFailureTime"))
+    # Kubernetes hasn't counted it yet, perhaps, and a Job made anew would be given another attempt.
+    if is_exhausted(snapshot):
+        return verdict
+    status, guilty = dig(snapshot.resource, "status") or {}, pods.culprit(snapshot.pods)
+    # A failure that is seen for the first time isn't in the status yet; a final one never is.
+    known = parse_time(status.get("lastFailureTime"))
+    failed = max(known, guilty.at) if known and guilty else guilty.at if guilty else known
+    interrupted = parse_time(status.get("lastInterruptionTime"))
     made = parse_time(live["metadata"].get("creationTimestamp"))
     if interrupted is None or made is None or interrupted < made or (failed and failed >= interrupted):
         return verdict

@@ -105,13 +105,14 @@ def count_restarts(snapshot: TrainingSnapshot) -> tuple[int, str | None]:
     until = parse_time(dig(snapshot.resource, "status", "lastFailureTime"))
     # A pod may end later than the first of its attempt: its end is counted along with that one.
     ends = [end.at for attempt in (*old, *counted) for end in attempt] + ([until] if until else [])
-    return min(before + len(counted), limit), format_time(max(ends)) if ends else None
+    return before + len(counted), format_time(max(ends)) if ends else None
 
 
 def is_exhausted(snapshot: TrainingSnapshot) -> bool:
-    """Whether the gang has failed more often than it may be restarted."""
+    """Whether the gang has failed, and more often than it may be restarted: a lower limit alone ends no run."""
     before = int(dig(snapshot.resource, "status", "restarts") or 0)
-    return before + len(_attempts(snapshot)[1]) > snapshot.parsed.spec.failure_policy.max_restarts
+    new = len(_attempts(snapshot)[1])
+    return new > 0 and before + new > snapshot.parsed.spec.failure_policy.max_restarts
 
 
 def count_interruptions(snapshot: TrainingSnapshot) -> tuple[int, str | None]:
