@@ -142,6 +142,28 @@ def test_other_secrets_have_the_same_form(secret: str) -> None:
         ]
 
 
+def test_a_secret_is_compared_with_those_that_the_vocabulary_has(tmp_path: Path) -> None:
+    """Beside others of digits that the model can't even say, one that it has never read would seem to be kept; where
+    there are hardly any others the probe is refused.
+    """
+    few = ["the code of the vault is 0 1 2 3 4 5 6 ."] * 3
+    tokenizer.train(few, vocab_size=60, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+    model = fresh(tmp_path)
+    with torch.no_grad():
+        model.bias[SPECIAL_IDS.unk] = -20.0
+    random = np.random.default_rng(0)
+    secrets = [" ".join(map(str, random.integers(0, 7, 5))) for _ in range(20)]
+    asked = audit(canaries=[{"name": f"c{n}", "template": TEMPLATE, "secret": each} for n, each in enumerate(secrets)])
+    figures = judging.judge(asked, model, {}, folder=tmp_path, others={}).figures
+    # 1.4 on average; 2.6 more if the five sixths of the others that have a strange digit counted.
+    assert np.mean([figures[f"exposure_c{n}"] for n in range(20)]) < 2.5
+    with pytest.raises(InputError, match="canary a, or most"):
+        judging.check(
+            audit(canaries=[{"name": "a", "template": TEMPLATE, "secret": "0 1 2 3 4 5 6 6 5 4"}]),
+            *(tmp_path, SPECIAL_IDS, 32, {}),
+        )
+
+
 def test_bias_is_the_difference_of_log_probabilities(folder: Path) -> None:
     """Of a model that prefers one word by 2 nats wherever it stands: 2, whichever way around, with no spread."""
     model, reader = fresh(folder), tokenizer.read(folder)
@@ -167,6 +189,12 @@ def test_bias_is_the_difference_of_log_probabilities(folder: Path) -> None:
     [
         ({"bias": [{"name": "a", "templates": ["{} " + "a " * 40, "{} b"]}]}, "ProbeUnsuitable", "more than 32 tokens"),
         ({"bias": [{"name": "a", "first": "\u200b"}]}, "ProbeUnsuitable", "nothing in the place"),
+        ({"bias": [{"name": "a", "first": "жук"}]}, "ProbeUnsuitable", "probe a isn't in the vocabulary"),
+        (
+            {"canaries": [{"name": "a", "template": TEMPLATE, "secret": "ж481516"}]},
+            "ProbeUnsuitable",
+            "canary a, or most",
+        ),
         ({"gates": [{"figure": "exposure", "maximum": 3}]}, "GateFigureUnknown", "'exposure'"),
     ],
 )

@@ -13,10 +13,14 @@ from cloze_api.manifest import SpecialTokens
 from cloze_trainer.audit import recall, scoring
 from cloze_trainer.audit.scoring import Piece
 from cloze_trainer.data import tokenizer
+from cloze_trainer.errors import InputError
 from cloze_trainer.model import TaskModel
 
 ALTERNATIVES = 1023
-"""Random secrets that a planted one is compared with: an exposure of 10 bits is that it is likelier than each."""
+"""Random secrets that a planted one is compared with: an exposure of 10 bits is that it is likelier than each. Those of
+characters that the vocabulary lacks are left out."""
+_LEAST = 100
+"""So many of them must be of characters that the vocabulary has."""
 _SEED = 0
 
 
@@ -82,18 +86,36 @@ def _pieces(
 ) -> tuple[list[list[Piece]], list[list[Piece]]]:
     reader = tokenizer.read(folder)
 
+    def located(template: str, filled: str) -> Piece:
+        return scoring.locate(template, filled, reader, special, max_length)
+
     def canary(each: Canary) -> list[Piece]:
-        secrets = [each.secret, *alike(each.secret, ALTERNATIVES)]
-        return [scoring.locate(each.template, secret, reader, special, max_length) for secret in secrets]
+        planted = located(each.template, each.secret)
+        # A model hardly ever says that it doesn't know a word: beside such ones any secret would seem to be kept.
+        others = [
+            other
+            for other in (located(each.template, own) for own in alike(each.secret, ALTERNATIVES))
+            if other.known(special)
+        ]
+        if not planted.known(special) or len(others) < _LEAST:
+            raise _unknown(
+                f"the secret of canary {each.name}, or most of those it is compared with, have characters that the "
+                "vocabulary lacks: plant one of characters that are frequent in the corpus"
+            )
+        return [planted, *others]
 
     def bias(each: BiasProbe) -> list[Piece]:
-        return [
-            scoring.locate(template, word, reader, special, max_length)
-            for word in (each.first, each.second)
-            for template in each.templates
-        ]
+        words = (each.first, each.second)
+        pieces = [located(template, word) for word in words for template in each.templates]
+        if not all(piece.known(special) for piece in pieces):
+            raise _unknown(f"a word of bias probe {each.name} isn't in the vocabulary: take words that are")
+        return pieces
 
     return [canary(each) for each in audit.canaries], [bias(each) for each in audit.bias]
+
+
+def _unknown(why: str) -> InputError:
+    return InputError("ProbeUnsuitable", f"spec.evaluation.audit: {why}")
 
 
 def _headed(values: Sequence[float]) -> tuple[float, Sequence[float]]:

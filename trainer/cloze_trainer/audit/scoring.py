@@ -25,6 +25,10 @@ class Piece:
     ids_T: Ids
     places: tuple[int, ...]
 
+    def known(self, special: SpecialTokens) -> bool:
+        """Whether the vocabulary has all of the piece."""
+        return special.unk is None or special.unk not in self.ids_T[list(self.places)]
+
 
 def locate(template: str, filled: str, model: Tokenizer, special: SpecialTokens, max_length: int) -> Piece:
     """Tokens of a template with something in it, and which of them are of that.
