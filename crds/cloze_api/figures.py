@@ -7,7 +7,7 @@ from cloze_api.evaluation import Gate
 
 _BESIDE: Final = (
     ("seed_deviation_", "seed_range_", "seed_least_"),
-    ("worst_slice_",),
+    ("worst_slice_", "champion_"),
     ("lower_", "upper_"),
     ("validation_", "teacher_"),
     ("exposure_", "bias_"),

@@ -8,7 +8,18 @@ from cloze_api.evaluation import Gate
 from cloze_api.figures import by_importance
 from cloze_api.training_status import METRICS_MAX
 
-BEGINNINGS = ("", "f1_", "seed_7_", "seed_deviation_", "lower_", "worst_slice_", "data_", "validation_", "exposure_")
+BEGINNINGS = (
+    "",
+    "f1_",
+    "seed_7_",
+    "seed_deviation_",
+    "lower_",
+    "worst_slice_",
+    "champion_",
+    "data_",
+    "validation_",
+    "exposure_",
+)
 NAMES = st.builds(str.__add__, st.sampled_from(BEGINNINGS), st.text("abcdefgh", min_size=1, max_size=6))
 
 
@@ -37,12 +48,13 @@ def test_there_are_never_more_than_asked_for(figures: dict[str, float], most: in
 
 
 def test_what_says_most_of_a_model_comes_first() -> None:
-    """A gate's figure, the task's own and its calibration, the luck of the seed, the worst slice, intervals, and only
-    then what there is of each seed and of each label.
+    """A gate's figure, the task's own and its calibration, the luck of the seed, the champion's and the worst slice's,
+    intervals, and only then what there is of each seed and of each label.
     """
     order = [
         *("f1_z", "accuracy", "calibration_error", "macro_f1"),
-        *("seed_deviation_accuracy", "seed_least_accuracy", "worst_slice_accuracy", "lower_accuracy"),
+        *("seed_deviation_accuracy", "seed_least_accuracy", "champion_accuracy", "worst_slice_accuracy"),
+        "lower_accuracy",
         *("validation_accuracy", "data_examples", "seed_10_accuracy", "seed_9_accuracy", "f1_a", "f1_y"),
     ]
     assert list(by_importance(dict.fromkeys(sorted(order), 0.5), [Gate(figure="f1_z", minimum=0)])) == order

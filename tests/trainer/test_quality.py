@@ -386,11 +386,18 @@ def test_lost_entities_are_no_gain_in_classes() -> None:
 
 
 def test_the_comparison_is_one_of_the_gates() -> None:
-    """A version that is worse than the champion is refused by name."""
+    """A version that is worse than the champion is refused by name; how much worse is among the figures."""
     worse = Comparison("spam/1", "accuracy", new=0.8, old=0.9, difference=-0.1, least=-0.12)
     verdict = gates.no_worse(worse, max_loss=0.01, confidence=0.95)
     judged = judgement.judge(texts(8), ["ham", "spam"], Evaluation(), task=TEXTS, champion=verdict)
     assert "that of spam/1 0.9000" in judged.refusal
+    beside = {name: value for name, value in judged.figures.items() if name.startswith("champion_")}
+    assert beside == {
+        "champion_accuracy": 0.9,
+        "champion_difference_accuracy": -0.1,
+        "champion_least_difference_accuracy": -0.12,
+    }
+    assert judged.report["figures"].items() >= beside.items()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Whether a model is good enough: bounds on its figures, and the version that it must not be worse than. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cloze_api.evaluation import Gate
@@ -11,11 +11,12 @@ _CHAMPION: Final = "champion"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of one gate. message: a sentence with the numbers, whichever way it went."""
+    """What came of one gate. message: a sentence with the numbers, either way. figures: what only this gate knows."""
 
     gate: str
     passed: bool
     message: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,9 @@ def no_worse(comparison: Comparison, max_loss: float, confidence: float) -> Verd
         f"{comparison.figure} is {comparison.new:.4f}, that of {comparison.against} {comparison.old:.4f} on the same "
         f"examples: it is {sure} to lose at most {max(0.0, -comparison.least):.4f}, and {max_loss:g} may be lost"
     )
-    return Verdict(_CHAMPION, passed, message)
+    figures = {"": comparison.old, "difference_": comparison.difference, "least_difference_": comparison.least}
+    named = {f"{_CHAMPION}_{what}{comparison.figure}": value for what, value in figures.items()}
+    return Verdict(_CHAMPION, passed, message, named)
 
 
 def incomparable(why: str) -> Verdict:

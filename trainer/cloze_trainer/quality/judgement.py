@@ -88,6 +88,7 @@ def judge(
     verdicts = [gates.bound(gate, {**(others or {}), **figures}) for gate in asked.gates]
     if champion is not None:
         verdicts.append(champion)
+        figures |= champion.figures
     report = {
         "figures": figures,
         "confidence": asked.confidence,
