@@ -142,6 +142,10 @@ bench-train: $(VENV) ## pretraining beside transformers' Trainer: hack/bench/tra
 	  $$bench quality 4x256 --vocab 8192; $$bench preparation; \
 	  for sizes in 4x256 12x768; do $$bench checkpoint $$sizes; done; $$bench restart 4x256
 
+.PHONY: bench-cluster
+bench-cluster: $(VENV) ## on a cluster with the chart: seconds until a training goes on after a lost pod
+	@$(ON_CLUSTER) $(PY) hack/bench/lost_pod.py 4
+
 .PHONY: bench-tasks
 bench-tasks: $(VENV) ## fine-tuning beside transformers' Trainer, students, int8: hack/bench/tasks/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/tasks"; \
