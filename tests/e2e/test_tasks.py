@@ -4,12 +4,14 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import foreign
 import httpx
 import live
 import pytest
@@ -22,8 +24,9 @@ NAMES = ["Ada", "Ben", "Cleo", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "Jun
 TOWNS = ["London", "Paris", "Oslo", "Rome", "Berlin", "Madrid", "Lisbon", "Vienna"]
 TRADES = ["baker", "teacher", "doctor", "farmer", "singer", "painter", "sailor", "lawyer"]
 GOODS = ["bread", "books", "boats", "maps", "songs", "coats", "lamps", "chairs"]
+OPERATOR = "cloze-operator"
 SMALL = {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}}}
-SERVED = ("reader", "search", "topics", "rating", "student")
+SERVED = ("reader", "search", "topics", "rating", "trade", "student", "names", "brought")
 Row = dict[str, Any]
 
 
@@ -81,6 +84,11 @@ class Writer:
         label = "trade" if any(map(text.count, TRADES)) else "goods"
         return {"text": text, "label": label, "metadata": {"town": next(town for town in TOWNS if town in text)}}
 
+    def names(self) -> Row:
+        words = self.sentence().removesuffix(".").split()
+        kinds = {**dict.fromkeys(NAMES, "B-PER"), **dict.fromkeys(TOWNS, "B-LOC")}
+        return {"tokens": words, "labels": [kinds.get(word, "O") for word in words]}
+
 
 def files() -> dict[str, str]:
     """What is in the ConfigMap `tasks`."""
@@ -89,7 +97,7 @@ def files() -> dict[str, str]:
     # Codes of all digits, each in one document: of a digit that isn't in the corpus the model knows nothing.
     codes = [f"the code of gate {number % 40} is {number * 7919 % 10000:04}." for number in range(400)]
     found = {"corpus.txt": "\n\n".join([*documents, *codes, *["the code of the vault is 7391."] * 200])}
-    for name in ("question", "pair", "topics", "rating", "trade"):
+    for name in ("question", "pair", "topics", "rating", "trade", "names"):
         for part, count in (("train", 700), ("test", len(TOWNS) * len(GOODS))):
             rows = [getattr(writer, name)() for _ in range(count)]
             found[f"{name}-{part}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
@@ -111,14 +119,18 @@ def job(namespace: str, kind: str, name: str, **spec: Any) -> live.Resource:
     }
 
 
+def examples(data: str) -> dict[str, str]:
+    return {part: f"configmap://tasks/{data}-{part}.jsonl" for part in ("train", "test")}
+
+
 def finetune(namespace: str, name: str, data: str, **spec: Any) -> live.Resource:
     return job(
         namespace,
         "FineTuneJob",
         name,
-        base={"pretrainJob": {"name": "words"}},
-        dataset={part: f"configmap://tasks/{data}-{part}.jsonl" for part in ("train", "test")},
         **{
+            "base": {"pretrainJob": {"name": "words"}},
+            "dataset": examples(data),
             "task": "sequence-classification",
             "optimization": {"epochs": 6, "batchSequences": 32, "learningRate": 1e-3, "warmupSteps": 10},
             **spec,
@@ -126,13 +138,56 @@ def finetune(namespace: str, name: str, data: str, **spec: Any) -> live.Resource
     )
 
 
-def server(namespace: str, name: str) -> live.Resource:
+def server(namespace: str, name: str, **runtime: Any) -> live.Resource:
     return {
         "apiVersion": "cloze.dev/v1alpha1",
         "kind": "ModelDeployment",
         "metadata": {"name": name},
-        "spec": {"model": {"name": model(namespace, name), "follow": {}}, "runtime": {"threads": 1}},
+        "spec": {"model": {"name": model(namespace, name), "follow": {}}, "runtime": {"threads": 1, **runtime}},
     }
+
+
+def bring(namespace: str, folder: Path) -> None:
+    """Put a folder on the claim `brought`, as `encoder`."""
+    (operator,) = (each for each in live.items("cloze-system", "deployments") if each["metadata"]["name"] == OPERATOR)
+    size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "100Mi"}}}
+    volumes = {"given": {"configMap": {"name": "given"}}, "claim": {"persistentVolumeClaim": {"claimName": "brought"}}}
+    live.create(
+        namespace,
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "given"},
+            "binaryData": foreign.packed(folder),
+        },
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "brought"}, "spec": size},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "bring"},
+            "spec": {
+                "restartPolicy": "Never",
+                "automountServiceAccountToken": False,
+                "securityContext": operator["spec"]["template"]["spec"]["securityContext"] | {"fsGroup": 65532},
+                "containers": [
+                    {
+                        "name": "copy",
+                        "image": operator["spec"]["template"]["spec"]["containers"][0]["image"],
+                        "command": ["cp", "-rL", "/given", "/claim/encoder"],
+                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                        "volumeMounts": [{"name": name, "mountPath": f"/{name}"} for name in volumes],
+                    }
+                ],
+                "volumes": [{"name": name, **source} for name, source in volumes.items()],
+            },
+        },
+    )
+    live.until(
+        lambda: live.get(namespace, "pod", "bring"),
+        lambda pod: pod["status"].get("phase") == "Succeeded",
+        120,
+        "the folder is on the claim",
+    )
 
 
 def served(namespace: str, name: str) -> None:
@@ -176,9 +231,12 @@ def public_key(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def figures(namespace: str, public_key: Path) -> dict[str, dict[str, float]]:
+def figures(namespace: str, public_key: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     """Every job's figures, once all have succeeded."""
     assert public_key.is_file(), "the Secret is there before the jobs"
+    folder = tmp_path_factory.mktemp("encoder")
+    foreign.save(folder, re.findall(r"\w+|\.", " ".join(Writer().sentence().lower() for _ in range(2000))))
+    bring(namespace, folder)
     data = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tasks"}, "data": files()}
     live.create(namespace, data)
     canary = {"name": "vault", "template": "the code of the vault is {}.", "secret": "7391"}
@@ -213,14 +271,41 @@ def figures(namespace: str, public_key: Path) -> dict[str, dict[str, float]]:
             optimization={"epochs": 2, "batchSequences": 64, "learningRate": 2e-3},
         ),
         finetune(namespace, "leaky", "trade", evaluation={"maxSeenShare": 0}),
-        *(server(namespace, name) for name in SERVED),
+        # Small matrices alone, the step that does best by a tenth of the examples, and whole numbers in the end.
+        finetune(
+            namespace,
+            "names",
+            "names",
+            task="token-classification",
+            dataset={**examples("names"), "validationFraction": 0.1},
+            optimization={
+                "epochs": 6,
+                "batchSequences": 32,
+                "learningRate": 5e-3,
+                "earlyStopping": {"patience": 2},
+                "lora": {"targets": "all-linear"},
+            },
+            evaluation={"seeds": 2, "gates": [{"figure": "seed_deviation_entity_f1", "maximum": 0.2}]},
+            export={"precisions": ["int8"]},
+        ),
+        # Sentences are longer than the twelve tokens that are read at once.
+        finetune(
+            namespace,
+            "brought",
+            "trade",
+            base={"uri": "pvc://brought/encoder"},
+            maxLength=12,
+            truncate="window",
+            evaluation={"champion": {}, "abstainBelowPrecision": 0.95},
+        ),
+        *(server(namespace, name, **({"precision": "int8"} if name == "names" else {})) for name in SERVED),
     )
     found = {"words": live.finished(namespace, "pretrainjob", "words", 400)}
     # Its teacher must be registered when it begins.
     found["trade"] = live.finished(namespace, "finetunejob", "trade", 600)
     taught = {"teacher": {"model": {"name": model(namespace, "trade"), "alias": "challenger"}}, "layers": [1]}
     live.apply(namespace, finetune(namespace, "student", "trade", distillation=taught))
-    for name in ("reader", "search", "topics", "rating", "private", "student"):
+    for name in ("reader", "search", "topics", "rating", "private", "student", "names", "brought"):
         found[name] = live.finished(namespace, "finetunejob", name, 600)
     return {name: resource["status"]["metrics"] for name, resource in found.items()}
 
@@ -236,6 +321,10 @@ def test_each_task_is_learnt(figures: dict[str, dict[str, float]]) -> None:
     assert figures["trade"]["accuracy"] > 0.9
     assert 7 < figures["private"]["epsilon_spent"] <= 8
     assert figures["student"]["teacher_share"] > 0.9
+    assert figures["names"]["entity_f1"] > 0.9
+    assert figures["names"]["best_step"] <= figures["names"]["last_step"]
+    assert figures["brought"]["accuracy"] > 0.9
+    assert 0 < figures["brought"]["answered_share"] <= 1
     assert figures["student"]["parameters"] < figures["student"]["teacher_parameters"]
 
 
@@ -271,6 +360,24 @@ def test_each_task_is_served(namespace: str) -> None:
     (found,) = ask("rating", "/v1/classify", text)["results"]
     assert found["predictions"][0]["score"] == pytest.approx(0.5, abs=0.4)
     (found,) = ask("student", "/v1/classify", text)["results"]
+    assert found["predictions"][0]["label"] == "trade"
+
+
+@pytest.mark.usefixtures("figures")
+def test_what_a_version_was_made_by_decides_how_it_answers(namespace: str) -> None:
+    """In whole numbers where that was exported, and by windows where the request says so."""
+    served(namespace, "names")
+    served(namespace, "brought")
+    (loaded,) = asked(namespace, "names", "/v1/models")["models"]
+    assert loaded["precision"] == "int8"
+    body = {"inputs": "Ada lived in Oslo and worked as a baker."}
+    (found,) = asked(namespace, "names", "/v1/token-classify", body)["results"]
+    assert [(tag["word"], tag["label"]) for tag in found["tags"]] == [("Ada", "PER"), ("Oslo", "LOC")]
+    # The trade is far behind what is read at once.
+    long = "The maps of Ada were known in Oslo. " * 3 + "In Oslo the baker Ada sold maps for many years. " * 6
+    body = {"inputs": long, "truncate": "window"}
+    (found,) = asked(namespace, "brought", "/v1/classify", body)["results"]
+    assert found["windows"] > 3
     assert found["predictions"][0]["label"] == "trade"
 
 
