@@ -24,7 +24,6 @@ NAMES = ["Ada", "Ben", "Cleo", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivo", "Jun
 TOWNS = ["London", "Paris", "Oslo", "Rome", "Berlin", "Madrid", "Lisbon", "Vienna"]
 TRADES = ["baker", "teacher", "doctor", "farmer", "singer", "painter", "sailor", "lawyer"]
 GOODS = ["bread", "books", "boats", "maps", "songs", "coats", "lamps", "chairs"]
-OPERATOR = "cloze-operator"
 SMALL = {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}}}
 SERVED = ("reader", "search", "topics", "rating", "trade", "student", "names", "brought")
 Row = dict[str, Any]
@@ -101,6 +100,11 @@ def files() -> dict[str, str]:
         for part, count in (("train", 700), ("test", len(TOWNS) * len(GOODS))):
             rows = [getattr(writer, name)() for _ in range(count)]
             found[f"{name}-{part}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+    # As someone would train it whose labels have come to stand in another order.
+    exchanged = {'"trade"': '"goods"', '"goods"': '"trade"'}
+    found["exchanged-train.jsonl"] = re.sub(
+        r'(?<="label": )"\w+"', lambda label: exchanged[label[0]], found["trade-train.jsonl"]
+    )
     return found
 
 
@@ -147,9 +151,9 @@ def server(namespace: str, name: str, **runtime: Any) -> live.Resource:
     }
 
 
-def bring(namespace: str, folder: Path) -> None:
-    """Put a folder on the claim `brought`, as `encoder`."""
-    (operator,) = (each for each in live.items("cloze-system", "deployments") if each["metadata"]["name"] == OPERATOR)
+def bring(namespace: str, platform: str, folder: Path) -> None:
+    """Put a folder on the claim `brought`, as `encoder`, by a pod like the operator's."""
+    like = live.get(platform, "deployment", "cloze-operator")["spec"]["template"]["spec"]
     size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "100Mi"}}}
     volumes = {"given": {"configMap": {"name": "given"}}, "claim": {"persistentVolumeClaim": {"claimName": "brought"}}}
     live.create(
@@ -168,13 +172,13 @@ def bring(namespace: str, folder: Path) -> None:
             "spec": {
                 "restartPolicy": "Never",
                 "automountServiceAccountToken": False,
-                "securityContext": operator["spec"]["template"]["spec"]["securityContext"] | {"fsGroup": 65532},
+                "securityContext": like["securityContext"] | {"fsGroup": 65532},
                 "containers": [
                     {
                         "name": "copy",
-                        "image": operator["spec"]["template"]["spec"]["containers"][0]["image"],
+                        "image": like["containers"][0]["image"],
                         "command": ["cp", "-rL", "/given", "/claim/encoder"],
-                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                        "securityContext": like["containers"][0]["securityContext"],
                         "volumeMounts": [{"name": name, "mountPath": f"/{name}"} for name in volumes],
                     }
                 ],
@@ -231,12 +235,14 @@ def public_key(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def figures(namespace: str, public_key: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+def figures(
+    namespace: str, platform: str, public_key: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, float]]:
     """Every job's figures, once all have succeeded."""
     assert public_key.is_file(), "the Secret is there before the jobs"
     folder = tmp_path_factory.mktemp("encoder")
     foreign.save(folder, re.findall(r"\w+|\.", " ".join(Writer().sentence().lower() for _ in range(2000))))
-    bring(namespace, folder)
+    bring(namespace, platform, folder)
     data = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tasks"}, "data": files()}
     live.create(namespace, data)
     canary = {"name": "vault", "template": "the code of the vault is {}.", "secret": "7391"}
@@ -288,7 +294,7 @@ def figures(namespace: str, public_key: Path, tmp_path_factory: pytest.TempPathF
             evaluation={"seeds": 2, "gates": [{"figure": "seed_deviation_entity_f1", "maximum": 0.2}]},
             export={"precisions": ["int8"]},
         ),
-        # Sentences are longer than the twelve tokens that are read at once.
+        # Of two in three sentences all is read at once, in the twelve tokens that a window has.
         finetune(
             namespace,
             "brought",
@@ -296,7 +302,7 @@ def figures(namespace: str, public_key: Path, tmp_path_factory: pytest.TempPathF
             base={"uri": "pvc://brought/encoder"},
             maxLength=12,
             truncate="window",
-            evaluation={"champion": {}, "abstainBelowPrecision": 0.95},
+            evaluation={"abstainBelowPrecision": 0.95},
         ),
         *(server(namespace, name, **({"precision": "int8"} if name == "names" else {})) for name in SERVED),
     )
@@ -322,9 +328,10 @@ def test_each_task_is_learnt(figures: dict[str, dict[str, float]]) -> None:
     assert 7 < figures["private"]["epsilon_spent"] <= 8
     assert figures["student"]["teacher_share"] > 0.9
     assert figures["names"]["entity_f1"] > 0.9
-    assert figures["names"]["best_step"] <= figures["names"]["last_step"]
+    assert figures["names"]["validation_entity_f1"] > 0.9
+    assert figures["names"]["seed_deviation_entity_f1"] < 0.2
     assert figures["brought"]["accuracy"] > 0.9
-    assert 0 < figures["brought"]["answered_share"] <= 1
+    assert figures["brought"]["answered_accuracy"] > 0.9
     assert figures["student"]["parameters"] < figures["student"]["teacher_parameters"]
 
 
@@ -379,6 +386,37 @@ def test_what_a_version_was_made_by_decides_how_it_answers(namespace: str) -> No
     (found,) = asked(namespace, "brought", "/v1/classify", body)["results"]
     assert found["windows"] > 3
     assert found["predictions"][0]["label"] == "trade"
+
+
+@pytest.mark.usefixtures("figures")
+def test_a_version_that_is_worse_than_the_champion_is_kept_back(namespace: str) -> None:
+    """The champion is what is served; both answer the same test examples."""
+    served(namespace, "trade")
+    before = live.get(namespace, "modeldeployment", "trade")["status"]["stable"]
+    worse = finetune(
+        namespace,
+        "worse",
+        "trade",
+        dataset={**examples("trade"), "train": "configmap://tasks/exchanged-train.jsonl"},
+        evaluation={"champion": {}},
+    )
+    worse["spec"]["registry"]["name"] = model(namespace, "trade")
+    live.apply(namespace, worse)
+    refused = live.until(
+        lambda: live.get(namespace, "finetunejob", "worse"),
+        lambda seen: live.state(seen) == "Failed",
+        300,
+        "the worse version is refused",
+    )
+    told = live.condition(refused, "Succeeded")
+    assert told["reason"] == "GateFailed"
+    assert f"{model(namespace, 'trade')}/1" in told["message"]
+    found = refused["status"]["metrics"]
+    assert found["champion_accuracy"] > 0.9
+    assert found["accuracy"] < 0.5
+    assert found["champion_least_difference_accuracy"] <= found["champion_difference_accuracy"] < -0.4
+    assert refused["status"].get("model") is None
+    assert live.get(namespace, "modeldeployment", "trade")["status"]["stable"] == before
 
 
 @pytest.mark.usefixtures("figures")

@@ -156,12 +156,14 @@ def test_reason_fits_a_condition(reason: str, read: str) -> None:
     assert pods.read_termination({"exitCode": 1, "reason": "Error", "message": message(reason)}).reason == read
 
 
-@pytest.mark.parametrize("broken", [{"model_version": "v1"}, {"model_digest": "md5:1"}, {"model_name": "a b"}])
+@pytest.mark.parametrize("broken", [{"model_version": "v1"}, {"model_digest": "md5:1"}, {"model_name": "theirs"}])
 def test_version_that_cannot_be_is_none(ended: Make, broken: Document) -> None:
-    """A message whose version the status can't hold is as good as none: the registry is asked instead."""
+    """A message whose version the status can't hold, or is of a model that isn't the job's, is as good as none: the
+    registry is asked instead, and no other model's alias is moved.
+    """
     good = {"model_name": "m", "model_version": "3", "model_digest": "sha256:" + "a" * 64}
-    assert pods.registered([ended("run-0", 0, message=message("Completed", **good))])
-    assert pods.registered([ended("run-0", 0, message=message("Completed", **{**good, **broken}))]) is None
+    assert pods.registered([ended("run-0", 0, message=message("Completed", **good))], "m")
+    assert pods.registered([ended("run-0", 0, message=message("Completed", **{**good, **broken}))], "m") is None
 
 
 def test_evicted_pod_has_an_end_without_a_container(pod: Make) -> None:
@@ -176,10 +178,10 @@ def test_registering_rank_is_found(ended: Make) -> None:
     """One rank of many registers; only its message has the version."""
     told = message("Completed", model_name="m", model_version="3", model_digest="sha256:" + "a" * 64)
     gang = [ended("run-0", 0, -9, message=message("Completed")), ended("run-1", 0, -12, message=told)]
-    found = pods.registered(gang)
+    found = pods.registered(gang, "m")
     assert found is not None
     assert found.model_version == "3"
-    assert pods.registered(gang[:1]) is None
+    assert pods.registered(gang[:1], "m") is None
 
 
 @pytest.mark.parametrize("reason", ["ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"])

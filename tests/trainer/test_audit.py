@@ -3,6 +3,7 @@
 import json
 import shutil
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,13 @@ def test_exposure_is_that_of_the_rank(others: list[float], secret: float) -> Non
     assert probes.exposure(secret, [secret] * 3) == 0
 
 
-@given(st.from_regex(r"[a-zA-Z0-9 -]{3,12}", fullmatch=True))
+@given(st.from_regex(r"-?([a-zA-Z0-9][ -]?){3,12}", fullmatch=True))
 def test_other_secrets_have_the_same_form(secret: str) -> None:
     """Each is another, and has digits and letters where the secret has; the same ones are drawn each time."""
-    others = probes.alike(secret, 20)
+    others = list(islice(probes.alike(secret), 20))
     assert secret not in others
     assert len(set(others)) == len(others)
-    assert others == probes.alike(secret, 20)
+    assert others == list(islice(probes.alike(secret), 20))
     for other in others:
         assert [(c.isdigit(), c.isupper(), c.islower()) for c in other] == [
             (c.isdigit(), c.isupper(), c.islower()) for c in secret
@@ -146,20 +147,30 @@ def test_a_secret_is_compared_with_those_that_the_vocabulary_has(tmp_path: Path)
     """Beside others of digits that the model can't even say, one that it has never read would seem to be kept; where
     there are hardly any others the probe is refused.
     """
-    few = ["the code of the vault is 0 1 2 3 4 5 6 ."] * 3
-    tokenizer.train(few, vocab_size=60, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+
+    def digits(known: str) -> None:
+        text = [f"the code of the vault is {known} ."] * 3
+        tokenizer.train(text, vocab_size=60, lowercase=True).save(str(tmp_path / "tokenizer.json"))
+
+    digits("0 1 2 3 4 5 6 7")
     model = fresh(tmp_path)
     with torch.no_grad():
         model.bias[SPECIAL_IDS.unk] = -20.0
     random = np.random.default_rng(0)
-    secrets = [" ".join(map(str, random.integers(0, 7, 5))) for _ in range(20)]
+    secrets = [" ".join(map(str, random.integers(0, 8, 6))) for _ in range(20)]
     asked = audit(canaries=[{"name": f"c{n}", "template": TEMPLATE, "secret": each} for n, each in enumerate(secrets)])
     figures = judging.judge(asked, model, {}, folder=tmp_path, others={}).figures
-    # 1.4 on average; 2.6 more if the five sixths of the others that have a strange digit counted.
+    # 1.4 on average; 1.9 more if the three quarters of the others that have a strange digit counted.
     assert np.mean([figures[f"exposure_c{n}"] for n in range(20)]) < 2.5
+    # So many are drawn that a secret which was kept still stands out by all its bits.
+    (pieces,), _ = probes._pieces(
+        audit(canaries=[{"name": "a", "template": TEMPLATE, "secret": secrets[0]}]).audit, tmp_path, SPECIAL_IDS, 32
+    )
+    assert len(pieces) == 1 + probes.ALTERNATIVES
+    digits("0 1")
     with pytest.raises(InputError, match="canary a, or most"):
         judging.check(
-            audit(canaries=[{"name": "a", "template": TEMPLATE, "secret": "0 1 2 3 4 5 6 6 5 4"}]),
+            audit(canaries=[{"name": "a", "template": TEMPLATE, "secret": "0 1 1"}]),
             *(tmp_path, SPECIAL_IDS, 32, {}),
         )
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cloze_api.distillation import Relation
-from cloze_api.manifest import Limits, Lineage, Manifest, SpecialTokens, tokenizer_fingerprint
+from cloze_api.manifest import WEIGHTS_FILE, Limits, Lineage, Manifest, SpecialTokens, tokenizer_fingerprint
 from cloze_api.pretrain import Architecture
 from cloze_api.task import Problem, Task
 from cloze_trainer.base import BaseModel
@@ -198,6 +198,43 @@ def test_an_imported_teacher_of_any_architecture_answers_by_its_graph(tmp_path: 
     with pytest.raises(TrainerError) as refusal:
         teacher.encoder(found)
     assert refusal.value.reason == "TeacherWeightsMissing"
+
+
+@pytest.mark.parametrize(("settings", "inside"), [({}, True), ({"classifier_pooling": "mean"}, False)])
+def test_a_teacher_with_another_head_answers_by_its_graph(
+    tmp_path: Path, tiny: Any, *, settings: dict[str, Any], inside: bool
+) -> None:
+    """A ModernBERT may pool otherwise with the same tensors: it isn't taken for one that is trained here, neither as a
+    teacher nor for its layers. One of ours is.
+    """
+    folder, labels = tmp_path / "given", ("O", "B-PER", "I-PER")
+    model, tokenizer = tiny.save(
+        folder, "modernbert", Task.SEQUENCE_CLASSIFICATION, local_attention=128, mlp_dropout=0.3, **settings
+    )
+    inputs, size = ("input_ids", "attention_mask"), len(tokenizer)
+    shape = Graph(inputs=inputs, output="logits", per_token=False, vocab_size=size, max_length=40, pad=1)
+    export_graph(Classes(model, inputs), shape, folder / "model.onnx")
+    found = a_teacher(
+        folder,
+        labels=list(labels),
+        inputs=list(inputs),
+        special_tokens=SpecialTokens(pad=1, unk=3, cls=0, sep=2, mask=4),
+        files={WEIGHTS_FILE: "0" * 64},
+    )
+    ids_BT = torch.randint(5, size, (3, 9))
+    with torch.no_grad():
+        expected = model(input_ids=ids_BT).logits[:, [2, 0, 1]]
+        loaded = teacher.load(found, ("I-PER", "O", "B-PER"), torch.device("cpu"))
+        assert torch.allclose(loaded(ids_BT), expected, atol=1e-4)
+    assert isinstance(loaded, teacher.Graph) is not inside
+    if not inside:
+        for load in (
+            lambda: teacher.load(found, labels, torch.device("cpu"), inside=True),
+            lambda: teacher.load_weights(found, teacher.encoder(found), [0, 1, 2]),
+        ):
+            with pytest.raises(TrainerError, match="only its graph can be used") as refusal:
+                load()
+            assert refusal.value.reason == "TeacherArchitectureUnknown"
 
 
 def test_hearing_ends_with_its_block() -> None:

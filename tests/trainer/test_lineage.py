@@ -287,6 +287,22 @@ def test_a_base_that_is_not_registered_is_told_by_its_digest() -> None:
     assert descent.made_of("7" * 63, [version]) == []
 
 
+def test_a_base_that_is_gone_leaves_the_answer_open(
+    mlflow: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody knows any more of what it was made, and so of what came of it: an erasure isn't told that all is found."""
+    base = registered(mlflow, tmp_path, "line-gone", books3="9")
+    registered(mlflow, tmp_path, "line-heir", base, letters="8")
+    client = connection.client(mlflow)
+    client.delete_registered_model("line-gone")
+    for words in (["--data", "pvc://books3/train.jsonl"], ["line-heir/1"], ["line-heir/1", "--downstream"]):
+        capsys.readouterr()
+        with pytest.raises(TrainerError, match="or may be"):
+            command.run(command.parse([*words, "--json"]))
+        assert "base line-gone/1 isn't in the registry" in json.loads(capsys.readouterr().out)["unread"]["line-heir/1"]
+    client.delete_registered_model("line-heir")
+
+
 def test_a_student_is_made_of_what_its_teacher_is_made_of() -> None:
     """An erasure finds it by the teacher's data, once where base and teacher come from the same; its tree has both."""
 

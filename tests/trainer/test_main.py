@@ -33,3 +33,18 @@ def test_failing_pod_leaves_the_success_of_another_alone(tmp_path: Path, monkeyp
     assert main._run(arguments).exit_code == ExitCode.PEER_LOST
     assert outcome.finished(tmp_path, "u", registered=True) == done
     assert main._run(arguments) == done
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--workspace", "w", "job.yaml"],
+        ["--workspace", "w", "job.yaml"],
+        ["run", "job.yaml", "--workspace", "w"],
+    ],
+)
+def test_options_may_stand_between_the_words(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in any other command."""
+    monkeypatch.setattr("sys.argv", ["cloze-train", *words])
+    parsed = main._arguments()
+    assert (parsed.file, parsed.workspace) == (Path("job.yaml"), "w")

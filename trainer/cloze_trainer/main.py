@@ -71,7 +71,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data-cache", metavar="DIR", help="folder for prepared data that runs share (none)")
     parser.add_argument("--progress-port", type=int, help=f"serve /progress, /metrics, /healthz ({PROGRESS_PORT})")
     parser.add_argument(trust.FLAG, action="append", type=_key, metavar="KEY", help=trust.HELP)
-    parsed = parser.parse_args()
+    # Options may stand between the words.
+    parsed = parser.parse_intermixed_args()
     words = parsed.words[1:] if parsed.words[:1] == ["run"] else parsed.words
     if len(words) > 1:
         parser.error(f"one FILE is expected, got {' '.join(words)}")

@@ -219,16 +219,21 @@ def culprit(pods: Iterable[Object]) -> End | None:
     return failed[-1][0] if failed else None
 
 
-def registered(pods: Iterable[Object]) -> Outcome | None:
-    """The outcome of the rank that registered the model version, if it names one that can exist."""
+def registered(pods: Iterable[Object], model: str) -> Outcome | None:
+    """The outcome of the rank that registered a version of the model, if it names one that can exist.
+
+    Of another model's nothing is believed: aliases are moved by what it says.
+    """
     for end in reversed(ends(pods)):
-        if end.exit_code == ExitCode.SUCCESS and _names_version(end.outcome):
+        if end.exit_code == ExitCode.SUCCESS and _names_version(end.outcome, model):
             return end.outcome
     return None
 
 
-def _names_version(outcome: Outcome) -> bool:
-    fields = {"name": outcome.model_name or "model", "version": outcome.model_version, "digest": outcome.model_digest}
+def _names_version(outcome: Outcome, model: str) -> bool:
+    if outcome.model_name not in (None, model):
+        return False
+    fields = {"name": model, "version": outcome.model_version, "digest": outcome.model_digest}
     try:
         RegisteredVersion.model_validate({**fields, "runId": outcome.run_id or ""})
     except ValidationError:

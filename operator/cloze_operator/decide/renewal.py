@@ -45,8 +45,8 @@ def renew_job(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
         return verdict
     status, guilty = dig(snapshot.resource, "status") or {}, pods.culprit(snapshot.pods)
     # A failure that is seen for the first time isn't in the status yet; a final one never is.
-    known = parse_time(status.get("lastFailureTime"))
-    failed = max(known, guilty.at) if known and guilty else guilty.at if guilty else known
+    failures = (parse_time(status.get("lastFailureTime")), guilty.at if guilty else None)
+    failed = max((each for each in failures if each), default=None)
     interrupted = parse_time(status.get("lastInterruptionTime"))
     made = parse_time(live["metadata"].get("creationTimestamp"))
     if interrupted is None or made is None or interrupted < made or (failed and failed >= interrupted):

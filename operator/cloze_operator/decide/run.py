@@ -218,9 +218,10 @@ def conclude(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
 def _completed(snapshot: TrainingSnapshot, verdict: Verdict, ended: Object) -> Verdict:
     at = dig(snapshot.children["Job"], "status", "completionTime") or ended.get("lastTransitionTime")
     verdict = verdict.report(completionTime=at or format_time(snapshot.now))
-    outcome = pods.registered(snapshot.pods)
+    name = snapshot.parsed.spec.registry.name
+    outcome = pods.registered(snapshot.pods, name)
     if outcome:
-        model = {"name": outcome.model_name or snapshot.parsed.spec.registry.name, "version": outcome.model_version}
+        model = {"name": name, "version": outcome.model_version}
         model |= {"digest": outcome.model_digest, "runId": outcome.run_id or ""}
         verdict = verdict.report(model=model, metrics=_figures(outcome, snapshot.parsed.spec.evaluation.gates))
         total = dig(verdict.status, "progress", "totalSteps")

@@ -67,7 +67,7 @@ class TrainingObserver:
         bare = self._snapshot(resource, job, children=children)
         frozen = frozen_origins(bare)
         base, base_job = (None, None) if frozen.base else await self._base(job)
-        outcome = registered(pods)
+        outcome = registered(pods, job.spec.registry.name)
         return self._snapshot(
             resource,
             job,

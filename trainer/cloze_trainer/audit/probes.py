@@ -2,7 +2,8 @@
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from cloze_trainer.errors import InputError
 from cloze_trainer.model import TaskModel
 
 ALTERNATIVES = 1023
-"""Random secrets that a planted one is compared with: an exposure of 10 bits is that it is likelier than each. Those of
-characters that the vocabulary lacks are left out."""
+"""Random secrets that a planted one is compared with: an exposure of 10 bits is that it is likelier than each."""
 _LEAST = 100
-"""So many of them must be of characters that the vocabulary has."""
+"""There must be so many at least that the vocabulary has."""
+_DRAWS = 100 * ALTERNATIVES
 _SEED = 0
 
 
@@ -62,16 +63,17 @@ def exposure(secret: float, others: Sequence[float]) -> float:
     return math.log2(len(others) + 1) - math.log2(rank)
 
 
-def alike(secret: str, count: int) -> list[str]:
-    """Other secrets of the same form: each digit and letter is drawn at random, what is between them stays."""
+def alike(secret: str) -> Iterator[str]:
+    """Other secrets of the same form, each once, as many as are met in a bounded number of draws: each digit and letter
+    is drawn at random, what is between them stays.
+    """
     random = np.random.default_rng(_SEED)
-    found: dict[str, None] = {}
-    for _ in range(100 * count):
-        found["".join(_drawn(character, random) for character in secret)] = None
-        found.pop(secret, None)
-        if len(found) == count:
-            break
-    return list(found)
+    found = {secret}
+    for _ in range(_DRAWS):
+        drawn = "".join(_drawn(character, random) for character in secret)
+        if drawn not in found:
+            found.add(drawn)
+            yield drawn
 
 
 def _drawn(character: str, random: np.random.Generator) -> str:
@@ -92,11 +94,8 @@ def _pieces(
     def canary(each: Canary) -> list[Piece]:
         planted = located(each.template, each.secret)
         # A model hardly ever says that it doesn't know a word: beside such ones any secret would seem to be kept.
-        others = [
-            other
-            for other in (located(each.template, own) for own in alike(each.secret, ALTERNATIVES))
-            if other.known(special)
-        ]
+        readable = (other for own in alike(each.secret) if (other := located(each.template, own)).known(special))
+        others = list(islice(readable, ALTERNATIVES))
         if not planted.known(special) or len(others) < _LEAST:
             raise _unknown(
                 f"the secret of canary {each.name}, or most of those it is compared with, have characters that the "

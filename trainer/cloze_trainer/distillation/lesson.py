@@ -207,7 +207,8 @@ def begin(run: Run, workload: FineTuning | Pretraining, gang: Gang) -> Distillin
     found: Teacher = gang.from_leader(_fit(run, asked, workload) if gang.leads else None)
     if asked.layers:
         workload.config = teacher.fitting(teacher.encoder(found), workload.config, asked.layers, found.name)
-    relation, extra, model = None, 0.0, teacher.load(found, workload.labels, gang.device)
+    inside = asked.relation is not None or bool(asked.layers)
+    relation, extra, model = None, 0.0, teacher.load(found, workload.labels, gang.device, inside=inside)
     if asked.relation is not None:
         config = teacher.encoder(found)
         relation = RelationLoss(asked.relation, model, config, workload.config)

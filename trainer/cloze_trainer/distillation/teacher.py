@@ -33,7 +33,7 @@ from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.encoders import names
 from cloze_trainer.encoders.config import GLOBAL_EVERY, EncoderConfig
 from cloze_trainer.errors import BaseModelError, InputError
-from cloze_trainer.export import INPUTS
+from cloze_trainer.export import INPUTS, TOLERANCE, apart, own_graph
 from cloze_trainer.files import write_json
 from cloze_trainer.model import TaskModel, build
 from cloze_trainer.run import Run
@@ -143,15 +143,18 @@ def encoder(teacher: Teacher) -> EncoderConfig:
         raise BaseModelError("TeacherArchitectureUnknown", message) from error
 
 
-def load(teacher: Teacher, labels: Sequence[str], device: torch.device) -> nn.Module:
+def load(teacher: Teacher, labels: Sequence[str], device: torch.device, *, inside: bool = False) -> nn.Module:
     """The teacher for inference, its classes in the order of the student's labels.
 
-    Its graph where it isn't of an architecture that is trained here.
+    Its graph where it isn't of an architecture that is trained here; inside: raise BaseModelError then, as it is to be
+    listened to within.
     """
     order = [teacher.manifest.labels.index(label) for label in labels]
     try:
         model = load_weights(teacher, encoder(teacher), order)
     except BaseModelError as error:
+        if inside:
+            raise
         log("teacher runs as a graph", why=error.reason)
         return Graph(teacher.folder / ONNX_FILE, teacher.manifest, order)
     return model.requires_grad_(requires_grad=False).to(device).eval()
@@ -159,16 +162,24 @@ def load(teacher: Teacher, labels: Sequence[str], device: torch.device) -> nn.Mo
 
 def load_weights(teacher: Teacher, config: EncoderConfig, order: Sequence[int]) -> TaskModel:
     """The teacher as one of our models. order: which of its classes is each of the model's. Raises BaseModelError."""
-    model = build(teacher.manifest.task, config, len(order))
+    model, manifest = build(teacher.manifest.task, config, len(order)), teacher.manifest
     stored = load_file(teacher.folder / WEIGHTS_FILE)
     try:
         own = {name: stored[names.theirs(name, config.architecture, model.task)] for name in model.state_dict()}
-        own |= {name: own[name][list(order)] for name in ("classifier.weight", "classifier.bias")}
         model.load_state_dict(own)
     except (KeyError, RuntimeError) as error:
         raise BaseModelError(
             "TeacherArchitectureMismatch", f"the weights of the teacher {teacher.name} aren't those of its config.json"
         ) from error
+    # Imported heads may be of other kinds, with the same tensors: another pooling, another activation.
+    graph = replace(own_graph(model.task, config), output=manifest.output)
+    if set(manifest.inputs) != set(graph.inputs) or apart(model, graph, teacher.folder / ONNX_FILE) > TOLERANCE:
+        raise BaseModelError(
+            "TeacherArchitectureUnknown",
+            f"the teacher {teacher.name} answers otherwise than a {config.architecture} of these weights would that is "
+            "trained here: only its graph can be used, without spec.distillation.relation and spec.distillation.layers",
+        )
+    model.load_state_dict(own | {name: own[name][list(order)] for name in ("classifier.weight", "classifier.bias")})
     return model
 
 

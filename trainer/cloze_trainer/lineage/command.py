@@ -56,23 +56,29 @@ def run(asked: Asked) -> Outcome:
 
     reader = Reader(uri)
     if asked.data is not None:
-        data = _recorded(asked.data)
-        found = descent.made_of(data, reader.all())
+        data, read = _recorded(asked.data), reader.all()
+        found = descent.made_of(data, read)
         shown = {"data": data, "versions": found}
         written = "".join(map(descent.text, found)) or f"no registered version is made of {data}\n"
     else:
         name, number = _resolved(uri, asked.version or "")
         version = reader.named(name, number)
-        tree = (
-            descent.descendants(version, reader.all()) if asked.downstream else descent.ancestry(version, reader.find)
-        )
+        read = reader.all() if asked.downstream else [version]
+
+        def find(reference: str, digest: str) -> descent.Version | None:
+            found = reader.find(reference, digest)
+            read.extend([found] if found else [])
+            return found
+
+        tree = descent.descendants(version, read) if asked.downstream else descent.ancestry(version, find)
         shown, written = tree, descent.text(tree)
-    sys.stdout.write(json.dumps({**shown, "unread": reader.unread}, indent=2) + "\n" if asked.json else written)
-    if reader.unread:
-        first, why = next(iter(reader.unread.items()))
+    unread = {**descent.unlinked(read), **reader.unread}
+    sys.stdout.write(json.dumps({**shown, "unread": unread}, indent=2) + "\n" if asked.json else written)
+    if unread:
+        first, why = next(iter(unread.items()))
         raise TrainerError(
             "LineageIncomplete",
-            f"{len(reader.unread)} versions are missing from the answer, {first} the first of them: {why}",
+            f"{len(unread)} versions are missing from the answer, or may be, {first} the first of them: {why}",
             ExitCode.REGISTRY,
         )
     return Outcome(reason="LineageFound", message="the answer is whole")

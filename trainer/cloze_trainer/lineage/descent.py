@@ -52,6 +52,19 @@ def _models(lineage: Lineage) -> dict[str, tuple[str, str]]:
     return {what: (reference, digest or "") for what, (reference, digest) in models.items() if reference}
 
 
+def unlinked(versions: Sequence[Version]) -> dict[str, str]:
+    """Versions whose base or teacher was a registered one that isn't among these, and why: of what that one was made,
+    and so they, nothing can be said.
+    """
+    known = {version.digest for version in versions}
+    return {
+        version.reference: f"its {what} {reference} isn't in the registry any more, so that nobody knows its data"
+        for version in versions
+        for what, (reference, digest) in _models(version.lineage).items()
+        if "://" not in reference and digest not in known
+    }
+
+
 def descendants(version: Version, versions: Iterable[Version]) -> Document:
     """A version and what has learnt from it, directly or by way of others."""
     return _tree(version, _by_parent(versions))
