@@ -220,3 +220,23 @@ def test_activations_that_are_computed_again_change_nothing(architecture: Archit
         kept.append(sum(sizes))
     assert torch.equal(*found)
     assert kept[1] < kept[0] / 2
+
+
+@EVERY
+@pytest.mark.parametrize("padded", [False, True])
+def test_predictions_are_the_same_whichever_others_are_asked_for(architecture: Architecture, *, padded: bool) -> None:
+    """Hidden tokens have the logits, and weights the gradients, that they have where all tokens' states are computed."""
+    ids_BT, positions_M = torch.randint(5, 50, (3, LENGTH)), torch.tensor([1, 7, LENGTH, LENGTH + 3, 2 * LENGTH + 90])
+    mask_BT = torch.ones_like(ids_BT)
+    mask_BT[1, LENGTH // 2 :] = 0
+    model = built(Task.FILL_MASK, architecture)
+    found = []
+    for some in (True, False):
+        model.zero_grad()
+        logits = model(ids_BT, mask_BT if padded else None, None, positions_M if some else None)
+        logits_MV = logits if some else logits.flatten(0, 1)[positions_M]
+        functional.cross_entropy(logits_MV, ids_BT.flatten()[positions_M]).backward()
+        gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+        found.append((logits_MV.detach(), gradient))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -32,8 +32,20 @@ def test_operations_are_those_that_torch_counts(architecture: Architecture) -> N
     ids_BT, positions_M = torch.randint(5, 300, (2, 96)), torch.arange(0, 192, 8)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids_BT, None, None, positions_M).sum().backward()
-    expected = flops.per_token(config, length=96, predicted=1 / 8) * 192
+    expected = flops.per_token(config, length=96, wanted=1 / 8, vocabulary=True) * 192
     # The first layer's input has a gradient for its embeddings only, and local attention computes what it then hides.
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+def test_a_class_is_told_from_the_first_token_alone(architecture: Architecture) -> None:
+    """What the last layer would do with the others is neither done nor counted."""
+    sizes = {"vocab_size": 300, "layers": 4, "hidden_size": 64, "heads": 4, "intermediate_size": 128}
+    config = EncoderConfig(architecture=architecture, max_length=96, dropout=0.0, **sizes)  # type: ignore[arg-type]
+    model = build(Task.SEQUENCE_CLASSIFICATION, config, 2)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(torch.randint(5, 300, (2, 96))).sum().backward()
+    expected = flops.per_token(config, length=96, wanted=1 / 96) * 192
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
@@ -41,7 +53,7 @@ def test_far_tokens_cost_nothing_where_attention_is_local() -> None:
     """Two layers of three."""
     sizes = {"vocab_size": 300, "layers": 6, "hidden_size": 64, "heads": 4, "intermediate_size": 128}
     config = EncoderConfig(architecture=Architecture.MODERNBERT, max_length=8192, dropout=0.0, **sizes)  # type: ignore[arg-type]
-    far, near = (flops.per_token(config, length=length, predicted=0) for length in (8192, 8191))
+    far, near = (flops.per_token(config, length=length) for length in (8192, 8191))
     assert far - near == pytest.approx(3 * 2 * 2 * 2 * 64)
 
 

@@ -90,7 +90,8 @@ class FineTuning:
         """Floating-point operations of training on a token; the head's are nothing beside it."""
         # Of tokens, most of which are in the longer texts.
         lengths = self.train.lengths.astype(np.float64)
-        whole = flops.per_token(self.config, length=float((lengths**2).sum() / lengths.sum()), predicted=0.0)
+        wanted = len(lengths) / lengths.sum() if self.task is Task.SEQUENCE_CLASSIFICATION else 1.0
+        whole = flops.per_token(self.config, length=float((lengths**2).sum() / lengths.sum()), wanted=wanted)
         # Without the gradients of weights that stay as they are.
         return whole if self.spec.optimization.lora is None else whole * 2 / 3
 

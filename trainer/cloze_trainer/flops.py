@@ -21,22 +21,24 @@ _PEAKS: Final = {
 }
 
 
-def per_token(config: EncoderConfig, *, length: float, predicted: float) -> float:
+def per_token(config: EncoderConfig, *, length: float, wanted: float = 1.0, vocabulary: bool = False) -> float:
     """Floating-point operations of training on a token: forward once, and backward twice as much.
 
     A multiplication and an addition for each weight of the layers and for each pair of tokens that look at each other
-    (Chowdhery et al., arXiv:2204.02311, appendix B), and for the head where something is predicted. Embeddings are
-    looked up for nothing. length: of what attends to each other, in tokens. predicted: share of the tokens that the
-    vocabulary's head is applied to.
+    (Chowdhery et al., arXiv:2204.02311, appendix B), but for what the last layer does with tokens that nobody reads.
+    Embeddings are looked up for nothing. length: of what attends to each other, in tokens. wanted: share of the tokens
+    whose states are read of the last layer. vocabulary: whether they go through the vocabulary's head.
     """
     width, modern = config.hidden_size, config.architecture is Architecture.MODERNBERT
-    weights = config.layers * (4 * width**2 + (3 if modern else 2) * width * config.intermediate_size)
+    # What comes after the attention is for those alone that are read.
+    after = width**2 + (3 if modern else 2) * width * config.intermediate_size
+    weights = config.layers * (3 * width**2 + after) - (1 - wanted) * after
     weights += width * (config.embedding_size or 0)
-    seen = config.layers * length
-    if modern:
-        wide = -(-config.layers // GLOBAL_EVERY)
-        seen = wide * length + (config.layers - wide) * min(length, 2 * LOCAL_REACH + 1)
-    head = predicted * config.embedding_width * (width + config.vocab_size)
+    nearby = min(length, 2 * LOCAL_REACH + 1)
+    reaches = [nearby if modern and number % GLOBAL_EVERY else length for number in range(config.layers)]
+    # Hidden tokens are picked after the attention, a first token before it.
+    seen = sum(reaches) - (0.0 if vocabulary else (1 - wanted) * reaches[-1])
+    head = wanted * config.embedding_width * (width + config.vocab_size) if vocabulary else 0.0
     return 3 * 2 * (weights + 2 * seen * width + head)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from cloze_api.pretrain import Architecture
 from cloze_api.task import Task
 from cloze_trainer.encoders import modern, names, postnorm
-from cloze_trainer.encoders.attention import Texts
+from cloze_trainer.encoders.attention import FIRST, Texts
 from cloze_trainer.encoders.config import EncoderConfig
 from cloze_trainer.encoders.dropout import Dropout
 
@@ -70,9 +70,9 @@ class MaskedLanguageModel(_TaskModel):
 
         attention_mask, places_BT: as the encoders take them.
         """
-        hidden = self.encoder(input_ids_BT, attention_mask, token_types_BT, places_BT)
+        hidden = self.encoder(input_ids_BT, attention_mask, token_types_BT, places_BT, positions_M)
         if positions_M is not None:
-            hidden = hidden.reshape(-1, hidden.shape[-1]).index_select(0, positions_M)
+            hidden = hidden[0]
         return functional.linear(self.transform(hidden), self.encoder.embeddings.words.weight, self.bias)
 
 
@@ -92,7 +92,7 @@ class SequenceClassifier(_TaskModel):
         self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, token_types_BT: Tensor | None = None
     ) -> Tensor:
         """Logits (B, C)."""
-        first_BD = self.encoder(input_ids_BT, attention_mask_BT, token_types_BT)[:, 0]
+        first_BD = self.encoder(input_ids_BT, attention_mask_BT, token_types_BT, wanted=FIRST)[:, 0]
         return cast(Tensor, self.classifier(self.dropout(self._pooled(first_BD))))
 
     def _pooled(self, first_BD: Tensor) -> Tensor:

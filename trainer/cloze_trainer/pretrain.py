@@ -213,7 +213,8 @@ class Pretraining:
     @property
     def flops_per_token(self) -> float:
         """Floating-point operations of training on a token, which looks at its own text alone."""
-        return flops.per_token(self.config, length=self._attended, predicted=self.spec.masking.probability)
+        hidden = self.spec.masking.probability
+        return flops.per_token(self.config, length=self._attended, wanted=hidden, vocabulary=True)
 
     @property
     def _rows(self) -> int:

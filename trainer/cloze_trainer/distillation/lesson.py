@@ -213,7 +213,7 @@ def begin(run: Run, workload: FineTuning | Pretraining, gang: Gang) -> Distillin
         config = teacher.encoder(found)
         relation = RelationLoss(asked.relation, model, config, workload.config)
         # Forward alone.
-        extra = flops.per_token(config, length=float(workload.train.lengths.mean()), predicted=0.0) / 3
+        extra = flops.per_token(config, length=float(workload.train.lengths.mean())) / 3
     key = [_EDITION, workload.origin.data, found.digest, list(workload.labels)]
     folder = run.workspace / "data" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     _answer(folder, workload, model, gang)

@@ -2,7 +2,7 @@
 
 import math
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,23 @@ Seen = Tensor | Texts | None
 """What queries may look at: (B, 1, 1, T), (B, 1, T, T) or (T, T), texts, or everything."""
 
 
+FIRST: Final = "first"
+Wanted = Tensor | Literal["first"] | None
+"""Whose states a layer is to give: of tokens (M), indices into the flattened (B × T) ones; of each row's first; of all.
+
+What nobody reads of the last layer needn't be computed. Every token is looked at all the same.
+"""
+
+
+def picked(states_BTD: Tensor, wanted: Wanted) -> Tensor:
+    """The states of the wanted tokens: (1, M, D), (B, 1, D), or all as they are."""
+    if wanted is None:
+        return states_BTD
+    if isinstance(wanted, Tensor):
+        return states_BTD.reshape(-1, states_BTD.shape[-1]).index_select(0, wanted)[None]
+    return states_BTD[:, :1]
+
+
 def visible(attention_mask: Tensor | Texts | None) -> Seen:
     """Where a key may be looked at, (B, 1, 1, T) or (B, 1, T, T); None where everywhere.
 
@@ -60,8 +77,18 @@ def visible(attention_mask: Tensor | Texts | None) -> Seen:
     return mask.to(torch.bool)
 
 
-def attend(query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, seen: Seen) -> Tensor:
-    """Attended states (B, T, D) of all heads."""
+def attend(query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, seen: Seen, wanted: Wanted = None) -> Tensor:
+    """Attended states of all heads, as `picked` has them: (B, T, D) of all tokens."""
+    if wanted == FIRST:
+        assert not isinstance(seen, Texts), "texts that share a row have each their own first token"
+        query_BHTE = query_BHTE[:, :, :1]
+        # A mask for each pair of tokens has a row for each that looks, others one for all.
+        seen = None if seen is None else seen[..., :1, :]
+        return _attended(query_BHTE, key_BHTE, value_BHTE, seen)
+    return picked(_attended(query_BHTE, key_BHTE, value_BHTE, seen), wanted)
+
+
+def _attended(query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, seen: Seen) -> Tensor:
     batch, heads, length, width = query_BHTE.shape
     if isinstance(seen, Texts):
         from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - seconds, for GPUs alone

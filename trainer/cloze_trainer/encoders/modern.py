@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_trainer.encoders import layers
-from cloze_trainer.encoders.attention import Seen, Texts, attend, visible
+from cloze_trainer.encoders.attention import Seen, Texts, Wanted, attend, picked, visible
 from cloze_trainer.encoders.config import (
     GLOBAL_EVERY,
     GLOBAL_THETA,
@@ -75,15 +75,15 @@ class Layer(nn.Module):
         self.projection = nn.Linear(config.intermediate_size, width, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden_BTD: Tensor, seen: Seen, rotation: Rotation) -> Tensor:
-        """States (B, T, D)."""
+    def forward(self, hidden_BTD: Tensor, seen: Seen, rotation: Rotation, wanted: Wanted = None) -> Tensor:
+        """States as `picked` has them: (B, T, D) of all tokens."""
         batch, length, width = hidden_BTD.shape
         joint = self.query_key_value(self.attention_norm(hidden_BTD))
         query_BHTE, key_BHTE, value_BHTE = (
             joint.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        attended_BTD = attend(rotation.turn(query_BHTE), rotation.turn(key_BHTE), value_BHTE, seen)
-        hidden_BTD = hidden_BTD + self.output(attended_BTD)
+        attended_BTD = attend(rotation.turn(query_BHTE), rotation.turn(key_BHTE), value_BHTE, seen, wanted)
+        hidden_BTD = picked(hidden_BTD, wanted) + self.output(attended_BTD)
         content, gate = self.intermediate(self.norm(hidden_BTD)).chunk(2, dim=-1)
         fed_BTD = self.projection(self.dropout(functional.gelu(content) * gate))
         return cast(Tensor, hidden_BTD + fed_BTD)
@@ -107,8 +107,12 @@ class ModernEncoder(nn.Module):
         attention_mask: Tensor | Texts | None,
         token_types_BT: Tensor | None,
         places_BT: Tensor | None = None,
+        wanted: Wanted = None,
     ) -> Tensor:
-        """Hidden states (B, T, D). attention_mask: as `attention.visible` takes it. Types of texts are none."""
+        """Hidden states as `picked` has them: (B, T, D) of all. attention_mask: as `attention.visible` takes it.
+
+        Types of texts are none.
+        """
         assert token_types_BT is None
         length = input_ids_BT.shape[1]
         columns_T = torch.arange(length, device=input_ids_BT.device)
@@ -130,9 +134,10 @@ class ModernEncoder(nn.Module):
         far_turn = Rotation(places, GLOBAL_THETA, self._head_width)
         near_turn = Rotation(places, LOCAL_THETA, self._head_width)
         hidden_BTD = self.embeddings(input_ids_BT)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
             how = (anywhere, far_turn) if layer.is_global else (nearby, near_turn)
-            hidden_BTD = layers.run(layer, hidden_BTD, *how, recompute=self.recompute)
+            needed = wanted if number == len(self.layers) else None
+            hidden_BTD = layers.run(layer, hidden_BTD, *how, needed, recompute=self.recompute)
         return cast(Tensor, self.norm(hidden_BTD))
 
 

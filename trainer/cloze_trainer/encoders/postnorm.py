@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cloze_trainer.encoders import layers
-from cloze_trainer.encoders.attention import Seen, Texts, attend, visible
+from cloze_trainer.encoders.attention import Seen, Texts, Wanted, attend, picked, visible
 from cloze_trainer.encoders.config import INITIALIZER_RANGE, EncoderConfig
 from cloze_trainer.encoders.dropout import Dropout
 
@@ -55,17 +55,17 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.epsilon)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden_BTD: Tensor, seen: Seen) -> Tensor:
-        """States (B, T, D)."""
+    def forward(self, hidden_BTD: Tensor, seen: Seen, wanted: Wanted = None) -> Tensor:
+        """States as `picked` has them: (B, T, D) of all tokens."""
         batch, length, width = hidden_BTD.shape
 
         def split(projected_BTD: Tensor) -> Tensor:
             return projected_BTD.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
         attended_BTD = attend(
-            split(self.query(hidden_BTD)), split(self.key(hidden_BTD)), split(self.value(hidden_BTD)), seen
+            split(self.query(hidden_BTD)), split(self.key(hidden_BTD)), split(self.value(hidden_BTD)), seen, wanted
         )
-        hidden_BTD = self.attention_norm(self.dropout(self.output(attended_BTD)) + hidden_BTD)
+        hidden_BTD = self.attention_norm(self.dropout(self.output(attended_BTD)) + picked(hidden_BTD, wanted))
         fed_BTD = self.projection(functional.gelu(self.intermediate(hidden_BTD)))
         return cast(Tensor, self.norm(self.dropout(fed_BTD) + hidden_BTD))
 
@@ -87,15 +87,17 @@ class PostNormEncoder(nn.Module):
         attention_mask: Tensor | Texts | None,
         token_types_BT: Tensor | None,
         places_BT: Tensor | None = None,
+        wanted: Wanted = None,
     ) -> Tensor:
-        """Hidden states (B, T, D). attention_mask: as `attention.visible` takes it."""
+        """Hidden states as `picked` has them: (B, T, D) of all. attention_mask: as `attention.visible` takes it."""
         seen = visible(attention_mask)
         hidden_BTD: Tensor = self.embeddings(input_ids_BT, token_types_BT, places_BT)
         if self.widen is not None:
             hidden_BTD = self.widen(hidden_BTD)
-        for layer in self.layers:
+        *inner, last = self.layers
+        for layer in inner:
             hidden_BTD = layers.run(layer, hidden_BTD, seen, recompute=self.recompute)
-        return hidden_BTD
+        return layers.run(last, hidden_BTD, seen, wanted, recompute=self.recompute)
 
 
 def initialize(model: nn.Module) -> None:
