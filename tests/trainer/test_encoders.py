@@ -225,8 +225,9 @@ def test_activations_that_are_computed_again_change_nothing(architecture: Archit
 @EVERY
 @pytest.mark.parametrize("padded", [False, True])
 def test_predictions_are_the_same_whichever_others_are_asked_for(architecture: Architecture, *, padded: bool) -> None:
-    """Hidden tokens have the logits, and weights the gradients, that they have where all tokens' states are computed."""
-    ids_BT, positions_M = torch.randint(5, 50, (3, LENGTH)), torch.tensor([1, 7, LENGTH, LENGTH + 3, 2 * LENGTH + 90])
+    """Hidden tokens have the logits, and weights gradients, that they have where all tokens' states are computed."""
+    ids_BT = torch.randint(5, 50, (3, LENGTH))
+    positions_M = torch.tensor([1, 7, LENGTH, LENGTH + 3, 2 * LENGTH + 90])
     mask_BT = torch.ones_like(ids_BT)
     mask_BT[1, LENGTH // 2 :] = 0
     model = built(Task.FILL_MASK, architecture)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -44,6 +45,8 @@ TASKS = (
 )
 LABELS = ["O", "B-PER", "I-PER"]
 POSITIONS = 40
+# Of a text; no layer is as wide.
+LENGTH = 24
 
 
 def convert(folder: Path, output: Path, task: Task, **options: Any) -> Manifest:
@@ -161,6 +164,42 @@ def test_the_graph_of_every_architecture_gives_what_its_model_gives(
     assert manifest.labels == (LABELS if "classification" in task else [])
     assert manifest.lineage.data["model.safetensors"]
     assert manifest.lowercase == (family in ("bert", "distilbert", "electra"))
+
+
+# Of the settings of a tiny one the reach isn't ModernBERT's own.
+WHOLE_REACH = {"local_attention": 128}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "width", "rows"),
+    [
+        ("bert", {}, 32, [1, LENGTH]),
+        ("roberta", {}, 32, [1, LENGTH]),
+        ("distilbert", {}, 32, [1, LENGTH]),
+        ("xlm-roberta", {}, 32, [1, LENGTH]),
+        ("electra", {}, 32, [1, LENGTH]),
+        ("modernbert", WHOLE_REACH, 64, [1, *[LENGTH] * 3]),
+        # What the class is made of isn't the first token, as the tensors don't tell.
+        ("modernbert", WHOLE_REACH | {"classifier_pooling": "mean"}, 64, [LENGTH] * 4),
+    ],
+)
+def test_a_classifiers_last_layer_computes_what_its_class_is_made_of(
+    tmp_path: Path, tiny: Any, family: str, settings: dict[str, Any], width: int, rows: list[int]
+) -> None:
+    """The first token alone in most: as many rows go through each layer's feed-forward block, which is so wide."""
+    model, _ = tiny.save(tmp_path / "model", family, Task.SEQUENCE_CLASSIFICATION, **settings)
+    manifest = convert(tmp_path / "model", tmp_path / "artifact", Task.SEQUENCE_CLASSIFICATION)
+    graph = onnx.load(tmp_path / "artifact" / ONNX_FILE)
+    products = [node.output[0] for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")]
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in products)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(5, 60, (2, LENGTH))
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    found, *computed = session.run([manifest.output, *products], {name: given[name] for name in manifest.inputs})
+    assert sorted(each.shape[1] for each in computed if each.shape[0] == 2 and each.shape[-1] == width) == rows
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids), attention_mask=torch.ones(2, LENGTH, dtype=torch.int64)).logits
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,10 +20,13 @@ from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, SpecialTokens
 from cloze_api.task import Problem, Task
 from cloze_api.vocabulary import misfit
 from cloze_trainer.console import log
+from cloze_trainer.encoders.config import EncoderConfig
+from cloze_trainer.encoders.names import theirs
 from cloze_trainer.errors import InputError
-from cloze_trainer.export import INPUTS, OUTPUT, Graph, export_graph
+from cloze_trainer.export import INPUTS, OUTPUT, TOLERANCE, Graph, apart, export_graph, write_graph
 from cloze_trainer.heads import Classes, Embedding, Span
 from cloze_trainer.huggingface import PROBLEM_TYPES, Checkpoint
+from cloze_trainer.model import build
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -81,7 +84,7 @@ def write(checkpoint: Checkpoint, folder: Path) -> Facts:
         path.chmod(0o644)
     for name, kept in checkpoint.files.items():
         shutil.copyfile(checkpoint.folder / name, folder / kept)
-    export_graph(_headed(checkpoint, model, inputs), graph, folder / ONNX_FILE)
+    _export(checkpoint, model, graph, special_tokens, folder / ONNX_FILE)
     log("converted", model=checkpoint.class_name, max_length=max_length, vocab_size=checkpoint.vocab_size)
     return Facts(
         inputs=inputs,
@@ -107,6 +110,33 @@ def _headed(checkpoint: Checkpoint, model: Any, inputs: tuple[str, ...]) -> nn.M
     if checkpoint.vectors is not None:
         return Embedding(model, inputs, checkpoint.vectors)
     return Span(model, inputs) if checkpoint.task is Task.QUESTION_ANSWERING else Classes(model, inputs)
+
+
+def _export(checkpoint: Checkpoint, model: Any, graph: Graph, special_tokens: SpecialTokens, path: Path) -> None:
+    """Write the graph, of our own network where that answers as the model does. Raises as `export_graph`."""
+    headed, own = _headed(checkpoint, model, graph.inputs), _own_classifier(checkpoint, model, special_tokens)
+    if own is not None:
+        write_graph(own, graph, path)
+        if apart(headed, graph, path) <= TOLERANCE:
+            return
+    export_graph(headed, graph, path)
+
+
+def _own_classifier(checkpoint: Checkpoint, model: Any, special_tokens: SpecialTokens) -> nn.Module | None:
+    """A classifier of texts as our own network, whose last layer computes no more than is read of it.
+
+    None where it isn't one of those. Its head may still be of another kind with the same tensors.
+    """
+    if checkpoint.task is not Task.SEQUENCE_CLASSIFICATION:
+        return None
+    stored = model.state_dict()
+    try:
+        config = EncoderConfig.of(model.config.to_dict(), special_tokens)
+        own = build(checkpoint.task, config, len(checkpoint.labels))
+        own.load_state_dict({name: stored[theirs(name, config.architecture, own.task)] for name in own.state_dict()})
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        return None
+    return own
 
 
 def is_lowercase(tokenizer: Tokenizer) -> bool:

@@ -171,14 +171,18 @@ class EncoderConfig:
 
     @classmethod
     def read(cls, path: Path, special_tokens: SpecialTokens = SPECIAL_IDS) -> "EncoderConfig":
-        """From a `config.json`. Raises ValueError, KeyError or TypeError when it isn't one of these.
+        """From a `config.json`: see `of`."""
+        return cls.of(json.loads(path.read_text(encoding="utf-8")), special_tokens)
+
+    @classmethod
+    def of(cls, document: dict[str, Any], special_tokens: SpecialTokens = SPECIAL_IDS) -> "EncoderConfig":
+        """From what a `config.json` says. Raises ValueError, KeyError or TypeError when it isn't one of these.
 
         special_tokens: of the tokenizer beside it.
         """
-        document = json.loads(path.read_text(encoding="utf-8"))
         if document["model_type"] not in set(Architecture):
             supported = ", ".join(Architecture)
-            raise ValueError(f"{path.name} describes a {document['model_type']!r} model, not one of {supported}")
+            raise ValueError(f"config.json describes a {document['model_type']!r} model, not one of {supported}")
         architecture = Architecture(document["model_type"])
         names = _NAMES.get(architecture, {})
         if architecture is Architecture.MODERNBERT:
@@ -201,7 +205,7 @@ class EncoderConfig:
             epsilon=document.get(_EPSILON_NAMES.get(architecture, ""), 0.0),
             special_tokens=special_tokens,
         )
-        _check(path, config, document)
+        _check(config, document)
         return replace(config, max_length=config.max_length - config.first_position)
 
     def describe(self) -> dict[str, Any]:
@@ -264,7 +268,7 @@ def _modern(document: Mapping[str, Any]) -> dict[str, Any]:
     return spelt
 
 
-def _check(path: Path, config: EncoderConfig, document: Mapping[str, Any]) -> None:
+def _check(config: EncoderConfig, document: Mapping[str, Any]) -> None:
     """Whether what these networks take for granted holds. Raises ValueError."""
     names = _NAMES.get(config.architecture, {})
     granted = {names.get("hidden_act", "hidden_act"): "gelu", "pad_token_id": config.special_tokens.pad}
@@ -277,4 +281,4 @@ def _check(path: Path, config: EncoderConfig, document: Mapping[str, Any]) -> No
     granted |= {name: value for name, value in _WITHOUT.items() if name in document}
     other = sorted(name for name, value in granted.items() if document.get(name) != value)
     if other:
-        raise ValueError(f"{path.name} describes another kind of {config.architecture}: see {', '.join(other)}")
+        raise ValueError(f"config.json describes another kind of {config.architecture}: see {', '.join(other)}")
