@@ -136,16 +136,16 @@ def test_a_teacher_that_answers_something_else_is_refused(
     """Another task or problem, other labels, another tokenizer, shorter texts: a sentence each, before the training."""
     base = student_base(tmp_path)
     good = a_teacher(tmp_path, labels=["spam", "ham"])
-    teacher.check(good, *STUDENT, base=base, max_length=16)
+    teacher.check(good, *STUDENT, base=base, tokenizer_folder=base.folder, max_length=16)
     with pytest.raises(TrainerError, match=words) as refusal:
-        teacher.check(a_teacher(tmp_path, **manifest), *STUDENT, base=base, max_length=16)
+        teacher.check(a_teacher(tmp_path, **manifest), *STUDENT, base=base, tokenizer_folder=base.folder, max_length=16)
     assert refusal.value.reason == reason
 
 
 def test_padding_and_truncation_of_a_tokenizer_dont_tell_it_from_another(tmp_path: Path) -> None:
     """The fingerprint leaves out what a server sets by itself."""
     base = student_base(tmp_path, {**TOKENIZER, "truncation": {"max_length": 5}, "padding": None})
-    teacher.check(a_teacher(tmp_path), *STUDENT, base=base, max_length=16)
+    teacher.check(a_teacher(tmp_path), *STUDENT, base=base, tokenizer_folder=base.folder, max_length=16)
 
 
 def test_layers_are_taken_from_teachers_of_the_same_sizes() -> None:

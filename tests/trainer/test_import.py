@@ -278,9 +278,11 @@ def test_a_tokenizer_without_a_mask_serves_other_tasks(tmp_path: Path, tiny: Any
     assert not (tmp_path / "other").exists()
 
 
-def sentence_transformer(tiny: Any, folder: Path, *, normalize: bool = True, **pooling: Any) -> Any:
+def sentence_transformer(
+    tiny: Any, folder: Path, family: str = "bert", *, normalize: bool = True, **pooling: Any
+) -> Any:
     """A folder as sentence-transformers writes it."""
-    model, tokenizer = tiny.save(folder, "bert", Task.EMBEDDING)
+    model, tokenizer = tiny.save(folder, family, Task.EMBEDDING)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     (folder / "modules.json").write_text(
         json.dumps(
@@ -299,6 +301,32 @@ def sentence_transformer(tiny: Any, folder: Path, *, normalize: bool = True, **p
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings | pooling))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
     return model, tokenizer
+
+
+def test_capitals_are_small_letters_where_sentence_transformers_makes_them_so(tmp_path: Path, tiny: Any) -> None:
+    """By a tokenizer that tells them apart; the artifact's own does it, as nobody knows of the setting later."""
+    folder = tmp_path / "model"
+    sentence_transformer(tiny, folder, "roberta", normalize=True, pooling_mode_mean_tokens=True)
+    for lowercase in (False, True):
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+        manifest = convert(folder, tmp_path / str(lowercase), Task.EMBEDDING)
+        vectors = [
+            each["embedding"] for each in ask(tmp_path / str(lowercase), Task.EMBEDDING, input=["Is", "is"])["data"]
+        ]
+        assert (vectors[0] == pytest.approx(vectors[1])) is lowercase
+        assert manifest.lowercase is lowercase
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_seq_length": "24"}, {"max_seq_length": 0}, {"max_seq_length": True}, {"do_lower_case": "yes"}]
+)
+def test_settings_of_texts_that_cant_be_meant_are_refused(tmp_path: Path, tiny: Any, settings: dict[str, Any]) -> None:
+    """With the file and the name of the setting."""
+    sentence_transformer(tiny, tmp_path / "model", normalize=True, pooling_mode_mean_tokens=True)
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=f"{next(iter(settings))} in .*sentence_bert_config.json") as refusal:
+        convert(tmp_path / "model", tmp_path / "artifact", Task.EMBEDDING)
+    assert refusal.value.reason == "ConfigInvalid"
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -88,12 +88,12 @@ def test_special_tokens_in_a_text_are_ordinary_text(model: Tokenizer) -> None:
     assert not special & set(result.ids[0][1:-1].tolist())
 
 
-def test_lone_surrogates_are_normalised_away(tmp_path: Path, model: Tokenizer) -> None:
-    """Half a character, which JSON can spell but no text holds, is dropped as it is from a corpus."""
+def test_lone_surrogates_are_replaced(tmp_path: Path, model: Tokenizer) -> None:
+    """Half a character, which JSON can spell but no text holds, would end the tokenizer; the rest stays as it is."""
     path = tmp_path / "data.jsonl"
-    path.write_text('{"text": "ada \\ud83d lives", "label": "O"}\n', encoding="utf-8")
+    path.write_text('{"text": " ada \\ud83d lives\\r\\n", "label": "O"}\n', encoding="utf-8")
     examples = labelled.read([path], Task.SEQUENCE_CLASSIFICATION)
-    assert examples[0].words == ("ada  lives",)
+    assert examples[0].words == (" ada \ufffd lives\r\n",)
     labelled.tokenize(examples, LABELS, model, task=Task.SEQUENCE_CLASSIFICATION, max_length=64)
     path.write_text('{"tokens": ["ada", "\\ud83d"], "labels": ["NAME", "O"]}\n', encoding="utf-8")
     examples = labelled.read([path], Task.TOKEN_CLASSIFICATION)

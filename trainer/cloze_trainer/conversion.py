@@ -13,7 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from torch import nn
 
 from cloze_api.manifest import ONNX_FILE, TOKENIZER_FILE, SpecialTokens
@@ -25,7 +25,7 @@ from cloze_trainer.encoders.names import theirs
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS, OUTPUT, TOLERANCE, Graph, apart, export_graph, write_graph
 from cloze_trainer.heads import Classes, Embedding, Span
-from cloze_trainer.huggingface import PROBLEM_TYPES, Checkpoint
+from cloze_trainer.huggingface import PROBLEM_TYPES, Checkpoint, texts_of
 from cloze_trainer.model import build
 
 transformers.utils.logging.disable_progress_bar()
@@ -145,7 +145,10 @@ def is_lowercase(tokenizer: Tokenizer) -> bool:
 
 
 def load_tokenizer(folder: Path) -> tuple[Any, Tokenizer]:
-    """The folder's tokenizer, as transformers has it, and what does the work in it. Raises InputError."""
+    """The folder's tokenizer, as transformers has it, and what does the work in it. Raises InputError.
+
+    That makes small letters of capitals, too, where sentence-transformers does so before.
+    """
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # A copy: the settings of the one in use stay as they are.
@@ -155,6 +158,9 @@ def load_tokenizer(folder: Path) -> tuple[Any, Tokenizer]:
         raise InputError("TokenizerUnsupported", f"{message}: put its tokenizer.json there") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if texts_of(folder).lowercase and not is_lowercase(tokenizer):
+        before = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
     return loaded, tokenizer
 
 

@@ -50,7 +50,7 @@ class FineTuning:
         self.problem = spec.problem
         self.base = prepared.base
         self.config = prepared.base.config
-        self.tokenizer_folder = prepared.base.folder
+        self.tokenizer_folder = prepared.folder
         self.origin = Origin(data=prepared.folder.name, base=prepared.base.digest)
         self.lowercase = prepared.base.lowercase
         early = spec.optimization.early_stopping

@@ -69,6 +69,16 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """What sentence-transformers does with texts. max_length: most tokens of one; None where nothing is said.
+    lowercase: whether capitals are made small letters before the tokenizer has them.
+    """
+
+    max_length: int | None = None
+    lowercase: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A folder that can be imported for a task.
 
@@ -116,7 +126,6 @@ def read(
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError("ConfigInvalid", f"{CONFIG_FILE} of {folder} has no usable {error}") from error
     classes = [str(name) for name in config.get("architectures") or []]
-    sentence = _object(folder / SENTENCE_FILE) if (folder / SENTENCE_FILE).is_file() else {}
     return Checkpoint(
         folder=folder,
         task=task,
@@ -126,10 +135,28 @@ def read(
         problem=known,
         vocab_size=vocab_size,
         positions=positions,
-        declared=sentence.get("max_seq_length"),
+        declared=texts_of(folder).max_length,
         vectors=_vectors(folder, pooling, normalize) if task is Task.EMBEDDING else None,
         files={name: kept for name, kept in _KEPT.items() if (folder / name).is_file()},
     )
+
+
+def texts_of(folder: Path) -> Texts:
+    """What a folder says of texts. Raises InputError for what can't be meant."""
+    path = folder / SENTENCE_FILE
+    if not path.is_file():
+        return Texts()
+    document = _object(path)
+    length, lowercase = document.get("max_seq_length"), document.get("do_lower_case") or False
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        raise InputError(
+            "ConfigInvalid", f"max_seq_length in {path} isn't a whole number from 1 on: correct it, or remove it"
+        )
+    if not isinstance(lowercase, bool):
+        raise InputError(
+            "ConfigInvalid", f"do_lower_case in {path} is neither true nor false: correct it, or remove it"
+        )
+    return Texts(length, lowercase)
 
 
 def configuration(folder: Path) -> tuple[dict[str, Any], Architecture]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cloze_api.finetune import FineTuneJobSpec, Truncation
 from cloze_api.segments import VALUES_MAX
+from cloze_api.task import Task
 from cloze_trainer import left_head, selection, tasks
 from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_encoder
@@ -32,7 +33,7 @@ from cloze_trainer.tasks.kind import Reader
 from cloze_trainer.tasks.rows import Rows
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 7
+EDITION = 8
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
 _KEY_END = "-key.json"
@@ -191,10 +192,7 @@ def publish_examples(
     elif spec.dataset.validation_fraction is not None:
         chosen = validation.split(train, kind.needed, spec.dataset.validation_fraction)
         train, others = chosen.train, [chosen.kept]
-    reader = Reader(tokenizer.read(base.folder), base.special_tokens, max_length, spec.truncate is Truncation.WINDOW)
     scored = {"test": test, **({"validation": others[0]} if others else {})}
-    parts = {name: kind.tokenize(examples, labels, reader) for name, examples in {"train": train, **scored}.items()}
-    tokens = int(parts["train"].lengths.sum())
     slices = [example.slices for example in test]
     if (count := len({each for own in slices for each in own})) > VALUES_MAX:
         raise InputError(
@@ -207,6 +205,11 @@ def publish_examples(
     # What is split off the training's examples is unlike them.
     seen += [leakage.find("validation", train, each) for each in others if spec.dataset.validation_fraction is None]
     with publish(folder, digests=True) as staging:
+        base.copy(staging, max_length=max_length, words=spec.task is Task.TOKEN_CLASSIFICATION)
+        whole = spec.truncate is Truncation.WINDOW
+        reader = Reader(tokenizer.read(staging), base.special_tokens, max_length, whole)
+        parts = {name: kind.tokenize(examples, labels, reader) for name, examples in {"train": train, **scored}.items()}
+        tokens = int(parts["train"].lengths.sum())
         for name, part in parts.items():
             rows.save(staging, name, part)
         for name, examples in scored.items():

@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 from cloze_api.manifest import SpecialTokens
 from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_trainer.data import labelled
-from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.labelled import IGNORED, pad, slices_of
+from cloze_trainer.data.labelled import IGNORED, as_sent, pad, slices_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 
@@ -99,7 +98,7 @@ def read(
 def _text(place: str, document: dict[str, Any], name: str) -> str:
     if not isinstance(text := document.get(name), str):
         raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
-    return normalise(text)
+    return as_sent(text)
 
 
 def _hide(ids: Ids, special: SpecialTokens, start: int) -> Ids:

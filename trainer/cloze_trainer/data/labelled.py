@@ -1,5 +1,6 @@
 """Labelled examples, tokenized, with their classes."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from cloze_trainer.errors import InputError
 IGNORED = -100
 """Target of a token that isn't scored: special tokens, padding and all but a word's first piece."""
 LONGEST_LABEL = 128
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _TOGETHER = 1000
 
 
@@ -76,13 +78,21 @@ def read(paths: Sequence[Path], task: Task) -> list[Example]:
     return examples
 
 
+def as_sent(text: str) -> str:
+    """A text as a request has it, whose tokens a server makes: every character but halves of surrogate pairs.
+
+    Those JSON can spell, and no request may. Each is one character for another.
+    """
+    return _SURROGATES.sub("\ufffd", text)
+
+
 def _text(place: str, row: dict[str, Any]) -> Example:
     text, label = row.get("text"), row.get("label")
     if not isinstance(text, str):
         raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
     if not isinstance(label, str):
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
-    return Example(place, (normalise(text),), (label_of(place, label),), slices_of(place, row))
+    return Example(place, (as_sent(text),), (label_of(place, label),), slices_of(place, row))
 
 
 def slices_of(place: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -128,7 +138,7 @@ def _token_example(place: str, row: dict[str, Any]) -> Example:
         raise InputError("TokensInvalid", f"{place} has no token")
     return Example(
         place,
-        tuple(normalise(word) for word in words),
+        tuple(as_sent(word) for word in words),
         tuple(label_of(place, label) for label in labels),
         slices_of(place, row),
     )

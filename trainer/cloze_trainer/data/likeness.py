@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.duplicates import Groups, Hashes, Words, runs, shared
 from cloze_trainer.data.minhash import bands, permutations, signature
 
@@ -47,9 +48,11 @@ def shingles(texts: Sequence[str], words: Words) -> Hashes:
     """Sorted distinct 32-bit hashes of the pairs within an example's texts, whatever their order.
 
     Of a text of one word it is that word's, and of one without any, such as `:-)`, the hash of the text but for blanks.
-    words: the words' own hashes, shared between examples.
+    How characters are composed, and control characters, make no difference. words: the words' own hashes, shared
+    between examples.
     """
-    units = (_UNIT.findall(text.lower()) or ["".join(text.split())] for text in texts)
+    normal = (normalise(text).lower() for text in texts)
+    units = (_UNIT.findall(text) or ["".join(text.split())] for text in normal)
     return np.unique(np.concatenate([runs(each, _WIDTH, words) for each in units]))
 
 

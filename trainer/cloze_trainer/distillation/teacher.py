@@ -92,12 +92,19 @@ def _resolved(run: Run, pinned: Path, mark: dict[str, str]) -> str:
 
 
 def check(
-    teacher: Teacher, task: Task, problem: Problem, labels: Sequence[str], *, base: BaseModel, max_length: int
+    teacher: Teacher,
+    task: Task,
+    problem: Problem,
+    labels: Sequence[str],
+    *,
+    base: BaseModel,
+    tokenizer_folder: Path,
+    max_length: int,
 ) -> None:
     """Raise BaseModelError or InputError where the teacher's answers aren't about what the student is asked.
 
-    Tokenizers must have one fingerprint, so that both read the same tokens, cut the same texts in the same place, and
-    find the same words in them.
+    base: of the student. tokenizer_folder: with what makes the student's tokens. Tokenizers must have one fingerprint,
+    so that both read the same tokens, cut the same texts in the same place, and find the same words in them.
     """
     manifest = teacher.manifest
     # A multi-label model has labels, too, but its logits are no distribution over them.
@@ -113,7 +120,7 @@ def check(
             f"the teacher {teacher.name} has the labels {', '.join(sorted(manifest.labels))}, and the student "
             f"{', '.join(sorted(labels))}: they must be the same, in any order; train the teacher on these labels",
         )
-    own = tokenizer_fingerprint(json.loads((base.folder / TOKENIZER_FILE).read_text(encoding="utf-8")))
+    own = tokenizer_fingerprint(json.loads((tokenizer_folder / TOKENIZER_FILE).read_text(encoding="utf-8")))
     if manifest.tokenizer_fingerprint != own:
         raise BaseModelError(
             "TeacherTokenizerDiffers",

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.labelled import Labelled, slices_of
+from cloze_trainer.data.labelled import Labelled, as_sent, slices_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.data.numbers import score_of
 from cloze_trainer.errors import InputError
@@ -206,7 +206,7 @@ def _pair(place: str, row: dict[str, Any]) -> Pair:
         text = row.get(name)
         if not isinstance(text, str) or not normalise(text):
             raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
-        texts.append(normalise(text))
+        texts.append(as_sent(text))
     first, other, *negative = texts
     if not scored:
         return Pair(place, first, other, negative[0] if negative else None, None, slices_of(place, row))

@@ -4,7 +4,6 @@ Contexts that don't fit beside their question are read in windows, as servers re
 the context may begin or end the answer, and [CLS] stands for no answer (Devlin et al., arXiv:1810.04805, section 4.3).
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from cloze_api.task import Task
-from cloze_trainer.data.labelled import IGNORED, Labelled, slices_of
+from cloze_trainer.data.labelled import IGNORED, Labelled, as_sent, slices_of
 from cloze_trainer.data.squad import questions
 from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
@@ -32,7 +31,6 @@ from cloze_trainer.workload import Chunk
 _BEGINS, _ENDS = 1, 2
 # As servers do: of a row's length, what a question leaves at least.
 _ROOM: Final = 4
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _TOGETHER = 1000
 
 
@@ -186,8 +184,8 @@ def _question(place: str, row: dict[str, Any]) -> Question:
         text = row.get(name)
         if not isinstance(text, str) or not text.strip():
             raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
-        # Each is one character for another, so that answers stay where they are.
-        texts.append(_SURROGATES.sub("\ufffd", text))
+        # Answers stay where they are.
+        texts.append(as_sent(text))
     question, context = texts
     answers = row.get("answers")
     found, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)
@@ -203,7 +201,7 @@ def _question(place: str, row: dict[str, Any]) -> Question:
             f"{place} has no field 'answers' with as many texts as places: give it as "
             '{"text": ["London"], "answer_start": [21]}, with empty lists where there is no answer',
         )
-    pairs = tuple((_SURROGATES.sub("\ufffd", text), start) for text, start in zip(found, starts, strict=True))
+    pairs = tuple((as_sent(text), start) for text, start in zip(found, starts, strict=True))
     for number, (text, start) in enumerate(pairs):
         if start < 0 or context[start : start + len(text)] != text:
             raise InputError(

@@ -14,8 +14,7 @@ from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration
 from cloze_api.task import Problem, Task
 from cloze_trainer.data import labelled
-from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.labelled import Example, Labelled, label_of, slices_of
+from cloze_trainer.data.labelled import Example, Labelled, as_sent, label_of, slices_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
@@ -231,4 +230,4 @@ def _example(place: str, row: dict[str, Any]) -> Example:
     labels = tuple(label_of(place, label) for label in given)
     if len(set(labels)) < len(labels):
         raise InputError("LabelRepeated", f"{place} has a label twice: name it once")
-    return Example(place, (normalise(text),), labels, slices_of(place, row))
+    return Example(place, (as_sent(text),), labels, slices_of(place, row))
