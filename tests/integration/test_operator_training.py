@@ -393,6 +393,24 @@ def test_registry_outage_at_the_end_is_waited_out(objects: Any, registry: Any, k
     objects.wait_for_reason("PretrainJob", "patient", "Registered", "AliasSet")
 
 
+def test_pods_of_a_deleted_job_are_waited_for(objects: Any, kubelet: Any, eventually: Any) -> None:
+    """`kubectl delete job` takes the Job at once and its pods in their time, in which they save a checkpoint."""
+    objects.create(pretrain_job("hasty", kubelet, nodes=1))
+    (pod,) = kubelet.pods("hasty", 1)
+    kubelet.run(pod)
+    objects.wait_for_reason("PretrainJob", "hasty", "Running", "PodsRunning")
+    name = pod["metadata"]["name"]
+    # No machine has it, whose kubelet would take its time.
+    objects.patch("Pod", name, {"metadata": {"finalizers": ["cloze.dev/stops"]}})
+    objects.delete("Job", "hasty-pretrain")
+    found = objects.wait_for_reason("PretrainJob", "hasty", "Running", "WaitingForPods")
+    assert name in found["message"]
+    assert objects.get("Job", "hasty-pretrain") is None
+    objects.patch("Pod", name, {"metadata": {"finalizers": None}})
+    assert eventually(lambda: objects.get("Job", "hasty-pretrain"))
+    kubelet.pods("hasty", 1)
+
+
 def test_refused_job_can_be_corrected(objects: Any, kubelet: Any) -> None:
     """What only the API server can know about a Job is known before the spec is frozen."""
     topology = {"nodeSelector": kubelet.NOWHERE, "resources": {"limits": {"example.com/part": "500m"}}}

@@ -105,3 +105,18 @@ def test_a_job_that_was_given_a_queue_by_default_is_kueues_too(queued: Make, tra
     plain = training(status=STARTED, children=snapshot.children)
     verdict, state = decide_training(plain)
     assert (verdict.change, state) == ((), "Queued")
+
+
+def test_a_run_that_is_suspended_leaves_a_queue_that_kueue_gave_it(queued: Make, training: Make, pod: Make) -> None:
+    """Nothing but its Job tells of that queue: without one it isn't made anew before the run goes on."""
+    children = queued(job={"suspend": False}).children
+    parts = {"spec": {"suspend": True}, "status": STARTED}
+    verdict, state = decide_training(training(**parts, children=children, pods=(pod("a", index=0),)))
+    assert (verdict.delete, verdict.change, verdict.apply, state) == ((JOB,), (), (), "Suspended")
+    left = {kind: child for kind, child in children.items() if kind != "Job"}
+    paused = {"type": "Running", "status": "False", "reason": "Suspended", "lastTransitionTime": STARTED["startTime"]}
+    stands = {**STARTED, "conditions": [paused]}
+    verdict, state = decide_training(training(spec={"suspend": True}, status=stands, children=left))
+    assert (verdict.delete, verdict.apply, state) == ((), (), "Suspended")
+    verdict, _ = decide_training(training(status=stands, children=left))
+    assert [manifest["kind"] for manifest in verdict.apply] == ["Job"]

@@ -50,6 +50,19 @@ def test_pods_that_their_job_no_longer_wants_are_none(gone: list[dict[str, Any]]
 
 
 @pytest.mark.parametrize(
+    ("suspended", "since", "told"),
+    [("True", -60, False), ("False", -3, False), ("False", -5, False), ("False", -6, True), ("False", -60, True)],
+)
+def test_pods_that_a_suspension_stopped_arent_deleted(
+    gone: list[dict[str, Any]], moment: Make, suspended: str, since: float, *, told: bool
+) -> None:
+    """Though their Job wants pods again by now; those that are deleted after it went on are."""
+    resumed = {"type": "Suspended", "status": suspended, "lastTransitionTime": moment(since)}
+    found = witnessed(gone, {**JOB, "status": {"conditions": [resumed]}})
+    assert bool(pods.interruptions(found[:1])) is told
+
+
+@pytest.mark.parametrize(
     ("code", "finished"), [(ExitCode.SUCCESS, -4), (ExitCode.DIVERGED, -4), (ExitCode.INTERNAL, -9)]
 )
 def test_a_pod_that_had_its_last_word_keeps_it(code: ExitCode, finished: float, ended: Make) -> None:

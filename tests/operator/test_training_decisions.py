@@ -122,6 +122,17 @@ def test_deleted_resource_is_left_to_the_garbage_collector(training: Make) -> No
     assert (verdict.apply, verdict.delete, verdict.requeue) == ((), (), None)
 
 
+def test_no_gang_begins_beside_the_last_pods_of_another(training: Make, children: Make) -> None:
+    """Whoever has deleted the Job: its pods may be saving a checkpoint."""
+    left = {kind: child for kind, child in children().items() if kind != "Job"}
+    verdict, state = decide_training(training(status=STARTED, children=left, leaving=("run-pretrain-0-xyz",)))
+    assert (verdict.apply, state, verdict.requeue) == ((), "Waiting", 2)
+    assert findings(verdict)["Running"] == ("False", "WaitingForPods")
+    assert "haven't ended: run-pretrain-0-xyz;" in verdict.findings["Running"].message
+    verdict, _ = decide_training(training(status=STARTED, children=left))
+    assert applied(verdict) == ["Job"]
+
+
 def test_unreadable_spec_is_refused(training: Make) -> None:
     """A spec that this operator can't read is reported, and nothing is made of it."""
     verdict, state = decide_training(training(job=None, invalid="spec.corpus: Field required"))

@@ -1,7 +1,7 @@
 """Runs that wait in a queue: Kueue suspends their Job and lets it go, and may say on which machines, meanwhile."""
 
 from cloze_api.names import LABEL_QUEUE
-from cloze_operator.decide.fields import Object, dig
+from cloze_operator.decide.fields import Object, condition, dig
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.desired.training import queue_labels
 
@@ -12,8 +12,16 @@ def queue_of(live: Object | None) -> str:
 
 
 def is_held(snapshot: TrainingSnapshot) -> bool:
-    """Whether the run has to do without a Job: a suspended one that is in a queue would be let go by Kueue."""
-    return snapshot.parsed.spec.suspend and LABEL_QUEUE in queue_labels(snapshot.resource)
+    """Whether the run has to do without a Job: a suspended one that is in a queue would be let go by Kueue.
+
+    Kueue may have put a Job into a queue by itself, which is known of none that isn't there: a suspended run whose Job
+    has gone gets no other.
+    """
+    if not snapshot.parsed.spec.suspend:
+        return False
+    live = snapshot.children.get("Job")
+    gone = live is None and condition(snapshot.resource, "Running").get("reason") == "Suspended"
+    return gone or LABEL_QUEUE in queue_labels(snapshot.resource) or bool(queue_of(live))
 
 
 def is_suspended(snapshot: TrainingSnapshot) -> bool:

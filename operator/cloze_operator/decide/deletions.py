@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Final
 
 from cloze_api.progress import FINAL_EXIT_CODES, ExitCode
-from cloze_operator.decide.fields import Object, dig, format_time, is_going, is_true, parse_time
+from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
 
 REASON: Final = "PodDeleted"
 _MESSAGE: Final = "the pod was deleted, by hand perhaps"
@@ -15,15 +15,26 @@ ENDING: Final = ("Complete", "Failed", "FailureTarget", "SuccessCriteriaMet")
 
 
 def witnessed(pods: Iterable[Object], job: Object | None) -> tuple[Object, ...]:
-    """The pods of a Job, of which those that were deleted while it wanted them say so, as one that was evicted does."""
+    """The pods of a Job, of which those that were deleted while it wanted them say so, as one that was evicted does.
+
+    A Job that was resumed may still have pods that its suspension has stopped.
+    """
     if job is None or is_going(job) or dig(job, "spec", "suspend") or any(is_true(job, kind) for kind in ENDING):
         return tuple(pods)
-    return tuple(_told(pod) if _was_deleted(pod) else pod for pod in pods)
+    suspension = condition(job, "Suspended")
+    if suspension.get("status") == "True":
+        # Its controller hasn't seen yet that it goes on.
+        return tuple(pods)
+    resumed = parse_time(suspension.get("lastTransitionTime"))
+    since = format_time(resumed) if resumed else ""
+    return tuple(_told(pod) if _was_deleted(pod, since) else pod for pod in pods)
 
 
-def _was_deleted(pod: Object) -> bool:
-    """Whether the pod was told to go before it ended, or ended of that; one with a last word of its own has had it."""
-    if not is_going(pod) or is_true(pod, _TOLD):
+def _was_deleted(pod: Object, since: str) -> bool:
+    """Whether the pod was told to go, after a moment and before it ended, or ended of that; one with a last word of its
+    own has had it.
+    """
+    if not is_going(pod) or is_true(pod, _TOLD) or _asked(pod) <= since:
         return False
     ended = [found for entry in dig(pod, "status", "containerStatuses") or () if (found := _terminated(entry))]
     own = {ExitCode.SUCCESS, *FINAL_EXIT_CODES}
@@ -48,7 +59,7 @@ def _asked(pod: Object) -> str:
 
 
 def _told(pod: Object) -> Object:
-    condition: Mapping[str, str] = {
+    taken: Mapping[str, str] = {
         "type": _TOLD,
         "status": "True",
         "reason": REASON,
@@ -57,4 +68,4 @@ def _told(pod: Object) -> Object:
     }
     status = dig(pod, "status") or {}
     others = [each for each in status.get("conditions") or () if each.get("type") != _TOLD]
-    return {**pod, "status": {**status, "conditions": [*others, condition]}}
+    return {**pod, "status": {**status, "conditions": [*others, taken]}}

@@ -21,6 +21,7 @@ class TrainingSnapshot:
     job: the parsed resource; None when it can't be parsed, `invalid` says why.
     children: the live object by kind, absent when there is none.
     pods: those of the live Job alone.
+    leaving: names of pods of former Jobs that haven't ended, where there is no Job.
     missing: a sentence for each source that isn't there.
     base: the registry's answer about the base model; base_job: the PretrainJob that it is to come from.
     teacher: the registry's answer about the model that this one is distilled by.
@@ -35,6 +36,7 @@ class TrainingSnapshot:
     invalid: str = ""
     children: Mapping[str, Object] = field(default_factory=dict)
     pods: tuple[Object, ...] = ()
+    leaving: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     base: Answer = None
     base_job: Object | None = None

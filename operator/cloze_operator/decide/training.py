@@ -86,6 +86,18 @@ def find_sources(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     return verdict.find("SourcesReady", "True", "SourcesFound")
 
 
+def wait_for_former_pods(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
+    """No gang beside the last pods of one whose Job is gone already: two would write the same checkpoints."""
+    if not snapshot.leaving or is_held(snapshot):
+        return verdict
+    names = ", ".join(sorted(snapshot.leaving))
+    text = (
+        f"pods of a Job that is gone haven't ended: {names}; of a machine that is off for good they never do: "
+        "`kubectl delete pod --force` them then"
+    )
+    return _waiting(verdict, "WaitingForPods", text).again(2).settle()
+
+
 def _waiting(verdict: Verdict, reason: str, message: str) -> Verdict:
     return verdict.find("Running", "False", reason, message).find("Succeeded", "Unknown", reason, message)
 
@@ -201,6 +213,7 @@ TRAINING = Steps(
         wait_for_origins,
         find_sources,
         begin_deadline_anew,
+        wait_for_former_pods,
         provide_children,
         keep_job_in_step,
         report_progress,

@@ -13,7 +13,7 @@ from cloze_operator.decide.answers import Answer
 from cloze_operator.decide.deletions import witnessed
 from cloze_operator.decide.fields import Object, dig, is_going, is_true
 from cloze_operator.decide.origins import frozen_origins
-from cloze_operator.decide.pods import registered
+from cloze_operator.decide.pods import has_ended, name_of, registered
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.desired.origins import registered_base, registered_teacher
 from cloze_operator.desired.platform import Platform
@@ -62,8 +62,8 @@ class TrainingObserver:
         }
         children = await read_children(self._cluster, namespace, names)
         live = children.get("Job")
-        found = await read_pods(self._cluster, resource, live["metadata"]["uid"]) if live else ()
-        pods = witnessed(found, live)
+        found = await read_pods(self._cluster, resource, live["metadata"]["uid"] if live else None)
+        pods = witnessed(found, live) if live else ()
         bare = self._snapshot(resource, job, children=children)
         frozen = frozen_origins(bare)
         base, base_job = (None, None) if frozen.base else await self._base(job)
@@ -73,6 +73,7 @@ class TrainingObserver:
             job,
             children=children,
             pods=pods,
+            leaving=() if live else tuple(name_of(pod) for pod in found if not has_ended(pod)),
             missing=() if live else await self._missing(namespace, job),
             base=base,
             base_job=base_job,
