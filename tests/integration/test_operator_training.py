@@ -393,7 +393,7 @@ def test_registry_outage_at_the_end_is_waited_out(objects: Any, registry: Any, k
     objects.wait_for_reason("PretrainJob", "patient", "Registered", "AliasSet")
 
 
-def test_pods_of_a_deleted_job_are_waited_for(objects: Any, kubelet: Any, eventually: Any) -> None:
+def test_pods_of_a_deleted_job_are_waited_for(objects: Any, kubelet: Any) -> None:
     """`kubectl delete job` takes the Job at once and its pods in their time, in which they save a checkpoint."""
     objects.create(pretrain_job("hasty", kubelet, nodes=1))
     (pod,) = kubelet.pods("hasty", 1)
@@ -405,6 +405,9 @@ def test_pods_of_a_deleted_job_are_waited_for(objects: Any, kubelet: Any, eventu
     objects.delete("Job", "hasty-pretrain")
     found = objects.wait_for_reason("PretrainJob", "hasty", "Running", "WaitingForPods")
     assert name in found["message"]
+    assert objects.get("Job", "hasty-pretrain") is None
+    objects.delete("Pod", name)
+    objects.wait_for_reason("PretrainJob", "hasty", "Running", "WaitingForPods")
     assert objects.get("Job", "hasty-pretrain") is None
     objects.patch("Pod", name, {"metadata": {"finalizers": None}})
     assert eventually(lambda: objects.get("Job", "hasty-pretrain"))

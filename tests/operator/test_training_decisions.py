@@ -128,7 +128,7 @@ def test_no_gang_begins_beside_the_last_pods_of_another(training: Make, children
     verdict, state = decide_training(training(status=STARTED, children=left, leaving=("run-pretrain-0-xyz",)))
     assert (verdict.apply, state, verdict.requeue) == ((), "Waiting", 2)
     assert findings(verdict)["Running"] == ("False", "WaitingForPods")
-    assert "haven't ended: run-pretrain-0-xyz;" in verdict.findings["Running"].message
+    assert "haven't ended: run-pretrain-0-xyz; delete them" in verdict.findings["Running"].message
     verdict, _ = decide_training(training(status=STARTED, children=left))
     assert applied(verdict) == ["Job"]
 

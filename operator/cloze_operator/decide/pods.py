@@ -80,12 +80,7 @@ def _began(pod: Object) -> datetime:
 def phase(pod: Object) -> str:
     """The pod's phase; Terminating for one that has been told to go and hasn't ended."""
     current = str(dig(pod, "status", "phase") or "Pending")
-    return "Terminating" if is_going(pod) and not has_ended(pod) else current
-
-
-def has_ended(pod: Object) -> bool:
-    """Whether the pod's containers run no more, and won't."""
-    return dig(pod, "status", "phase") in ("Succeeded", "Failed")
+    return "Terminating" if is_going(pod) and current not in ("Succeeded", "Failed") else current
 
 
 def is_ready(pod: Object) -> bool:

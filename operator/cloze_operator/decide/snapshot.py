@@ -21,7 +21,7 @@ class TrainingSnapshot:
     job: the parsed resource; None when it can't be parsed, `invalid` says why.
     children: the live object by kind, absent when there is none.
     pods: those of the live Job alone.
-    leaving: names of pods of former Jobs that haven't ended, where there is no Job.
+    leaving: names of pods of former Jobs that run or stop, where there is no Job.
     missing: a sentence for each source that isn't there.
     base: the registry's answer about the base model; base_job: the PretrainJob that it is to come from.
     teacher: the registry's answer about the model that this one is distilled by.

@@ -92,8 +92,8 @@ def wait_for_former_pods(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdic
         return verdict
     names = ", ".join(sorted(snapshot.leaving))
     text = (
-        f"pods of a Job that is gone haven't ended: {names}; of a machine that is off for good they never do: "
-        "`kubectl delete pod --force` them then"
+        f"pods of a Job that is gone haven't ended: {names}; delete them if they aren't stopping, and with --force if "
+        "their machine is off for good"
     )
     return _waiting(verdict, "WaitingForPods", text).again(2).settle()
 

@@ -13,7 +13,7 @@ from cloze_operator.decide.answers import Answer
 from cloze_operator.decide.deletions import witnessed
 from cloze_operator.decide.fields import Object, dig, is_going, is_true
 from cloze_operator.decide.origins import frozen_origins
-from cloze_operator.decide.pods import has_ended, name_of, registered
+from cloze_operator.decide.pods import name_of, phase, registered
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.desired.origins import registered_base, registered_teacher
 from cloze_operator.desired.platform import Platform
@@ -73,7 +73,7 @@ class TrainingObserver:
             job,
             children=children,
             pods=pods,
-            leaving=() if live else tuple(name_of(pod) for pod in found if not has_ended(pod)),
+            leaving=() if live else tuple(name_of(pod) for pod in found if phase(pod) in ("Running", "Terminating")),
             missing=() if live else await self._missing(namespace, job),
             base=base,
             base_job=base_job,
