@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from cloze_api.distillation import Relation
@@ -16,6 +18,7 @@ from cloze_api.manifest import WEIGHTS_FILE, Limits, Lineage, Manifest, SpecialT
 from cloze_api.pretrain import Architecture
 from cloze_api.task import Problem, Task
 from cloze_trainer.base import BaseModel
+from cloze_trainer.data import word_blanks
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.distillation import beside, relation, teacher
 from cloze_trainer.distillation.relation import RelationLoss, divergence
@@ -136,16 +139,37 @@ def test_a_teacher_that_answers_something_else_is_refused(
     """Another task or problem, other labels, another tokenizer, shorter texts: a sentence each, before the training."""
     base = student_base(tmp_path)
     good = a_teacher(tmp_path, labels=["spam", "ham"])
-    teacher.check(good, *STUDENT, base=base, tokenizer_folder=base.folder, max_length=16)
+    teacher.check(good, *STUDENT, base=base, max_length=16)
     with pytest.raises(TrainerError, match=words) as refusal:
-        teacher.check(a_teacher(tmp_path, **manifest), *STUDENT, base=base, tokenizer_folder=base.folder, max_length=16)
+        teacher.check(a_teacher(tmp_path, **manifest), *STUDENT, base=base, max_length=16)
     assert refusal.value.reason == reason
 
 
 def test_padding_and_truncation_of_a_tokenizer_dont_tell_it_from_another(tmp_path: Path) -> None:
     """The fingerprint leaves out what a server sets by itself."""
     base = student_base(tmp_path, {**TOKENIZER, "truncation": {"max_length": 5}, "padding": None})
-    teacher.check(a_teacher(tmp_path), *STUDENT, base=base, tokenizer_folder=base.folder, max_length=16)
+    teacher.check(a_teacher(tmp_path), *STUDENT, base=base, max_length=16)
+
+
+def test_a_teacher_of_words_is_compared_by_what_is_made_of_its_tokenizer(tmp_path: Path) -> None:
+    """The student's gets a blank before words: a teacher with the base's own tokenizer fits, and one that has had its
+    blanks; another one doesn't, and neither does it fit for texts.
+    """
+    own = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain = json.loads(own.to_str())
+    blanks = word_blanks.with_blanks(plain)
+    other = {**plain, "model": {**plain["model"], "vocab": {"a": 1, "b": 0}}}
+    base = student_base(tmp_path / "base", plain)
+    for task in (Task.TOKEN_CLASSIFICATION, Task.SEQUENCE_CLASSIFICATION):
+        for number, (theirs, fits) in enumerate(
+            ((plain, True), (blanks, task is Task.TOKEN_CLASSIFICATION), (other, False))
+        ):
+            folder = tmp_path / f"{task}-{number}"
+            student_base(folder, theirs)
+            found = a_teacher(folder, task=task, tokenizer_fingerprint=tokenizer_fingerprint(theirs))
+            with nullcontext() if fits else pytest.raises(TrainerError, match="has the fingerprint"):
+                teacher.check(found, task, *STUDENT[1:], base=base, max_length=16)
 
 
 def test_layers_are_taken_from_teachers_of_the_same_sizes() -> None:

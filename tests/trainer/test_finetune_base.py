@@ -13,6 +13,7 @@ import transformers
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from small_runs import finetune_of
+from tokenizers import Tokenizer
 from tuning import ALONE
 
 from cloze_api.finetune import FineTuneJobSpec
@@ -189,6 +190,18 @@ def test_what_is_published_has_the_folders_tokenizer(made_for: Task, tmp_path: P
     assert f"| base | file://{tmp_path}/model |" in card
     assert "| optimization.epochs | 3 |" in card
     assert (manifest.limits.vocab_size, manifest.limits.max_length) == (len(given["model"]["vocab"]), 40)
+
+
+def test_a_base_of_sentence_transformers_reads_capitals_as_that_does(tmp_path: Path, tiny: Any) -> None:
+    """`do_lower_case` of its folder is part of the tokenizer that is trained with and published."""
+    save(tmp_path / "model", tiny, "modernbert", Task.EMBEDDING)
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    run, workload = workload_of(tmp_path, Task.SEQUENCE_CLASSIFICATION)
+    artifact.write(run, workload, initial_model(workload, 1), Judgement({}), {})
+    assert verify(run.artifact).lowercase
+    published = Tokenizer.from_file(str(run.artifact / "tokenizer.json"))
+    given = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    assert published.encode("A SHIP").ids == given.encode("a ship").ids != given.encode("A SHIP").ids
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import transformers
 from families import FAMILIES, PAIRED
 from remote_stores import KEYS, Stores, serving
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from whole_runs import command
 
 from cloze_api.manifest import ONNX_FILE, WEIGHTS_FILE, Manifest, verify
@@ -278,11 +279,46 @@ def test_a_tokenizer_without_a_mask_serves_other_tasks(tmp_path: Path, tiny: Any
     assert not (tmp_path / "other").exists()
 
 
-def sentence_transformer(
-    tiny: Any, folder: Path, family: str = "bert", *, normalize: bool = True, **pooling: Any
-) -> Any:
+def cased(folder: Path, family: str) -> None:
+    """Have a tiny model's tokenizer tell capitals from small letters, as those of BERT are published that do."""
+    if family in ("bert", "distilbert", "electra"):
+        path = folder / "tokenizer.json"
+        document = json.loads(path.read_text())
+        document["normalizer"]["lowercase"] = False
+        path.write_text(json.dumps(document))
+    if family == "bert":
+        change("tokenizer_config.json", tokenizer_class="BertTokenizer", do_lower_case=False)(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_capitals_are_small_letters_where_sentence_transformers_makes_them_so(
+    tmp_path: Path, tiny: Any, family: str
+) -> None:
+    """It does so before the tokenizer, which an artifact's does by itself then, at a server and in transformers: ids
+    are those of the text in small letters, accents and all.
+    """
+    tiny.save(tmp_path / "model", family, Task.EMBEDDING)
+    cased(tmp_path / "model", family)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "ADA [\u00c9] A\u0300 la"
+    assert theirs(text)["input_ids"] != theirs(text.lower())["input_ids"]
+    for told in (False, True):
+        told_to_sentence_transformers(max_seq_length=24, do_lower_case=told)(tmp_path / "model")
+        artifact = tmp_path / f"artifact-{told}"
+        manifest = convert(tmp_path / "model", artifact, Task.EMBEDDING, pooling="mean")
+        assert manifest.lowercase is told
+        expected = theirs(text.lower() if told else text)["input_ids"]
+        assert Tokenizer.from_file(str(artifact / "tokenizer.json")).encode(text).ids == expected
+        again = transformers.AutoTokenizer.from_pretrained(artifact)
+        assert again(text)["input_ids"] == expected
+        assert (again.mask_token_id, again.model_max_length) == (theirs.mask_token_id, theirs.model_max_length)
+    small, capital = (ask(artifact, Task.EMBEDDING, input=each)["data"][0] for each in (text.lower(), text))
+    assert small == capital
+
+
+def sentence_transformer(tiny: Any, folder: Path, *, normalize: bool = True, **pooling: Any) -> Any:
     """A folder as sentence-transformers writes it."""
-    model, tokenizer = tiny.save(folder, family, Task.EMBEDDING)
+    model, tokenizer = tiny.save(folder, "bert", Task.EMBEDDING)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     (folder / "modules.json").write_text(
         json.dumps(
@@ -301,32 +337,6 @@ def sentence_transformer(
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings | pooling))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
     return model, tokenizer
-
-
-def test_capitals_are_small_letters_where_sentence_transformers_makes_them_so(tmp_path: Path, tiny: Any) -> None:
-    """By a tokenizer that tells them apart; the artifact's own does it, as nobody knows of the setting later."""
-    folder = tmp_path / "model"
-    sentence_transformer(tiny, folder, "roberta", normalize=True, pooling_mode_mean_tokens=True)
-    for lowercase in (False, True):
-        (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
-        manifest = convert(folder, tmp_path / str(lowercase), Task.EMBEDDING)
-        vectors = [
-            each["embedding"] for each in ask(tmp_path / str(lowercase), Task.EMBEDDING, input=["Is", "is"])["data"]
-        ]
-        assert (vectors[0] == pytest.approx(vectors[1])) is lowercase
-        assert manifest.lowercase is lowercase
-
-
-@pytest.mark.parametrize(
-    "settings", [{"max_seq_length": "24"}, {"max_seq_length": 0}, {"max_seq_length": True}, {"do_lower_case": "yes"}]
-)
-def test_settings_of_texts_that_cant_be_meant_are_refused(tmp_path: Path, tiny: Any, settings: dict[str, Any]) -> None:
-    """With the file and the name of the setting."""
-    sentence_transformer(tiny, tmp_path / "model", normalize=True, pooling_mode_mean_tokens=True)
-    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=f"{next(iter(settings))} in .*sentence_bert_config.json") as refusal:
-        convert(tmp_path / "model", tmp_path / "artifact", Task.EMBEDDING)
-    assert refusal.value.reason == "ConfigInvalid"
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -365,6 +375,14 @@ def change(name: str, **fields: Any) -> Callable[[Path], None]:
         path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
 
     return apply
+
+
+LONGEST = r"max_seq_length in /.*/sentence_bert_config\.json"
+
+
+def told_to_sentence_transformers(**settings: Any) -> Callable[[Path], None]:
+    """A folder with these settings for texts."""
+    return lambda folder: (folder / "sentence_bert_config.json").write_text(json.dumps(settings)) and None
 
 
 def modules(*kinds: str) -> Callable[[Path], None]:
@@ -478,6 +496,31 @@ def modules(*kinds: str) -> Callable[[Path], None]:
         (Task.SEQUENCE_CLASSIFICATION, lambda _: None, {"name": "a/b"}, "NameInvalid", "name"),
         (Task.SEQUENCE_CLASSIFICATION, lambda _: None, {"register": True}, "RegistryUnset", "MLFLOW_TRACKING_URI"),
         (Task.SEQUENCE_CLASSIFICATION, lambda _: None, {"matryoshka": [4]}, "MatryoshkaInvalid", "matryoshka"),
+        *(
+            (
+                Task.EMBEDDING,
+                told_to_sentence_transformers(max_seq_length=value),
+                {"pooling": "cls"},
+                "ConfigInvalid",
+                f"{LONGEST} is {shown}: give a whole",
+            )
+            for value, shown in (
+                ("256", '"256"'),
+                (0, "0"),
+                (-1, "-1"),
+                (True, "true"),
+                (256.5, "256.5"),
+                ([256], r"\[256\]"),
+                ("9" * 99, f'"{"9" * 39}…'),
+            )
+        ),
+        (
+            Task.EMBEDDING,
+            told_to_sentence_transformers(do_lower_case="yes"),
+            {"pooling": "cls"},
+            "ConfigInvalid",
+            r'do_lower_case in /.*/sentence_bert_config\.json is "yes": give true or false',
+        ),
         (Task.EMBEDDING, lambda _: None, {}, "PoolingUnknown", "--pooling"),
         (Task.EMBEDDING, modules("Transformer", "Pooling", "Dense"), {}, "ModulesUnsupported", "Dense"),
         (Task.EMBEDDING, modules("Transformer", "Pooling"), {"pooling": "cls"}, "PoolingKnown", "leave it"),

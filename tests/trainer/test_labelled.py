@@ -1,21 +1,28 @@
 """Labelled examples as tokens: each word keeps its label, whatever its text holds; errors show no text."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
+from cloze_server.tokenization import TokenizerPool
 from cloze_trainer import tasks
-from cloze_trainer.data import labelled, tokenizer
+from cloze_trainer.data import examples, labelled, leakage, tokenizer
 from cloze_trainer.data.labelled import IGNORED, Example
-from cloze_trainer.data.tokenizer import SPECIAL_IDS
+from cloze_trainer.data.tokenizer import SPECIAL, SPECIAL_IDS
 from cloze_trainer.errors import InputError
+from cloze_trainer.tasks.kind import Reader
 
 LABELS = ("O", "NAME", "PLACE")
+#: The special tokens and the bytes.
+ALPHABET = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()))
+NO_ANSWER: dict[str, list[Any]] = {"text": [], "answer_start": []}
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +95,78 @@ def test_special_tokens_in_a_text_are_ordinary_text(model: Tokenizer) -> None:
     assert not special & set(result.ids[0][1:-1].tolist())
 
 
-def test_lone_surrogates_are_replaced(tmp_path: Path, model: Tokenizer) -> None:
-    """Half a character, which JSON can spell but no text holds, would end the tokenizer; the rest stays as it is."""
+def test_halves_of_characters_are_replaced(tmp_path: Path, model: Tokenizer) -> None:
+    """Half a character, which JSON can spell but no text holds, becomes the sign for what is none, in its place."""
     path = tmp_path / "data.jsonl"
-    path.write_text('{"text": " ada \\ud83d lives\\r\\n", "label": "O"}\n', encoding="utf-8")
+    path.write_text('{"text": "ada \\ud83d lives", "label": "O"}\n', encoding="utf-8")
     examples = labelled.read([path], Task.SEQUENCE_CLASSIFICATION)
-    assert examples[0].words == (" ada \ufffd lives\r\n",)
+    assert examples[0].words == ("ada \ufffd lives",)
     labelled.tokenize(examples, LABELS, model, task=Task.SEQUENCE_CLASSIFICATION, max_length=64)
     path.write_text('{"tokens": ["ada", "\\ud83d"], "labels": ["NAME", "O"]}\n', encoding="utf-8")
     examples = labelled.read([path], Task.TOKEN_CLASSIFICATION)
     result = labelled.tokenize(examples, LABELS, model, task=Task.TOKEN_CLASSIFICATION, max_length=64)
     assert [target for target in result.targets[0].tolist() if target != IGNORED] == [1, 0]
+
+
+RAW = " cafe\u0301 one\r\ntwo\x07 three\ufffe "
+TEXT_TASKS = [
+    (Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL, {"text": RAW, "label": "O"}),
+    (Task.SEQUENCE_CLASSIFICATION, Problem.MULTI_LABEL, {"text": RAW, "labels": ["O"]}),
+    (Task.SEQUENCE_CLASSIFICATION, Problem.REGRESSION, {"text": RAW, "score": 1.0}),
+    (Task.TOKEN_CLASSIFICATION, Problem.SINGLE_LABEL, {"tokens": [RAW], "labels": ["O"]}),
+    (Task.EMBEDDING, Problem.SINGLE_LABEL, {"text": RAW, "positive": RAW}),
+    (Task.QUESTION_ANSWERING, Problem.SINGLE_LABEL, {"question": "who?", "context": RAW, "answers": NO_ANSWER}),
+]
+
+
+@pytest.mark.parametrize(("task", "problem", "row"), TEXT_TASKS)
+def test_a_text_is_trained_on_as_a_request_has_it(
+    tmp_path: Path, task: Task, problem: Problem, row: dict[str, Any]
+) -> None:
+    """Decomposed accents, line ends, control characters and blanks at the edges: what the tokenizer makes of them in
+    a request is what the examples of the training and of an import hold.
+    """
+    model = Tokenizer(models.BPE({letter: number for number, letter in enumerate(ALPHABET)}, [], unk_token=ALPHABET[1]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    pool = TokenizerPool(model.to_str(), in_text=(), threads=1)
+    words = [[RAW]] if task is Task.TOKEN_CLASSIFICATION else [RAW]
+    (asked,) = asyncio.run(pool.encode(words, offsets=False, then=lambda found: [each.ids for each in found]))
+    pool.close()
+    kind = tasks.of(task, problem)
+    found = kind.tokenize(kind.read([path]), LABELS, Reader(model, SPECIAL_IDS, 64))
+    assert found.ids[-1].tolist()[-len(asked) - 1 : -1] == asked
+    if "text" in row:
+        (imported,) = examples.read(path, task, problem, model, special=SPECIAL_IDS, labels=LABELS, max_length=64)
+        assert [number for number in imported.ids.tolist() if number > SPECIAL_IDS.mask] == asked
+
+
+@pytest.mark.parametrize(("task", "problem", "row"), TEXT_TASKS)
+def test_texts_that_differ_in_their_spelling_alone_are_alike(
+    tmp_path: Path, task: Task, problem: Problem, row: dict[str, Any]
+) -> None:
+    """What is compared is normalised: a test example in composed characters is seen in training all the same."""
+    other = json.loads(json.dumps(row).replace("e\\u0301", "\u00e9").replace("\\r", "").replace("\\u0007", ""))
+    assert other != row
+    kind, parts = tasks.of(task, problem), []
+    for number, line in enumerate((row, other)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+        parts.append(kind.read([path]))
+    assert leakage.find("test", *parts).count == 1
+
+
+def test_texts_that_differ_in_their_spelling_alone_are_one_text_to_embeddings(tmp_path: Path, model: Tokenizer) -> None:
+    """None of them is a wrong answer where another is the right one."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"text": "caf\u00e9", "positive": "a"}, {"text": "cafe\u0301", "positive": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    kind = tasks.of(Task.EMBEDDING)
+    found = kind.tokenize(kind.read([path]), (), Reader(model, SPECIAL_IDS, 64))
+    numbers = [int(target[0]) for target in found.targets]
+    assert numbers[0] == numbers[2]
+    assert len(set(numbers)) == 3
 
 
 DIARY = "my diary, page one"

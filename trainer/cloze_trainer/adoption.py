@@ -27,8 +27,7 @@ from cloze_trainer.run import Run
 
 _TOKENIZER = re.compile(
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|config\.json"
-    r"|vocab\.txt|vocab\.json|merges\.txt|sentencepiece\.bpe\.model"
-    rf"|{re.escape(huggingface.SENTENCE_FILE)}"
+    rf"|vocab\.txt|vocab\.json|merges\.txt|sentencepiece\.bpe\.model|{re.escape(huggingface.SENTENCE_FILE)}"
 )
 _BASE = re.compile(rf"{_TOKENIZER.pattern}|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 # A base's own card, for its licence.

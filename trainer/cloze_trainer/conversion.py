@@ -25,7 +25,7 @@ from cloze_trainer.encoders.names import theirs
 from cloze_trainer.errors import InputError
 from cloze_trainer.export import INPUTS, OUTPUT, TOLERANCE, Graph, apart, export_graph, write_graph
 from cloze_trainer.heads import Classes, Embedding, Span
-from cloze_trainer.huggingface import PROBLEM_TYPES, Checkpoint, texts_of
+from cloze_trainer.huggingface import PROBLEM_TYPES, Checkpoint, sentence
 from cloze_trainer.model import build
 
 transformers.utils.logging.disable_progress_bar()
@@ -147,8 +147,9 @@ def is_lowercase(tokenizer: Tokenizer) -> bool:
 def load_tokenizer(folder: Path) -> tuple[Any, Tokenizer]:
     """The folder's tokenizer, as transformers has it, and what does the work in it. Raises InputError.
 
-    That makes small letters of capitals, too, where sentence-transformers does so before.
+    Capitals are small letters to it where sentence-transformers would make them so before it sees the text.
     """
+    lowercase = sentence(folder).lowercase
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # A copy: the settings of the one in use stay as they are.
@@ -158,10 +159,24 @@ def load_tokenizer(folder: Path) -> tuple[Any, Tokenizer]:
         raise InputError("TokenizerUnsupported", f"{message}: put its tokenizer.json there") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if texts_of(folder).lowercase and not is_lowercase(tokenizer):
-        before = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])
-    return loaded, tokenizer
+    if not lowercase or is_lowercase(tokenizer):
+        return loaded, tokenizer
+    # In front of what is there: a lowercasing BERT normaliser would drop accents, too.
+    rest = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+    return _whole(loaded, tokenizer), tokenizer
+
+
+def _whole(loaded: Any, tokenizer: Tokenizer) -> Any:
+    """The same for transformers, which then loads all of it from `tokenizer.json`: its classes for single
+    architectures make the normaliser anew.
+    """
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=loaded.model_max_length,
+        model_input_names=loaded.model_input_names,
+        **loaded.special_tokens_map,
+    )
 
 
 def find_special_tokens(

@@ -38,6 +38,9 @@ _KEPT = {"README.md": "UPSTREAM_README.md", "LICENSE": "LICENSE", "LICENSE.txt":
 #: Files besides weights, tokenizer and configuration that say what a model is.
 DESCRIPTIONS = (MODULES_FILE, SENTENCE_FILE, *_KEPT)
 
+# Characters of a wrong setting.
+_SHOWN = 40
+
 Pooling = Literal["mean", "cls"]
 
 
@@ -69,12 +72,13 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """What sentence-transformers does with texts. max_length: most tokens of one; None where nothing is said.
-    lowercase: whether capitals are made small letters before the tokenizer has them.
+class Sentence:
+    """How sentence-transformers gives texts to a model. longest: most tokens of one; None where nothing is said of it.
+
+    lowercase: whether capitals are small letters, whatever the tokenizer makes of them.
     """
 
-    max_length: int | None = None
+    longest: int | None = None
     lowercase: bool = False
 
 
@@ -135,28 +139,32 @@ def read(
         problem=known,
         vocab_size=vocab_size,
         positions=positions,
-        declared=texts_of(folder).max_length,
+        declared=sentence(folder).longest,
         vectors=_vectors(folder, pooling, normalize) if task is Task.EMBEDDING else None,
         files={name: kept for name, kept in _KEPT.items() if (folder / name).is_file()},
     )
 
 
-def texts_of(folder: Path) -> Texts:
-    """What a folder says of texts. Raises InputError for what can't be meant."""
+def sentence(folder: Path) -> Sentence:
+    """What `sentence_bert_config.json` says; nothing where it isn't there. Raises InputError for other values."""
     path = folder / SENTENCE_FILE
     if not path.is_file():
-        return Texts()
-    document = _object(path)
-    length, lowercase = document.get("max_seq_length"), document.get("do_lower_case") or False
-    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
-        raise InputError(
-            "ConfigInvalid", f"max_seq_length in {path} isn't a whole number from 1 on: correct it, or remove it"
-        )
-    if not isinstance(lowercase, bool):
-        raise InputError(
-            "ConfigInvalid", f"do_lower_case in {path} is neither true nor false: correct it, or remove it"
-        )
-    return Texts(length, lowercase)
+        return Sentence()
+    settings = _object(path)
+    # `null` is as absent.
+    longest, lowercase = settings.get("max_seq_length"), settings.get("do_lower_case")
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
+        raise _wrong(path, "max_seq_length", longest, "a whole number of tokens from 1 on")
+    if lowercase is not None and not isinstance(lowercase, bool):
+        raise _wrong(path, "do_lower_case", lowercase, "true or false")
+    return Sentence(longest, bool(lowercase))
+
+
+def _wrong(path: Path, key: str, found: Any, wanted: str) -> InputError:
+    """The refusal of a setting."""
+    shown = json.dumps(found)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return InputError("ConfigInvalid", f"{key} in {path} is {shown}: give {wanted}, or remove it")
 
 
 def configuration(folder: Path) -> tuple[dict[str, Any], Architecture]:

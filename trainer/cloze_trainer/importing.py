@@ -37,6 +37,7 @@ from cloze_api.task import Task
 from cloze_trainer import card, huggingface, own_registry
 from cloze_trainer.adoption import find_whole
 from cloze_trainer.console import log
+from cloze_trainer.data import word_blanks
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish, write_json
 from cloze_trainer.huggingface import Checkpoint
@@ -187,6 +188,10 @@ def _import(
         rows = _examples(asked, checkpoint, facts, staging)
         measured = _add_precisions(asked, checkpoint, facts, staging, rows)
         vectors = checkpoint.vectors
+        document = json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        if asked.task is Task.TOKEN_CLASSIFICATION and not word_blanks.are_alike(document):
+            # As it was trained, which nobody knows here.
+            log("words are read otherwise than those of a text", tokenizer=asked.source)
         manifest = Manifest(
             name=asked.name,
             task=asked.task,
@@ -204,9 +209,7 @@ def _import(
             limits=Limits(max_length=facts.max_length, vocab_size=checkpoint.vocab_size),
             special_tokens=facts.special_tokens,
             lowercase=facts.lowercase,
-            tokenizer_fingerprint=tokenizer_fingerprint(
-                json.loads((staging / TOKENIZER_FILE).read_text(encoding="utf-8"))
-            ),
+            tokenizer_fingerprint=tokenizer_fingerprint(document),
             inputs=list(facts.inputs),
             output=facts.output,
             precisions=measured,

@@ -16,7 +16,7 @@ from cloze_trainer import left_head, selection, tasks
 from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_encoder
 from cloze_trainer.console import log
-from cloze_trainer.data import leakage, tokenizer, validation
+from cloze_trainer.data import leakage, tokenizer, validation, word_blanks
 from cloze_trainer.data.remote import redacted
 from cloze_trainer.data.sharing import turn
 from cloze_trainer.data.source import SourceFiles
@@ -33,7 +33,7 @@ from cloze_trainer.tasks.kind import Reader
 from cloze_trainer.tasks.rows import Rows
 
 # Part of the data folder's key: raise it when the same input would give other arrays.
-EDITION = 8
+EDITION = 9
 _META_FILE = "dataset.json"
 _SLICES_FILE = "test-slices.json"
 _KEY_END = "-key.json"
@@ -60,7 +60,8 @@ class Examples:
 class PreparedDataset:
     """What rank 0 made of the base and the examples.
 
-    sources: SHA-256 of each source, keyed by its URI without secrets.
+    folder: with the examples, and the tokenizer that they were read with. sources: SHA-256 of each source, keyed by its
+    URI without secrets.
     """
 
     folder: Path
@@ -205,7 +206,8 @@ def publish_examples(
     # What is split off the training's examples is unlike them.
     seen += [leakage.find("validation", train, each) for each in others if spec.dataset.validation_fraction is None]
     with publish(folder, digests=True) as staging:
-        base.copy(staging, max_length=max_length, words=spec.task is Task.TOKEN_CLASSIFICATION)
+        if word_blanks.copy(base.folder, staging, words=spec.task is Task.TOKEN_CLASSIFICATION):
+            log("blank before words", tokenizer=base.name)
         whole = spec.truncate is Truncation.WINDOW
         reader = Reader(tokenizer.read(staging), base.special_tokens, max_length, whole)
         parts = {name: kind.tokenize(examples, labels, reader) for name, examples in {"train": train, **scored}.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from cloze_api.manifest import SpecialTokens
 from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_trainer.data import labelled
-from cloze_trainer.data.labelled import IGNORED, as_sent, pad, slices_of
+from cloze_trainer.data.labelled import IGNORED, pad, slices_of, text_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 
@@ -80,7 +80,7 @@ def read(
     rows: list[Row] = []
     for number, document in objects(path):
         place = f"{path}:{number}"
-        first, *second = [_text(place, document, name) for name in names]
+        first, *second = [text_of(place, document, name) for name in names]
         try:
             encoding = tokenizer.encode(first, second[0] if second else None)
         except Exception as error:  # the library's errors have no class: nothing of the context would be left
@@ -93,12 +93,6 @@ def read(
     if not rows:
         raise InputError("DatasetEmpty", f"{path} holds no example")
     return rows
-
-
-def _text(place: str, document: dict[str, Any], name: str) -> str:
-    if not isinstance(text := document.get(name), str):
-        raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
-    return as_sent(text)
 
 
 def _hide(ids: Ids, special: SpecialTokens, start: int) -> Ids:

@@ -78,21 +78,28 @@ def read(paths: Sequence[Path], task: Task) -> list[Example]:
     return examples
 
 
-def as_sent(text: str) -> str:
-    """A text as a request has it, whose tokens a server makes: every character but halves of surrogate pairs.
-
-    Those JSON can spell, and no request may. Each is one character for another.
-    """
-    return _SURROGATES.sub("\ufffd", text)
-
-
 def _text(place: str, row: dict[str, Any]) -> Example:
-    text, label = row.get("text"), row.get("label")
-    if not isinstance(text, str):
-        raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
+    text, label = text_of(place, row, "text"), row.get("label")
     if not isinstance(label, str):
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
-    return Example(place, (as_sent(text),), (label_of(place, label),), slices_of(place, row))
+    return Example(place, (text,), (label_of(place, label),), slices_of(place, row))
+
+
+def text_of(place: str, row: dict[str, Any], name: str) -> str:
+    """The text of a field, as a request to a server would have it. Raises InputError where there is none."""
+    text = row.get(name)
+    if not isinstance(text, str):
+        raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
+    return as_sent(text)
+
+
+def as_sent(text: str) -> str:
+    """A text as it is, but for halves of characters, which JSON can spell and no tokenizer takes.
+
+    Nothing else is changed, since nobody changes the texts of requests. Each half is one character for another, so that
+    places in the text stay.
+    """
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def slices_of(place: str, row: dict[str, Any]) -> tuple[str, ...]:
@@ -138,7 +145,7 @@ def _token_example(place: str, row: dict[str, Any]) -> Example:
         raise InputError("TokensInvalid", f"{place} has no token")
     return Example(
         place,
-        tuple(as_sent(word) for word in words),
+        tuple(map(as_sent, words)),
         tuple(label_of(place, label) for label in labels),
         slices_of(place, row),
     )

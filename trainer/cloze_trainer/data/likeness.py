@@ -45,14 +45,13 @@ _UNIT = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 
 
 def shingles(texts: Sequence[str], words: Words) -> Hashes:
-    """Sorted distinct 32-bit hashes of the pairs within an example's texts, whatever their order.
+    """Sorted distinct 32-bit hashes of the pairs within an example's texts, normalised, whatever their order.
 
     Of a text of one word it is that word's, and of one without any, such as `:-)`, the hash of the text but for blanks.
-    How characters are composed, and control characters, make no difference. words: the words' own hashes, shared
-    between examples.
+    words: the words' own hashes, shared between examples.
     """
-    normal = (normalise(text).lower() for text in texts)
-    units = (_UNIT.findall(text) or ["".join(text.split())] for text in normal)
+    normal = map(normalise, texts)
+    units = (_UNIT.findall(text.lower()) or ["".join(text.split())] for text in normal)
     return np.unique(np.concatenate([runs(each, _WIDTH, words) for each in units]))
 
 

@@ -275,42 +275,12 @@ class PretrainedTokenizer:
         document = json.loads((self.folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
         return [tokenizer_fingerprint(document), self.special_tokens.model_dump()]
 
-    def copy(self, folder: Path, *, max_length: int, words: bool = False) -> None:
-        """Put its files into a folder, as `write` does. words: as `for_words` has it."""
-        document = json.loads((self.folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    def copy(self, folder: Path, *, max_length: int) -> None:
+        """Put its files into a folder, as `write` does."""
+        shutil.copyfile(self.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         settings = json.loads((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         settings["model_max_length"] = max_length
-        if words and (spaced := for_words(document)) != document:
-            (folder / TOKENIZER_FILE).write_text(json.dumps(spaced, ensure_ascii=False), encoding="utf-8")
-            # transformers' classes set what is in the other file by this one.
-            settings["add_prefix_space"] = True
-        else:
-            shutil.copyfile(self.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def for_words(document: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer's `tokenizer.json` by which a word alone has the tokens that it has after a blank within a text.
-
-    Where pieces tell whether a blank comes before (byte-level BPE, SentencePiece), a text's first word may have others,
-    and so has every one of words that are given one by one: a model would learn from other tokens than it is served.
-    """
-    parts = {name: _spaced(document[name]) for name in ("pre_tokenizer", "post_processor") if name in document}
-    return document | parts
-
-
-def _spaced(part: Any) -> Any:
-    """A pre-tokenizer or post-processor, and those within it, that take a text to begin with a blank."""
-    if isinstance(part, list):
-        return [_spaced(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    changed = {name: _spaced(value) for name, value in part.items()}
-    if part.get("type") in ("ByteLevel", "RobertaProcessing", "Metaspace") and "add_prefix_space" in part:
-        changed["add_prefix_space"] = True
-    if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "never":
-        changed["prepend_scheme"] = "always"
-    return changed
 
 
 def write(tokenizer: Tokenizer, folder: Path, *, max_length: int, lowercase: bool) -> None:

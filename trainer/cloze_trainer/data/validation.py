@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cloze_trainer.data import likeness
+from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.errors import InputError
 
 T = TypeVar("T", bound=likeness.Example)
@@ -30,7 +31,7 @@ def split(examples: Sequence[T], labels: Callable[[T], Collection[str]], fractio
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for number, group in enumerate(likeness.groups(examples)):
         groups[group].append(number)
-    digests = [hashlib.sha256("\0".join(example.texts).encode(errors="surrogatepass")).digest() for example in examples]
+    digests = [hashlib.sha256("\0".join(map(normalise, example.texts)).encode()).digest() for example in examples]
     most = max(1, round(fraction * len(examples)))
     needed = [set(labels(example)) for example in examples]
     left = Counter(label for own in needed for label in own)

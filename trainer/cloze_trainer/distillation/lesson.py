@@ -227,10 +227,7 @@ def begin(run: Run, workload: FineTuning | Pretraining, gang: Gang) -> Distillin
 def _fit(run: Run, asked: Distillation, workload: FineTuning) -> Teacher:
     found = teacher.find(run, asked.teacher.model)
     teacher.check(
-        *(found, workload.task, workload.problem, workload.labels),
-        base=workload.base,
-        tokenizer_folder=workload.tokenizer_folder,
-        max_length=workload.max_length,
+        *(found, workload.task, workload.problem, workload.labels), base=workload.base, max_length=workload.max_length
     )
     return found
 

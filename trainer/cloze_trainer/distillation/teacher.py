@@ -29,6 +29,7 @@ from cloze_api.pretrained import PretrainedVersion
 from cloze_api.task import Problem, Task
 from cloze_trainer.base import BaseModel, check_tokenizer, fetch, read_config, verified
 from cloze_trainer.console import log
+from cloze_trainer.data import word_blanks
 from cloze_trainer.data.tokenizer import PretrainedTokenizer
 from cloze_trainer.encoders import names
 from cloze_trainer.encoders.config import GLOBAL_EVERY, EncoderConfig
@@ -92,19 +93,12 @@ def _resolved(run: Run, pinned: Path, mark: dict[str, str]) -> str:
 
 
 def check(
-    teacher: Teacher,
-    task: Task,
-    problem: Problem,
-    labels: Sequence[str],
-    *,
-    base: BaseModel,
-    tokenizer_folder: Path,
-    max_length: int,
+    teacher: Teacher, task: Task, problem: Problem, labels: Sequence[str], *, base: BaseModel, max_length: int
 ) -> None:
     """Raise BaseModelError or InputError where the teacher's answers aren't about what the student is asked.
 
-    base: of the student. tokenizer_folder: with what makes the student's tokens. Tokenizers must have one fingerprint,
-    so that both read the same tokens, cut the same texts in the same place, and find the same words in them.
+    Tokenizers must have one fingerprint, so that both read the same tokens, cut the same texts in the same place, and
+    find the same words in them.
     """
     manifest = teacher.manifest
     # A multi-label model has labels, too, but its logits are no distribution over them.
@@ -120,11 +114,14 @@ def check(
             f"the teacher {teacher.name} has the labels {', '.join(sorted(manifest.labels))}, and the student "
             f"{', '.join(sorted(labels))}: they must be the same, in any order; train the teacher on these labels",
         )
-    own = tokenizer_fingerprint(json.loads((tokenizer_folder / TOKENIZER_FILE).read_text(encoding="utf-8")))
-    if manifest.tokenizer_fingerprint != own:
+    own, theirs = _fingerprint(base, task), manifest.tokenizer_fingerprint
+    if task is Task.TOKEN_CLASSIFICATION:
+        # It may come from elsewhere, and read words without blanks.
+        theirs = _fingerprint(teacher, task)
+    if theirs != own:
         raise BaseModelError(
             "TeacherTokenizerDiffers",
-            f"the tokenizer of the teacher {teacher.name} has the fingerprint {manifest.tokenizer_fingerprint[:12]}, "
+            f"the tokenizer of the teacher {teacher.name} has the fingerprint {theirs[:12]}, "
             f"and that of the student's base {base.name} {own[:12]}: they must be equal, as the teacher answers for "
             "the student's tokens; name a base with the teacher's tokenizer, as spec.tokenizer.reuse of a PretrainJob "
             "makes one",
@@ -135,6 +132,12 @@ def check(
             f"the teacher {teacher.name} reads {manifest.limits.max_length} tokens at most, and the student "
             f"{max_length}: set spec.maxLength to {manifest.limits.max_length}",
         )
+
+
+def _fingerprint(tokenizer: PretrainedTokenizer, task: Task) -> str:
+    """Of the tokenizer that a task's examples are read with, when it is made of this one."""
+    document = json.loads((tokenizer.folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    return tokenizer_fingerprint(word_blanks.with_blanks(document) if task is Task.TOKEN_CLASSIFICATION else document)
 
 
 def encoder(teacher: Teacher) -> EncoderConfig:

@@ -79,7 +79,7 @@ def visible(attention_mask: Tensor | Texts | None) -> Seen:
 
 def attend(query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, seen: Seen, wanted: Wanted = None) -> Tensor:
     """Attended states of all heads, as `picked` has them: (B, T, D) of all tokens."""
-    if wanted == FIRST:
+    if isinstance(wanted, str):
         assert not isinstance(seen, Texts), "texts that share a row have each their own first token"
         query_BHTE = query_BHTE[:, :, :1]
         # A mask for each pair of tokens has a row for each that looks, others one for all.

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.labelled import Labelled, as_sent, slices_of
+from cloze_trainer.data.labelled import Labelled, slices_of, text_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.data.numbers import score_of
 from cloze_trainer.errors import InputError
@@ -87,7 +87,9 @@ class Embeddings(Kind[Pair, Answers]):
                 )
 
     def tokenize(self, lines: Sequence[Pair], labels: Sequence[str], reader: Reader) -> Labelled:  # noqa: ARG002
-        """Two or three rows for a line; the target of each is its text's number, the same for equal texts."""
+        """Two or three rows for a line; the target of each is its text's number, the same for texts that are equal once
+        they are normalised.
+        """
         reader.tokenizer.encode_special_tokens = True
         flat = [
             (number, text)
@@ -97,6 +99,7 @@ class Embeddings(Kind[Pair, Answers]):
         ]
         numbers: dict[str, int] = {}
         ids: list[Ids] = []
+        targets: list[Ids] = []
         truncated, unknown = set(), 0
         room = reader.max_length - 2
         encodings = reader.tokenizer.encode_batch_fast([text for _, text in flat], add_special_tokens=False)
@@ -106,10 +109,10 @@ class Embeddings(Kind[Pair, Answers]):
                 truncated.add(number)
             unknown += sum(piece == reader.special.unk for piece in pieces)
             ids.append(np.array([reader.special.cls, *pieces, reader.special.sep], np.int64))
-            numbers.setdefault(text, len(numbers))
+            targets.append(np.array([numbers.setdefault(normalise(text), len(numbers))]))
         return Labelled(
             tuple(ids),
-            tuple(np.array([numbers[text]]) for _, text in flat),
+            tuple(targets),
             np.array([len(row) for row in ids], np.int64),
             len(truncated),
             unknown,
@@ -203,10 +206,9 @@ def _pair(place: str, row: dict[str, Any]) -> Pair:
     names = ("text", "other") if scored else ("text", "positive")
     texts = []
     for name in (*names, *(["negative"] if "negative" in row and not scored else [])):
-        text = row.get(name)
-        if not isinstance(text, str) or not normalise(text):
+        texts.append(text_of(place, row, name))
+        if not normalise(texts[-1]):
             raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
-        texts.append(as_sent(text))
     first, other, *negative = texts
     if not scored:
         return Pair(place, first, other, negative[0] if negative else None, None, slices_of(place, row))

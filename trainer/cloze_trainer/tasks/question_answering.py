@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from cloze_api.task import Task
-from cloze_trainer.data.labelled import IGNORED, Labelled, as_sent, slices_of
+from cloze_trainer.data.labelled import IGNORED, Labelled, as_sent, slices_of, text_of
 from cloze_trainer.data.squad import questions
 from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
@@ -181,11 +181,9 @@ def predicted(outputs_NK: Outputs, rows: Rows, key: Any) -> list[str]:
 def _question(place: str, row: dict[str, Any]) -> Question:
     texts = []
     for name in ("question", "context"):
-        text = row.get(name)
-        if not isinstance(text, str) or not text.strip():
+        texts.append(text_of(place, row, name))
+        if not texts[-1].strip():
             raise InputError("TextFieldMissing", f"{place} has no field {name!r} with a text")
-        # Answers stay where they are.
-        texts.append(as_sent(text))
     question, context = texts
     answers = row.get("answers")
     found, starts = (answers.get("text"), answers.get("answer_start")) if isinstance(answers, dict) else (None, None)

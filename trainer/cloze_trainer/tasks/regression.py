@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from cloze_api.task import Problem, Task
-from cloze_trainer.data.labelled import Labelled, as_sent, slices_of, tokenize_texts
+from cloze_trainer.data.labelled import Labelled, slices_of, text_of, tokenize_texts
 from cloze_trainer.data.lines import objects
 from cloze_trainer.data.numbers import LARGEST_TARGET, score_of
 from cloze_trainer.errors import InputError
@@ -104,7 +104,4 @@ class Regression(Kind[Rated, Answers]):
 
 
 def _rated(place: str, row: dict[str, Any]) -> Rated:
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
-    return Rated(place, as_sent(text), score_of(place, row, LARGEST_TARGET), slices_of(place, row))
+    return Rated(place, text_of(place, row, "text"), score_of(place, row, LARGEST_TARGET), slices_of(place, row))

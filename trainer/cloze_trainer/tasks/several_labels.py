@@ -14,7 +14,7 @@ from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration
 from cloze_api.task import Problem, Task
 from cloze_trainer.data import labelled
-from cloze_trainer.data.labelled import Example, Labelled, as_sent, label_of, slices_of
+from cloze_trainer.data.labelled import Example, Labelled, label_of, slices_of, text_of
 from cloze_trainer.data.lines import objects
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
@@ -222,12 +222,10 @@ def _applying(scores: Marked, labels: Sequence[str], asked: Evaluation, known: C
 
 
 def _example(place: str, row: dict[str, Any]) -> Example:
-    text, given = row.get("text"), row.get("labels")
-    if not isinstance(text, str):
-        raise InputError("TextFieldMissing", f"{place} has no field 'text' with a text")
+    text, given = text_of(place, row, "text"), row.get("labels")
     if not isinstance(given, list) or not all(isinstance(label, str) for label in given):
         raise InputError("LabelMissing", f"{place} has no field 'labels' with a list of texts, which may be empty")
     labels = tuple(label_of(place, label) for label in given)
     if len(set(labels)) < len(labels):
         raise InputError("LabelRepeated", f"{place} has a label twice: name it once")
-    return Example(place, (as_sent(text),), labels, slices_of(place, row))
+    return Example(place, (text,), labels, slices_of(place, row))
