@@ -113,10 +113,13 @@ def test_a_run_that_is_suspended_leaves_a_queue_that_kueue_gave_it(queued: Make,
     parts = {"spec": {"suspend": True}, "status": STARTED}
     verdict, state = decide_training(training(**parts, children=children, pods=(pod("a", index=0),)))
     assert (verdict.delete, verdict.change, verdict.apply, state) == ((JOB,), (), (), "Suspended")
+    reason, _ = running(verdict)
     left = {kind: child for kind, child in children.items() if kind != "Job"}
-    paused = {"type": "Running", "status": "False", "reason": "Suspended", "lastTransitionTime": STARTED["startTime"]}
+    paused = {"type": "Running", "status": "False", "reason": reason, "lastTransitionTime": STARTED["startTime"]}
     stands = {**STARTED, "conditions": [paused]}
     verdict, state = decide_training(training(spec={"suspend": True}, status=stands, children=left))
     assert (verdict.delete, verdict.apply, state) == ((), (), "Suspended")
+    verdict, _ = decide_training(training(spec={"suspend": True}, status=STARTED, children=left))
+    assert [manifest["kind"] for manifest in verdict.apply] == ["Job"], "in no queue, as far as anybody knows"
     verdict, _ = decide_training(training(status=stands, children=left))
     assert [manifest["kind"] for manifest in verdict.apply] == ["Job"]

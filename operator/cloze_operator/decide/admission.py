@@ -1,9 +1,14 @@
 """Runs that wait in a queue: Kueue suspends their Job and lets it go, and may say on which machines, meanwhile."""
 
+from typing import Final
+
 from cloze_api.names import LABEL_QUEUE
 from cloze_operator.decide.fields import Object, condition, dig
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.desired.training import queue_labels
+
+#: Of a run that is suspended, and whose Job has left a queue that the run itself doesn't name.
+OUT_OF_QUEUE: Final = "SuspendedOutOfQueue"
 
 
 def queue_of(live: Object | None) -> str:
@@ -14,14 +19,18 @@ def queue_of(live: Object | None) -> str:
 def is_held(snapshot: TrainingSnapshot) -> bool:
     """Whether the run has to do without a Job: a suspended one that is in a queue would be let go by Kueue.
 
-    Kueue may have put a Job into a queue by itself, which is known of none that isn't there: a suspended run whose Job
-    has gone gets no other.
+    Kueue may have put a Job into a queue by itself, which nothing but the status tells of once that Job is gone.
     """
     if not snapshot.parsed.spec.suspend:
         return False
     live = snapshot.children.get("Job")
-    gone = live is None and condition(snapshot.resource, "Running").get("reason") == "Suspended"
-    return gone or LABEL_QUEUE in queue_labels(snapshot.resource) or bool(queue_of(live))
+    left = live is None and condition(snapshot.resource, "Running").get("reason") == OUT_OF_QUEUE
+    return left or LABEL_QUEUE in queue_labels(snapshot.resource) or bool(queue_of(live))
+
+
+def held_reason(snapshot: TrainingSnapshot) -> str:
+    """Why a held run has no Job, for its condition Running."""
+    return "Suspended" if LABEL_QUEUE in queue_labels(snapshot.resource) else OUT_OF_QUEUE
 
 
 def is_suspended(snapshot: TrainingSnapshot) -> bool:

@@ -11,7 +11,7 @@ from cloze_api.figures import by_importance
 from cloze_api.progress import ExitCode, Outcome, Progress
 from cloze_api.training_status import METRICS_MAX
 from cloze_operator.decide import pods
-from cloze_operator.decide.admission import is_held, waiting_for_admission
+from cloze_operator.decide.admission import held_reason, is_held, waiting_for_admission
 from cloze_operator.decide.fields import Object, condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.snapshot import TrainingSnapshot
 from cloze_operator.decide.verdict import Verdict
@@ -133,8 +133,8 @@ def follow_run(snapshot: TrainingSnapshot, verdict: Verdict) -> Verdict:
     """
     live = snapshot.children.get("Job")
     if is_held(snapshot) and (live is None or is_going(live) or verdict.delete):
-        text = _suspended(snapshot)
-        return verdict.find("Running", "False", "Suspended", text).find("Succeeded", "Unknown", "Suspended", text)
+        reason, text = held_reason(snapshot), _suspended(snapshot)
+        return verdict.find("Running", "False", reason, text).find("Succeeded", "Unknown", reason, text)
     if live is None or verdict.delete:
         return verdict.find("Running", "False", "PodsPending", "the Job is being created").find(
             "Succeeded", "Unknown", "PodsPending", "the Job is being created"

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from cloze_api.training_status import TrainingStatus
 from cloze_operator.decide.adjustment import adjust_job, adjustments, tell_adjustments
-from cloze_operator.decide.admission import is_held, queue_of
+from cloze_operator.decide.admission import OUT_OF_QUEUE, is_held, queue_of
 from cloze_operator.decide.drift import has_drifted, is_current
 from cloze_operator.decide.fields import condition, dig, format_time, is_going, is_true, parse_time
 from cloze_operator.decide.nodes import report_nodes
@@ -199,6 +199,8 @@ def training_state(verdict: Verdict) -> str:
         return "Invalid"
     if reason in ("Suspended", "Queued"):
         return reason
+    if reason == OUT_OF_QUEUE:
+        return "Suspended"
     if running == "True":
         return "Running"
     return "Waiting" if reason.startswith("Waiting") else "Pending"

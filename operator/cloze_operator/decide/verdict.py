@@ -49,6 +49,7 @@ _WAITING: Final = frozenset(
         "SourceNotFound",
         "WaitingForPretrainJob",
         "WaitingForRegistry",
+        "WaitingForPods",
         "Queued",
     }
 )
@@ -58,7 +59,7 @@ _WAITING: Final = frozenset(
 _UNTOLD: Final = frozenset(
     {
         *(("Running", reason) for reason in ("PodsPending", "ReplacingChildren", "WaitingForCleanup")),
-        *(("Running", reason) for reason in ("Suspended", "Completed", "Failed")),
+        *(("Running", reason) for reason in ("Suspended", "SuspendedOutOfQueue", "Completed", "Failed")),
         *(("Running", reason) for reason in ("WaitingForBase", "WaitingForTeacher", "WaitingForSources")),
         *(("Ready", reason) for reason in ("RollingOut", "NoReplicas", "WaitingForCleanup")),
         *(
