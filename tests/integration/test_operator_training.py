@@ -374,7 +374,10 @@ def test_a_preempted_gang_is_made_anew_without_a_back_off(objects: Any, kubelet:
     )
     assert renewed
     kubelet.pods("preempted", 1)
-    status = objects.get("PretrainJob", "preempted")["status"]
+    status = eventually(
+        lambda: (found := objects.get("PretrainJob", "preempted")["status"])["interruptions"] >= 2 and found,
+        "the second interruption to be counted",
+    )
     assert (status["restarts"], status["interruptions"]) == (0, 2)
     (node,) = status["nodes"]
     assert node["lastExit"]["reason"] == "PreemptionByScheduler"

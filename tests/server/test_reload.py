@@ -160,7 +160,7 @@ async def test_a_reload_under_load_fails_no_request(start_server: Any, tmp_path:
 async def test_requests_in_flight_are_answered_by_the_model_that_they_reached(tmp_path: Path, beside: bool) -> None:
     """While new ones are answered by the new one; then the former is gone."""
     place = tmp_path / "model"
-    former = put(place, 0, delay_seconds=0.5)
+    former = put(place, 0, delay_seconds=2.0)
     write_artifact(tmp_path / "other", name="other")
     server = Server(place, *([tmp_path / "other"] if beside else []))
     async with server.client() as client:
