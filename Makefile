@@ -139,7 +139,8 @@ releases: $(VENV)
 bench-train: $(VENV) ## pretraining beside transformers' Trainer: hack/bench/train/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/train"; \
 	  for vocab in 30522 8192; do for sizes in 4x256 6x384; do $$bench throughput $$sizes --vocab $$vocab; done; done; \
-	  $$bench quality 4x256 --vocab 8192; $$bench preparation; \
+	  $$bench throughput 12x768 --rounds 1 --steps 6; \
+	  $$bench quality 4x256 --vocab 8192 --steps 200 --rounds 3; $$bench preparation; \
 	  for sizes in 4x256 12x768; do $$bench checkpoint $$sizes; done; $$bench restart 4x256
 
 .PHONY: bench-cluster
@@ -149,7 +150,8 @@ bench-cluster: $(VENV) ## on a cluster with the chart: seconds until a training 
 .PHONY: bench-tasks
 bench-tasks: $(VENV) ## fine-tuning beside transformers' Trainer, students, int8: hack/bench/tasks/README.md
 	@export UV=$(UV); bench="$(PY) hack/bench/tasks"; \
-	  for task in spam pos; do $$bench quality $$task --rounds 3; done; $$bench distil spam; $$bench precision spam; \
+	  for task in spam pos; do $$bench quality $$task --rounds 3; done; $$bench distil spam; \
+	  $$bench distil spam --layers 0; $$bench precision spam; \
 	  $$bench private spam --epochs 5
 
 .PHONY: bench-serve

@@ -37,9 +37,9 @@ class ProgressStatus(Reported):
     """`step/total (percent)` for the printer column; before the training `doing (percent)`."""
     checkpoint_step: int | None = None
     figures: Annotated[dict[str, float], Field(max_length=METRICS_MAX)] = {}
-    """Of the last step (`gradient_norm`, `padding_share`, `data_wait_seconds`, `memory_bytes`, `learning_rate`, on GPUs
-    that are known `flops_share`), and of the last evaluation within the training (`masked_loss`, `masked_accuracy`,
-    `perplexity`, or the task's own)."""
+    """Of the last step (`gradient_norm`, `padding_share`, `data_wait_seconds`, `checkpoint_blocked_seconds`,
+    `memory_bytes`, `learning_rate`, on GPUs that are known `flops_share`), and of the last evaluation in the training
+    (`masked_loss`, `masked_accuracy`, `perplexity`, or the task's own)."""
     doing: Annotated[str, Field(max_length=STAGE_MAX)] | None = None
     """What is done with the data before the training, such as `reading`."""
     documents: int | None = None

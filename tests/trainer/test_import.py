@@ -1,6 +1,5 @@
 """Folders in Hugging Face's format become artifacts whose graphs give what transformers' models give."""
 
-import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from asking import ask
 from families import FAMILIES, PAIRED
 from remote_stores import KEYS, Stores, serving
 from safetensors.torch import load_file, save_file
@@ -23,12 +23,6 @@ from cloze_api.manifest import ONNX_FILE, WEIGHTS_FILE, Manifest, verify
 from cloze_api.precision import Precision
 from cloze_api.progress import ExitCode
 from cloze_api.task import Problem, Task
-from cloze_server.model import load_artifact
-from cloze_server.paths import TASK_PATHS
-from cloze_server.service import Service
-from cloze_server.settings import Settings
-from cloze_server.tasks import HANDLERS
-from cloze_server.telemetry import Telemetry
 from cloze_trainer import import_options, importing
 from cloze_trainer.base import open_base, open_encoder
 from cloze_trainer.errors import BaseModelError, InputError
@@ -69,19 +63,6 @@ def run_graph(folder: Path, manifest: Manifest, encoded: Any) -> Any:
     available = {"input_ids": ids, "attention_mask": encoded["attention_mask"].numpy()}
     available["token_type_ids"] = encoded["token_type_ids"].numpy() if "token_type_ids" in encoded else ids * 0
     return session.run([manifest.output], {name: available[name] for name in manifest.inputs})[0]
-
-
-def ask(folder: Path, task: Task, **body: Any) -> Any:
-    """The reply of a server that has loaded an artifact."""
-    loaded = load_artifact(folder, verify(folder), version="1", digest="", name="tiny", threads=1)
-    telemetry = Telemetry()
-    service = Service(loaded, Settings(model=("tiny",)), telemetry)
-    telemetry.bind("tiny", "1", answers=service.handler.answers())
-    handler = HANDLERS[TASK_PATHS[task]]
-    try:
-        return json.loads(asyncio.run(service.answer(handler.request.model_validate(body))))
-    finally:
-        service.close()
 
 
 def assert_served_alike(model: Any, tokenizer: Any, folder: Path, task: Task) -> None:

@@ -202,7 +202,9 @@ def test_figures_are_those_of_the_steps(results: dict[str, dict[str, Any]], name
     for step, waited in enumerate(waits):
         assert sum(result["waits"][: step + 1]) <= waited + 1e-9
     assert waits == sorted(waits)
-    assert waits[-1] < result["seconds"]
+    blocked = [figures["checkpoint_blocked_seconds"] for figures in told]
+    assert blocked == sorted(blocked)
+    assert 0 < blocked[-1] + waits[-1] < result["seconds"]
     before, after = result["memory"]
     # The system's two counts of it are a little apart.
     assert 0.95 * before < told[0]["memory_bytes"] <= told[-1]["memory_bytes"] < 1.05 * after

@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,14 @@ def test_what_is_kept_depends_on_the_content_alone() -> None:
     lines = examples(1, 40)
     shuffled = random.Random(2).sample(lines, len(lines))  # noqa: S311 - a test's
     kept = [{each.place for each in split(order, labels, 0.3).kept} for order in (lines, shuffled)]
+    assert kept[0] == kept[1]
+
+
+def test_how_characters_are_composed_doesnt_decide_what_is_kept() -> None:
+    """Composed or not, a text is the same one."""
+    lines = [Example(f"x:{number}", (f"caf\u00e9 w{number} x{number} y{number}",), ("a",)) for number in range(40)]
+    apart = [replace(line, words=(unicodedata.normalize("NFD", line.words[0]),)) for line in lines]
+    kept = [{each.place for each in split(each, labels, 0.3).kept} for each in (lines, apart)]
     assert kept[0] == kept[1]
 
 

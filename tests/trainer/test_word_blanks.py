@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from asking import ask
 from families import FAMILIES
 from small_runs import finetune_of
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -17,11 +18,6 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from cloze_api.manifest import tokenizer_fingerprint, verify
 from cloze_api.pretrain import TokenizerAlgorithm
 from cloze_api.task import Task
-from cloze_server.model import load_artifact
-from cloze_server.service import Service
-from cloze_server.settings import Settings
-from cloze_server.tasks.token_classify import TokenClassify
-from cloze_server.telemetry import Telemetry
 from cloze_server.tokenization import TokenizerPool
 from cloze_trainer import artifact, importing, preparation
 from cloze_trainer.data import labelled, tokenizer, word_blanks
@@ -113,20 +109,6 @@ def test_text_words_and_examples_have_the_same_ids(name: str) -> None:
     assert own[-later:] == theirs[-later:]
 
 
-def ask(folder: Path, **body: Any) -> list[dict[str, Any]]:
-    """The tags of a server's only result."""
-    loaded = load_artifact(folder, verify(folder), version="1", digest="", name="tiny", threads=1)
-    telemetry = Telemetry()
-    service = Service(loaded, Settings(model=("tiny",)), telemetry)
-    telemetry.bind("tiny", "1", answers=service.handler.answers())
-    try:
-        reply = json.loads(asyncio.run(service.answer(TokenClassify.request.model_validate(body))))
-    finally:
-        service.close()
-    tags: list[dict[str, Any]] = reply["results"][0]["tags"]
-    return tags
-
-
 def tuned(folder: Path) -> FineTuning:
     """A job for words on the model in the folder, published."""
     rows = [{"tokens": list(WORDS), "labels": ["NOUN", "VERB", "NOUN", "VERB"]} for _ in range(4)]
@@ -165,7 +147,10 @@ def test_a_model_is_served_on_the_ids_that_it_was_trained_on(
     byte_level = family in ("roberta", "modernbert")
     assert json.loads((given / "tokenizer_config.json").read_text()).get("add_prefix_space", False) or not byte_level
     assert transformers.AutoTokenizer.from_pretrained(given)(text)["input_ids"] == row.ids.tolist()
-    tags, others = ask(given, inputs=text, aggregation="none"), ask(given, words=[list(WORDS)])
+    tags, others = (
+        ask(given, Task.TOKEN_CLASSIFICATION, **body)["results"][0]["tags"]
+        for body in ({"inputs": text, "aggregation": "none"}, {"words": [list(WORDS)]})
+    )
     assert [tag["word"] for tag in others] == list(WORDS)
     first = [tag for tag in tags if tag["start"] in (0, 7, 9, 12) and tag["word"]]
     # Pieces of so small a vocabulary may be a blank alone.

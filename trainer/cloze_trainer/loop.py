@@ -78,7 +78,6 @@ class Surroundings:
                 "loss": loss,
                 "rollbacks": state.rollbacks,
                 "left_out_updates": state.left_out,
-                "checkpoint_blocked_seconds": saver.blocked_seconds,
                 "missed_checkpoints": saver.missed,
                 "chunk_tokens": state.chunk_tokens,
                 "loss_scale": state.scale.value,
@@ -178,6 +177,7 @@ def train(
                     "gradient_norm": norm,
                     "padding_share": padding,
                     "data_wait_seconds": waited,
+                    "checkpoint_blocked_seconds": saver.blocked_seconds,
                     "memory_bytes": gang.memory_bytes(),
                     "learning_rate": rate,
                 }
