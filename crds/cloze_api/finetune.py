@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field
 
+from cloze_api.dataset import Dataset
 from cloze_api.distillation import Distillation
 from cloze_api.early_stopping import EarlyStopping
 from cloze_api.evaluation import Evaluation
@@ -14,7 +15,6 @@ from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder, PretrainedVersion
 from cloze_api.privacy import Privacy
 from cloze_api.schema import ObjectName, Rule, Schema, distinct
-from cloze_api.source import SourceURI, uri_rule
 from cloze_api.task import LABEL_TASKS, Problem, Task
 from cloze_api.training import (
     ADJUSTABLE_RULES,
@@ -52,50 +52,6 @@ class Base(PretrainedFolder):
         ),
         *PretrainedFolder.rules,
     )
-
-
-class Dataset(Schema):
-    """Examples in JSON lines, of the form that the task has.
-
-    Sequence classification: `{"text": …, "label": …}`; multi-label `{"text": …, "labels": […]}`, of which there may be
-    none; regression `{"text": …, "score": …}`. Token classification: `{"tokens": […], "labels": […]}` with one
-    label for each word. Question answering, as SQuAD 2: `{"question": …, "context": …, "answers": {"text": […],
-    "answer_start": […]}}`, with empty lists where the context has no answer, or SQuAD's own files, which are a document
-    each. Embedding: `{"text": …, "positive": …}`, with or without `"negative"`; test examples have either this form or
-    `{"text": …, "other": …, "score": …}`. Test examples may have `"metadata": {"language": "de"}`, of few values: the
-    evaluation tells the groups apart.
-    """
-
-    train: SourceURI
-    test: SourceURI
-    """Examples for the evaluation; none of them is trained on."""
-    validation: SourceURI | None = None
-    """Examples by which a step is chosen (`optimization.earlyStopping`), of the form that test examples have."""
-    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = None
-    """Share of the training examples that is kept for that instead, at most: by their content, one of each label is
-    trained on, and none is nearly one that is."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        uri_rule("spec.dataset.train"),
-        uri_rule("spec.dataset.test"),
-        uri_rule("spec.dataset.validation", optional=True),
-        Rule(
-            cel="!has(self.validation) || !has(self.validationFraction)",
-            message="spec.dataset has validation and validationFraction, of which one is enough: remove the other",
-            check=lambda dataset: dataset.validation is None or dataset.validation_fraction is None,
-        ),
-        Rule(
-            cel="!has(self.validation) || (self.validation != self.train && self.validation != self.test)",
-            message="spec.dataset.validation is the same as train or test: a step is chosen by examples that are "
-            "neither trained nor tested on, so name others, or set spec.dataset.validationFraction",
-            check=lambda dataset: dataset.validation not in (dataset.train, dataset.test),
-        ),
-    )
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """URIs of all of it: training, test, and what a step is chosen by."""
-        return (self.train, self.test, *([self.validation] if self.validation else []))
 
 
 class Truncation(StrEnum):

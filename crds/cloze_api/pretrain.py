@@ -10,7 +10,7 @@ from cloze_api.evaluation import Gate
 from cloze_api.people import Names
 from cloze_api.pretrained import Pretrained
 from cloze_api.schema import Rule, Schema, undefaulted
-from cloze_api.source import REVISION_PATTERN, Credentials, SourceURI, uri_rule
+from cloze_api.source import REVISION_PATTERN, STORES, Credentials, SourceURI, uri_rule
 from cloze_api.training import ADJUSTABLE_RULES, RANKS, SPEC_RULES, Optimization, TrainingSpec, immutable_after_start
 
 
@@ -55,9 +55,7 @@ class Corpus(Schema):
             cel="!has(self.credentials) || self.uri.startsWith('s3://') || self.uri.startsWith('gs://') || "
             "self.uri.startsWith('hf://') || self.uri.startsWith('https://')",
             message="spec.corpus[].credentials are for s3://, gs://, hf:// and https:// alone: remove them",
-            check=lambda corpus: (
-                corpus.credentials is None or corpus.uri.startswith(("s3://", "gs://", "hf://", "https://"))
-            ),
+            check=lambda corpus: corpus.credentials is None or corpus.uri.startswith(STORES),
         ),
     )
 

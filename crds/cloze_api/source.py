@@ -57,6 +57,9 @@ class Credentials(Schema):
     secret_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 
 
+#: How URIs begin that credentials may be needed for.
+STORES = ("s3://", "gs://", "hf://", "https://")
+
 #: What the name of a branch, tag or commit may be.
 REVISION_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_./]*$"
 

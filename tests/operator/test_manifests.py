@@ -251,6 +251,17 @@ def test_secrets_of_sources_are_mounted_one_by_one(training: Make) -> None:
     ]
 
 
+def test_the_secret_of_examples_is_mounted(training: Make) -> None:
+    """For stores that training or test examples are in."""
+    dataset = {"train": "s3://mails/train.csv", "test": "pvc://data/test.csv", "credentials": {"secretName": "mails"}}
+    snapshot = training("FineTuneJob", spec={"dataset": dataset})
+    pod = indexed_job(snapshot.resource, snapshot.job, NOTHING, snapshot.platform)["spec"]["template"]["spec"]
+    assert {"name": "credentials-0", "secret": {"secretName": "mails", "defaultMode": 0o440}} in pod["volumes"]
+    assert {"name": "credentials-0", "mountPath": "/etc/cloze/secrets/mails", "readOnly": True} in (
+        pod["containers"][0]["volumeMounts"]
+    )
+
+
 def test_what_finds_names_is_mounted_as_a_source_is(training: Make) -> None:
     """Its claim, or the Secret that gives access to its store."""
     named = [{"uri": "pvc://models/ner"}, {"uri": "s3://models/ner", "credentials": {"secretName": "models"}}]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from near_texts import families
 
 from cloze_api.pretrain import Cleaning, Corpus
-from cloze_api.task import Task
+from cloze_api.task import Problem, Task
+from cloze_trainer import tasks
 from cloze_trainer.data import labelled
 from cloze_trainer.data.cleaning import clean, normalise
 from cloze_trainer.data.documents import documents
@@ -183,7 +184,7 @@ def test_wrong_example_is_told_with_its_line(tmp_path: Path, content: str | byte
     """The first wrong line ends the reading, with a reason and the place."""
     path = write(tmp_path, content)
     with pytest.raises(InputError) as refusal:
-        labelled.read([path], Task.SEQUENCE_CLASSIFICATION)
+        tasks.of(Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL).read([path])
     assert refusal.value.reason == reason
     assert f"{path}{place}" in str(refusal.value)
 
@@ -192,7 +193,7 @@ def test_words_and_labels_must_pair(tmp_path: Path) -> None:
     """A line with more words than labels is refused with both counts."""
     path = write(tmp_path, '{"tokens": ["The", "dog"], "labels": ["DET"]}\n')
     with pytest.raises(InputError, match="2 tokens and 1 labels"):
-        labelled.read([path], Task.TOKEN_CLASSIFICATION)
+        tasks.of(Task.TOKEN_CLASSIFICATION, Problem.SINGLE_LABEL).read([path])
 
 
 def example(label: str) -> labelled.Example:

@@ -18,8 +18,7 @@ from cloze_api.manifest import Calibration, digest_files, verify, write_manifest
 from cloze_api.precision import Measured, Precision, graph_file
 from cloze_api.progress import ExitCode
 from cloze_api.task import Problem, Task
-from cloze_trainer import import_options, importing
-from cloze_trainer.data import labelled
+from cloze_trainer import import_options, importing, tasks
 from cloze_trainer.errors import GateError, InputError
 from cloze_trainer.quality import command
 from cloze_trainer.quality.assessment import assess
@@ -85,7 +84,9 @@ def test_texts_are_judged_as_transformers_answers(model: Any, tmp_path: Path) ->
         for place, (text, number) in enumerate(zip(inputs, best, strict=True))
     ]
     data = write(tmp_path / "data.jsonl", rows)
-    scores = assess(artifact, verify(artifact), labelled.read([data], Task.SEQUENCE_CLASSIFICATION), LABELS)
+    scores = assess(
+        artifact, verify(artifact), tasks.of(Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL).read([data]), LABELS
+    )
     assert np.allclose(scores.logits_NC, expected.numpy(), atol=1e-4)
     outcome = command.run(
         command.parse([str(artifact), str(data), "--minimum", "accuracy=0.5", "--min-slice-examples=2"])
@@ -102,7 +103,7 @@ def test_another_order_of_labels_is_the_same_model(model: Any, tmp_path: Path) -
     artifact, made, tokenizer = model
     inputs = texts(4, seed=1)
     data = write(tmp_path / "data.jsonl", [{"text": text, "label": "O"} for text in inputs])
-    examples = labelled.read([data], Task.SEQUENCE_CLASSIFICATION)
+    examples = tasks.of(Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL).read([data])
     scores = assess(artifact, verify(artifact), examples, ["I-PER", "O", "B-PER"])
     assert np.allclose(scores.logits_NC, answers(made, tokenizer, inputs).numpy()[:, [2, 0, 1]], atol=1e-4)
 
@@ -120,7 +121,9 @@ def test_words_are_judged_by_their_first_piece(tiny: Any, tmp_path: Path) -> Non
         expected += [logits[words.index(place)] for place in range(len(sentence))]
     rows = [{"tokens": sentence, "labels": ["O"] * len(sentence)} for sentence in inputs]
     data = write(tmp_path / "data.jsonl", rows)
-    scores = assess(artifact, verify(artifact), labelled.read([data], Task.TOKEN_CLASSIFICATION), LABELS)
+    scores = assess(
+        artifact, verify(artifact), tasks.of(Task.TOKEN_CLASSIFICATION, Problem.SINGLE_LABEL).read([data]), LABELS
+    )
     assert np.allclose(scores.logits_NC, torch.stack(expected).numpy(), atol=1e-4)
     assert [int((scores.example_N == place).sum()) for place in range(12)] == [len(sentence) for sentence in inputs]
 

@@ -99,11 +99,11 @@ def test_halves_of_characters_are_replaced(tmp_path: Path, model: Tokenizer) -> 
     """Half a character, which JSON can spell but no text holds, becomes the sign for what is none, in its place."""
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "ada \\ud83d lives", "label": "O"}\n', encoding="utf-8")
-    examples = labelled.read([path], Task.SEQUENCE_CLASSIFICATION)
+    examples = tasks.of(Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL).read([path])
     assert examples[0].words == ("ada \ufffd lives",)
     labelled.tokenize(examples, LABELS, model, task=Task.SEQUENCE_CLASSIFICATION, max_length=64)
     path.write_text('{"tokens": ["ada", "\\ud83d"], "labels": ["NAME", "O"]}\n', encoding="utf-8")
-    examples = labelled.read([path], Task.TOKEN_CLASSIFICATION)
+    examples = tasks.of(Task.TOKEN_CLASSIFICATION, Problem.SINGLE_LABEL).read([path])
     result = labelled.tokenize(examples, LABELS, model, task=Task.TOKEN_CLASSIFICATION, max_length=64)
     assert [target for target in result.targets[0].tolist() if target != IGNORED] == [1, 0]
 
@@ -176,7 +176,7 @@ def refusal(path: Path, rows: list[dict[str, str]], declared: tuple[str, ...]) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def read() -> None:
-        examples = labelled.read([path], Task.SEQUENCE_CLASSIFICATION)
+        examples = tasks.of(Task.SEQUENCE_CLASSIFICATION, Problem.SINGLE_LABEL).read([path])
         labelled.schema(examples, examples, declared)
 
     with pytest.raises(InputError) as refused:

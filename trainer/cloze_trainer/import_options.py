@@ -1,7 +1,6 @@
 """The command line of `cloze-train import`."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,9 @@ from cloze_api.names import ENV_MLFLOW_URI, ENV_SIGNING_KEY
 from cloze_api.precision import Precision
 from cloze_api.pretrained import PretrainedFolder
 from cloze_api.schema import ModelName
-from cloze_api.source import REVISION_PATTERN
 from cloze_api.task import Problem, Task
-from cloze_trainer import huggingface
+from cloze_trainer import example_options, huggingface
+from cloze_trainer.data.records import JSON_LINES, Form
 from cloze_trainer.errors import InputError
 from cloze_trainer.huggingface import ARCHITECTURES, TASKS
 
@@ -27,6 +26,7 @@ class Asked(NamedTuple):
 
     source: a path or a URI. matryoshka: numbers of dimensions that vectors may be cut to. precision: those besides
     fp32. examples: what they are tried on. problem: what a text's labels are. revision: of a repository at `hf://`.
+    form: how the examples lie in their file.
     """
 
     source: str
@@ -43,6 +43,7 @@ class Asked(NamedTuple):
     license: str | None = None
     problem: Problem | None = None
     revision: str | None = None
+    form: Form = JSON_LINES
 
     @property
     def uri(self) -> str | None:
@@ -101,9 +102,10 @@ def parse(arguments: Sequence[str]) -> Asked:
         "--examples",
         type=Path,
         metavar="FILE",
-        help="JSON lines with text, label, tokens and labels, or question and context: on them other precisions are "
+        help="examples with text, label, tokens and labels, or question and context: on them other precisions are "
         "held to fp32, and the profile is what they are like and what the model says of them",
     )
+    example_options.add(parser)
     parser.add_argument(
         "--max-accuracy-loss",
         type=float,
@@ -121,7 +123,13 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument(
         "--license", metavar="NAME", help="for the model card, such as apache-2.0; by default that of its README.md"
     )
-    return Asked(**vars(parser.parse_args(arguments)))
+    parsed = parser.parse_args(arguments)
+    try:
+        form = example_options.form(parsed, parsed.examples)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    del parsed.format, parsed.field
+    return Asked(**vars(parsed), form=form)
 
 
 def _dimensions(text: str) -> list[int]:
@@ -166,9 +174,4 @@ def _check_source(asked: Asked) -> None:
             f"FOLDER is no URI of a folder: give a path, or {_URIS}, without * or `..`; web servers list no folders"
         )
         raise InputError("SourceInvalid", message) from error
-    if asked.revision is None:
-        return
-    if not asked.source.startswith("hf://"):
-        raise InputError("RevisionUnsuitable", "--revision is of a repository at hf:// alone: leave it out")
-    if not re.fullmatch(REVISION_PATTERN, asked.revision):
-        raise InputError("RevisionInvalid", "--revision is no name of a branch, tag or commit: correct it")
+    example_options.check_revision(asked.source, asked.revision)

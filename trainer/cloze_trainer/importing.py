@@ -38,6 +38,7 @@ from cloze_trainer import card, huggingface, own_registry
 from cloze_trainer.adoption import find_whole
 from cloze_trainer.console import log
 from cloze_trainer.data import word_blanks
+from cloze_trainer.data.records import JSON_LINES
 from cloze_trainer.errors import InputError
 from cloze_trainer.files import publish, write_json
 from cloze_trainer.huggingface import Checkpoint
@@ -143,6 +144,7 @@ def _identity(asked: Asked, sources: dict[str, str]) -> str:
         examples = file_sha256(asked.examples) if asked.examples else None
         options += [sorted(asked.precision), examples, asked.max_accuracy_loss]
     options += [given for given in (asked.license, asked.problem) if given]
+    options += [] if asked.form == JSON_LINES else [asked.form.format, asked.form.fields.model_dump(mode="json")]
     return "import-" + hashlib.sha256(json.dumps([options, sources], sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -246,6 +248,7 @@ def _examples(asked: Asked, checkpoint: Checkpoint, facts: "Facts", folder: Path
         special=facts.special_tokens,
         labels=checkpoint.labels,
         max_length=facts.max_length,
+        form=asked.form,
     )
 
 

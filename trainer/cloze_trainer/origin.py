@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cloze_api.dataset import Dataset
 from cloze_api.names import SECRETS_MOUNT
 from cloze_api.pretrain import PretrainJobSpec
-from cloze_api.source import Credentials, parse_source
+from cloze_api.source import STORES, Credentials, SourceKind, parse_source
 from cloze_trainer.data.remote import credentials, redacted
 from cloze_trainer.data.source import SourceFiles, former, locate
 from cloze_trainer.errors import InputError
@@ -67,7 +68,16 @@ def named(run: Run) -> list[Named]:
     spec = run.job.spec
     if isinstance(spec, PretrainJobSpec):
         return [Named(each.uri, each.revision, each.credentials) for each in spec.corpus]
-    return [Named(uri) for uri in spec.dataset.sources]
+    return [_of_dataset(spec.dataset, uri) for uri in spec.dataset.sources]
+
+
+def _of_dataset(dataset: Dataset, uri: str) -> Named:
+    """One of a data set's sources, with what of its settings is for such a one."""
+    return Named(
+        uri,
+        dataset.revision if parse_source(uri).kind is SourceKind.HF else None,
+        dataset.credentials if uri.startswith(STORES) else None,
+    )
 
 
 Memory = Mapping[str, Mapping[str, Any]]

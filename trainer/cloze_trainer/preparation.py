@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from cloze_trainer.adoption import adopt_base
 from cloze_trainer.base import BaseModel, fetch, open_encoder
 from cloze_trainer.console import log
 from cloze_trainer.data import leakage, tokenizer, validation, word_blanks
+from cloze_trainer.data.records import JSON_LINES, broken_lines, form_of
 from cloze_trainer.data.remote import redacted
 from cloze_trainer.data.sharing import turn
 from cloze_trainer.data.source import SourceFiles
@@ -107,6 +109,10 @@ def prepare(run: Run, spec: FineTuneJobSpec, progress: ProgressFile) -> Prepared
         validation.refuse_same(train.digest, test.digest, others[0].digest if others else None)
     if spec.truncate is Truncation.WINDOW:
         key |= {"truncate": spec.truncate}
+    if (form := form_of(spec.dataset)) != JSON_LINES:
+        key |= {"format": form.format, "fields": form.fields.model_dump(mode="json")}
+    if spec.dataset.max_broken_lines:
+        key |= {"max_broken_lines": spec.dataset.max_broken_lines}
     folder = run.data / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
     if not intact(folder):
         with turn(folder, lambda: progress.advance("waiting")) if run.data_cache else nullcontext():
@@ -184,7 +190,8 @@ def publish_examples(
 ) -> None:
     """sources: of training, test and, where these are examples of their own, validation."""
     kind = tasks.of(spec.task, spec.problem)
-    train, test, *others = (kind.read(each.paths) for each in sources)
+    form, broken = form_of(spec.dataset), [broken_lines(spec.dataset) for _ in sources]
+    train, test, *others = (kind.read(each.paths, form, counted) for each, counted in zip(sources, broken, strict=True))
     for source in sources:
         source.check_unchanged()
     labels = kind.labels(train, test, spec.labels)
@@ -230,5 +237,8 @@ def publish_examples(
                 **{f"truncated_{name}": parts[name].truncated for name in scored},
                 "unknown_share": parts["train"].unknown / max(1, tokens),
                 **{f"{each.part}_seen_share": each.share for each in seen},
+                "lines_broken": sum(each.counts.total() for each in broken),
+                "broken": dict(sum((each.counts for each in broken), Counter())),
+                "broken_first": [place for each in broken for place in each.places],
             },
         )

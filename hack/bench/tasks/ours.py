@@ -21,7 +21,7 @@ import torch
 from cloze_api.finetune import FineTuneJobSpec
 from cloze_api.manifest import verify
 from cloze_api.pretrained import PretrainedVersion
-from cloze_trainer import worker
+from cloze_trainer import tasks, worker
 from cloze_trainer.data import labelled, tokenizer
 from cloze_trainer.distillation import teacher
 from cloze_trainer.distillation.teacher import Teacher, open_teacher
@@ -75,7 +75,7 @@ def timed(graphs: list[Path], test: Path, threads: int) -> dict[str, Any]:
     folder = graphs[0].parent
     manifest = verify(folder)
     read = labelled.tokenize(
-        labelled.read([test], manifest.task)[:200],
+        tasks.of(manifest.task, manifest.problem).read([test])[:200],
         manifest.labels,
         tokenizer.read(folder),
         task=manifest.task,

@@ -74,6 +74,8 @@ def store_secrets(job: TrainingJob) -> tuple[str, ...]:
     if isinstance(job, PretrainJob):
         secrets += [corpus.credentials for corpus in job.spec.corpus]
         secrets += [job.spec.cleaning.names.credentials] if job.spec.cleaning.names else []
+    else:
+        secrets += [job.spec.dataset.credentials]
     secrets += [job.spec.pretrained.credentials] if job.spec.pretrained else []
     return tuple(sorted({secret.secret_name for secret in secrets if secret}))
 

@@ -1,19 +1,12 @@
 """Documents of a corpus' files, by format; never more than a document and a block of a file are in memory."""
 
-import csv
-import io
-from array import array
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
 from pathlib import Path
 
 from cloze_api.pretrain import Corpus, CorpusFormat
-from cloze_trainer.data.lines import LONGEST, BrokenLines, Meter, compression, lines, objects, opened, raw_lines
+from cloze_trainer.data.lines import LONGEST, BrokenLines, Meter, lines, objects
+from cloze_trainer.data.tables import BATCH_ROWS, csv_rows, parquet
 from cloze_trainer.errors import InputError
-
-# Rows of a Parquet file that are in memory at once, and bytes that are read of it at once.
-_BATCH_ROWS = 64
-_BUFFER_BYTES = 1 << 20
 
 
 def documents(
@@ -81,103 +74,26 @@ def _objects(path: Path, field: str, broken: BrokenLines, meter: Meter) -> Read:
 
 
 def _csv(path: Path, field: str, broken: BrokenLines, meter: Meter) -> Read:
-    """Rows as RFC 4180 has them, the first one the fields' names."""
-    with opened(path, meter) as stream:
-        column: int | None = None
-        width = 0
-        for number, row in _rows(raw_lines(stream, path, broken)):
-            place = f"{path}:{number}"
-            if row is None:
-                what = f"begins a row that isn't CSV, or is longer than {LONGEST >> 20} MiB: check its quotation marks"
-                broken.add(place, "SourceNotCSV", what)
-            elif column is None:
-                if field not in row:
-                    raise _no_column(path, field)
-                column, width = row.index(field), len(row)
-            elif row and len(row) != width:
-                broken.add(place, "SourceNotCSV", f"has {len(row)} fields, the first row has {width}")
-            elif row:
-                yield place, row[column]
-
-
-def _rows(numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str] | None]]:
-    """First line and fields of each row, None for one that can't be read; the next one begins in the line after it.
-
-    A quotation mark that isn't closed takes in the lines up to the next one, or the longest row. They are rows of their
-    own, of one line each, but for the last, in which a row of several may begin: no line is read more than twice.
-    """
-    csv.field_size_limit(LONGEST)
-    begin = length = 0
-    # What a row has taken in after its first line; many short lines would be large as a list of them.
-    numbers, texts = array("Q"), io.StringIO(newline="\n")
-
-    def fed(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
-        nonlocal begin, length
-        for number, line in lines:
-            if length:
-                numbers.append(number)
-                texts.write(line)
-            else:
-                begin = number
-            length += len(line)
-            if length > LONGEST:
-                raise csv.Error
-            yield line
-
-    rows = csv.reader(fed(numbered), strict=True)
-    while True:
-        length = 0
-        if numbers:
-            numbers, texts = array("Q"), io.StringIO(newline="\n")
-        try:
-            row = next(rows, None)
-        except csv.Error:
-            yield begin, None
-            texts.seek(0)
-            again = zip(numbers, texts, strict=True)
-            for number, line in islice(again, max(0, len(numbers) - 1)):
-                yield number, _row(line)
-            rows = csv.reader(fed(chain(again, numbered)), strict=True)
+    column: int | None = None
+    for number, row in csv_rows(path, broken, meter):
+        if column is not None:
+            yield f"{path}:{number}", row[column]
+        elif field in row:
+            column = row.index(field)
         else:
-            if row is None:
-                return
-            yield begin, row
-
-
-def _row(line: str) -> list[str] | None:
-    """Fields of a row of one line; None if it can't be read."""
-    try:
-        return next(csv.reader([line], strict=True), [])
-    except csv.Error:
-        return None
+            raise _no_column(path, field)
 
 
 def _parquet(path: Path, field: str, _broken: BrokenLines, _meter: Meter) -> Read:
     """Its columns lie here and there, so that the file counts as read at its end."""
-    import pyarrow as pa  # noqa: PLC0415 - a tenth of a second, for few
-    from pyarrow import parquet  # noqa: PLC0415
-
-    if compression(path):
-        raise InputError(
-            "SourceFormatUnsupported", f"{path} is a compressed file of Parquet, which is compressed within: unpack it"
-        )
     number = 0
-    try:
-        with opened(path) as stream, parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            if field not in file.schema_arrow.names:
-                raise _no_column(path, field)
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[field], use_threads=False):
-                for text in batch.column(0):
-                    number += 1
-                    yield f"{path}:{number}", text.as_py()
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        place = f"{path}:{number + 1}" if number else str(path)
-        raise InputError(
-            "SourceNotParquet",
-            f"{place} can't be read as Parquet: it is damaged or another format; check corpus.format",
-        ) from error
+    with parquet(path, "corpus.format") as file:
+        if field not in file.schema_arrow.names:
+            raise _no_column(path, field)
+        for batch in file.iter_batches(BATCH_ROWS, columns=[field], use_threads=False):
+            for text in batch.column(0):
+                number += 1
+                yield f"{path}:{number}", text.as_py()
 
 
 def _no_column(path: Path, field: str) -> InputError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from cloze_api.manifest import SpecialTokens
 from cloze_api.task import LABEL_TASKS, Problem, Task
-from cloze_trainer.data import labelled
+from cloze_trainer.data import labelled, records
 from cloze_trainer.data.labelled import IGNORED, pad, slices_of, text_of
-from cloze_trainer.data.lines import objects
+from cloze_trainer.data.records import JSON_LINES, Form
 from cloze_trainer.errors import InputError
 
 Ids = npt.NDArray[np.int64]
@@ -58,14 +58,16 @@ def read(
     special: SpecialTokens,
     labels: Sequence[str],
     max_length: int,
+    form: Form = JSON_LINES,
 ) -> list[Row]:
-    """Examples of a JSON-lines file. Raises InputError with file and line.
+    """Examples of a file. Raises InputError with file and line.
 
-    Classification with one label: as `labelled.read` takes them. Question answering: `{"question": …, "context": …}`.
+    Classification with one label: as `labelled.example` has them. Question answering: `{"question": …, "context": …}`.
     Others: `{"text": …}`; for fill-mask every seventh token is hidden. All may have `metadata`, which makes slices.
+    form: how they lie in the file.
     """
     if task in LABEL_TASKS and problem is Problem.SINGLE_LABEL:
-        examples = labelled.read([path], task)
+        examples = records.read([path], lambda place, row: labelled.example(place, row, task), form)
         for example in examples:
             if not set(labels).issuperset(example.labels):
                 # Not shown: what stands in the wrong field may be a text.
@@ -77,22 +79,22 @@ def read(
     names = ("question", "context") if pairs else ("text",)
     tokenizer.encode_special_tokens = True
     tokenizer.enable_truncation(max_length, strategy="only_second" if pairs else "longest_first")
-    rows: list[Row] = []
-    for number, document in objects(path):
-        place = f"{path}:{number}"
+
+    def row(place: str, document: dict[str, Any]) -> Row:
         first, *second = [text_of(place, document, name) for name in names]
         try:
             encoding = tokenizer.encode(first, second[0] if second else None)
         except Exception as error:  # the library's errors have no class: nothing of the context would be left
             raise InputError("QuestionTooLong", f"{place} has a question as long as the model reads") from error
         ids = np.array(encoding.ids, dtype=np.int64)
-        targets = _hide(ids, special, start=len(rows)) if task is Task.FILL_MASK else None
         # As `type_ids`, which tokenizers of models without types of texts leave at 0.
         segments = np.maximum.accumulate(np.array([part == 1 for part in encoding.sequence_ids], dtype=np.int64))
-        rows.append(Row(ids, segments, targets, slices_of(place, document)))
-    if not rows:
-        raise InputError("DatasetEmpty", f"{path} holds no example")
-    return rows
+        return Row(ids, segments, slices=slices_of(place, document))
+
+    rows = records.read([path], row, form)
+    if task is not Task.FILL_MASK:
+        return rows
+    return [each._replace(targets=_hide(each.ids, special, start=number)) for number, each in enumerate(rows)]
 
 
 def _hide(ids: Ids, special: SpecialTokens, start: int) -> Ids:

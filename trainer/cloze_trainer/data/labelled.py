@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from cloze_api.manifest import SpecialTokens
 from cloze_api.segments import is_key, is_value
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
-from cloze_trainer.data.lines import objects
 from cloze_trainer.data.tokenizer import SPECIAL_IDS
 from cloze_trainer.data.windows import own, parts
 from cloze_trainer.errors import InputError
@@ -23,6 +21,7 @@ from cloze_trainer.errors import InputError
 IGNORED = -100
 """Target of a token that isn't scored: special tokens, padding and all but a word's first piece."""
 LONGEST_LABEL = 128
+_LARGEST_LABEL = 1 << 64
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TOGETHER = 1000
 
@@ -66,23 +65,32 @@ class Labelled:
     unread: npt.NDArray[np.int64] | None = None
 
 
-def read(paths: Sequence[Path], task: Task) -> list[Example]:
-    """Examples of JSON-lines files. Raises InputError with file and line."""
-    examples = []
-    for path in paths:
-        for number, row in objects(path):
-            place = f"{path}:{number}"
-            examples.append(_token_example(place, row) if task is Task.TOKEN_CLASSIFICATION else _text(place, row))
-    if not examples:
-        raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
-    return examples
+def example(place: str, row: dict[str, Any], task: Task) -> Example:
+    """What a record says: `{"text": …, "label": …}`, or of words `{"tokens": […], "labels": […]}`.
 
-
-def _text(place: str, row: dict[str, Any]) -> Example:
-    text, label = text_of(place, row, "text"), row.get("label")
-    if not isinstance(label, str):
+    Raises InputError that begins with the place.
+    """
+    if task is Task.TOKEN_CLASSIFICATION:
+        return _token_example(place, row)
+    text, label = text_of(place, row, "text"), label_in(row.get("label"))
+    if label is None:
         raise InputError("LabelMissing", f"{place} has no field 'label' with a text")
     return Example(place, (text,), (label_of(place, label),), slices_of(place, row))
+
+
+def label_in(value: Any) -> str | None:
+    """A label as records have it: a text, or a whole number, which is called by its digits; None of anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        # No number of thousands of digits, which can't be spelt.
+        return str(value) if abs(value) < _LARGEST_LABEL else None
+    return value if isinstance(value, str) else None
+
+
+def labels_in(value: Any) -> list[str] | None:
+    """Labels of a list, as `label_in` has each; None where one isn't any."""
+    found = [label_in(each) for each in value] if isinstance(value, list) else [None]
+    named = [each for each in found if each is not None]
+    return named if len(named) == len(found) else None
 
 
 def text_of(place: str, row: dict[str, Any], name: str) -> str:
@@ -132,13 +140,11 @@ def label_of(place: str, label: str) -> str:
 
 
 def _token_example(place: str, row: dict[str, Any]) -> Example:
-    fields = []
-    for name in ("tokens", "labels"):
-        value = row.get(name)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise InputError("TokensInvalid", f"{place} has no field {name!r} with a list of texts")
-        fields.append(tuple(value))
-    words, labels = fields
+    words, labels = row.get("tokens"), labels_in(row.get("labels"))
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError("TokensInvalid", f"{place} has no field 'tokens' with a list of texts")
+    if labels is None:
+        raise InputError("TokensInvalid", f"{place} has no field 'labels' with a list of texts")
     if len(words) != len(labels):
         raise InputError("LabelCountMismatch", f"{place} has {len(words)} tokens and {len(labels)} labels")
     if not words:

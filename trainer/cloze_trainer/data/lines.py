@@ -31,11 +31,12 @@ _NAMED = 10
 class BrokenLines:
     """Lines that are passed over, up to a number.
 
-    allowed: how many; None where no line may be broken and no setting changes that.
+    allowed: how many; None where no line may be broken and no setting changes that. setting: its name.
     counts: how many were passed over, by reason. places: file, line and reason of the first few.
     """
 
     allowed: int | None = None
+    setting: str = "corpus.maxBrokenLines"
     counts: Counter[str] = field(default_factory=Counter)
     places: list[str] = field(default_factory=list)
 
@@ -49,7 +50,7 @@ class BrokenLines:
         if (count := self.counts.total()) > self.allowed:
             raise InputError(
                 reason,
-                f"{place} {what}; broken lines so far: {count}, corpus.maxBrokenLines allows {self.allowed}",
+                f"{place} {what}; broken lines so far: {count}, {self.setting} allows {self.allowed}",
             )
 
 

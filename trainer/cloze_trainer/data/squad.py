@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloze_trainer.data.lines import LONGEST, objects, opened
+from cloze_trainer.data.lines import LONGEST, BrokenLines, objects, opened
 from cloze_trainer.errors import InputError
 
 # How a document begins whose first line isn't all of it, or longer than a line may be.
 _BEGINS = re.compile(r'\s*\{\s*("(data|version)"\s*:|$)')
 
 
-def questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each question as a line has it, and its place. Raises InputError with the place.
+def questions(path: Path, broken: BrokenLines) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each question as a line has it, and its place. Raises InputError with the place; of lines, as `broken` does.
 
     Which of the two forms a file has is found out from its first line.
     """
     if _is_document(path):
         yield from _questions(path)
     else:
-        yield from ((f"{path}:{number}", row) for number, row in objects(path))
+        yield from ((f"{path}:{number}", row) for number, row in objects(path, broken))
 
 
 def _is_document(path: Path) -> bool:

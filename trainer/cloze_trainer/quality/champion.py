@@ -12,6 +12,7 @@ from cloze_api.signature import TrustedKeys
 from cloze_trainer import files, tasks, trust
 from cloze_trainer.console import log
 from cloze_trainer.data.lines import compression
+from cloze_trainer.data.records import broken_lines, form_of
 from cloze_trainer.data.source import SourceFiles
 from cloze_trainer.errors import BaseModelError, InputError
 from cloze_trainer.files import Damaged, publish, recorded, write_json
@@ -131,7 +132,7 @@ def judge(run: Run, spec: FineTuneJobSpec, scores: Scored, labels: Sequence[str]
         return None
     try:
         paths = [run.workspace / _EXAMPLES / name for name in sorted(_kept(run))]
-        examples = tasks.of(spec.task, spec.problem).read(paths)
+        examples = tasks.of(spec.task, spec.problem).read(paths, form_of(spec.dataset), broken_lines(spec.dataset))
         theirs = assess(found.folder, found.manifest, examples, labels, spec.truncate)
     except (Damaged, InputError) as error:
         return gates.incomparable(f"{found.name}, which has the alias {asked.alias}, can't be compared with: {error}")

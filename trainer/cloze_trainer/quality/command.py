@@ -22,9 +22,11 @@ from cloze_api.progress import ExitCode, Outcome
 from cloze_api.signature import TrustedKeys
 from cloze_api.source import parse_source
 from cloze_api.task import LABEL_TASKS
-from cloze_trainer import own_registry, trust
+from cloze_trainer import example_options, own_registry, trust
+from cloze_trainer.data.records import JSON_LINES, Form
 from cloze_trainer.data.source import locate
 from cloze_trainer.errors import GateError, InputError
+from cloze_trainer.example_options import check_revision
 from cloze_trainer.quality import gates, judgement
 from cloze_trainer.quality.assessment import assess, kind_of, refuse_other
 from cloze_trainer.quality.judgement import Judgement
@@ -44,6 +46,8 @@ class Asked(NamedTuple):
     truncation: Truncation = Truncation.RIGHT
     verify_key: tuple[str, ...] = ()
     precision: Precision = Precision.FP32
+    form: Form = JSON_LINES
+    revision: str | None = None
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -60,6 +64,10 @@ def parse(arguments: Sequence[str]) -> Asked:
     parser.add_argument(
         "data", metavar="DATA", help="labelled examples, as a FineTuneJob has them: a path, or their URI"
     )
+    parser.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit of DATA at hf://; its main branch when absent"
+    )
+    example_options.add(parser)
     parser.add_argument("--minimum", action="append", default=[], metavar="FIGURE=VALUE", help="such as macro_f1=0.9")
     parser.add_argument("--maximum", action="append", default=[], metavar="FIGURE=VALUE")
     parser.add_argument("--against", metavar="MODEL", help="one that it must not be worse than, as MODEL")
@@ -96,6 +104,9 @@ def parse(arguments: Sequence[str]) -> Asked:
             calibrate=False,
             min_slice_examples=parsed.min_slice_examples,
         )
+        form = example_options.form(parsed, parsed.data)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     except (ValidationError, ValueError) as error:
         lines = [each["msg"] for each in error.errors()] if isinstance(error, ValidationError) else [str(error)]
         parser.error("; ".join(lines))
@@ -103,6 +114,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         *(parsed.model, parsed.data, evaluation, parsed.against, parsed.junit, parsed.truncate),
         verify_key=tuple(parsed.verify_key),
         precision=parsed.precision,
+        form=form,
+        revision=parsed.revision,
     )
 
 
@@ -116,7 +129,7 @@ def _pair(text: str) -> tuple[str, float]:
 
 def run(asked: Asked) -> Outcome:
     """Judge, print the figures, write the report. Raises GateError, InputError, RegistryError, OSError."""
-    _check_data(asked.data)
+    _check_data(asked.data, asked.revision)
     if asked.junit is not None and (asked.junit.is_dir() or not asked.junit.parent.is_dir()):
         raise InputError("ReportUnwritable", f"--junit: {asked.junit} isn't a file in a folder that is there")
     scratch = Path(tempfile.mkdtemp(prefix="cloze-gate-"))
@@ -132,10 +145,11 @@ def run(asked: Asked) -> Outcome:
     return Outcome(reason="GatesPassed", message=f"{len(judged.verdicts)} gates pass", metrics=dict(judged.figures))
 
 
-def _check_data(data: str) -> None:
+def _check_data(data: str, revision: str | None) -> None:
+    check_revision(data, revision)
     if "://" not in data:
         if not Path(data).is_file():
-            raise InputError("ExamplesMissing", f"{data} isn't a file: name labelled examples in JSON lines")
+            raise InputError("ExamplesMissing", f"{data} isn't a file: name labelled examples")
         return
     try:
         parse_source(data)
@@ -145,11 +159,12 @@ def _check_data(data: str) -> None:
         raise InputError("SourceInvalid", message) from error
 
 
-def _files(data: str, downloads: Path) -> Sequence[Path]:
-    """What a path or a URI names; fetched, where need be."""
-    if "://" not in data:
-        return [Path(data)]
-    return locate(data, corpus_root=Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT), downloads=downloads).paths
+def _files(asked: Asked, downloads: Path) -> Sequence[Path]:
+    """What the path or the URI names; fetched, where need be."""
+    if "://" not in asked.data:
+        return [Path(asked.data)]
+    corpus_root = Path(os.environ.get(ENV_CORPUS_ROOT) or CORPUS_MOUNT)
+    return locate(asked.data, corpus_root=corpus_root, downloads=downloads, revision=asked.revision).paths
 
 
 def _judge(asked: Asked, scratch: Path) -> Judgement:
@@ -162,7 +177,7 @@ def _judge(asked: Asked, scratch: Path) -> Judgement:
     kind, labels = kind_of(manifest), manifest.labels
     if asked.truncation is Truncation.WINDOW and kind.task not in LABEL_TASKS:
         raise InputError("TruncationUnsuitable", f"--truncate is for classification, not for {kind.task}")
-    examples = kind.read(_files(asked.data, scratch / "data"))
+    examples = kind.read(_files(asked, scratch / "data"), asked.form)
     sliced = bool(judgement.counted_slices((each.slices for each in examples), asked.evaluation.min_slice_examples))
     key = kind.key(examples)
     known = judgement.figure_names(manifest.task, labels, sliced=sliced, problem=manifest.problem, key=key)

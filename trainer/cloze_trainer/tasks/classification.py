@@ -1,7 +1,6 @@
 """Classes: one for a text, or one for each word."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from cloze_api.manifest import Calibration
 from cloze_api.task import Task
 from cloze_trainer.data import labelled
 from cloze_trainer.data.labelled import IGNORED, Example, Labelled
+from cloze_trainer.data.records import Record
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.scores import Scores, Statistic, class_f1, confusion, probabilities, statistics
@@ -35,9 +35,9 @@ class _Classification(Kind[Example, Scores]):
 
     abstains: ClassVar[bool] = False
 
-    def read(self, paths: Sequence[Path]) -> list[Example]:
-        """As `labelled.read`."""
-        return labelled.read(paths, self.task)
+    def line(self, place: str, row: Record) -> Example:
+        """As `labelled.example`."""
+        return labelled.example(place, row, self.task)
 
     def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
         """As `labelled.schema`."""

@@ -7,7 +7,6 @@ what the lines name as negatives (Henderson et al., arXiv:1705.00652). A block i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -19,8 +18,8 @@ from torch.nn import functional
 from cloze_api.task import Task
 from cloze_trainer.data.cleaning import normalise
 from cloze_trainer.data.labelled import Labelled, slices_of, text_of
-from cloze_trainer.data.lines import objects
 from cloze_trainer.data.numbers import score_of
+from cloze_trainer.data.records import Record
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality.scores import Floats, Statistic, mean, rank_correlation
 from cloze_trainer.tasks.kind import Answers, Kind, Outputs, Reader
@@ -58,12 +57,9 @@ class Embeddings(Kind[Pair, Answers]):
     main: ClassVar[tuple[str, ...]] = ("spearman", "mrr")
     block: ClassVar[int | None] = 64
 
-    def read(self, paths: Sequence[Path]) -> list[Pair]:
+    def line(self, place: str, row: Record) -> Pair:
         """`{"text": …, "positive": …}` with or without `"negative"`, or `{"text": …, "other": …, "score": …}`."""
-        found = [_pair(f"{path}:{number}", row) for path in paths for number, row in objects(path)]
-        if not found:
-            raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
-        return found
+        return _pair(place, row)
 
     def labels(self, train: Sequence[Pair], test: Sequence[Pair], declared: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 - as in Kind
         """None. Trained is on lines with a positive alone."""

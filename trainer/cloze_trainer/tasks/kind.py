@@ -18,8 +18,10 @@ from torch import Tensor
 from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration, SpecialTokens
 from cloze_api.task import Problem, Task
-from cloze_trainer.data import likeness
+from cloze_trainer.data import likeness, records
 from cloze_trainer.data.labelled import IGNORED, Labelled
+from cloze_trainer.data.lines import BrokenLines
+from cloze_trainer.data.records import JSON_LINES, Form
 from cloze_trainer.quality.scores import Statistic
 from cloze_trainer.tasks.rows import Batch, Rows
 from cloze_trainer.workload import Chunk
@@ -104,9 +106,16 @@ class Kind(ABC, Generic[LineT, ScoredT]):
     per_token: ClassVar[bool] = False
     block: ClassVar[int | None] = None
 
+    #: How a file's rows are found, where the format alone doesn't say.
+    rows: ClassVar[records.Rows | None] = None
+
+    def read(self, paths: Sequence[Path], form: Form = JSON_LINES, broken: BrokenLines | None = None) -> list[LineT]:
+        """Examples of files, at least one. Raises InputError with file and line, as `records.read` does."""
+        return records.read(paths, self.line, form, broken, type(self).rows)
+
     @abstractmethod
-    def read(self, paths: Sequence[Path]) -> list[LineT]:
-        """Examples of files, at least one. Raises InputError with file and line."""
+    def line(self, place: str, row: records.Record) -> LineT:
+        """What a record says. Raises InputError that begins with the place."""
 
     def labels(self, train: Sequence[LineT], test: Sequence[LineT], declared: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 - for tasks with labels
         """The labels in the order of their classes; none for a task without. Raises InputError."""

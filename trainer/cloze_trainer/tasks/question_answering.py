@@ -15,8 +15,12 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from cloze_api.dataset import ExampleFormat
 from cloze_api.task import Task
+from cloze_trainer.data import records
 from cloze_trainer.data.labelled import IGNORED, Labelled, as_sent, slices_of, text_of
+from cloze_trainer.data.lines import BrokenLines
+from cloze_trainer.data.records import Form, Record
 from cloze_trainer.data.squad import questions
 from cloze_trainer.data.windows import windows
 from cloze_trainer.errors import InputError
@@ -32,6 +36,13 @@ _BEGINS, _ENDS = 1, 2
 # As servers do: of a row's length, what a question leaves at least.
 _ROOM: Final = 4
 _TOGETHER = 1000
+
+
+def _rows(path: Path, form: Form, broken: BrokenLines) -> Iterator[tuple[str, Record]]:
+    """As the format has them; of JSON, documents too."""
+    if form.format is ExampleFormat.JSONL:
+        return questions(path, broken)
+    return records.ROWS[form.format](path, form, broken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +67,11 @@ class QuestionAnswering(Kind[Question, Answers]):
     task: ClassVar[Task] = Task.QUESTION_ANSWERING
     main: ClassVar[tuple[str, ...]] = ("f1",)
     per_token: ClassVar[bool] = True
+    rows: ClassVar[records.Rows | None] = _rows
 
-    def read(self, paths: Sequence[Path]) -> list[Question]:
-        """As `data.squad` has them: `{"question": …, "context": …, "answers": {"text": […], "answer_start": […]}}`."""
-        found = [_question(place, row) for path in paths for place, row in questions(path)]
-        if not found:
-            raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
-        return found
+    def line(self, place: str, row: Record) -> Question:
+        """`{"question": …, "context": …, "answers": {"text": […], "answer_start": […]}}`."""
+        return _question(place, row)
 
     def tokenize(self, lines: Sequence[Question], labels: Sequence[str], reader: Reader) -> Labelled:  # noqa: ARG002 - as in Kind
         """A row for each window. Of several answers the first is trained on; a window that lacks it has none.

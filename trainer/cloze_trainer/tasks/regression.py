@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from cloze_api.task import Problem, Task
 from cloze_trainer.data.labelled import Labelled, slices_of, text_of, tokenize_texts
-from cloze_trainer.data.lines import objects
 from cloze_trainer.data.numbers import LARGEST_TARGET, score_of
+from cloze_trainer.data.records import Record
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality.scores import Statistic, correlation, rank_correlation, root_mean_square
 from cloze_trainer.tasks.kind import Answers, Kind, Outputs, Reader
@@ -45,12 +44,9 @@ class Regression(Kind[Rated, Answers]):
     problem: ClassVar[Problem] = Problem.REGRESSION
     main: ClassVar[tuple[str, ...]] = ("spearman",)
 
-    def read(self, paths: Sequence[Path]) -> list[Rated]:
+    def line(self, place: str, row: Record) -> Rated:
         """`{"text": …, "score": …}`."""
-        found = [_rated(f"{path}:{number}", row) for path in paths for number, row in objects(path)]
-        if not found:
-            raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
-        return found
+        return Rated(place, text_of(place, row, "text"), score_of(place, row, LARGEST_TARGET), slices_of(place, row))
 
     def labels(self, train: Sequence[Rated], test: Sequence[Rated], declared: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
         """The one that the number has. Raises InputError where all numbers are the same."""
@@ -101,7 +97,3 @@ class Regression(Kind[Rated, Answers]):
     def figure_names(self, labels: Sequence[str], key: Any = None) -> tuple[list[str], list[str]]:  # noqa: ARG002 - as in Kind
         """See `scored`."""
         return ["spearman", "pearson", "rmse"], []
-
-
-def _rated(place: str, row: dict[str, Any]) -> Rated:
-    return Rated(place, text_of(place, row, "text"), score_of(place, row, LARGEST_TARGET), slices_of(place, row))

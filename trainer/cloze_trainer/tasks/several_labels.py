@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +13,8 @@ from cloze_api.evaluation import Evaluation
 from cloze_api.manifest import Calibration
 from cloze_api.task import Problem, Task
 from cloze_trainer.data import labelled
-from cloze_trainer.data.labelled import Example, Labelled, label_of, slices_of, text_of
-from cloze_trainer.data.lines import objects
+from cloze_trainer.data.labelled import Example, Labelled, label_of, labels_in, slices_of, text_of
+from cloze_trainer.data.records import Record
 from cloze_trainer.errors import InputError
 from cloze_trainer.quality import calibration
 from cloze_trainer.quality.scores import Floats, Scores, Statistic, f1_of, macro_f1_of, mean
@@ -68,12 +67,15 @@ class SeveralLabels(Kind[Example, Marked]):
     problem: ClassVar[Problem] = Problem.MULTI_LABEL
     main: ClassVar[tuple[str, ...]] = ("micro_f1",)
 
-    def read(self, paths: Sequence[Path]) -> list[Example]:
+    def line(self, place: str, row: Record) -> Example:
         """`{"text": …, "labels": […]}`, of which there may be none."""
-        found = [_example(f"{path}:{number}", row) for path in paths for number, row in objects(path)]
-        if not found:
-            raise InputError("DatasetEmpty", f"{paths[0]} holds no example")
-        return found
+        text, given = text_of(place, row, "text"), labels_in(row.get("labels"))
+        if given is None:
+            raise InputError("LabelMissing", f"{place} has no field 'labels' with a list of texts, which may be empty")
+        labels = tuple(label_of(place, label) for label in given)
+        if len(set(labels)) < len(labels):
+            raise InputError("LabelRepeated", f"{place} has a label twice: name it once")
+        return Example(place, (text,), labels, slices_of(place, row))
 
     def labels(self, train: Sequence[Example], test: Sequence[Example], declared: Sequence[str]) -> tuple[str, ...]:
         """As `labelled.schema`; raises InputError also where all training examples have the same labels, or none."""
@@ -219,13 +221,3 @@ def _applying(scores: Marked, labels: Sequence[str], asked: Evaluation, known: C
         "applied_precision": right / max(applied, 1),
         "applied_recall": right / max(there, 1),
     }
-
-
-def _example(place: str, row: dict[str, Any]) -> Example:
-    text, given = text_of(place, row, "text"), row.get("labels")
-    if not isinstance(given, list) or not all(isinstance(label, str) for label in given):
-        raise InputError("LabelMissing", f"{place} has no field 'labels' with a list of texts, which may be empty")
-    labels = tuple(label_of(place, label) for label in given)
-    if len(set(labels)) < len(labels):
-        raise InputError("LabelRepeated", f"{place} has a label twice: name it once")
-    return Example(place, (text,), labels, slices_of(place, row))
