@@ -87,6 +87,10 @@ class Bucket:
         """Keys of what it holds."""
         return [entry["Key"] for entry in self._client().list_objects_v2(Bucket=self.name).get("Contents", [])]
 
+    def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
+        self._client().put_object(Bucket=self.name, Key=key, Body=content)
+
     def create(self) -> bool:
         """Whether the store answers, and so has it now."""
         try:

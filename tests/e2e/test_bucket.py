@@ -1,5 +1,9 @@
-"""A run without a volume on real pods: its checkpoints are in a real S3 store, and its pod is killed."""
+"""Runs on real pods that need a real S3 store: for checkpoints without a volume, and for examples."""
 
+import csv
+import gzip
+import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +11,7 @@ import live
 import pytest
 import stores
 from test_chaos import checkpoint
-from test_loop import SMALL, kill, model, pods, pretrain, resumed_at, weights_digest
+from test_loop import SMALL, finetune, kill, model, pods, pretrain, resumed_at, weights_digest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(1200), stores.within_reach]
 
@@ -56,3 +60,44 @@ def test_killed_pod_without_a_volume_changes_no_bit(namespace: str, bucket: stor
     run = f"runs/{namespace}/in-bucket/{jobs[1]['metadata']['uid']}/"
     whole = {key.removeprefix(run).split("/")[0] for key in bucket.objects() if key.endswith("/COMPLETE")}
     assert len(whole) == 2, bucket.objects()
+
+
+def test_examples_are_tables_of_a_private_store(namespace: str, bucket: stores.Bucket) -> None:
+    """The pod has the Secret of the data set, reads columns by the names that the spec gives, and passes over what is
+    broken; a job without the Secret fails with the reason.
+    """
+    texts = live.get(namespace, "configmap", "text")["data"]
+    for part in ("train", "test"):
+        rows = [json.loads(line) for line in texts[f"spam-{part}.jsonl"].splitlines()]
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows(
+            [("body", "class", "length"), *((row["text"], row["label"], len(row["text"]) // 1000) for row in rows)]
+        )
+        table.write("of a mail without a class,,\n")
+        bucket.put(f"mails/{part}.csv.gz", gzip.compress(table.getvalue().encode()))
+    dataset = {part: f"s3://{bucket.name}/mails/{part}.csv.gz" for part in ("train", "test")} | {
+        "format": "csv",
+        "fields": {"text": "body", "label": "class", "metadata": ["length"]},
+        "maxBrokenLines": 1,
+    }
+    few = {"optimization": {"steps": 20, "batchSequences": 8, "warmupSteps": 2}, "topology": {"nodes": 1, **SMALL}}
+    base = {"base": {"pretrainJob": {"name": "short"}}}
+    live.apply(
+        namespace,
+        pretrain(namespace, "short", **few),
+        finetune(namespace, "tables", **base, dataset={**dataset, "credentials": {"secretName": "store"}}),
+        finetune(namespace, "shut-out", **base, dataset=dataset),
+    )
+    done = live.finished(namespace, "finetunejob", "tables", 420)
+    assert done["status"]["model"]["version"]
+    (pod,) = pods(namespace, "tables", 0)
+    log = live.kubectl("--namespace", namespace, "logs", pod["metadata"]["name"])
+    report = next(found for found in map(json.loads, log.splitlines()) if found["event"] == "examples prepared")
+    assert (report["lines_broken"], report["broken"]) == (2, {"LabelMissing": 2})
+    refused = live.until(
+        lambda: live.get(namespace, "finetunejob", "shut-out"),
+        lambda found: live.state(found) == "Failed",
+        180,
+        "the job without the Secret has failed",
+    )
+    assert "s3://" in json.dumps(refused["status"]["conditions"])
